@@ -1,0 +1,51 @@
+//! What the daemon tells the programs, and who is captured.
+
+/// Version of every type in this crate. Raised with any change of size or meaning; a daemon refuses to adopt pinned
+/// maps of another layout and says so.
+pub const LAYOUT: u32 = 1;
+
+/// `weft_config`: ARRAY of one. Read once at the entry of every program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The generation in force; flipping it puts all changed table values in force at once.
+    pub generation: u64,
+    /// cgroup v2 id of the daemon's own cgroup: sockets made there belong to the proxy and are never captured.
+    pub daemon_cgroup: u64,
+    /// Network namespace cookie (`SO_NETNS_COOKIE`) whose loopback holds our listeners.
+    pub netns_cookie: u64,
+    /// [`LAYOUT`].
+    pub layout: u32,
+    /// Bit `n` set: some policy entry has port prefix length `n` (0 to 16). Bits are set before a generation needs
+    /// them and cleared after the last one that did, so one too many costs a look-up and decides nothing.
+    pub port_prefixes: u32,
+    /// Depth below the cgroup root of a workload's cgroup (`bpf_get_current_ancestor_cgroup_id` level).
+    pub workload_level: u32,
+    /// Outbound listener, wire order.
+    pub proxy_port_be: u16,
+    /// DNS listener, wire order.
+    pub dns_port_be: u16,
+    /// 1: destinations outside the mesh are denied.
+    pub outbound_deny: u8,
+    /// 1: sk_msg redirects at all (self-test passed and the operator did not switch it off).
+    pub short_circuit: u8,
+    /// Explicit padding, zero.
+    pub pad: [u8; 2],
+    /// Rule that `outbound_deny` comes from.
+    pub outbound_rule: u32,
+}
+
+/// `weft_workloads`: cgroup v2 id -> who lives there. Written by the daemon only: this map is the enrolment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Workload class.
+    pub identity: u32,
+    /// Number of the workload's namespace, for DNS (see `weft_connect4`).
+    pub namespace: u16,
+    /// Explicit padding, zero.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<Config>() == 48);
+const _: () = assert!(size_of::<Workload>() == 8);

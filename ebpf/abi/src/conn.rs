@@ -1,0 +1,121 @@
+//! One record a connection: the heart of the kernel side.
+
+use crate::Addr;
+
+/// Which end of a connection a socket is.
+pub mod role {
+    /// Not known yet.
+    pub const NONE: u8 = 0;
+    /// It dialled.
+    pub const ACTIVE: u8 = 1;
+    /// It was accepted.
+    pub const PASSIVE: u8 = 2;
+    /// It listens.
+    pub const LISTENER: u8 = 3;
+}
+
+/// Flags of [`SockRecord`] and [`ConnRecord`].
+pub mod sock_flags {
+    /// `original` holds what the application asked for; getpeername answers it.
+    pub const TRANSLATED: u8 = 1;
+    /// The connection was handed to the proxy.
+    pub const REDIRECTED: u8 = 2;
+    /// The socket belongs to our proxy.
+    pub const PROXY: u8 = 4;
+    /// This connection may be short-circuited.
+    pub const ACCELERATE: u8 = 8;
+    /// UDP to port 53 was handed to our DNS listener; recvmsg answers `original`.
+    pub const DNS: u8 = 16;
+    /// The accepting end has read the record.
+    pub const CLAIMED: u8 = 32;
+    /// Reached ESTABLISHED: opened was counted.
+    pub const ESTABLISHED: u8 = 64;
+}
+
+/// Short-circuit state of one direction; decided at its first byte and kept.
+pub mod circuit {
+    /// No byte was sent yet.
+    pub const UNDECIDED: u8 = 0;
+    /// Every byte goes through TCP.
+    pub const TCP: u8 = 1;
+    /// Every byte goes to the peer's queue.
+    pub const DIRECT: u8 = 2;
+}
+
+/// What a socket carries (`weft_socks`, SK_STORAGE): who made it, where it wanted to go, what was decided.
+///
+/// Made by `weft_sock_create` for every socket of a captured cgroup; for accepted sockets at PASSIVE_ESTABLISHED.
+/// The proxy reads the record of an accepted socket by its descriptor: nothing to race, nothing to clean.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SockRecord {
+    /// cgroup id of the workload that made the socket; the daemon's own for the proxy; 0 = none.
+    pub owner: u64,
+    /// Accepted sockets: cgroup id of the workload that dialled, if it is one of this node.
+    pub peer_owner: u64,
+    /// Generation the verdict was taken under.
+    pub generation: u64,
+    /// `bpf_ktime_get_ns` at connect (active) or at PASSIVE_ESTABLISHED.
+    pub started_ns: u64,
+    /// Bytes this socket sent past TCP (short-circuit).
+    pub direct_bytes: u64,
+    /// `bytes_acked` at ESTABLISHED: the SYN's own sequence number is not payload.
+    pub acked_base: u64,
+    /// What the application asked for.
+    pub original: Addr,
+    /// Its port, wire order.
+    pub original_port_be: u16,
+    /// [`role`].
+    pub role: u8,
+    /// [`sock_flags`].
+    pub flags: u8,
+    /// Source identity.
+    pub source: u32,
+    /// Destination identity.
+    pub destination: u32,
+    /// Service port number, 0 = none.
+    pub service: u32,
+    /// Rule that decided, 0 = none.
+    pub rule: u32,
+    /// [`crate::action`].
+    pub verdict: u8,
+    /// [`circuit`].
+    pub circuit: u8,
+    /// Explicit padding, zero.
+    pub pad: [u8; 2],
+}
+
+/// The same in short for hooks that have no socket (`weft_conns`, HASH by the dialling end's [`crate::Tuple`]).
+///
+/// Written by `weft_sockops` at TCP_CONNECT_CB: the local port is chosen, the SYN has not left.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnRecord {
+    /// cgroup id of the workload that dialled.
+    pub owner: u64,
+    /// Generation the verdict was taken under.
+    pub generation: u64,
+    /// `bpf_ktime_get_ns` at connect.
+    pub started_ns: u64,
+    /// What the application asked for.
+    pub original: Addr,
+    /// Its port, wire order.
+    pub original_port_be: u16,
+    /// [`crate::action`].
+    pub verdict: u8,
+    /// [`sock_flags`].
+    pub flags: u8,
+    /// Source identity.
+    pub source: u32,
+    /// Destination identity.
+    pub destination: u32,
+    /// Service port number.
+    pub service: u32,
+    /// Rule that decided.
+    pub rule: u32,
+    /// Explicit padding, zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<SockRecord>() == 88);
+const _: () = assert!(size_of::<ConnRecord>() == 64);

@@ -1,0 +1,72 @@
+//! Types shared by the kernel programs and user space: keys, values and event records, and the pure functions on
+//! which both sides must agree. Plain data, `no_std`, no pointers; see `README.md`.
+#![no_std]
+
+mod config;
+mod conn;
+mod edge;
+mod event;
+mod policy;
+mod service;
+mod tuple;
+mod versioned;
+
+pub use config::{Config, LAYOUT, Workload};
+pub use conn::{ConnRecord, SockRecord, circuit, role, sock_flags};
+pub use edge::{EdgeCounters, EdgeKey, reporter};
+pub use event::{Event, EventKind};
+pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
+pub use service::{Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind};
+pub use tuple::{Addr, ListenKey, ListenValue, Tuple};
+pub use versioned::Versioned;
+
+/// IP protocol numbers as they stand in keys (IANA).
+pub mod protocol {
+    /// Transmission Control Protocol.
+    pub const TCP: u8 = 6;
+    /// User Datagram Protocol.
+    pub const UDP: u8 = 17;
+}
+
+/// Identities that are no workload's; see `weft_policy::snapshot::Identity`, which must say the same.
+pub mod identity {
+    /// A client that is not captured.
+    pub const UNKNOWN: u32 = 0;
+    /// A local address that no record speaks for.
+    pub const UNKNOWN_LOCAL: u32 = 1;
+    /// Our own proxy.
+    pub const PROXY: u32 = 2;
+    /// A destination outside the mesh.
+    pub const OUTSIDE: u32 = 3;
+    /// First number given to a workload class.
+    pub const FIRST: u32 = 256;
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($t:ty),+ $(,)?) => {$(
+            // SAFETY: `repr(C)`, `Copy`, made of integers and arrays of them, padding explicit (const asserts beside each
+            // type), so every bit pattern is a value and no byte is uninitialised.
+            unsafe impl aya::Pod for $t {}
+        )+};
+    }
+    pod!(
+        crate::Config,
+        crate::Workload,
+        crate::ConnRecord,
+        crate::SockRecord,
+        crate::EdgeKey,
+        crate::EdgeCounters,
+        crate::Event,
+        crate::PolicyKey,
+        crate::Versioned<crate::PolicyValue>,
+        crate::DestKey,
+        crate::Versioned<crate::Dest>,
+        crate::BackendKey,
+        crate::Versioned<crate::Backend>,
+        crate::Tuple,
+        crate::ListenKey,
+        crate::ListenValue,
+    );
+}

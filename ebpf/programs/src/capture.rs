@@ -1,0 +1,358 @@
+//! Where a connection goes: the decision of connect and sendmsg, free of hook details.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use weft_abi::{
+    Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, ListenValue, PolicyValue, SockRecord, Workload,
+    action, dest_flags, dest_kind, identity, protocol, sock_flags,
+};
+
+use crate::{
+    context::SockAddr,
+    errs::{self, Site},
+    maps::{BACKENDS, CONFIG, DESTS, LISTEN, WORKLOADS},
+    verdict,
+};
+
+const DNS_PORT_BE: u16 = 53u16.to_be();
+
+pub const EPERM: u8 = 1;
+pub const ECONNREFUSED: u8 = 111;
+
+/// Where a connect or a datagram goes. Address and port are always set (to what was asked, if nothing else), so that
+/// writing them back is right in every case.
+#[derive(Clone, Copy)]
+pub struct Way {
+    pub addr: Addr,
+    pub port_be: u16,
+    /// 0 = go, else refuse with this.
+    pub errno: u8,
+}
+
+impl Way {
+    #[inline(always)]
+    fn to(addr: Addr, port_be: u16) -> Self {
+        Self {
+            addr,
+            port_be,
+            errno: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn refuse(self, errno: u8) -> Self {
+        Self { errno, ..self }
+    }
+}
+
+/// The configuration as one run sees it: the generation is read once, at entry.
+#[derive(Clone, Copy)]
+pub struct Epoch {
+    config: &'static Config,
+    /// Every look-up of the run uses this one.
+    pub generation: u64,
+}
+
+impl core::ops::Deref for Epoch {
+    type Target = Config;
+
+    #[inline(always)]
+    fn deref(&self) -> &Config {
+        self.config
+    }
+}
+
+/// The configuration; `None` cannot be (an array of one has element 0), but the verifier wants it looked at.
+#[inline(always)]
+pub fn config() -> Option<Epoch> {
+    let config = CONFIG.get(0)?;
+    // SAFETY: an aligned read of a live map value; volatile so that it happens once.
+    let generation = unsafe { core::ptr::read_volatile(&config.generation) };
+    Some(Epoch { config, generation })
+}
+
+#[inline(always)]
+pub fn workload(owner: u64) -> Option<Workload> {
+    // SAFETY: shared read of a map value.
+    unsafe { WORKLOADS.get(&owner) }.copied()
+}
+
+#[inline(always)]
+fn dest(addr: &Addr, port_be: u16, protocol: u8, generation: u64) -> Option<&'static Dest> {
+    let key = DestKey {
+        addr: *addr,
+        port_be,
+        protocol,
+        pad: 0,
+    };
+    // SAFETY: shared read of a map value.
+    let found = unsafe { DESTS.get(&key) }?.at(generation);
+    if found.kind == dest_kind::ABSENT {
+        None
+    } else {
+        Some(found)
+    }
+}
+
+/// What the address means: exactly, else as a virtual IP without that port.
+#[inline(always)]
+pub fn lookup(addr: &Addr, port_be: u16, protocol: u8, generation: u64) -> Option<&'static Dest> {
+    match dest(addr, port_be, protocol, generation) {
+        Some(found) => Some(found),
+        None => dest(addr, 0, 0, generation),
+    }
+}
+
+/// Who listens at an address: bound to it, or to the unspecified address of its family, or dual-stack.
+#[inline(always)]
+pub fn listener(addr: &Addr, port_be: u16, netns: u32) -> Option<ListenValue> {
+    let mut key = ListenKey {
+        addr: *addr,
+        netns,
+        port_be,
+        pad: 0,
+    };
+    // SAFETY: shared reads of map values.
+    unsafe {
+        if let Some(found) = LISTEN.get(&key) {
+            return Some(*found);
+        }
+        if addr.is_v4() {
+            key.addr = Addr::UNSPECIFIED_V4;
+            if let Some(found) = LISTEN.get(&key) {
+                return Some(*found);
+            }
+        }
+        key.addr = Addr::UNSPECIFIED_V6;
+        LISTEN.get(&key).copied()
+    }
+}
+
+/// One backend of a set, by weight.
+#[inline(always)]
+fn pick(set: u32, count: u32, generation: u64) -> Option<&'static Backend> {
+    // SAFETY: the helper has no precondition. Multiply-shift maps 32 random bits evenly onto 0..count.
+    let slot = unsafe { ((u64::from(bpf_get_prandom_u32()) * u64::from(count)) >> 32) as u32 };
+    let first = backend(set, slot, generation)?;
+    // SAFETY: as above.
+    if unsafe { bpf_get_prandom_u32() } <= first.threshold {
+        Some(first)
+    } else {
+        backend(set, first.alias, generation)
+    }
+}
+
+#[inline(always)]
+fn backend(set: u32, slot: u32, generation: u64) -> Option<&'static Backend> {
+    // SAFETY: shared read of a map value.
+    match unsafe { BACKENDS.get(&BackendKey { set, slot }) } {
+        Some(found) => Some(found.at(generation)),
+        None => {
+            // Cannot be: sets are written before the generation that refers to them.
+            errs::count(Site::BackendMissing, 0);
+            None
+        }
+    }
+}
+
+/// Where our listener is for a socket of this kind that dials `addr`; `None`: nobody of ours listens there.
+#[inline(always)]
+fn ours(config: Epoch, hook: &SockAddr, addr: &Addr, port_be: u16) -> Option<Addr> {
+    let netns = hook.netns_cookie();
+    if netns != config.netns_cookie {
+        return None;
+    }
+    if hook.is_v6() && !addr.is_v4() && alive(config, &Addr::LOCALHOST_V6, port_be, netns as u32) {
+        return Some(Addr::LOCALHOST_V6);
+    }
+    if alive(config, &Addr::LOCALHOST_V4, port_be, netns as u32) {
+        Some(Addr::LOCALHOST_V4)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn alive(config: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
+    matches!(listener(addr, port_be, netns), Some(found) if found.owner == config.daemon_cgroup)
+}
+
+/// A TCP connect of a captured workload.
+///
+/// Steps: what is the address (service, endpoint, a workload's undeclared port, outside)? pick a backend; judge its
+/// identity and port; deny, go direct, or go to the proxy; no proxy: the declared failure mode.
+#[inline(always)]
+pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, source: u32) -> Way {
+    let asked = Way::to(hook.addr(), hook.port_be());
+    let mut way = asked;
+    record.original = asked.addr;
+    record.original_port_be = asked.port_be;
+    record.source = source;
+    record.generation = config.generation;
+    record.destination = identity::OUTSIDE;
+    record.service = 0;
+    record.rule = 0;
+    record.verdict = action::ALLOW;
+    record.flags = 0;
+
+    let netns = hook.netns_cookie() as u32;
+    let mut flags = 0u8;
+    let mut reachable = true;
+    match lookup(&asked.addr, asked.port_be, protocol::TCP, config.generation) {
+        Some(found) if found.kind == dest_kind::SERVICE => {
+            flags = found.flags;
+            record.service = found.service;
+            record.destination = found.identity;
+            record.flags = sock_flags::TRANSLATED;
+            let v6 = hook.is_v6() && !asked.addr.is_v4();
+            let (set, count) = if v6 {
+                (found.set6, found.count6)
+            } else {
+                (found.set4, found.count4)
+            };
+            match if count == 0 {
+                None
+            } else {
+                pick(set, count, config.generation)
+            } {
+                Some(backend) => {
+                    way = Way::to(backend.addr, backend.port_be);
+                    record.destination = backend.identity;
+                }
+                None if flags & dest_flags::PROXIED != 0 => reachable = false,
+                None => return asked.refuse(ECONNREFUSED),
+            }
+        }
+        Some(found) if found.kind == dest_kind::ENDPOINT => {
+            // Its own address says nothing about routing: only access rules send it to the proxy.
+            flags = found.flags & !dest_flags::PROXIED;
+            record.service = found.service;
+            record.destination = found.identity;
+            if asked.addr.is_loopback()
+                && let Some(found) = listener(&asked.addr, asked.port_be, netns)
+                && found.owner == record.owner
+            {
+                // A workload talking to itself stays within itself.
+                return asked;
+            }
+        }
+        Some(_) => return asked.refuse(ECONNREFUSED),
+        None if asked.port_be == DNS_PORT_BE => return dns(config, hook, record, asked),
+        None => {
+            if asked.addr.is_loopback()
+                && let Some(found) = listener(&asked.addr, asked.port_be, netns)
+            {
+                if found.owner == record.owner || found.owner == config.daemon_cgroup {
+                    return asked;
+                }
+                // A workload's port that no service declares is still a workload.
+                record.destination = match workload(found.owner) {
+                    Some(peer) => peer.identity,
+                    None => identity::UNKNOWN_LOCAL,
+                };
+            }
+        }
+    }
+
+    let ruling = if record.destination < identity::FIRST {
+        let action = if config.outbound_deny != 0 {
+            action::DENY
+        } else {
+            action::ALLOW
+        };
+        PolicyValue::new(config.outbound_rule, action, 0, false)
+    } else {
+        verdict::judge(
+            config,
+            source,
+            record.destination,
+            protocol::TCP,
+            u16::from_be(way.port_be),
+        )
+    };
+    record.rule = ruling.rule;
+    record.verdict = ruling.action();
+    if record.verdict == action::DENY {
+        return asked.refuse(EPERM);
+    }
+    let by_access = record.verdict == action::REDIRECT;
+    if by_access || flags & dest_flags::PROXIED != 0 {
+        if let Some(proxy) = ours(config, hook, &asked.addr, config.proxy_port_be) {
+            record.flags = sock_flags::TRANSLATED | sock_flags::REDIRECTED;
+            if flags & dest_flags::ACCELERATE != 0 && config.short_circuit != 0 {
+                record.flags |= sock_flags::ACCELERATE;
+            }
+            return Way::to(proxy, config.proxy_port_be);
+        }
+        let open = if by_access {
+            dest_flags::FAIL_OPEN_ACCESS
+        } else {
+            dest_flags::FAIL_OPEN_ROUTE
+        };
+        if flags & open == 0 || !reachable {
+            return asked.refuse(ECONNREFUSED);
+        }
+    }
+    way
+}
+
+/// Where UDP goes: DNS to our server, a service to one of its backends, all else where it was meant to.
+///
+/// No verdict here: getaddrinfo connects a datagram socket to every candidate without sending, to sort them, so a
+/// connect must neither fail nor be reported. An address of ours that cannot be reached is answered with loopback.
+#[inline(always)]
+pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way {
+    let asked = Way::to(hook.addr(), hook.port_be());
+    match lookup(&asked.addr, asked.port_be, protocol::UDP, config.generation) {
+        Some(found) if found.kind == dest_kind::ENDPOINT => {
+            record.destination = found.identity;
+            record.service = found.service;
+            asked
+        }
+        Some(found) => {
+            record.original = asked.addr;
+            record.original_port_be = asked.port_be;
+            record.flags = sock_flags::TRANSLATED;
+            record.service = found.service;
+            let v6 = hook.is_v6() && !asked.addr.is_v4();
+            let (set, count) = if v6 {
+                (found.set6, found.count6)
+            } else {
+                (found.set4, found.count4)
+            };
+            if found.kind == dest_kind::SERVICE
+                && count != 0
+                && let Some(backend) = pick(set, count, config.generation)
+            {
+                record.destination = backend.identity;
+                return Way::to(backend.addr, backend.port_be);
+            }
+            record.destination = identity::UNKNOWN_LOCAL;
+            Way::to(if v6 { Addr::LOCALHOST_V6 } else { Addr::LOCALHOST_V4 }, asked.port_be)
+        }
+        None if asked.port_be == DNS_PORT_BE => dns(config, hook, record, asked),
+        None => asked,
+    }
+}
+
+/// DNS of a captured workload goes to our server, if it lives; else to whom it was meant for.
+///
+/// The server learns the asking namespace from the address it was asked at, `127.53.X.Y` with the namespace's number
+/// in X.Y: at connect the kernel has not chosen the local port yet, so no record by tuple could tell it. An IPv6
+/// socket gets the v4-mapped form; `sendmsg` on one may not be turned into IPv4 (`udpv6_sendmsg` answers ENOTSUPP),
+/// so there it is `::1`, which the server takes for the namespace `default`.
+#[inline(always)]
+fn dns(config: Epoch, hook: &SockAddr, record: &mut SockRecord, asked: Way) -> Way {
+    if ours(config, hook, &Addr::LOCALHOST_V4, config.dns_port_be).is_none() {
+        return asked;
+    }
+    let Some(workload) = workload(record.owner) else {
+        return asked;
+    };
+    record.original = asked.addr;
+    record.original_port_be = asked.port_be;
+    record.flags = sock_flags::TRANSLATED | sock_flags::DNS;
+    Way::to(
+        Addr::v4((0x7f35_0000 | u32::from(workload.namespace)).to_be()),
+        config.dns_port_be,
+    )
+}

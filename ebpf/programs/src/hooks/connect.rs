@@ -1,0 +1,132 @@
+//! cgroup/connect4 and connect6: the L4 verdict and the way.
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use weft_abi::{EdgeKey, EventKind, SockRecord, action, identity, protocol, reporter, role, sock_flags};
+
+use crate::{
+    capture::{self, Epoch},
+    context::SockAddr,
+    telemetry,
+};
+
+const PROTO_UDP: u32 = 17;
+const PROTO_TCP: u32 = 6;
+const PROTO_MPTCP: u32 = 262;
+
+/// Steps: whose socket? ours -> only note acceleration; nobody's -> pass; a workload's -> decide, rewrite or refuse.
+#[inline(always)]
+fn connect(hook: &SockAddr) -> i32 {
+    let (Some(config), Some(record)) = (capture::config(), hook.record()) else {
+        return 1;
+    };
+    let protocol = hook.protocol();
+    if record.owner == config.daemon_cgroup {
+        note_upstream(config, hook, record);
+        return 1;
+    }
+    let Some(workload) = capture::workload(record.owner) else {
+        return 1;
+    };
+    let way = match protocol {
+        PROTO_TCP | PROTO_MPTCP => {
+            record.role = role::ACTIVE;
+            // SAFETY: the helper has no precondition.
+            record.started_ns = unsafe { bpf_ktime_get_ns() };
+            let way = capture::connect_tcp(config, hook, record, workload.identity);
+            if protocol == PROTO_MPTCP {
+                // A subflow's operations are not TCP's own: never in a sockmap.
+                record.flags &= !sock_flags::ACCELERATE;
+            }
+            way
+        }
+        PROTO_UDP => {
+            record.source = workload.identity;
+            capture::route_udp(config, hook, record)
+        }
+        _ => return 1,
+    };
+    if way.errno != 0 {
+        return refuse(record, way.errno);
+    }
+    hook.rewrite(&way.addr, way.port_be);
+    1
+}
+
+/// The proxy's own connection to an endpoint: never captured, but known, so that what the server sends back can be
+/// short-circuited into the proxy.
+#[inline(always)]
+fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
+    record.role = role::ACTIVE;
+    record.source = identity::PROXY;
+    record.destination = identity::OUTSIDE;
+    record.generation = config.generation;
+    record.verdict = action::ALLOW;
+    record.flags = sock_flags::PROXY;
+    if let Some(found) = capture::lookup(&hook.addr(), hook.port_be(), protocol::TCP, config.generation) {
+        record.service = found.service;
+        record.destination = found.identity;
+        if found.flags & weft_abi::dest_flags::ACCELERATE != 0
+            && config.short_circuit != 0
+            && hook.protocol() == PROTO_TCP
+        {
+            record.flags |= sock_flags::ACCELERATE;
+        }
+    }
+}
+
+/// Counts and reports a refused connect. EPERM is what the kernel answers for 0; another errno is set (Linux 5.18).
+#[inline(always)]
+fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
+    let key = EdgeKey {
+        source: record.source,
+        destination: record.destination,
+        service: record.service,
+        port: u16::from_be(record.original_port_be),
+        protocol: protocol::TCP,
+        verdict: action::DENY,
+        reporter: reporter::SOURCE,
+        pad: [0; 3],
+    };
+    telemetry::edge(&key, |counters| {
+        if errno == capture::EPERM {
+            counters.opened += 1;
+        } else {
+            counters.refused += 1;
+        }
+    });
+    telemetry::event(|event| {
+        event.kind = EventKind::DENY;
+        event.owner = record.owner;
+        event.generation = record.generation;
+        event.address = record.original;
+        event.port_be = record.original_port_be;
+        event.protocol = protocol::TCP;
+        event.reporter = reporter::SOURCE;
+        event.verdict = record.verdict;
+        event.errno = errno;
+        event.source = record.source;
+        event.destination = record.destination;
+        event.service = record.service;
+        event.rule = record.rule;
+    });
+    record.role = role::NONE;
+    if errno != capture::EPERM {
+        // SAFETY: the helper has no precondition.
+        unsafe { bpf_set_retval(-i32::from(errno)) };
+    }
+    0
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
+    connect(&SockAddr::new(ctx.sock_addr, false))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
+    connect(&SockAddr::new(ctx.sock_addr, true))
+}

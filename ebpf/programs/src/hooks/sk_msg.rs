@@ -1,0 +1,60 @@
+//! sk_msg on `weft_tx`: the short-circuit from an application to the proxy beside it.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::{
+    EbpfContext as _, bindings::sk_action::SK_PASS, helpers::bpf_msg_redirect_hash, macros::sk_msg,
+    programs::SkMsgContext,
+};
+use weft_abi::circuit;
+
+use crate::{
+    capture,
+    context::{msg_tuple, record},
+    maps::RX,
+};
+
+const BPF_F_INGRESS: u64 = 1;
+
+/// Steps: decided for TCP -> leave it; else look for the proxy's socket at the other end. Found: hand the bytes over
+/// and count them (TCP does not see them). Not found at the first byte: this direction stays on TCP for good, for a
+/// later change from TCP to the queue would overtake bytes in flight.
+///
+/// Always SK_PASS: the helper answers SK_DROP for a miss, and returning that would lose the application's bytes.
+#[sk_msg]
+pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
+    // SAFETY: `sk` of the context, looked at before use as the verifier wants.
+    let found = unsafe {
+        let sk = read_volatile(addr_of!((*ctx.msg).__bindgen_anon_3.sk));
+        if sk.is_null() { None } else { record(sk) }
+    };
+    let Some(record) = found else {
+        return SK_PASS;
+    };
+    if record.circuit == circuit::TCP {
+        return SK_PASS;
+    }
+    let allowed = matches!(capture::config(), Some(config) if config.short_circuit != 0);
+    if !allowed && record.circuit == circuit::UNDECIDED {
+        record.circuit = circuit::TCP;
+        return SK_PASS;
+    }
+    let mut peer = msg_tuple(ctx.msg).reversed();
+    // SAFETY: map and key live; the helper takes this context.
+    let result = unsafe {
+        bpf_msg_redirect_hash(
+            ctx.as_ptr().cast(),
+            core::ptr::from_ref(&RX).cast_mut().cast(),
+            core::ptr::from_mut(&mut peer).cast(),
+            BPF_F_INGRESS,
+        )
+    };
+    if result == i64::from(SK_PASS) {
+        record.circuit = circuit::DIRECT;
+        record.direct_bytes += u64::from(ctx.size());
+    } else {
+        // From DIRECT this is the one safe change: the peer is gone, and its queue is read before TCP's.
+        record.circuit = circuit::TCP;
+    }
+    SK_PASS
+}
