@@ -1,0 +1,127 @@
+//! The cgroup v2 tree of captured workloads.
+//!
+//! ```text
+//! CGROUP/                           programs are attached here
+//!   .daemon/                        the daemon itself: its sockets are the proxy's
+//!   <namespace>/<service>/<instance>/   one workload each
+//! ```
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::error::DataplaneError;
+
+/// How many levels below CGROUP a workload lives.
+const WORKLOAD_DEPTH: u32 = 3;
+/// The daemon's own cgroup below CGROUP.
+const DAEMON: &str = ".daemon";
+
+/// The captured cgroup.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    path: PathBuf,
+    mount: PathBuf,
+}
+
+/// Mount point of the cgroup v2 hierarchy, from /proc/self/mountinfo (hybrid hosts have it beside v1).
+///
+/// # Errors
+///
+/// [`DataplaneError::NoCgroup2`].
+pub fn find_cgroup2() -> Result<PathBuf, DataplaneError> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|source| DataplaneError::Os { what: "read /proc/self/mountinfo", source })?;
+    mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .filter(|(_, kind)| kind.starts_with("cgroup2 "))
+        .filter_map(|(place, _)| place.split(' ').nth(4))
+        .map(PathBuf::from)
+        .next()
+        .ok_or(DataplaneError::NoCgroup2)
+}
+
+/// `<cgroup2 mount>/weft.slice`.
+///
+/// # Errors
+///
+/// [`DataplaneError::NoCgroup2`].
+pub fn default_cgroup() -> Result<PathBuf, DataplaneError> {
+    Ok(find_cgroup2()?.join("weft.slice"))
+}
+
+/// cgroup v2 id of a cgroup directory: its inode number (kernfs).
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn id_of(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|metadata| metadata.ino())
+}
+
+impl Cgroup {
+    /// The operator's cgroup, which must exist, or the default one, which is made.
+    ///
+    /// # Errors
+    ///
+    /// It does not exist, or is not below the cgroup v2 mount, or is the root cgroup.
+    pub fn open(path: Option<&Path>) -> Result<Self, DataplaneError> {
+        let mount = find_cgroup2()?;
+        let path = match path {
+            Some(path) => {
+                if !path.is_dir() {
+                    return Err(DataplaneError::NoCgroup { path: path.to_path_buf() });
+                }
+                path.canonicalize().map_err(fail(path, "resolve"))?
+            }
+            None => {
+                let path = mount.join("weft.slice");
+                fs::create_dir_all(&path).map_err(fail(&path, "make"))?;
+                path
+            }
+        };
+        if !path.starts_with(&mount) || path == mount {
+            let source = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("name a cgroup below {}, not its root and not elsewhere", mount.display()),
+            );
+            return Err(DataplaneError::Cgroup { path, what: "not a cgroup to capture", source });
+        }
+        Ok(Self { path, mount })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Depth of a workload's cgroup below the hierarchy's root.
+    pub fn workload_level(&self) -> u32 {
+        let below = self.path.strip_prefix(&self.mount).map_or(0, |rest| rest.components().count());
+        u32::try_from(below).unwrap_or(u32::MAX - WORKLOAD_DEPTH) + WORKLOAD_DEPTH
+    }
+
+    /// Moves the calling process into `CGROUP/.daemon`, made if need be; its id.
+    ///
+    /// # Errors
+    ///
+    /// Not permitted.
+    pub fn enter_daemon(&self) -> Result<u64, DataplaneError> {
+        let path = self.path.join(DAEMON);
+        fs::create_dir_all(&path).map_err(fail(&path, "make"))?;
+        fs::write(path.join("cgroup.procs"), std::process::id().to_string()).map_err(fail(&path, "enter"))?;
+        id_of(&path).map_err(fail(&path, "read"))
+    }
+
+    /// The captured cgroup, opened, to attach programs to.
+    pub(crate) fn file(&self) -> Result<fs::File, DataplaneError> {
+        fs::File::open(&self.path).map_err(fail(&self.path, "open"))
+    }
+}
+
+fn fail<'a>(path: &'a Path, what: &'static str) -> impl FnOnce(io::Error) -> DataplaneError + 'a {
+    move |source| DataplaneError::Cgroup { path: path.to_path_buf(), what, source }
+}

@@ -1,0 +1,82 @@
+//! What the kernel knows of an accepted connection: read from the socket itself.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+};
+
+use aya::maps::{MapData, MapError, SkStorage};
+use weft_abi::{SockRecord, sock_flags};
+
+use crate::{error::DataplaneError, loader::Dataplane, tables::telemetry::socket_addr};
+
+/// The record of a connection that was handed to the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// What the application asked for.
+    pub original: SocketAddr,
+    /// Source identity.
+    pub source: u32,
+    /// cgroup id of the dialling workload.
+    pub source_workload: u64,
+    /// Destination identity as the kernel saw it.
+    pub destination: u32,
+    /// Rule that sent it here, 0 = none (routing did).
+    pub rule: u32,
+    /// Generation of that decision.
+    pub generation: u64,
+}
+
+/// Reader of `weft_socks`.
+pub struct Connections {
+    socks: SkStorage<MapData, SockRecord>,
+}
+
+struct Fd(RawFd);
+
+impl AsRawFd for Fd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Connections {
+    /// The one reader of a [`Dataplane`].
+    ///
+    /// # Errors
+    ///
+    /// Taken already.
+    pub fn open(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
+        let map = dataplane.take_map("weft_socks")?;
+        let socks = SkStorage::try_from(map)
+            .map_err(|source| DataplaneError::Map { map: "weft_socks", what: "open", source: Box::new(source) })?;
+        Ok(Self { socks })
+    }
+
+    /// The record of an accepted socket; `None`: nobody's connection was redirected here (somebody dialled us).
+    /// One system call.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn of(&self, socket: BorrowedFd<'_>) -> io::Result<Option<Connection>> {
+        let record = match self.socks.get(&Fd(socket.as_raw_fd()), 0) {
+            Ok(record) => record,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(MapError::SyscallError(error)) => return Err(error.io_error),
+            Err(other) => return Err(io::Error::other(other)),
+        };
+        if record.flags & sock_flags::REDIRECTED == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Connection {
+            original: socket_addr(&record.original, record.original_port_be),
+            source: record.source,
+            source_workload: record.peer_owner,
+            destination: record.destination,
+            rule: record.rule,
+            generation: record.generation,
+        }))
+    }
+}

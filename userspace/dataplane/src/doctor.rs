@@ -1,0 +1,180 @@
+//! Proof that hooks are effective, not merely attached, and the price of each.
+//!
+//! A canary process in a cgroup of its own below the captured one makes sockets of every kind; the kernel's run counters
+//! (BPF_ENABLE_STATS, Linux 5.8) tell which programs saw it.
+
+use std::{
+    fs, io,
+    net::{TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use aya::programs::{ProgramType, loaded_programs};
+use serde::{Deserialize, Serialize};
+
+use crate::{attach, cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
+
+/// One program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Kernel name.
+    pub name: String,
+    /// Behind a link (or on the sockmap).
+    pub attached: bool,
+    /// It ran when the canary did what it watches; `None`: the canary cannot provoke it.
+    pub effective: Option<bool>,
+    /// Nanoseconds a run, measured over the canary's and everybody's runs meanwhile; `None`: no run.
+    pub ns_per_run: Option<u64>,
+}
+
+/// One kernel feature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feature {
+    /// What.
+    pub name: String,
+    /// Found by loading, never by version.
+    pub present: bool,
+    /// What of weft needs it.
+    pub used_for: String,
+}
+
+/// How often the canary repeats its round, so that nanoseconds a run mean something.
+const ROUNDS: usize = 50;
+
+/// Runs the canary (`exe` with `arguments`, which must call [`canary`]) and reports every hook.
+///
+/// # Errors
+///
+/// The canary's cgroup cannot be made, or statistics cannot be switched on.
+pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> Result<Vec<Hook>, DataplaneError> {
+    let os = |what: &'static str| move |source: io::Error| DataplaneError::Os { what, source };
+    let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime)
+        .map_err(|error| DataplaneError::Os { what: "switch on program statistics (BPF_ENABLE_STATS)", source: error.io_error })?;
+    let before = runs(bpffs)?;
+    let path = cgroup.path().join(".canary");
+    fs::create_dir_all(&path).map_err(os("make the canary's cgroup"))?;
+    let result = run_canary(&path, exe, arguments);
+    let after = runs(bpffs)?;
+    // Empty once the canary has ended; a busy one is removed with the next run.
+    let _ = fs::remove_dir(&path);
+    result.map_err(os("run the canary"))?;
+    Ok(after
+        .into_iter()
+        .map(|(name, id, count, time)| {
+            let (old_count, old_time) =
+                before.iter().find(|old| old.1 == id).map_or((0, 0), |(_, _, count, time)| (*count, *time));
+            let ran = count - old_count;
+            Hook {
+                attached: id.is_some(),
+                effective: (name != attach::SK_MSG).then_some(ran > 0),
+                ns_per_run: (ran > 0).then(|| (time - old_time) / ran),
+                name,
+            }
+        })
+        .collect())
+}
+
+/// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
+fn run_canary(cgroup: &Path, exe: &Path, arguments: &[&str]) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut child =
+        Command::new(exe).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    fs::write(cgroup.join("cgroup.procs"), child.id().to_string())?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(b"go\n")?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+/// What the canary process does: waits to be let go, then a TCP connection with getpeername and a datagram with its
+/// answer, both families, [`ROUNDS`] times.
+///
+/// # Errors
+///
+/// A socket call failed on IPv4; IPv6 may be switched off.
+pub fn canary() -> io::Result<()> {
+    io::stdin().read_line(&mut String::new())?;
+    for _ in 0..ROUNDS {
+        round("127.0.0.1")?;
+        if let Err(error) = round("::1")
+            && error.kind() != io::ErrorKind::AddrNotAvailable
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn round(host: &str) -> io::Result<()> {
+    let listener = TcpListener::bind((host, 0))?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    stream.peer_addr()?;
+    let (receiver, sender) = (UdpSocket::bind((host, 0))?, UdpSocket::bind((host, 0))?);
+    sender.send_to(b"weft", receiver.local_addr()?)?;
+    receiver.recv_from(&mut [0; 8])?;
+    Ok(())
+}
+
+/// Name, program id, run count and run time of every program of ours that is attached.
+fn runs(bpffs: &Path) -> Result<Vec<(String, Option<u32>, u64, u64)>, DataplaneError> {
+    let fail = |source: io::Error| DataplaneError::Os { what: "list the kernel's programs", source };
+    let mut ids: Vec<(String, Option<u32>)> = Vec::new();
+    for name in attach::CGROUP_PROGRAMS {
+        let id = sys::obj_get(&bpffs.join("links").join(pin_name(name))).and_then(|link| sys::link_program(&link)).ok();
+        ids.push((name.to_owned(), id));
+    }
+    let mut found = Vec::new();
+    let mut sk_msg = None;
+    for program in loaded_programs() {
+        let Ok(program) = program else { continue };
+        if program.name_as_str() == Some(attach::SK_MSG) {
+            sk_msg = Some(program.id());
+        }
+        found.push(program);
+    }
+    ids.push((attach::SK_MSG.to_owned(), sk_msg));
+    ids.into_iter()
+        .map(|(name, id)| {
+            let program = id.and_then(|id| found.iter().find(|program| program.id() == id));
+            let (count, time) = match program {
+                Some(program) => sys::program_runs(&program.fd().map_err(|error| fail(io::Error::other(error)))?).map_err(fail)?,
+                None => (0, 0),
+            };
+            Ok((name, id, count, time))
+        })
+        .collect()
+}
+
+/// Features by probing.
+pub fn features() -> Vec<Feature> {
+    let program = |kind| aya::sys::is_program_supported(kind).unwrap_or(false);
+    let map = |kind| aya::sys::is_map_supported(kind).unwrap_or(false);
+    let helper = |kind, helper| aya::sys::is_helper_supported(kind, helper).unwrap_or(false);
+    let feature = |name: &str, present: bool, used_for: &str| Feature {
+        name: name.to_owned(),
+        present,
+        used_for: used_for.to_owned(),
+    };
+    vec![
+        feature("cgroup/connect", program(ProgramType::CgroupSockAddr), "capture, L4 verdicts, balancing"),
+        feature("cgroup/sock_create", program(ProgramType::CgroupSock), "whose a socket is"),
+        feature("sockops", program(ProgramType::SockOps), "records, telemetry, readiness"),
+        feature("sk_msg", program(ProgramType::SkMsg), "short-circuit"),
+        feature("sockhash", map(aya::maps::MapType::SockHash), "short-circuit"),
+        feature("sk_storage", map(aya::maps::MapType::SkStorage), "one record a connection"),
+        feature("ring buffer", map(aya::maps::MapType::RingBuf), "flow events"),
+        feature("sk_lookup", program(ProgramType::SkLookup), "inbound capture (not used by this version)"),
+        feature("tc", program(ProgramType::SchedClassifier), "packets of non-sockets (not used by this version)"),
+        feature(
+            "bpf_set_retval",
+            helper(ProgramType::CgroupSockAddr, aya::sys::BpfHelper::BPF_FUNC_set_retval),
+            "ECONNREFUSED where nobody answers",
+        ),
+    ]
+}

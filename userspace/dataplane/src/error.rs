@@ -1,0 +1,86 @@
+//! What can go wrong with the kernel side, and what the operator can do about it.
+
+use std::{io, path::PathBuf};
+
+/// Errors of loading, attaching, publishing and reading.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    #[error("this binary was built without kernel programs: build it with `cargo xtask build`")]
+    NoObject,
+    #[error("load `{program}`: refused by the kernel: {log_tail}")]
+    Refused {
+        program: String,
+        log_tail: String,
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error("load the kernel programs: {reason}")]
+    Load {
+        reason: String,
+        #[source]
+        source: Box<aya::EbpfError>,
+    },
+    #[error("the kernel object has no {what} `{name}`: binary and kernel programs are of different builds")]
+    Missing { what: &'static str, name: &'static str },
+    #[error("attach `{program}` to {target}")]
+    Attach {
+        program: &'static str,
+        target: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is pinned with layout {found}, this binary has {expected}: run `weft uninstall` first, or start the version that made it")]
+    Layout { path: PathBuf, found: u32, expected: u32 },
+    #[error("pin {path}")]
+    Pin {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{map}: {what}")]
+    Map {
+        map: &'static str,
+        what: &'static str,
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    #[error("no cgroup v2 mount found; mount one: mount -t cgroup2 none /sys/fs/cgroup")]
+    NoCgroup2,
+    #[error("cgroup {path}: {what}")]
+    Cgroup {
+        path: PathBuf,
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cgroup {path} does not exist; make it, or leave --cgroup out (under `ip netns exec` /sys is remounted and hides it: use `nsenter --net=...`)")]
+    NoCgroup { path: PathBuf },
+    #[error("bpffs {path}: {what}")]
+    Bpffs {
+        path: PathBuf,
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("needs {what}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Privilege { what: &'static str },
+    #[error("{what}")]
+    Os {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DataplaneError {
+    /// Whether privileges or kernel features are missing (exit code 3) rather than something having failed.
+    pub fn is_environment(&self) -> bool {
+        match self {
+            Self::Privilege { .. } | Self::NoCgroup2 => true,
+            Self::Attach { source, .. } | Self::Bpffs { source, .. } | Self::Cgroup { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Loads, pins, attaches, fills and reads the kernel side.
+//!
+//! [`Dataplane::start`] makes or re-adopts everything below the daemon's bpffs directory; [`Dataplane::publish`] puts a
+//! [`weft_policy::Snapshot`] in force in one instant; [`Events`] and [`Dataplane::edges`] give telemetry back. The
+//! kernel side outlives the process: only [`uninstall`] takes it away.
+
+mod attach;
+mod bpffs;
+mod cgroup;
+mod connection;
+mod doctor;
+mod error;
+mod events;
+mod loader;
+mod publish;
+mod sys;
+mod tables;
+mod uninstall;
+
+pub use bpffs::{DEFAULT_BPFFS, ensure_bpffs};
+pub use cgroup::{Cgroup, default_cgroup, find_cgroup2, id_of};
+pub use connection::{Connection, Connections};
+pub use doctor::{Feature, Hook, canary, features, hooks};
+pub use error::DataplaneError;
+pub use events::{Events, monotonic_ns};
+pub use loader::{Dataplane, DataplaneConfig};
+pub use publish::Published;
+pub use sys::netns_cookie;
+pub use tables::{Edge, Namespaces, errs::KernelError};
+pub use uninstall::{UninstallReport, uninstall};

@@ -1,0 +1,234 @@
+//! Start: load the object with the pinned maps, put the programs behind their links, take over what is in force.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+};
+use weft_abi::{Config, LAYOUT};
+
+use crate::{
+    attach,
+    bpffs::ensure_bpffs,
+    cgroup::Cgroup,
+    error::DataplaneError,
+    publish::{Published, Publisher},
+    sys,
+    tables::{Namespaces, errs, errs::KernelError, telemetry, telemetry::Edge},
+};
+
+/// The kernel programs, as `cargo xtask build` made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
+
+/// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
+const PINNED_MAPS: [&str; 13] = [
+    "weft_config",
+    "weft_workloads",
+    "weft_dests",
+    "weft_backends",
+    "weft_policy",
+    "weft_socks",
+    "weft_conns",
+    "weft_listen",
+    "weft_edges",
+    "weft_events",
+    "weft_tx",
+    "weft_rx",
+    "weft_errs",
+];
+
+/// What [`Dataplane::start`] needs to know.
+#[derive(Debug, Clone)]
+pub struct DataplaneConfig {
+    /// Directory of the pins; a bpffs is mounted there if there is none.
+    pub bpffs: PathBuf,
+    /// The captured cgroup.
+    pub cgroup: Cgroup,
+    /// The daemon's own cgroup id ([`Cgroup::enter_daemon`]).
+    pub daemon_cgroup: u64,
+    /// Outbound listener.
+    pub proxy_port: u16,
+    /// DNS listener.
+    pub dns_port: u16,
+    /// Whether short-circuits may be made at all.
+    pub short_circuit: bool,
+}
+
+/// The kernel side, loaded and attached.
+pub struct Dataplane {
+    bpffs: PathBuf,
+    adopted: bool,
+    ebpf: Mutex<Ebpf>,
+    publisher: Mutex<Publisher>,
+    namespaces: Namespaces,
+}
+
+impl Dataplane {
+    /// Loads and attaches, or re-adopts what an earlier daemon left, without a gap.
+    ///
+    /// Nothing is in force for a workload before the first [`Dataplane::publish`]; what an earlier daemon published stays.
+    ///
+    /// # Errors
+    ///
+    /// Kernel or privileges do not suffice; pins of another layout. What was in force stays in force.
+    pub fn start(config: &DataplaneConfig) -> Result<Self, DataplaneError> {
+        if OBJECT.is_empty() {
+            return Err(DataplaneError::NoObject);
+        }
+        ensure_bpffs(&config.bpffs)?;
+        let maps = config.bpffs.join("maps");
+        for folder in [&maps, &config.bpffs.join("links")] {
+            fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin { path: folder.clone(), source })?;
+        }
+        let adopted = maps.join("config").exists();
+        if adopted {
+            check_layout(&maps.join("config"))?;
+        }
+        let mut loader = EbpfLoader::new();
+        for name in PINNED_MAPS {
+            loader.map_pin_path(name, maps.join(pin_name(name)));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+        // What the programs must know before the first of them runs.
+        let netns_cookie =
+            sys::netns_cookie().map_err(|source| DataplaneError::Os { what: "ask for the network namespace's cookie", source })?;
+        let mut publisher = Publisher::adopt(&mut ebpf)?;
+        publisher.configure(Config {
+            generation: 0,
+            daemon_cgroup: config.daemon_cgroup,
+            netns_cookie,
+            layout: LAYOUT,
+            port_prefixes: 0,
+            workload_level: config.cgroup.workload_level(),
+            proxy_port_be: config.proxy_port.to_be(),
+            dns_port_be: config.dns_port.to_be(),
+            outbound_deny: 0,
+            short_circuit: u8::from(config.short_circuit),
+            pad: [0; 2],
+            outbound_rule: 0,
+        })?;
+        attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
+        tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
+        Ok(Self {
+            bpffs: config.bpffs.clone(),
+            adopted,
+            ebpf: Mutex::new(ebpf),
+            publisher: Mutex::new(publisher),
+            namespaces: Namespaces::default(),
+        })
+    }
+
+    /// Whether an earlier daemon's kernel side was taken over.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Where the pins are.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The generation the next snapshot should be compiled under.
+    pub fn next_generation(&self) -> u64 {
+        self.publisher.lock().expect("no panic under this lock").generation() + 1
+    }
+
+    /// Namespace numbers as the kernel's DNS redirection encodes them.
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces.clone()
+    }
+
+    /// Puts a snapshot in force in one instant. Costs as much as what changed.
+    ///
+    /// # Errors
+    ///
+    /// A table is full or the kernel refused a write: the generation in force stays in force.
+    pub fn publish(&self, snapshot: &weft_policy::Snapshot) -> Result<Published, DataplaneError> {
+        self.publisher.lock().expect("no panic under this lock").publish(snapshot, &self.namespaces)
+    }
+
+    /// Takes a map out of the object (each can be taken once): events and connections have their own readers.
+    pub(crate) fn take_map(&self, name: &'static str) -> Result<Map, DataplaneError> {
+        self.ebpf
+            .lock()
+            .expect("no panic under this lock")
+            .take_map(name)
+            .ok_or(DataplaneError::Missing { what: "map", name })
+    }
+
+    /// All edges with their counters since they were made.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn edges(&self) -> Result<Vec<Edge>, DataplaneError> {
+        telemetry::edges(&self.bpffs.join("maps/edges"))
+    }
+
+    /// Failed kernel calls so far, by site.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn kernel_errors(&self) -> Result<Vec<KernelError>, DataplaneError> {
+        errs::read(&self.bpffs.join("maps/errs"))
+    }
+
+    /// Every listening address the kernel knows, with its owner's cgroup id: what a restarted daemon starts from.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn listeners(&self) -> Result<Vec<(u64, std::net::SocketAddr)>, DataplaneError> {
+        telemetry::listeners(&self.bpffs.join("maps/listen"))
+    }
+}
+
+/// Pin name of a map or program: without the prefix.
+pub fn pin_name(name: &str) -> &str {
+    name.strip_prefix("weft_").unwrap_or(name)
+}
+
+fn check_layout(path: &Path) -> Result<(), DataplaneError> {
+    let map_error = |source| DataplaneError::Map { map: "weft_config", what: "open the pinned map", source: Box::new(source) };
+    let data = MapData::from_pin(path).map_err(map_error)?;
+    let value_size = data.info().map_err(map_error)?.value_size();
+    let found = if value_size as usize == size_of::<Config>() {
+        let array: aya::maps::Array<MapData, Config> = Map::Array(data).try_into().map_err(map_error)?;
+        array.get(&0, 0).map_err(map_error)?.layout
+    } else {
+        // Not even the head of it is ours to read.
+        0
+    };
+    // Zero with the right size: made by a daemon that died before it wrote anything.
+    if found == LAYOUT || (found == 0 && value_size as usize == size_of::<Config>()) {
+        Ok(())
+    } else {
+        Err(DataplaneError::Layout { path: path.to_path_buf(), found, expected: LAYOUT })
+    }
+}
+
+fn load_error(source: aya::EbpfError) -> DataplaneError {
+    if let Some(io) = find_io(&source)
+        && io.raw_os_error() == Some(libc::EPERM)
+    {
+        return DataplaneError::Privilege { what: "privileges to load kernel programs" };
+    }
+    DataplaneError::Load { reason: source.to_string(), source: Box::new(source) }
+}
+
+fn find_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        next = error.source();
+    }
+    None
+}

@@ -1,0 +1,167 @@
+//! The system calls that no crate of ours wraps. The only unsafe code of user space.
+#![allow(unsafe_code, reason = "raw system calls; every block says why it holds")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// `union bpf_attr` as BPF_LINK_UPDATE reads it (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The same as BPF_OBJ_GET_INFO_BY_FD reads it.
+#[repr(C)]
+struct ObjInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info` for cgroup links.
+#[repr(C)]
+#[derive(Default)]
+struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+/// The same as BPF_OBJ_GET reads it.
+#[repr(C)]
+struct ObjGet {
+    path: u64,
+    bpf_fd: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a live, initialised, properly sized prefix of `union bpf_attr`; the kernel takes what is beyond
+    // the given size for zero.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Opens a pinned object.
+pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjGet { path: path.as_ptr() as u64, bpf_fd: 0, flags: 0 };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Puts another program behind a link, without a moment in which there is none (Linux 5.7).
+pub fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link_fd: link.as_fd().as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
+        ..LinkUpdate::default()
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// The id of the cgroup a link is attached to; 0 if that cgroup is gone.
+pub fn link_cgroup(link: impl AsFd) -> io::Result<u64> {
+    let mut info = CgroupLinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(info.cgroup_id)
+}
+
+/// BPF_OBJ_GET_INFO_BY_FD into `info`, a plain-integer prefix of the object's info struct, all zero before.
+fn object_info<T>(object: impl AsFd, info: &mut T) -> io::Result<()> {
+    let mut attr = ObjInfo {
+        bpf_fd: object.as_fd().as_raw_fd().cast_unsigned(),
+        info_len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// Waits until every program that runs now has ended: MEMBARRIER_CMD_GLOBAL waits for an RCU grace period.
+pub fn wait_for_programs() -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Cookie of the calling thread's network namespace (SO_NETNS_COOKIE, Linux 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the socket is open, `cookie` and `length` are live and of the sizes said.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` counts.
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned())
+}
+
+/// An event out of exactly its bytes.
+///
+/// # Panics
+///
+/// If the length is not that of an event; the caller has checked.
+pub fn read_event(bytes: &[u8]) -> weft_abi::Event {
+    assert_eq!(bytes.len(), size_of::<weft_abi::Event>(), "checked by the caller");
+    // SAFETY: the length is right, any bytes are an event (plain integers), and the read does not need alignment.
+    unsafe { bytes.as_ptr().cast::<weft_abi::Event>().read_unaligned() }
+}
+
+/// The program behind a link.
+pub fn link_program(link: impl AsFd) -> io::Result<u32> {
+    let mut info = CgroupLinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(info.prog_id)
+}
+
+/// Run count and run time in nanoseconds of a program, counted while BPF_ENABLE_STATS is on.
+pub fn program_runs(program: impl AsFd) -> io::Result<(u64, u64)> {
+    // The head of `struct bpf_prog_info`: run_time_ns at byte 192, run_cnt at 200 (include/uapi/linux/bpf.h, Linux 5.1).
+    // All counts of arrays are zero, so the kernel writes through no pointer of it.
+    let mut info = [0u64; 26];
+    object_info(program, &mut info)?;
+    Ok((info[25], info[24]))
+}
+
+/// Watches the event ring's descriptor on this thread's reactor.
+pub fn watch(ring: aya::maps::RingBuf<aya::maps::MapData>) -> io::Result<EventRing> {
+    // SAFETY: the ring owns its descriptor, always answers the same one, and keeps it open as long as it lives.
+    unsafe { EventRing::register(ring) }.map_err(io::Error::from)
+}
+
+/// The event ring on the reactor.
+pub type EventRing = tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>;

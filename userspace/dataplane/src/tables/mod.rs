@@ -1,0 +1,81 @@
+//! What the kernel's tables shall hold for a snapshot: pure, compared and written by `publish`.
+
+pub mod errs;
+pub mod policy;
+pub mod services;
+pub mod telemetry;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use weft_abi::{Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload};
+use weft_policy::{AccessDefault, Snapshot};
+
+pub use telemetry::Edge;
+
+/// Numbers of namespaces, for the DNS redirection (127.53.X.Y). Only ever appended to while the daemon lives.
+#[derive(Debug, Clone)]
+pub struct Namespaces(Arc<RwLock<Vec<String>>>);
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        Self(Arc::new(RwLock::new(vec!["default".to_owned()])))
+    }
+}
+
+impl Namespaces {
+    /// The number of a namespace; 0 (`default`) when all 65,536 are taken.
+    pub fn number(&self, namespace: &str) -> u16 {
+        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = names.iter().position(|name| name == namespace) {
+            return u16::try_from(found).unwrap_or(0);
+        }
+        match u16::try_from(names.len()) {
+            Ok(number) => {
+                names.push(namespace.to_owned());
+                number
+            }
+            Err(_) => 0,
+        }
+    }
+
+    /// The namespace of a number; `default` for one that was never given.
+    pub fn name(&self, number: u16) -> String {
+        let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        names.get(usize::from(number)).cloned().unwrap_or_else(|| "default".to_owned())
+    }
+}
+
+/// All tables of one generation.
+#[derive(Debug, Default)]
+pub struct Tables {
+    pub dests: HashMap<DestKey, Dest>,
+    pub backends: HashMap<BackendKey, Backend>,
+    pub policy: HashMap<PolicyKey, PolicyValue>,
+    pub workloads: HashMap<u64, Workload>,
+    /// `outbound_deny` and `outbound_rule` of the configuration.
+    pub outbound: (u8, u32),
+}
+
+impl Tables {
+    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces) -> Self {
+        let mut tables = Self { policy: policy::entries(snapshot), ..Self::default() };
+        services::fill(snapshot, &mut tables);
+        for (cgroup, workload) in &snapshot.by_cgroup {
+            let entry =
+                Workload { identity: workload.identity.0, namespace: namespaces.number(&workload.namespace), pad: 0 };
+            tables.workloads.insert(*cgroup, entry);
+        }
+        if let Some((AccessDefault::Deny, rule)) = snapshot.outbound_default {
+            tables.outbound = (1, rule.0);
+        }
+        tables
+    }
+
+    /// Bit n set: some entry has port prefix length n.
+    pub fn port_prefixes(&self) -> u32 {
+        self.policy.keys().filter(|key| key.protocol != 0).fold(0, |bits, key| bits | 1 << key.prefix)
+    }
+}

@@ -1,0 +1,200 @@
+//! Services, endpoints and their weighted backends as entries of `weft_dests` and `weft_backends`.
+
+use std::{collections::BTreeMap, net::{IpAddr, SocketAddr}, sync::Arc};
+
+use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind, protocol};
+use weft_policy::{Acceleration, Endpoint, FailureMode, Protocol, Service, ServicePort, Snapshot};
+
+use super::Tables;
+
+/// A backend before its slot is known: weight relative to the others of its set.
+struct Weighted {
+    address: SocketAddr,
+    identity: u32,
+    service: u32,
+    weight: f64,
+}
+
+/// Adds every service and endpoint of the snapshot.
+pub fn fill(snapshot: &Snapshot, tables: &mut Tables) {
+    for service in snapshot.services.values() {
+        for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
+            let none = DestKey { addr: vip, port_be: 0, protocol: 0, pad: 0 };
+            tables.dests.insert(none, Dest { kind: dest_kind::NO_PORT, ..Dest::default() });
+        }
+        for port in &service.ports {
+            add_port(snapshot, tables, service, port);
+        }
+    }
+}
+
+fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &ServicePort) {
+    let number = protocol_number(port.protocol);
+    let policy = policy_flags(service);
+    let (set4, set6) = (port.id * 2, port.id * 2 + 1);
+    let backends = weighted(snapshot, port);
+    let v4: Vec<&Weighted> = backends.iter().filter(|backend| backend.address.is_ipv4()).collect();
+    // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
+    let native: Vec<&Weighted> = backends.iter().filter(|backend| backend.address.is_ipv6()).collect();
+    let v6 = if native.is_empty() { v4.clone() } else { native };
+    // IPv4 sockets to a service that only IPv6 endpoints serve go through the proxy, which dials for them.
+    let only_v6 = v4.is_empty() && !backends.is_empty();
+    let mut flags = policy;
+    if port.protocol == Protocol::Tcp && (port.proxied.is_some() || only_v6) {
+        flags |= dest_flags::PROXIED;
+    }
+    let dest = Dest {
+        service: port.id,
+        identity: backends.first().map_or(0, |backend| backend.identity),
+        set4,
+        count4: fill_set(tables, set4, &v4),
+        set6,
+        count6: fill_set(tables, set6, &v6),
+        kind: dest_kind::SERVICE,
+        flags,
+        pad: [0; 2],
+    };
+    for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
+        let key = DestKey { addr: vip, port_be: port.port.to_be(), protocol: number, pad: 0 };
+        tables.dests.insert(key, dest);
+    }
+    for endpoint in &port.endpoints {
+        let (addr, port_be) = address(endpoint.address);
+        let key = DestKey { addr, port_be, protocol: number, pad: 0 };
+        // An endpoint of several services belongs to the first: its access policy is its identity's in any case.
+        tables.dests.entry(key).or_insert(Dest {
+            service: port.id,
+            identity: endpoint.identity.0,
+            kind: dest_kind::ENDPOINT,
+            flags: policy,
+            ..Dest::default()
+        });
+    }
+}
+
+/// The port's own endpoints evenly, or its split's leaves by weight; inside a leaf evenly. A leaf without the port or
+/// without a ready endpoint is left out (SMI: dropped), all weights zero leave nothing.
+fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
+    let mut backends = Vec::new();
+    let per_connection = port.split.as_ref().filter(|_| !port.http);
+    match per_connection {
+        None => extend(&mut backends, &port.endpoints, port.id, 1.0),
+        Some(split) => {
+            for backend in split.backends.iter().filter(|backend| backend.weight > 0) {
+                let leaf = snapshot.services.get(&backend.service);
+                let Some(leaf) = leaf.zip(backend.port).and_then(|(service, index)| service.ports.get(index)) else {
+                    continue;
+                };
+                extend(&mut backends, &leaf.endpoints, leaf.id, f64::from(backend.weight));
+            }
+        }
+    }
+    backends
+}
+
+fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u32, weight: f64) {
+    // A workload that listens on both families counts once in each.
+    let mut per_family: BTreeMap<bool, Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        per_family.entry(endpoint.address.is_ipv6()).or_default().push(endpoint);
+    }
+    for family in per_family.values() {
+        for endpoint in family {
+            backends.push(Weighted {
+                address: endpoint.address,
+                identity: endpoint.identity.0,
+                service,
+                weight: weight / family.len() as f64,
+            });
+        }
+    }
+}
+
+/// Writes a set's alias table (Vose 1991) and returns its size.
+fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
+    let weights: Vec<f64> = backends.iter().map(|backend| backend.weight).collect();
+    for (slot, ((threshold, alias), backend)) in alias_table(&weights).into_iter().zip(backends).enumerate() {
+        let (addr, port_be) = address(backend.address);
+        let value =
+            Backend { addr, port_be, pad: 0, identity: backend.identity, service: backend.service, threshold, alias };
+        tables.backends.insert(BackendKey { set, slot: slot as u32 }, value);
+    }
+    backends.len() as u32
+}
+
+/// Threshold (keep the slot if a random u32 is at most this) and alias of each slot.
+fn alias_table(weights: &[f64]) -> Vec<(u32, u32)> {
+    let count = weights.len();
+    let total: f64 = weights.iter().sum();
+    let mut scaled: Vec<f64> = weights.iter().map(|weight| weight / total * count as f64).collect();
+    let mut table: Vec<(u32, u32)> = (0..count).map(|slot| (u32::MAX, slot as u32)).collect();
+    let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|slot| scaled[*slot] < 1.0);
+    while let (Some(less), Some(more)) = (small.pop(), large.last().copied()) {
+        table[less] = ((scaled[less] * f64::from(u32::MAX)) as u32, more as u32);
+        scaled[more] -= 1.0 - scaled[less];
+        if scaled[more] < 1.0 {
+            large.pop();
+            small.push(more);
+        }
+    }
+    table
+}
+
+fn policy_flags(service: &Service) -> u8 {
+    let mut flags = match service.failure_mode {
+        Some(FailureMode::Open) => dest_flags::FAIL_OPEN_ROUTE | dest_flags::FAIL_OPEN_ACCESS,
+        Some(FailureMode::Closed) => 0,
+        // Undeclared: an access rule that cannot be asked refuses, a mere route gives way.
+        None => dest_flags::FAIL_OPEN_ROUTE,
+    };
+    if service.acceleration == Acceleration::Proxy {
+        flags |= dest_flags::ACCELERATE;
+    }
+    flags
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+    }
+}
+
+/// Address and port as they stand in keys.
+pub fn address(address: SocketAddr) -> (Addr, u16) {
+    (addr(address.ip()), address.port().to_be())
+}
+
+fn addr(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alias_table;
+
+    /// Probability of each slot being chosen, from the table.
+    fn shares(table: &[(u32, u32)]) -> Vec<f64> {
+        let mut shares = vec![0.0; table.len()];
+        for (slot, (threshold, alias)) in table.iter().enumerate() {
+            let keep = (f64::from(*threshold) + 1.0) / (f64::from(u32::MAX) + 1.0);
+            shares[slot] += keep / table.len() as f64;
+            shares[*alias as usize] += (1.0 - keep) / table.len() as f64;
+        }
+        shares
+    }
+
+    #[test]
+    fn every_backend_gets_its_weight() {
+        for weights in [vec![90.0, 10.0], vec![1.0], vec![1.0, 1.0, 1.0], vec![50.0, 0.5, 0.5, 99.0, 3.0]] {
+            let total: f64 = weights.iter().sum();
+            for (share, weight) in shares(&alias_table(&weights)).iter().zip(&weights) {
+                assert!((share - weight / total).abs() < 1e-8, "{weights:?}: {share} for {weight}");
+            }
+        }
+        assert!(alias_table(&[]).is_empty());
+    }
+}

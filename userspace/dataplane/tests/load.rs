@@ -1,0 +1,58 @@
+//! The real object in this kernel: loads, is re-adopted, leaves nothing. Needs root; without, it says so.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, find_cgroup2, uninstall};
+use weft_policy::Snapshot;
+
+struct Place {
+    cgroup: PathBuf,
+    bpffs: PathBuf,
+}
+
+impl Place {
+    fn new(name: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root (cargo xtask test)");
+            return None;
+        }
+        let unique = format!("weft-dp-{name}-{}", std::process::id());
+        let cgroup = find_cgroup2().expect("cgroup2").join(&unique);
+        fs::create_dir(&cgroup).expect("make a cgroup");
+        Some(Self { cgroup, bpffs: std::env::temp_dir().join(unique) })
+    }
+
+    fn config(&self) -> DataplaneConfig {
+        DataplaneConfig {
+            bpffs: self.bpffs.clone(),
+            cgroup: Cgroup::open(Some(&self.cgroup)).expect("cgroup"),
+            daemon_cgroup: 1,
+            proxy_port: 15001,
+            dns_port: 15053,
+            short_circuit: false,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = uninstall(&self.bpffs) {
+            eprintln!("uninstall: {error}");
+        }
+        let _ = fs::remove_dir(&self.cgroup);
+    }
+}
+
+#[test]
+fn a_second_start_adopts_what_the_first_published() {
+    let Some(place) = Place::new("adopt") else { return };
+    let first = Dataplane::start(&place.config()).expect("first start");
+    assert!(!first.adopted());
+    let snapshot = Arc::new(Snapshot { generation: first.next_generation(), ..Snapshot::default() });
+    let published = first.publish(&snapshot).expect("publish");
+    assert_eq!(published.generation, 1);
+    drop(first);
+    let second = Dataplane::start(&place.config()).expect("second start");
+    assert!(second.adopted());
+    assert_eq!(second.next_generation(), 2, "the generation in force survives");
+}
