@@ -1,0 +1,205 @@
+//! Who runs: workloads of `weft run` and those written by hand, seen alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{Allocations, RuntimeWorkload, services::Drafts, sources::Sources};
+use crate::{
+    resource::weft::WorkloadSpec,
+    snapshot::{Account, Identity, Protocol, ServiceName, Workload},
+};
+
+const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+pub(super) struct Members<'a> {
+    pub all: Vec<Member<'a>>,
+    /// Accounts that some workload runs as.
+    pub accounts: BTreeMap<Account, Identity>,
+    /// Namespace, label and value -> members.
+    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<usize>>,
+    /// Members that name this service.
+    by_service: BTreeMap<ServiceName, Vec<usize>>,
+}
+
+pub(super) struct Member<'a> {
+    pub name: String,
+    pub namespace: &'a str,
+    pub account: Account,
+    pub identity: Identity,
+    pub labels: &'a BTreeMap<String, String>,
+    pub origin: Origin<'a>,
+}
+
+pub(super) enum Origin<'a> {
+    Run(&'a RuntimeWorkload),
+    Hand(&'a WorkloadSpec),
+}
+
+/// The account a workload of `weft run` has.
+pub(super) fn account_of(workload: &RuntimeWorkload) -> Account {
+    Account {
+        namespace: workload.namespace.clone(),
+        name: workload.account.clone(),
+    }
+}
+
+// === impl Members ===
+
+impl<'a> Members<'a> {
+    pub fn gather(sources: &Sources<'a>, running: &'a [RuntimeWorkload], allocations: &mut Allocations) -> Self {
+        let run = running.iter().map(|workload| {
+            let account = account_of(workload);
+            Member {
+                name: workload.name.clone(),
+                namespace: &workload.namespace,
+                identity: allocations.identity(&account),
+                account,
+                labels: &workload.labels,
+                origin: Origin::Run(workload),
+            }
+        });
+        let mut all: Vec<Member<'a>> = run.collect();
+        for (object, spec) in &sources.workloads {
+            let account = Account {
+                namespace: object.namespace().to_owned(),
+                name: spec.service_account.clone(),
+            };
+            all.push(Member {
+                name: format!("{}/{}", object.namespace(), object.id.name),
+                namespace: object.namespace(),
+                identity: allocations.identity(&account),
+                account,
+                labels: &object.labels,
+                origin: Origin::Hand(spec),
+            });
+        }
+        let mut members = Self {
+            all,
+            accounts: BTreeMap::new(),
+            by_label: HashMap::new(),
+            by_service: BTreeMap::new(),
+        };
+        for (index, member) in members.all.iter().enumerate() {
+            members.accounts.insert(member.account.clone(), member.identity);
+            for (label, value) in member.labels {
+                members
+                    .by_label
+                    .entry((member.namespace, label, value))
+                    .or_default()
+                    .push(index);
+            }
+            if let Origin::Run(workload) = member.origin {
+                let name = ServiceName {
+                    namespace: workload.namespace.clone(),
+                    name: workload.service.clone(),
+                };
+                members.by_service.entry(name).or_default().push(index);
+            }
+        }
+        members
+    }
+
+    /// Services that workloads name.
+    pub fn named_services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.by_service.keys()
+    }
+
+    /// Members that belong to a service: those that name it and those that its selector picks.
+    pub fn of(&self, service: &ServiceName, selector: &BTreeMap<String, String>) -> Vec<&Member<'a>> {
+        let mut found: BTreeSet<usize> = self.by_service.get(service).into_iter().flatten().copied().collect();
+        if let Some((label, value)) = selector.first_key_value() {
+            let candidates = self
+                .by_label
+                .get(&(service.namespace.as_str(), label.as_str(), value.as_str()));
+            let fits = |i: &&usize| {
+                selector
+                    .iter()
+                    .all(|(label, value)| self.all[**i].labels.get(label) == Some(value))
+            };
+            found.extend(candidates.into_iter().flatten().filter(fits));
+        }
+        found.into_iter().map(|i| &self.all[i]).collect()
+    }
+
+    /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
+    pub fn workloads(self, drafts: &Drafts) -> Vec<Arc<Workload>> {
+        let workload = |member: Member<'_>| {
+            let (service, cgroup) = match member.origin {
+                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup)),
+                Origin::Hand(_) => (drafts.first_service.get(&member.name).cloned(), None),
+            };
+            Arc::new(Workload {
+                name: member.name,
+                namespace: member.namespace.to_owned(),
+                service,
+                account: member.account.name,
+                identity: member.identity,
+                labels: member.labels.clone(),
+                cgroup,
+            })
+        };
+        self.all.into_iter().map(workload).collect()
+    }
+}
+
+// === impl Member ===
+
+impl Member<'_> {
+    /// The port on which it serves a service port: what it says itself, else the service's target port.
+    pub fn target(&self, port: u16, protocol: Protocol, of_service: Option<u16>) -> Option<u16> {
+        let own = match self.origin {
+            Origin::Run(workload) => workload
+                .ports
+                .iter()
+                .find(|p| p.port == port && p.protocol == protocol)
+                .map(|p| p.target),
+            Origin::Hand(spec) => spec
+                .ports
+                .iter()
+                .find(|p| p.port == port && p.protocol == protocol)
+                .map(|p| p.target_port),
+        };
+        own.or(of_service)
+    }
+
+    /// Whether it is there to serve this port, so that callers wait for it: it said so, or it said nothing at all.
+    pub fn promises(&self, port: u16, protocol: Protocol) -> bool {
+        match self.origin {
+            Origin::Run(workload) => {
+                workload.ports.is_empty() || workload.ports.iter().any(|p| p.port == port && p.protocol == protocol)
+            }
+            Origin::Hand(_) => true,
+        }
+    }
+
+    /// Where it can be reached on a target port now.
+    pub fn ready(&self, target: u16, protocol: Protocol) -> Vec<SocketAddr> {
+        let addresses: BTreeSet<IpAddr> = match (&self.origin, protocol) {
+            (Origin::Hand(spec), _) => spec.addresses.iter().copied().collect(),
+            // Nobody can see that a UDP server is ready.
+            (Origin::Run(_), Protocol::Udp) => LOCAL.into(),
+            (Origin::Run(workload), Protocol::Tcp) => workload
+                .listening
+                .iter()
+                .filter(|(address, p)| *p == protocol && address.port() == target)
+                .flat_map(|(address, _)| reachable(address.ip()))
+                .collect(),
+        };
+        addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, target))
+            .collect()
+    }
+}
+
+/// Addresses at which a socket bound to `bound` is reached from this machine.
+fn reachable(bound: IpAddr) -> Vec<IpAddr> {
+    match bound.to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => vec![LOCAL[0]],
+        IpAddr::V6(ip) if ip.is_unspecified() => LOCAL.to_vec(),
+        specific => vec![specific],
+    }
+}

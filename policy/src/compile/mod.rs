@@ -1,0 +1,197 @@
+//! From objects in force and running workloads to one [`Snapshot`].
+//!
+//! ```text
+//! Store ----> Sources (by kind) --+-> members: who runs where, as whom
+//! weft run -> RuntimeWorkload ----+      |
+//!                                        v
+//!                        services: names, virtual IPs, ports, endpoints
+//!                                        |
+//!       smi: TrafficTargets -> Grant ----+-> access: one policy an identity
+//!       (further dialects lower to       |
+//!        Grants and splits too)          v
+//!                        splits, what works per request, what visits the proxy
+//! ```
+//!
+//! The same input and allocations give the same snapshot. Nothing is guessed from which objects exist.
+
+mod access;
+mod allocations;
+mod members;
+mod report;
+mod services;
+mod smi;
+mod sources;
+mod split;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+pub use self::allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6};
+use self::{access::Access, members::Members, report::Report, services::Drafts, sources::Sources};
+use crate::{
+    diagnostic::Diagnostic,
+    snapshot::{EndpointOwner, Identity, Protocol, Service, ServiceName, Snapshot, Workload},
+    store::Store,
+};
+
+/// Everything a [`Snapshot`] is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct CompileInput<'a> {
+    pub store: &'a Store,
+    /// What `weft run` registered and is still alive.
+    pub workloads: &'a [RuntimeWorkload],
+    /// Ranges of virtual IPs; empty: [`DEFAULT_VIP4`].
+    pub vip4: &'a [Ipv4Net],
+    /// Ranges of virtual IPs; empty: [`DEFAULT_VIP6`].
+    pub vip6: &'a [Ipv6Net],
+    pub generation: u64,
+}
+
+/// A workload that `weft run` started. It joins the service of its name, which is made if no resource defines it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeWorkload {
+    /// `NAMESPACE/SERVICE/INSTANCE`, unique.
+    pub name: String,
+    pub namespace: String,
+    pub service: String,
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    /// cgroup v2 id.
+    pub cgroup: u64,
+    /// What `--port` said; empty: the service's ports on their target ports.
+    pub ports: Vec<RuntimePort>,
+    /// Addresses that something in its cgroup listens on now, as bound.
+    pub listening: Vec<(SocketAddr, Protocol)>,
+}
+
+/// `--port PORT[:TARGET][/PROTOCOL]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimePort {
+    /// Port of the service.
+    pub port: u16,
+    /// Port the workload listens on.
+    pub target: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Debug)]
+pub struct Compiled {
+    pub snapshot: Snapshot,
+    /// What can only be said about the objects together: dangling references, clashes. Those about the text of a file
+    /// are the store's.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Compiles all of it. What is new gets its numbers and addresses from `allocations`.
+pub fn compile(input: &CompileInput<'_>, allocations: &mut Allocations) -> Compiled {
+    let sources = Sources::gather(input.store);
+    let mut report = Report::default();
+    let members = Members::gather(&sources, input.workloads, allocations);
+    let drafts = services::draft(input, &sources, &members, allocations, &mut report);
+    let access = Access::compile(&sources, &members, &drafts, allocations, &mut report);
+    let services = split::finish(&sources, &drafts, &access, allocations, &mut report);
+    report.services(&sources, &services);
+    report.refusals(input.store);
+    assemble(input, allocations, members, drafts, access, services, report)
+}
+
+fn assemble(
+    input: &CompileInput<'_>,
+    allocations: &Allocations,
+    members: Members<'_>,
+    drafts: Drafts,
+    access: Access,
+    services: BTreeMap<ServiceName, Arc<Service>>,
+    report: Report,
+) -> Compiled {
+    let workloads: Vec<Arc<Workload>> = members.workloads(&drafts);
+    let mut by_vip = HashMap::with_capacity(2 * services.len());
+    for service in services.values() {
+        by_vip.insert(IpAddr::V4(service.vip4), service.name.clone());
+        by_vip.insert(IpAddr::V6(service.vip6), service.name.clone());
+    }
+    let mut accounts = BTreeMap::new();
+    let mut identities = HashMap::new();
+    for (account, identity) in allocations.accounts() {
+        accounts.insert(identity, account.clone());
+        identities.insert(account, identity);
+    }
+    let snapshot = Snapshot {
+        generation: input.generation,
+        by_endpoint: owners(&services, &workloads),
+        by_cgroup: workloads.iter().filter_map(|w| Some((w.cgroup?, w.clone()))).collect(),
+        listeners: listeners(input.workloads, &identities),
+        services,
+        workloads,
+        accounts,
+        identities,
+        access: access.policies,
+        outbound_default: access.outbound_default,
+        rules: allocations
+            .rules()
+            .map(|(object, rule)| (*rule, object.clone()))
+            .collect(),
+        by_vip,
+        statuses: report.statuses(),
+    };
+    Compiled {
+        snapshot,
+        diagnostics: report.diagnostics,
+    }
+}
+
+/// Whose an endpoint address is; the workload's own service before others that it belongs to.
+fn owners(
+    services: &BTreeMap<ServiceName, Arc<Service>>,
+    workloads: &[Arc<Workload>],
+) -> HashMap<(SocketAddr, Protocol), EndpointOwner> {
+    let own: HashMap<&str, Option<&str>> = workloads
+        .iter()
+        .map(|w| (w.name.as_str(), w.service.as_deref()))
+        .collect();
+    let mut owners: HashMap<(SocketAddr, Protocol), EndpointOwner> = HashMap::new();
+    for service in services.values() {
+        for (index, port) in service.ports.iter().enumerate() {
+            for endpoint in &port.endpoints {
+                let is_own = own.get(endpoint.workload.as_str()).copied().flatten() == Some(service.name.name.as_str());
+                let owner = || EndpointOwner {
+                    service: service.name.clone(),
+                    port: index,
+                    endpoint: endpoint.clone(),
+                };
+                let entry = owners.entry((endpoint.address, port.protocol));
+                entry
+                    .and_modify(|old| {
+                        if is_own && old.endpoint.workload == endpoint.workload && old.service != service.name {
+                            *old = owner();
+                        }
+                    })
+                    .or_insert_with(owner);
+            }
+        }
+    }
+    owners
+}
+
+fn listeners(
+    workloads: &[RuntimeWorkload],
+    identities: &HashMap<crate::snapshot::Account, Identity>,
+) -> BTreeMap<(SocketAddr, Protocol), Identity> {
+    let mut found = BTreeMap::new();
+    for workload in workloads {
+        let Some(identity) = identities.get(&members::account_of(workload)) else {
+            continue;
+        };
+        for (address, protocol) in &workload.listening {
+            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+            found.entry((address, *protocol)).or_insert(*identity);
+        }
+    }
+    found
+}

@@ -1,0 +1,95 @@
+//! The objects in force, by kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    resource::{
+        Object, Spec,
+        k8s::ServiceSpec,
+        smi::{HttpRouteGroupSpec, PortRouteSpec, TrafficSplitSpec, TrafficTargetSpec},
+        weft::{MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
+    },
+    snapshot::{Account, ServiceName},
+    store::Store,
+};
+
+/// Namespace and name.
+pub(super) type Name<'a> = (&'a str, &'a str);
+
+#[derive(Default)]
+pub(super) struct Sources<'a> {
+    pub services: BTreeMap<ServiceName, (&'a Object, &'a ServiceSpec)>,
+    pub targets: Vec<(&'a Object, &'a TrafficTargetSpec)>,
+    pub http_groups: BTreeMap<Name<'a>, &'a HttpRouteGroupSpec>,
+    pub tcp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
+    pub udp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
+    /// By root service.
+    pub splits: BTreeMap<ServiceName, (&'a Object, &'a TrafficSplitSpec)>,
+    /// By namespace; `None`: of the mesh.
+    pub configs: BTreeMap<Option<&'a str>, (&'a Object, &'a MeshConfigSpec)>,
+    /// By service.
+    pub policies: BTreeMap<ServiceName, (&'a Object, &'a ServicePolicySpec)>,
+    pub workloads: Vec<(&'a Object, &'a WorkloadSpec)>,
+    /// Declared by a ServiceAccount.
+    pub accounts: BTreeSet<Account>,
+    pub all: Vec<&'a Object>,
+}
+
+impl<'a> Sources<'a> {
+    pub fn gather(store: &'a Store) -> Self {
+        let mut sources = Self::default();
+        for object in store.objects() {
+            let object = &**object;
+            sources.all.push(object);
+            let name = (object.namespace(), object.id.name.as_str());
+            match &object.spec {
+                Spec::Service(spec) => {
+                    sources
+                        .services
+                        .insert(service_name(object, &object.id.name), (object, spec));
+                }
+                Spec::Namespace => {}
+                Spec::ServiceAccount => {
+                    let account = Account {
+                        namespace: name.0.to_owned(),
+                        name: name.1.to_owned(),
+                    };
+                    sources.accounts.insert(account);
+                }
+                Spec::TrafficTarget(spec) => sources.targets.push((object, spec)),
+                Spec::HttpRouteGroup(spec) => {
+                    sources.http_groups.insert(name, spec);
+                }
+                Spec::TcpRoute(spec) => {
+                    sources.tcp_routes.insert(name, spec);
+                }
+                Spec::UdpRoute(spec) => {
+                    sources.udp_routes.insert(name, spec);
+                }
+                Spec::TrafficSplit(spec) => {
+                    sources
+                        .splits
+                        .insert(service_name(object, &spec.service.value), (object, spec));
+                }
+                Spec::MeshConfig(spec) => {
+                    sources.configs.insert(object.id.namespace.as_deref(), (object, spec));
+                }
+                Spec::Workload(spec) => sources.workloads.push((object, spec)),
+                Spec::ServicePolicy(spec) => {
+                    sources
+                        .policies
+                        .insert(service_name(object, &spec.service.value), (object, spec));
+                }
+            }
+        }
+        sources
+    }
+}
+
+/// A service of the object's namespace.
+pub(super) fn service_name(object: &Object, name: &str) -> ServiceName {
+    ServiceName {
+        namespace: object.namespace().to_owned(),
+        name: name.to_owned(),
+    }
+}

@@ -1,0 +1,17 @@
+//! `v1` Namespace: accepted, so that a folder of Kubernetes resources applies as it is. Namespaces need no declaration.
+
+use crate::resource::{Body, KindInfo, NameRule, Scope, Spec};
+
+pub(crate) static NAMESPACE: KindInfo = KindInfo {
+    group: "",
+    versions: &["v1"],
+    kind: "Namespace",
+    scope: Scope::Cluster,
+    name: NameRule::Label,
+    decode,
+};
+
+fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
+    body.root.tolerate(&["spec"]);
+    Some(Spec::Namespace)
+}

@@ -1,0 +1,14 @@
+//! Kinds of our own, `weft.mesh`: only what no standard has.
+
+mod mesh_config;
+mod service_policy;
+mod workload;
+
+pub(crate) use self::{mesh_config::MESH_CONFIG, service_policy::SERVICE_POLICY, workload::WORKLOAD};
+pub use self::{
+    mesh_config::MeshConfigSpec,
+    service_policy::ServicePolicySpec,
+    workload::{WorkloadPort, WorkloadSpec},
+};
+
+const GROUP: &str = "weft.mesh";

@@ -1,0 +1,320 @@
+//! The immutable, compiled view of all resources and workloads under one generation.
+//!
+//! Kernel tables (`weft-dataplane`), routes and access checks of the proxy, DNS answers and `weft explain` are all
+//! read from one [`Snapshot`]; none of them looks at resources again. It is plain data: no I/O, no clock, no locks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+/// Number the kernel compares instead of names; one per (namespace, service account). See [`Identity::FIRST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Identity(pub u32);
+
+impl Identity {
+    /// A client that is not captured.
+    pub const UNKNOWN: Self = Self(0);
+    /// A local address that no record speaks for (all workloads of a host may share 127.0.0.1).
+    pub const UNKNOWN_LOCAL: Self = Self(1);
+    /// Our own proxy.
+    pub const PROXY: Self = Self(2);
+    /// A destination outside the mesh.
+    pub const OUTSIDE: Self = Self(3);
+    /// First number given to a workload class.
+    pub const FIRST: Self = Self(256);
+}
+
+/// Kind, namespace and name of a resource, as flow events and messages name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    pub kind: String,
+    /// `None` for cluster-scoped objects (a mesh-wide MeshConfig).
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// Namespace and name of a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Namespace and name of a service account: what an [`Identity`] stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Account {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Number of a rule, kept in kernel tables and events; [`Snapshot::rule`] gives the object back.
+/// Stable for the life of the object: a rule that did not change keeps its number across generations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RuleId(pub u32);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessDefault {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureMode {
+    /// Without a daemon, new connections go straight to an endpoint; L4 policy still holds.
+    Open,
+    /// Without a daemon, new connections that would need the proxy are refused.
+    Closed,
+}
+
+/// Sockmap short-circuit. `Full` comes with the torture-tested kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acceleration {
+    Off,
+    Proxy,
+}
+
+/// What the bytes on a service port are declared to be (`appProtocol`, else the prefix of the port's name).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppProtocol {
+    /// Not declared: detected if the connection visits the proxy.
+    Unknown,
+    Http,
+    Http2,
+    Grpc,
+    /// Declared to be opaque (`tcp`, `tls`, `redis`, ...): never parsed.
+    Opaque,
+}
+
+impl AppProtocol {
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub generation: u64,
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    pub workloads: Vec<Arc<Workload>>,
+    /// Both directions of the identity numbering.
+    pub accounts: BTreeMap<Identity, Account>,
+    pub identities: HashMap<Account, Identity>,
+    /// Access policy of every identity that some workload or service account has.
+    pub access: HashMap<Identity, Arc<AccessPolicy>>,
+    /// What captured workloads may reach outside the mesh, and the object that says so.
+    pub outbound_default: Option<(AccessDefault, RuleId)>,
+    pub rules: HashMap<RuleId, ObjectRef>,
+    pub statuses: Vec<ObjectStatus>,
+    /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
+    pub by_vip: HashMap<IpAddr, ServiceName>,
+    pub by_endpoint: HashMap<(SocketAddr, Protocol), EndpointOwner>,
+    pub by_cgroup: HashMap<u64, Arc<Workload>>,
+    /// Every address a captured workload listens on as it bound it (so 0.0.0.0 and :: occur), whether or not a service
+    /// port leads there: dialling it is dialling that workload, and meets its access policy.
+    pub listeners: BTreeMap<(SocketAddr, Protocol), Identity>,
+}
+
+/// Whose an endpoint address is.
+#[derive(Debug, Clone)]
+pub struct EndpointOwner {
+    pub service: ServiceName,
+    /// Index into [`Service::ports`].
+    pub port: usize,
+    pub endpoint: Arc<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Service {
+    pub name: ServiceName,
+    pub vip4: Ipv4Addr,
+    pub vip6: Ipv6Addr,
+    pub ports: Vec<ServicePort>,
+    /// `None`: nothing declares it. Then closed where access rules need the proxy, open where only routing does.
+    pub failure_mode: Option<FailureMode>,
+    pub acceleration: Acceleration,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ServicePort {
+    /// Number of this service port in kernel tables and edges, stable as long as the port exists.
+    pub id: u32,
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub app: AppProtocol,
+    /// Works per request (declared HTTP, or an HTTP rule or route speaks about it).
+    pub http: bool,
+    /// Why connections to this port visit the proxy whatever the access policy says; `None`: they do not.
+    pub proxied: Option<String>,
+    /// Ready endpoints.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Identities and target ports behind it, of ready and of starting workloads: whom callers will reach.
+    pub targets: BTreeSet<(Identity, u16)>,
+    /// A workload that belongs here is starting and does not listen yet: callers wait instead of failing.
+    pub pending: bool,
+    pub split: Option<Arc<Split>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// Where to connect; a workload that listens on both families has two endpoints.
+    pub address: SocketAddr,
+    pub identity: Identity,
+    /// Name of the workload ([`Workload::name`]).
+    pub workload: String,
+}
+
+/// SMI TrafficSplit of a root service, compiled for one of its ports.
+#[derive(Debug, Clone, Serialize)]
+pub struct Split {
+    pub rule: RuleId,
+    pub object: ObjectRef,
+    /// Requests must match one of these to be split; empty: all are. Others go to the root's own endpoints.
+    #[serde(skip)]
+    pub matches: Vec<HttpMatch>,
+    /// Raw weights; all zero means: no backend.
+    pub backends: Vec<SplitBackend>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct SplitBackend {
+    pub service: ServiceName,
+    pub weight: u32,
+    /// Index of the called port in that service; `None`: the service or the port is missing (Pending).
+    pub port: Option<usize>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Workload {
+    /// Unique: `NAMESPACE/SERVICE/INSTANCE` for `weft run`, `NAMESPACE/NAME` for kind Workload.
+    pub name: String,
+    pub namespace: String,
+    /// First service it belongs to, for flow events.
+    pub service: Option<String>,
+    pub account: String,
+    pub identity: Identity,
+    pub labels: BTreeMap<String, String>,
+    /// cgroup v2 id of the workload's cgroup, where it is captured on this node.
+    pub cgroup: Option<u64>,
+}
+
+/// What may reach the workloads of one identity.
+#[derive(Debug, Clone)]
+pub struct AccessPolicy {
+    pub default: AccessDefault,
+    /// The MeshConfig that says so.
+    pub default_rule: RuleId,
+    /// Additive; empty under `AccessDefault::Allow` (the rules are NotEnforced then).
+    pub allow: Vec<AccessRule>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AccessRule {
+    pub rule: RuleId,
+    pub object: ObjectRef,
+    pub sources: BTreeSet<Identity>,
+    pub protocol: Protocol,
+    /// Target ports (those of endpoints); `None`: every port.
+    pub ports: Option<BTreeSet<u16>>,
+    /// HTTP matches, any of which allows; `None`: the rule speaks of connections, not of requests.
+    pub http: Option<Vec<HttpMatch>>,
+}
+
+/// One match of an HTTPRouteGroup. All that is set must hold.
+#[derive(Debug, Clone)]
+pub struct HttpMatch {
+    pub name: String,
+    /// Empty: every method.
+    pub methods: Vec<String>,
+    /// Anchored at the start (SMI).
+    pub path: Option<Regex>,
+    /// Lower-case header names.
+    pub headers: Vec<(String, Regex)>,
+}
+
+/// What an HTTP access check looks at.
+pub trait HttpRequestView {
+    fn method(&self) -> &str;
+    /// Path without query.
+    fn path(&self) -> &str;
+    /// First value of a header, by lower-case name.
+    fn header(&self, name: &str) -> Option<&str>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Allow,
+    Deny,
+    /// L4 cannot tell: the request decides.
+    NeedsHttp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    pub verdict: Verdict,
+    /// The rule that decided; a default deny names the MeshConfig's.
+    pub rule: Option<RuleId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ObjectState {
+    Accepted,
+    Pending,
+    NotEnforced,
+    Rejected,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ObjectStatus {
+    pub object: ObjectRef,
+    pub state: ObjectState,
+    pub reason: String,
+}

@@ -1,0 +1,269 @@
+//! The objects that are in force, from all files.
+//!
+//! Refusal is per object. A file says which version of which objects it *wants*; the store decides what is *in force*:
+//!
+//! - a document that is refused leaves the last good version of its object in force;
+//! - a file that cannot be read as YAML leaves all its objects as they are;
+//! - an object that a file no longer has goes, unless some document of that file could not be identified and may have
+//!   been meant to be it;
+//! - an object that is in two files belongs to the file that had it first; a claim that only one object may have (the
+//!   split of a service) belongs to the object that had it first. The others wait, and step in when it is free.
+//!
+//! An order of the same files gives the same objects; nothing here looks at a clock or a disk.
+
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    decode::MAX_DIAGNOSTICS,
+    diagnostic::{Diagnostic, Severity},
+    resource::{self, Claim, Key, Location, Object, Parsed},
+    snapshot::ObjectRef,
+};
+
+/// See the module's words.
+#[derive(Debug, Default)]
+pub struct Store {
+    files: BTreeMap<String, FileState>,
+    /// Files that have an object, in the order in which they came to have it.
+    holders: BTreeMap<Key, Vec<String>>,
+    in_force: BTreeMap<Key, Arc<Object>>,
+    claims: BTreeMap<Claim, Key>,
+    /// Objects whose wanted version waits for a claim.
+    waiting: BTreeSet<Key>,
+}
+
+/// What a file wants.
+#[derive(Debug, Default)]
+struct FileState {
+    slots: BTreeMap<Key, Slot>,
+    /// From reading the file.
+    diagnostics: Vec<Diagnostic>,
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    /// The last version that could be read; `None`: there was none.
+    wanted: Option<Arc<Object>>,
+    /// The version that the file has now is refused.
+    refused: bool,
+    line: u32,
+    column: u32,
+}
+
+/// An object whose present version is not in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub object: ObjectRef,
+    pub reason: String,
+    /// Where the version is that stays in force, if there is one.
+    pub in_force: Option<Location>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes a file's content, new or changed. Gives all that is wrong with this file now.
+    ///
+    /// `path` only names the file: in messages, and to know it again.
+    pub fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
+        let parsed = resource::parse_file(path, bytes);
+        let mut state = FileState {
+            slots: BTreeMap::new(),
+            diagnostics: parsed.diagnostics,
+        };
+        let old = self.files.remove(path).unwrap_or_default();
+        match parsed.documents {
+            // Unreadable: its objects stay as they are.
+            None => {
+                state.slots = old.slots.clone();
+                for slot in state.slots.values_mut() {
+                    slot.refused = true;
+                }
+            }
+            Some(documents) => {
+                let mut unidentified = Vec::new();
+                for document in documents {
+                    match document {
+                        Parsed::Good(key, object) => {
+                            let (line, column) = (object.location.line, object.location.column);
+                            let slot = Slot {
+                                wanted: Some(object),
+                                refused: false,
+                                line,
+                                column,
+                            };
+                            state.take(path, key, slot);
+                        }
+                        Parsed::Refused(key, at) => {
+                            let wanted = old.slots.get(&key).and_then(|slot| slot.wanted.clone());
+                            state.take(
+                                path,
+                                key,
+                                Slot {
+                                    wanted,
+                                    refused: true,
+                                    line: at.line,
+                                    column: at.column,
+                                },
+                            );
+                        }
+                        Parsed::Unidentified(facts) => unidentified.push(facts),
+                    }
+                }
+                for (key, slot) in &old.slots {
+                    if !state.slots.contains_key(key) && unidentified.iter().any(|facts| facts.fit(key)) {
+                        state.slots.insert(
+                            key.clone(),
+                            Slot {
+                                refused: true,
+                                ..slot.clone()
+                            },
+                        );
+                    }
+                }
+            }
+        }
+        self.replace(path, old, Some(state));
+        self.file_diagnostics(path)
+    }
+
+    /// Forgets a file: its objects go.
+    pub fn remove_file(&mut self, path: &str) {
+        let old = self.files.remove(path).unwrap_or_default();
+        self.replace(path, old, None);
+    }
+
+    /// All objects in force, by kind, namespace and name.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.in_force.values()
+    }
+
+    /// The object in force with this name.
+    pub fn object(&self, id: &ObjectRef) -> Option<&Arc<Object>> {
+        resource::groups_of(&id.kind).find_map(|group| self.in_force.get(&Key { group, id: id.clone() }))
+    }
+
+    /// Names of all files.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// All that is wrong with all files now.
+    pub fn diagnostics(&self) -> impl Iterator<Item = Diagnostic> {
+        self.files.keys().flat_map(|path| self.file_diagnostics(path))
+    }
+
+    /// All that is wrong with a file now: with its text, and with its objects beside those of other files.
+    pub fn file_diagnostics(&self, path: &str) -> Vec<Diagnostic> {
+        let Some(state) = self.files.get(path) else {
+            return Vec::new();
+        };
+        let mut found = state.diagnostics.clone();
+        for (key, slot) in &state.slots {
+            if found.len() >= MAX_DIAGNOSTICS {
+                break;
+            }
+            if let Some((reason, instead)) = self.conflict(path, key) {
+                found.push(Diagnostic {
+                    severity: Severity::Error,
+                    file: path.to_owned(),
+                    line: slot.line,
+                    column: slot.column,
+                    object: Some(key.id.clone()),
+                    field: String::new(),
+                    reason,
+                    instead: Some(instead.to_owned()),
+                });
+            }
+        }
+        found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
+        found
+    }
+
+    /// Objects whose present version is refused, or waits for another object to go.
+    pub fn refusals(&self) -> impl Iterator<Item = Refusal> {
+        self.holders.keys().filter_map(|key| {
+            let path = self.owner(key)?;
+            let state = self.files.get(path)?;
+            let reason = if state.slots.get(key)?.refused {
+                let about_it = |d: &&Diagnostic| d.is_error() && d.object.as_ref() == Some(&key.id);
+                let of_file = state.diagnostics.iter().find(about_it).or_else(|| {
+                    let mut errors = state.diagnostics.iter().filter(|d| d.is_error());
+                    errors
+                        .find(|d| d.object.is_none())
+                        .or_else(|| state.diagnostics.iter().find(|d| d.is_error()))
+                });
+                of_file.map(Diagnostic::to_string).unwrap_or_default()
+            } else {
+                self.conflict(path, key)?.0
+            };
+            let in_force = self.in_force.get(key).map(|object| object.location.clone());
+            Some(Refusal {
+                object: key.id.clone(),
+                reason,
+                in_force,
+            })
+        })
+    }
+
+    /// Why the object of this file is not in force, beyond what is wrong with its text.
+    fn conflict(&self, path: &str, key: &Key) -> Option<(String, &'static str)> {
+        let owner = self.owner(key)?;
+        if owner != path {
+            let slot = self.files.get(owner)?.slots.get(key)?;
+            let reason = format!("the same object is in {owner}:{}:{} already", slot.line, slot.column);
+            return Some((reason, "remove one of the two; the first one stays in force"));
+        }
+        if !self.waiting.contains(key) {
+            return None;
+        }
+        let claim = self
+            .files
+            .get(path)?
+            .slots
+            .get(key)?
+            .wanted
+            .as_ref()?
+            .spec
+            .claim(&key.id)?;
+        let holder = self.claims.get(&claim)?;
+        let place = &self.in_force.get(holder)?.location;
+        let reason = format!(
+            "{} is {} already, in {}:{}:{}",
+            claim.0, holder.id, place.file, place.line, place.column
+        );
+        Some((reason, "keep one of the two; the first one stays in force"))
+    }
+}
+
+// === impl FileState ===
+
+impl FileState {
+    /// Takes the first of the file's documents that are this object, and refuses the others.
+    fn take(&mut self, path: &str, key: Key, slot: Slot) {
+        let Some(first) = self.slots.get(&key) else {
+            self.slots.insert(key, slot);
+            return;
+        };
+        if self.diagnostics.len() >= MAX_DIAGNOSTICS {
+            return;
+        }
+        self.diagnostics.push(Diagnostic {
+            severity: Severity::Error,
+            file: path.to_owned(),
+            line: slot.line,
+            column: slot.column,
+            object: Some(key.id),
+            field: String::new(),
+            reason: format!("the same object is in {path}:{}:{} already", first.line, first.column),
+            instead: Some("remove one of the two; the first one stays in force".to_owned()),
+        });
+    }
+}
