@@ -1,0 +1,86 @@
+//! Check adapter that refuses what matches.
+//!
+//! See this folder's README for the page an operator reads.
+
+use weft_policy::ObjectRef;
+
+use crate::{
+    attribute::Bag,
+    error::AdapterError,
+    pipeline::{Check, CheckResult},
+};
+
+mod config;
+
+pub use config::{Config, DEFAULT_MESSAGE, DEFAULT_STATUS, HeaderMatch, Match};
+
+/// Refuses the requests that its [`Match`] speaks about.
+#[derive(Debug)]
+pub struct Denier {
+    name: String,
+    config: Config,
+    rule: Option<ObjectRef>,
+}
+
+// === impl Denier ===
+
+impl Denier {
+    /// `rule` is the object that configured it, which flow events will name; `None`: the adapter by its name.
+    ///
+    /// # Errors
+    /// [`AdapterError::Config`]: the status is no HTTP error.
+    pub fn new(name: &str, mut config: Config, rule: Option<ObjectRef>) -> Result<Self, AdapterError> {
+        config.validate()?;
+        if let Some(header) = &mut config.matches.header {
+            header.name.make_ascii_lowercase();
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            config,
+            rule,
+        })
+    }
+}
+
+impl Check for Denier {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check(&self, bag: &Bag<'_>) -> CheckResult {
+        if !self.config.matches.holds(bag) {
+            return CheckResult::Allow;
+        }
+        CheckResult::Deny {
+            status: self.config.status,
+            message: self.config.message.clone(),
+            rule: self.rule.clone(),
+        }
+    }
+}
+
+// === impl Match ===
+
+impl Match {
+    /// Everything that is set holds. What speaks of a request does not hold for a bare connection.
+    fn holds(&self, bag: &Bag<'_>) -> bool {
+        let equal = |wanted: &Option<String>, found: Option<&str>| match wanted {
+            Some(wanted) => found == Some(wanted.as_str()),
+            None => true,
+        };
+        equal(&self.namespace, Some(bag.destination.namespace))
+            && equal(&self.service, bag.destination.service)
+            && equal(&self.method, bag.request.map(|request| request.method))
+            && self.path_prefix.as_ref().is_none_or(|prefix| {
+                bag.request
+                    .is_some_and(|request| request.url_path().starts_with(prefix.as_str()))
+            })
+            && self.header.as_ref().is_none_or(|header| {
+                let found = bag.header(&header.name);
+                found.is_some() && equal(&header.value, found)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests;

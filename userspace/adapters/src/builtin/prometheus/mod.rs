@@ -1,0 +1,325 @@
+//! Report adapter that keeps Istio's standard metrics, and ours, in a registry that the daemon serves.
+//!
+//! What counts where, so that nothing counts twice: `istio_requests_*` come from request events; `istio_tcp_*` come from
+//! the kernel's edges only, opaque connections through the proxy included; `weft_flow_denied_total` comes from deny
+//! events and refused requests. Open and close events count nothing here.
+
+use std::{hash::Hash, sync::Arc};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeMetric},
+    metrics::{
+        TypedMetric,
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+    },
+    registry::{Metric, Registry},
+};
+
+use crate::{
+    error::AdapterError,
+    record::{EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Record},
+    reporter::Report,
+};
+
+mod config;
+mod labels;
+
+pub use config::{Config, DEFAULT_TRUST_DOMAIN, MAX_SERIES};
+use labels::{DenyLabels, EdgeLabels, RequestLabels};
+
+/// Upper bounds of Istio's (Envoy's) histograms, in milliseconds or bytes, so that existing dashboards and recorded
+/// rules fit.
+pub const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+type Counters<L> = Family<L, Counter>;
+type Histograms = Family<RequestLabels, Histogram, fn() -> Histogram>;
+
+/// The adapter. Registered once; the registry shares its numbers.
+#[derive(Debug)]
+pub struct Prometheus {
+    trust_domain: Arc<str>,
+    room: Room,
+    requests: Counters<RequestLabels>,
+    durations: Histograms,
+    request_bytes: Histograms,
+    response_bytes: Histograms,
+    tcp_sent: Counters<EdgeLabels>,
+    tcp_received: Counters<EdgeLabels>,
+    tcp_opened: Counters<EdgeLabels>,
+    tcp_closed: Counters<EdgeLabels>,
+    tcp_refused: Counters<EdgeLabels>,
+    tcp_reset: Counters<EdgeLabels>,
+    denied: Counters<DenyLabels>,
+}
+
+/// How many series there are, and may be.
+#[derive(Debug)]
+struct Room {
+    max: usize,
+    used: usize,
+    series: Gauge,
+    overflow: Counter,
+}
+
+// === impl Prometheus ===
+
+impl Prometheus {
+    /// Makes the adapter and registers its metrics.
+    ///
+    /// # Errors
+    /// [`AdapterError::Config`]: a parameter is out of bounds.
+    pub fn new(config: &Config, registry: &mut Registry) -> Result<Self, AdapterError> {
+        config.validate()?;
+        let adapter = Self {
+            trust_domain: config.trust_domain.as_str().into(),
+            room: Room {
+                max: config.max_series,
+                used: 0,
+                series: Gauge::default(),
+                overflow: Counter::default(),
+            },
+            requests: Family::default(),
+            durations: Family::new_with_constructor(histogram),
+            request_bytes: Family::new_with_constructor(histogram),
+            response_bytes: Family::new_with_constructor(histogram),
+            tcp_sent: Family::default(),
+            tcp_received: Family::default(),
+            tcp_opened: Family::default(),
+            tcp_closed: Family::default(),
+            tcp_refused: Family::default(),
+            tcp_reset: Family::default(),
+            denied: Family::default(),
+        };
+        adapter.register(registry);
+        Ok(adapter)
+    }
+
+    /// Counters get their `_total` from the encoder.
+    fn register(&self, registry: &mut Registry) {
+        fn add(registry: &mut Registry, name: &str, help: &str, metric: &(impl Metric + Clone)) {
+            registry.register(name, help, metric.clone());
+        }
+        add(registry, "istio_requests", "Requests handled", &self.requests);
+        add(
+            registry,
+            "istio_request_duration_milliseconds",
+            "Duration of requests",
+            &self.durations,
+        );
+        add(
+            registry,
+            "istio_request_bytes",
+            "Size of request bodies",
+            &self.request_bytes,
+        );
+        add(
+            registry,
+            "istio_response_bytes",
+            "Size of response bodies",
+            &self.response_bytes,
+        );
+        add(
+            registry,
+            "istio_tcp_sent_bytes",
+            "Bytes sent by the destination",
+            &self.tcp_sent,
+        );
+        add(
+            registry,
+            "istio_tcp_received_bytes",
+            "Bytes received by the destination",
+            &self.tcp_received,
+        );
+        add(
+            registry,
+            "istio_tcp_connections_opened",
+            "Connections opened",
+            &self.tcp_opened,
+        );
+        add(
+            registry,
+            "istio_tcp_connections_closed",
+            "Connections closed",
+            &self.tcp_closed,
+        );
+        add(
+            registry,
+            "weft_tcp_connections_refused",
+            "Connections the destination refused",
+            &self.tcp_refused,
+        );
+        add(
+            registry,
+            "weft_tcp_connections_reset",
+            "Connections that ended by a reset",
+            &self.tcp_reset,
+        );
+        add(
+            registry,
+            "weft_flow_denied",
+            "Connections and requests refused by policy",
+            &self.denied,
+        );
+        add(
+            registry,
+            "weft_metrics_series",
+            "Series of mesh traffic that exist",
+            &self.room.series,
+        );
+        add(
+            registry,
+            "weft_metrics_overflow",
+            "Updates lost because max_series was reached",
+            &self.room.overflow,
+        );
+    }
+
+    fn on_flow(&mut self, flow: &Flow) {
+        match (flow.event, &flow.l7) {
+            (FlowEvent::Request, Some(l7)) => {
+                self.on_request(flow, l7);
+                if flow.verdict == FlowVerdict::Deny {
+                    self.on_deny(flow);
+                }
+            }
+            (FlowEvent::Request | FlowEvent::Deny, _) if flow.verdict == FlowVerdict::Deny => self.on_deny(flow),
+            _ => {}
+        }
+    }
+
+    fn on_request(&mut self, flow: &Flow, l7: &L7) {
+        let labels = RequestLabels {
+            edge: EdgeLabels {
+                reporter: flow.reporter,
+                source: flow.source.clone(),
+                destination: flow.destination.clone(),
+                protocol: flow.protocol,
+                trust_domain: self.trust_domain.clone(),
+            },
+            code: l7.status,
+            grpc_status: l7.grpc_status,
+            denied: flow.verdict == FlowVerdict::Deny,
+        };
+        let millis = l7.duration.as_secs_f64() * 1000.0;
+        self.room.update(&self.requests, &labels, |metric| metric.inc());
+        self.room
+            .update(&self.durations, &labels, |metric| metric.observe(millis));
+        self.room.update(&self.request_bytes, &labels, |metric| {
+            metric.observe(l7.request_bytes as f64)
+        });
+        self.room.update(&self.response_bytes, &labels, |metric| {
+            metric.observe(l7.response_bytes as f64)
+        });
+    }
+
+    fn on_deny(&mut self, flow: &Flow) {
+        let labels = DenyLabels {
+            reporter: flow.reporter,
+            source: flow.source.clone(),
+            destination: flow.destination.clone(),
+            protocol: flow.protocol,
+            rule: flow.rule.clone(),
+        };
+        self.room.update(&self.denied, &labels, |metric| metric.inc());
+    }
+
+    /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
+    /// request instead, and UDP has no name there.
+    fn on_edge(&mut self, edge: &EdgeDelta) {
+        if edge.protocol != FlowProtocol::Tcp {
+            return;
+        }
+        let labels = EdgeLabels {
+            reporter: edge.reporter,
+            source: edge.source.clone(),
+            destination: edge.destination.clone(),
+            protocol: edge.protocol,
+            trust_domain: self.trust_domain.clone(),
+        };
+        // Istio counts from the server's point of view: "sent" is the response's direction.
+        for (family, grown) in [
+            (&self.tcp_sent, edge.bytes_received),
+            (&self.tcp_received, edge.bytes_sent),
+            (&self.tcp_opened, edge.opened),
+            (&self.tcp_closed, edge.closed),
+            (&self.tcp_refused, edge.refused),
+            (&self.tcp_reset, edge.reset),
+        ] {
+            if grown > 0 {
+                self.room.update(family, &labels, |metric| {
+                    metric.inc_by(grown);
+                });
+            }
+        }
+    }
+}
+
+impl Report for Prometheus {
+    fn name(&self) -> &str {
+        "prometheus"
+    }
+
+    fn report(&mut self, batch: &[Record]) {
+        for record in batch {
+            match record {
+                Record::Flow(flow) => self.on_flow(flow),
+                Record::Edge(edge) => self.on_edge(edge),
+            }
+        }
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    /// Updates a series; a new one is made only where there is room. Only the adapter makes series, so that the
+    /// count needs no lock.
+    fn update<L, M, C, T>(&mut self, family: &Family<L, M, C>, labels: &L, update: impl FnOnce(&M) -> T)
+    where
+        L: Clone + Hash + Eq + EncodeLabelSet,
+        M: EncodeMetric + TypedMetric,
+        C: MetricConstructor<M>,
+    {
+        if let Some(metric) = family.get(labels) {
+            update(&metric);
+            return;
+        }
+        if self.used >= self.max {
+            self.overflow.inc();
+            return;
+        }
+        self.used += 1;
+        self.series.inc();
+        update(&family.get_or_create(labels));
+    }
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,386 @@
+use std::time::{Duration, SystemTime};
+
+use weft_policy::ObjectRef;
+
+use super::*;
+use crate::{
+    exposition::encode,
+    record::{Destination, Peer, Side},
+};
+
+fn peer(service: &str) -> Arc<Peer> {
+    Arc::new(Peer {
+        namespace: "default".into(),
+        service: Some(service.into()),
+        account: service.into(),
+    })
+}
+
+fn destination(port: u16) -> Arc<Destination> {
+    Arc::new(Destination {
+        namespace: "shop".into(),
+        service: Some("web".into()),
+        account: Some("web".into()),
+        address: "127.0.0.1".parse().unwrap(),
+        port,
+    })
+}
+
+fn request(source: &str, status: u16) -> Flow {
+    Flow {
+        time: SystemTime::UNIX_EPOCH,
+        event: FlowEvent::Request,
+        reporter: Side::Proxy,
+        verdict: FlowVerdict::Allow,
+        reason: String::new(),
+        rule: None,
+        source: peer(source),
+        destination: destination(8080),
+        protocol: FlowProtocol::Http,
+        l7: Some(L7 {
+            method: "GET".into(),
+            path: "/".into(),
+            status,
+            duration: Duration::from_millis(3),
+            request_bytes: 0,
+            response_bytes: 612,
+            grpc_status: None,
+            user_agent: None,
+        }),
+        bytes_sent: 1,
+        bytes_received: 2,
+        rtt_us: None,
+        errno: None,
+    }
+}
+
+fn edge(protocol: FlowProtocol) -> EdgeDelta {
+    EdgeDelta {
+        reporter: Side::Destination,
+        source: peer("client"),
+        destination: destination(8080),
+        protocol,
+        verdict: FlowVerdict::Allow,
+        opened: 2,
+        closed: 1,
+        refused: 3,
+        reset: 4,
+        bytes_sent: 10,
+        bytes_received: 20,
+    }
+}
+
+fn flow(flow: Flow) -> Record {
+    Record::Flow(Arc::new(flow))
+}
+
+/// Reports the records to a fresh adapter; what a scrape then says.
+fn scrape(config: Config, records: &[Record]) -> String {
+    let mut registry = Registry::default();
+    let mut adapter = Prometheus::new(&config, &mut registry).unwrap();
+    adapter.report(records);
+    encode(&registry).unwrap()
+}
+
+/// Value of the only series whose name and labels contain all of `parts`.
+#[track_caller]
+fn value(text: &str, parts: &[&str]) -> String {
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)))
+        .collect();
+    assert_eq!(lines.len(), 1, "{parts:?} in\n{text}");
+    lines[0].rsplit_once(' ').unwrap().1.to_owned()
+}
+
+#[test]
+fn a_request_has_istios_name_and_labels() {
+    let text = scrape(
+        Config::default(),
+        &[flow(request("client", 200)), flow(request("client", 200))],
+    );
+    let expected = concat!(
+        r#"istio_requests_total{reporter="waypoint",source_workload="client",source_workload_namespace="default","#,
+        r#"source_principal="spiffe://cluster.local/ns/default/sa/client",destination_service="web.shop.mesh","#,
+        r#"destination_service_name="web",destination_service_namespace="shop","#,
+        r#"destination_principal="spiffe://cluster.local/ns/shop/sa/web",destination_workload="web","#,
+        r#"destination_workload_namespace="shop",request_protocol="http",connection_security_policy="none","#,
+        r#"response_code="200",response_flags="-"} 2"#
+    );
+    assert!(text.lines().any(|line| line == expected), "{text}");
+    assert!(text.contains("# TYPE istio_requests counter"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
+#[test]
+fn duration_and_sizes_fall_into_istios_buckets() {
+    let text = scrape(Config::default(), &[flow(request("client", 200))]);
+    for (name, le, expect) in [
+        ("istio_request_duration_milliseconds_bucket", r#"le="1.0""#, "0"),
+        ("istio_request_duration_milliseconds_bucket", r#"le="5.0""#, "1"),
+        ("istio_response_bytes_bucket", r#"le="500.0""#, "0"),
+        ("istio_response_bytes_bucket", r#"le="1000.0""#, "1"),
+        ("istio_request_bytes_bucket", r#"le="0.5""#, "1"),
+        ("istio_response_bytes_bucket", r#"le="3600000.0""#, "1"),
+    ] {
+        assert_eq!(value(&text, &[name, le]), expect, "{name} {le}");
+    }
+    assert_eq!(value(&text, &["istio_response_bytes_sum"]), "612.0");
+    assert_eq!(value(&text, &["istio_request_duration_milliseconds_sum"]), "3.0");
+}
+
+#[test]
+fn kernel_edges_become_istio_tcp_from_the_servers_point_of_view() {
+    let text = scrape(
+        Config::default(),
+        &[
+            Record::Edge(edge(FlowProtocol::Tcp)),
+            Record::Edge(edge(FlowProtocol::Tcp)),
+        ],
+    );
+    for (name, expect) in [
+        ("istio_tcp_sent_bytes_total", "40"),
+        ("istio_tcp_received_bytes_total", "20"),
+        ("istio_tcp_connections_opened_total", "4"),
+        ("istio_tcp_connections_closed_total", "2"),
+        ("weft_tcp_connections_refused_total", "6"),
+        ("weft_tcp_connections_reset_total", "8"),
+    ] {
+        assert_eq!(
+            value(&text, &[name, r#"reporter="destination""#, r#"request_protocol="tcp""#]),
+            expect,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn an_opaque_connection_through_the_proxy_is_counted_once() {
+    let opened = Flow {
+        event: FlowEvent::Open,
+        protocol: FlowProtocol::Tcp,
+        l7: None,
+        ..request("client", 0)
+    };
+    let closed = Flow {
+        event: FlowEvent::Close,
+        ..opened.clone()
+    };
+    let text = scrape(
+        Config::default(),
+        &[flow(opened), Record::Edge(edge(FlowProtocol::Tcp)), flow(closed)],
+    );
+    assert_eq!(value(&text, &["istio_tcp_connections_opened_total"]), "2");
+    assert_eq!(value(&text, &["istio_tcp_sent_bytes_total"]), "20");
+}
+
+#[test]
+fn http_and_udp_edges_are_no_istio_tcp() {
+    for protocol in [FlowProtocol::Http, FlowProtocol::Grpc, FlowProtocol::Udp] {
+        let text = scrape(Config::default(), &[Record::Edge(edge(protocol))]);
+        assert!(!text.contains("istio_tcp_sent_bytes_total{"), "{text}");
+    }
+}
+
+#[test]
+fn a_deny_names_its_rule() {
+    let rule = ObjectRef {
+        kind: "MeshConfig".into(),
+        namespace: None,
+        name: "mesh".into(),
+    };
+    let deny = Flow {
+        event: FlowEvent::Deny,
+        verdict: FlowVerdict::Deny,
+        protocol: FlowProtocol::Tcp,
+        reporter: Side::Source,
+        l7: None,
+        rule: Some(rule.clone()),
+        ..request("client", 0)
+    };
+    let refused = Flow {
+        verdict: FlowVerdict::Deny,
+        rule: Some(rule),
+        ..request("client", 403)
+    };
+    let text = scrape(Config::default(), &[flow(deny), flow(refused)]);
+    let expected = concat!(
+        r#"weft_flow_denied_total{reporter="source",source_namespace="default",source_service="client","#,
+        r#"source_account="client",destination_namespace="shop",destination_service="web",protocol="tcp","#,
+        r#"rule_kind="MeshConfig",rule_namespace="",rule_name="mesh"} 1"#
+    );
+    assert!(text.lines().any(|line| line == expected), "{text}");
+    assert_eq!(
+        value(
+            &text,
+            &["weft_flow_denied_total", r#"protocol="http""#, r#"rule_name="mesh""#]
+        ),
+        "1"
+    );
+    assert_eq!(
+        value(
+            &text,
+            &[
+                "istio_requests_total",
+                r#"response_code="403""#,
+                r#"response_flags="UAEX""#
+            ]
+        ),
+        "1"
+    );
+}
+
+#[test]
+fn the_port_is_no_label_and_makes_no_series() {
+    let other = Flow {
+        destination: destination(9090),
+        ..request("client", 200)
+    };
+    let text = scrape(Config::default(), &[flow(request("client", 200)), flow(other)]);
+    assert_eq!(value(&text, &["istio_requests_total"]), "2");
+}
+
+#[test]
+fn what_is_not_known_is_unknown() {
+    let stranger = Flow {
+        source: Arc::new(Peer {
+            namespace: "unknown".into(),
+            service: None,
+            account: "unknown".into(),
+        }),
+        destination: Arc::new(Destination {
+            service: None,
+            account: None,
+            ..(*destination(1)).clone()
+        }),
+        ..request("client", 200)
+    };
+    let text = scrape(Config::default(), &[flow(stranger)]);
+    for label in [
+        "source_workload",
+        "source_principal",
+        "destination_service",
+        "destination_service_name",
+        "destination_principal",
+    ] {
+        value(&text, &["istio_requests_total", &format!(r#"{label}="unknown""#)]);
+    }
+}
+
+#[test]
+fn a_grpc_status_is_a_label_of_grpc_only() {
+    let mut grpc = request("client", 200);
+    grpc.protocol = FlowProtocol::Grpc;
+    grpc.l7.as_mut().unwrap().grpc_status = Some(14);
+    let text = scrape(Config::default(), &[flow(grpc), flow(request("client", 200))]);
+    assert_eq!(
+        value(&text, &["istio_requests_total", r#"grpc_response_status="14""#]),
+        "1"
+    );
+    assert!(
+        !text
+            .lines()
+            .any(|line| line.contains(r#"protocol="http""#) && line.contains("grpc_response")),
+        "{text}"
+    );
+}
+
+#[test]
+fn series_beyond_the_cap_are_not_made_but_counted() {
+    let config = Config {
+        max_series: 4,
+        ..Config::default()
+    };
+    let text = scrape(
+        config,
+        &[
+            flow(request("a", 200)),
+            flow(request("b", 200)),
+            flow(request("b", 200)),
+            flow(request("a", 200)),
+        ],
+    );
+    assert_eq!(value(&text, &["istio_requests_total", r#"source_workload="a""#]), "2");
+    assert!(!text.contains(r#"source_workload="b""#), "{text}");
+    assert_eq!(value(&text, &["weft_metrics_series"]), "4");
+    assert_eq!(value(&text, &["weft_metrics_overflow_total"]), "8");
+}
+
+#[test]
+fn names_that_hold_quotes_cannot_break_the_exposition() {
+    let odd = Flow {
+        source: peer("a\"b\\c\nd"),
+        ..request("client", 200)
+    };
+    let text = scrape(Config::default(), &[flow(odd)]);
+    value(&text, &["istio_requests_total", r#"source_workload="a\"b\\c\nd""#]);
+}
+
+#[test]
+fn every_registered_metric_is_used() {
+    let deny = Flow {
+        verdict: FlowVerdict::Deny,
+        ..request("client", 403)
+    };
+    let config = Config {
+        max_series: 11,
+        ..Config::default()
+    };
+    let text = scrape(
+        config,
+        &[
+            flow(deny),
+            Record::Edge(edge(FlowProtocol::Tcp)),
+            flow(request("other", 200)),
+        ],
+    );
+    for name in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+    {
+        let moved = text
+            .lines()
+            .any(|line| line.starts_with(name) && !line.ends_with(" 0") && !line.ends_with(" 0.0"));
+        assert!(moved, "{name} did not move\n{text}");
+    }
+}
+
+#[test]
+fn parameters_are_checked() {
+    let mut registry = Registry::default();
+    let error = Prometheus::new(
+        &Config {
+            max_series: MAX_SERIES + 1,
+            ..Config::default()
+        },
+        &mut registry,
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("max_series"), "{error}");
+    assert!(serde_json::from_str::<Config>(r#"{"serie": 1}"#).is_err());
+}
+
+/// The page's example loads, and its table names every metric.
+#[test]
+fn the_page_is_complete() {
+    let page = include_str!("README.md");
+    for example in page
+        .split("```json\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+    {
+        serde_json::from_str::<Config>(example).unwrap();
+    }
+    for line in scrape(Config::default(), &[])
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+    {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let name = if kind == "counter" {
+            format!("{name}_total")
+        } else {
+            name.to_owned()
+        };
+        assert!(page.contains(&format!("`{name}`")), "{name} is not on the page");
+    }
+}

@@ -1,0 +1,27 @@
+//! What can go wrong when adapters are made.
+
+use std::{io, path::PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    #[error("start the reporter thread")]
+    Thread {
+        #[source]
+        source: io::Error,
+    },
+    #[error("the reporter did not finish within {deadline_ms} ms; records that were still queued are lost")]
+    ShutdownDeadline { deadline_ms: u128 },
+    #[error("open access log `{}` for appending", path.display())]
+    OpenLog {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("adapter `{adapter}`, field `{field}`: found `{found}`, expected {expected}")]
+    Config {
+        adapter: &'static str,
+        field: &'static str,
+        found: String,
+        expected: String,
+    },
+}

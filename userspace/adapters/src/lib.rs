@@ -1,0 +1,26 @@
+//! What the mesh decides beside its own policy (checks) and what it tells about itself (reports).
+//!
+//! A proxy worker builds a [`Bag`] of borrowed attributes for a request, asks the [`Pipeline`] of checks, and at the
+//! end hands a [`Record`] to its [`Reporter`]. A thread of its own drains the reporters' rings and gives the records,
+//! in batches, to every [`Report`] adapter: the metrics endpoint and the access log are such adapters, and the
+//! kernel's edges go through the same ring. Nothing reports beside it.
+//!
+//! The README of this folder says in which order to read.
+
+#![forbid(unsafe_code)]
+
+pub mod attribute;
+pub mod builtin;
+mod error;
+pub mod exposition;
+pub mod metrics;
+pub mod pipeline;
+pub mod record;
+pub mod reporter;
+
+pub use attribute::{Attribute, Bag, Headers, Principal, Value};
+pub use error::AdapterError;
+pub use metrics::ReportMetrics;
+pub use pipeline::{Check, CheckResult, Denied, Pipeline};
+pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
+pub use reporter::{Report, Reporter, ReporterThread};

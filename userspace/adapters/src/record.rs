@@ -1,0 +1,217 @@
+//! What the kernel and the proxy tell about traffic: one [`Flow`] an event, one [`EdgeDelta`] an edge and interval.
+//!
+//! A [`Flow`] serialises to the JSON of `weft flows -o json`, one object a line, which others script against: names
+//! and meaning of its fields stay. It reads back what it wrote (the command line does), except that time is kept in
+//! microseconds.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use weft_policy::ObjectRef;
+
+mod json;
+
+pub(crate) use json::rfc3339::format as format_time;
+
+/// One thing that adapters are told.
+#[derive(Debug, Clone)]
+pub enum Record {
+    Flow(Arc<Flow>),
+    Edge(EdgeDelta),
+}
+
+/// One event of one connection or request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// When it ended (a request), or happened (everything else). RFC 3339 in UTC with microseconds.
+    #[serde(with = "json::rfc3339")]
+    pub time: SystemTime,
+    pub event: FlowEvent,
+    pub reporter: Side,
+    pub verdict: FlowVerdict,
+    /// Why, in words an operator understands.
+    pub reason: String,
+    /// The object that decided; `None`, in JSON `null`, where nothing had to decide.
+    pub rule: Option<ObjectRef>,
+    pub source: Arc<Peer>,
+    pub destination: Arc<Destination>,
+    pub protocol: FlowProtocol,
+    /// `None` for a connection of which nobody looked at requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l7: Option<L7>,
+    /// Bytes from source to destination since the connection (or request) began.
+    pub bytes_sent: u64,
+    /// Bytes from destination to source since the connection (or request) began.
+    pub bytes_received: u64,
+    /// Smoothed round trip time of the connection, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+    /// What the client's system call returned, as a positive number (1 is EPERM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowEvent {
+    /// A connection was established.
+    Open,
+    /// A connection ended; the byte counts are final.
+    Close,
+    /// A connection was refused by policy.
+    Deny,
+    /// A request ended, or was refused.
+    Request,
+}
+
+/// Who saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The kernel, on the client's side.
+    Source,
+    /// The kernel, on the server's side.
+    Destination,
+    /// The proxy between them.
+    Proxy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowVerdict {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowProtocol {
+    Tcp,
+    Udp,
+    Http,
+    Grpc,
+}
+
+/// The calling side. `unknown` stands in the names of a client that is not captured.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Peer {
+    pub namespace: String,
+    pub service: Option<String>,
+    pub account: String,
+}
+
+/// The called side.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Destination {
+    pub namespace: String,
+    /// `None` for a destination outside the mesh.
+    pub service: Option<String>,
+    /// `None` until an endpoint is picked.
+    pub account: Option<String>,
+    /// What the connection was opened to, or the endpoint that was picked.
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// What a request added to its connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct L7 {
+    pub method: String,
+    /// Path as received, query included.
+    pub path: String,
+    /// HTTP status that the client got.
+    pub status: u16,
+    /// From the request's first byte to the response's last; microseconds in JSON.
+    #[serde(rename = "duration_us", with = "json::micros")]
+    pub duration: Duration,
+    /// Body bytes.
+    pub request_bytes: u64,
+    /// Body bytes.
+    pub response_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+}
+
+/// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeDelta {
+    pub reporter: Side,
+    pub source: Arc<Peer>,
+    pub destination: Arc<Destination>,
+    pub protocol: FlowProtocol,
+    pub verdict: FlowVerdict,
+    /// Connections established.
+    pub opened: u64,
+    /// Connections ended, in whatever way.
+    pub closed: u64,
+    /// Connections that the destination did not accept.
+    pub refused: u64,
+    /// Connections that ended by a reset.
+    pub reset: u64,
+    /// Bytes from source to destination.
+    pub bytes_sent: u64,
+    /// Bytes from destination to source.
+    pub bytes_received: u64,
+}
+
+// === impl Side ===
+
+impl Side {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+// === impl FlowEvent ===
+
+impl FlowEvent {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Close => "close",
+            Self::Deny => "deny",
+            Self::Request => "request",
+        }
+    }
+}
+
+// === impl FlowVerdict ===
+
+impl FlowVerdict {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+// === impl FlowProtocol ===
+
+impl FlowProtocol {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! From the request path to the report adapters without ever waiting.
+//!
+//! ```text
+//! worker 0  Reporter --try_send--> ring 0 --+
+//! worker 1  Reporter --try_send--> ring 1 --+--> reporter thread --batches--> prometheus, stdio, flows, ...
+//! kernel    Reporter --try_send--> ring 2 --+
+//! ```
+//! A ring is a bounded queue; a worker that finds its own full drops the record and counts it. The thread sleeps while
+//! all rings are empty and is woken by the first record; it then waits [`GATHER`] so that a busy mesh is
+//! reported in batches instead of one wake-up a request.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering, fence},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use tracing::{error, warn};
+
+use crate::{error::AdapterError, metrics::ReportMetrics, record::Record};
+
+/// Records a ring holds: a burst of 8192 requests of one worker within [`GATHER`] (1.6 million a second) is not
+/// lost. Costs about a megabyte a ring; a larger one only hides an adapter that is too slow.
+pub const RING_CAPACITY: usize = 8192;
+
+/// Records handed over at once; bounds the memory of a batch, not of the queue.
+pub const BATCH_MAX: usize = 1024;
+
+/// How long the thread lets records gather after it found few. Longer saves wake-ups, and makes `weft flows --follow`
+/// and `/metrics` lag by as much.
+pub const GATHER: Duration = Duration::from_millis(5);
+
+/// Longest sleep of an idle thread: a backstop, should a wake-up ever get lost.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// An adapter that is told what happened. Runs on the reporter's thread and may block it: rings then fill up and
+/// records are dropped, requests are never held up.
+pub trait Report: Send {
+    fn name(&self) -> &str;
+
+    /// Some records, oldest first within each worker.
+    fn report(&mut self, batch: &[Record]);
+
+    /// Last call, at shutdown: write out what is buffered.
+    fn flush(&mut self) {}
+}
+
+/// One worker's way in. Clones share the worker's ring.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    ring: SyncSender<Record>,
+    shared: Arc<Shared>,
+    metrics: ReportMetrics,
+}
+
+/// The thread that drains the rings. Dropping it ends the thread without waiting for it.
+#[derive(Debug)]
+pub struct ReporterThread {
+    shared: Arc<Shared>,
+    done: Receiver<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The thread found every ring empty and sleeps, or is about to.
+    asleep: AtomicBool,
+    stop: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// State of the thread itself.
+struct Drain {
+    rings: Vec<Receiver<Record>>,
+    /// The ring to begin with, so that a busy one does not starve the others.
+    first: usize,
+    adapters: Vec<Box<dyn Report>>,
+    batch: Vec<Record>,
+    shared: Arc<Shared>,
+    metrics: ReportMetrics,
+}
+
+// === impl Reporter ===
+
+impl Reporter {
+    /// Hands a record over. Never blocks and never allocates; a full ring (or an ended reporter) drops the record and
+    /// counts it in `weft_report_dropped_total`.
+    pub fn record(&self, record: Record) {
+        if self.ring.try_send(record).is_err() {
+            self.metrics.dropped.inc();
+            return;
+        }
+        // Either we see `asleep` here, or the thread sees the record in the look it takes after setting it.
+        fence(Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::Relaxed) {
+            self.shared.wake();
+        }
+    }
+
+    /// Records of all workers that were lost so far.
+    pub fn dropped(&self) -> u64 {
+        self.metrics.dropped.get()
+    }
+}
+
+// === impl ReporterThread ===
+
+impl ReporterThread {
+    /// Starts the thread with `rings` rings, one a worker (plus one for whoever reads the kernel's events).
+    ///
+    /// # Errors
+    /// [`AdapterError::Thread`]: the system gave no thread.
+    pub fn start(
+        adapters: Vec<Box<dyn Report>>,
+        rings: usize,
+        metrics: ReportMetrics,
+    ) -> Result<(Self, Vec<Reporter>), AdapterError> {
+        let shared = Arc::new(Shared::default());
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..rings).map(|_| sync_channel(RING_CAPACITY)).unzip();
+        let (finished, done) = sync_channel(1);
+        let drain = Drain {
+            rings: receivers,
+            first: 0,
+            adapters,
+            batch: Vec::with_capacity(BATCH_MAX),
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+        };
+        let handle = thread::Builder::new()
+            .name("weft-report".to_owned())
+            .spawn(move || {
+                drain.run();
+                // Whoever waits may be gone already.
+                let _ = finished.send(());
+            })
+            .map_err(|source| AdapterError::Thread { source })?;
+        // Set once, here; a record that comes before is found by the thread's first look.
+        let _ = shared.thread.set(handle.thread().clone());
+        let reporters = senders
+            .into_iter()
+            .map(|ring| Reporter {
+                ring,
+                shared: shared.clone(),
+                metrics: metrics.clone(),
+            })
+            .collect();
+        Ok((Self { shared, done }, reporters))
+    }
+
+    /// Delivers what is queued, flushes every adapter, and ends the thread. Blocks for `deadline` at most.
+    ///
+    /// # Errors
+    /// [`AdapterError::ShutdownDeadline`]: an adapter holds the thread up; it is left behind.
+    pub fn shutdown(self, deadline: Duration) -> Result<(), AdapterError> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake();
+        match self.done.recv_timeout(deadline) {
+            Err(RecvTimeoutError::Timeout) => Err(AdapterError::ShutdownDeadline {
+                deadline_ms: deadline.as_millis(),
+            }),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+}
+
+impl Drop for ReporterThread {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn wake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+// === impl Drain ===
+
+impl Drain {
+    fn run(mut self) {
+        loop {
+            // Read before the rings: what was queued before the stop is then seen by the pass below.
+            let stop = self.shared.stop.load(Ordering::SeqCst);
+            let found = self.pass();
+            match found {
+                BATCH_MAX => {}
+                0 if stop => break,
+                0 => self.sleep(),
+                _ if stop => {}
+                _ => thread::park_timeout(GATHER),
+            }
+        }
+        for adapter in &mut self.adapters {
+            adapter.flush();
+        }
+    }
+
+    /// Takes at most [`BATCH_MAX`] records and reports them; says how many.
+    fn pass(&mut self) -> usize {
+        for offset in 0..self.rings.len() {
+            let index = (self.first + offset) % self.rings.len();
+            while self.batch.len() < BATCH_MAX
+                && let Ok(record) = self.rings[index].try_recv()
+            {
+                self.batch.push(record);
+            }
+        }
+        self.first = (self.first + 1) % self.rings.len().max(1);
+        let found = self.batch.len();
+        if found > 0 {
+            self.deliver();
+            self.batch.clear();
+        }
+        found
+    }
+
+    /// One bad adapter must not take the others with it: one that panics is told nothing any more.
+    fn deliver(&mut self) {
+        let (batch, metrics) = (&self.batch, &self.metrics);
+        self.adapters.retain_mut(|adapter| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| adapter.report(batch)));
+            if outcome.is_err() {
+                let name = adapter.name().to_owned();
+                error!(
+                    adapter = name,
+                    "report adapter panicked; it is out of service until the next start"
+                );
+                metrics.failed.get_or_create(&[("adapter", name)]).inc();
+            }
+            outcome.is_ok()
+        });
+        metrics.delivered.inc_by(self.batch.len() as u64);
+    }
+
+    fn sleep(&mut self) {
+        self.shared.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.pass() == 0 && !self.shared.stop.load(Ordering::SeqCst) {
+            thread::park_timeout(IDLE);
+        }
+        self.shared.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            warn!("the reporter thread ended by a panic; nothing is reported any more");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
