@@ -1,0 +1,223 @@
+//! A folder of YAML files, watched.
+//!
+//! `*.yaml` and `*.yml` directly in the folder; sub-folders and dot files are left alone (so Kubernetes' `..data` swaps
+//! and editors' temporary files make no objects). inotify says *that* something happened, never *what*: after a
+//! short quiet moment the folder is listed and compared with what was applied, so a lost or merged event, an
+//! atomic rename, a swapped symlink and a slow writer all end in the same place. A rescan now and then does the same
+//! without any event, for file systems that have none and for targets of symlinks elsewhere.
+//!
+//! What must never happen is that a mistake of the file system looks like a deletion. Objects go only if the folder was
+//! listed without error and the file was not in it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use crate::{
+    error::SourceError,
+    source::{Change, Sink, Source, SourceStatus},
+};
+
+mod scan;
+mod watch;
+
+use scan::Folder;
+pub use scan::MAX_FILES;
+use watch::Watch;
+
+/// Quiet time after an event before the folder is read: an editor's truncate, write, rename is one change. Shorter reads
+/// half-written files, longer is felt by whoever edits.
+pub const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// The folder is read after this long even if events never stop.
+pub const DEBOUNCE_MAX: Duration = Duration::from_millis(500);
+
+/// Backstop for changes that no event tells. Costs a listing and a `stat` a file.
+pub const RESCAN: Duration = Duration::from_secs(5);
+
+/// How soon a folder that vanished, or a file caught in the middle of a write, is looked at again.
+pub const RETRY: Duration = Duration::from_millis(250);
+
+/// A watched folder. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct FilesSource {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// One waiting wake-up says as much as many: the folder is compared as a whole.
+    wake: SyncSender<()>,
+    /// Also try again what was refused.
+    nudged: AtomicBool,
+    stop: AtomicBool,
+    status: Mutex<SourceStatus>,
+}
+
+/// State of the watching thread.
+struct Worker<S> {
+    folder: Folder,
+    watch: Watch,
+    store: Arc<Mutex<S>>,
+    notify: tokio::sync::mpsc::Sender<Change>,
+    shared: Arc<Shared>,
+}
+
+// === impl FilesSource ===
+
+impl FilesSource {
+    /// Applies the folder to `store` before it returns, and watches it from then on. Each batch that changed something
+    /// (the first one in any case) is told to `notify`, after the store's lock was given back; while `notify`
+    /// is full the watch waits, and it ends when `notify` is closed.
+    ///
+    /// # Errors
+    /// [`SourceError::Folder`]: the folder cannot be read now; the store is as before. [`SourceError::Thread`]: the
+    /// system gave no thread; the folder is applied but not watched.
+    pub fn spawn<S: Sink + 'static>(
+        path: impl Into<PathBuf>,
+        store: Arc<Mutex<S>>,
+        notify: tokio::sync::mpsc::Sender<Change>,
+    ) -> Result<Self, SourceError> {
+        let path = path.into();
+        let (wake, woken) = sync_channel(1);
+        // Watched first, then read: what changes in between is seen by its event at the latest.
+        let mut watch = Watch::new(&path, wake.clone());
+        watch.ensure();
+        let mut folder = Folder::new(&path);
+        let first = folder
+            .scan(&mut *lock(&store), false)
+            .map_err(|source| SourceError::Folder {
+                path: path.clone(),
+                source,
+            })?;
+        let shared = Arc::new(Shared {
+            wake,
+            nudged: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            status: Mutex::new(folder.status()),
+        });
+        let mut worker = Worker {
+            folder,
+            watch,
+            store,
+            notify,
+            shared: shared.clone(),
+        };
+        thread::Builder::new()
+            .name("weft-files".to_owned())
+            .spawn(move || {
+                if worker.tell(first) {
+                    worker.run(&woken);
+                }
+            })
+            .map_err(|source| SourceError::Thread {
+                path: path.clone(),
+                source,
+            })?;
+        Ok(Self { path, shared })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Source for FilesSource {
+    fn name(&self) -> String {
+        format!("files in {}", self.path.display())
+    }
+
+    fn status(&self) -> SourceStatus {
+        lock(&self.shared.status).clone()
+    }
+
+    fn nudge(&self) {
+        self.shared.nudged.store(true, Ordering::SeqCst);
+        self.shared.wake();
+    }
+}
+
+impl Drop for FilesSource {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn wake(&self) {
+        // Full: the thread is about to look anyway. Closed: it has ended.
+        let _ = self.wake.try_send(());
+    }
+}
+
+// === impl Worker ===
+
+impl<S: Sink> Worker<S> {
+    fn run(&mut self, woken: &Receiver<()>) {
+        loop {
+            let wait = if self.folder.unsettled() { RETRY } else { RESCAN };
+            if woken.recv_timeout(wait).is_ok() {
+                self.debounce(woken);
+            }
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            if !self.look() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until events pause. Asked for by somebody: does not wait.
+    fn debounce(&self, woken: &Receiver<()>) {
+        let began = Instant::now();
+        while !self.shared.nudged.load(Ordering::SeqCst) && !self.shared.stop.load(Ordering::SeqCst) {
+            let quiet = woken.recv_timeout(DEBOUNCE).is_err();
+            if quiet || began.elapsed() > DEBOUNCE_MAX {
+                return;
+            }
+        }
+    }
+
+    /// Compares the folder with what was applied. `false`: nobody listens any more.
+    fn look(&mut self) -> bool {
+        let nudged = self.shared.nudged.swap(false, Ordering::SeqCst);
+        self.watch.ensure();
+        let change = self.folder.scan_or_keep(&mut *lock(&self.store), nudged);
+        *lock(&self.shared.status) = self.folder.status();
+        change.is_empty() || self.tell(change)
+    }
+
+    fn tell(&self, change: Change) -> bool {
+        for diagnostic in &change.diagnostics {
+            warn!("{diagnostic}");
+        }
+        info!(
+            applied = change.applied.len(),
+            removed = change.removed.len(),
+            "resources changed"
+        );
+        self.notify.blocking_send(change).is_ok()
+    }
+}
+
+/// A panic elsewhere under the lock must not end the source: the next batch is applied to what is there.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

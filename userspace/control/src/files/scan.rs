@@ -1,0 +1,346 @@
+//! One look at the folder: what is there, compared with what was applied.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Metadata},
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use tracing::info;
+use weft_policy::{Diagnostic, Severity};
+
+use crate::{
+    read::{Content, MAX_FILE_BYTES, read_bounded},
+    source::{Change, Sink, SourceStatus},
+};
+
+/// Files of a folder that are looked at; one resource a file is the usual way, and this is ten times a large mesh.
+pub const MAX_FILES: usize = 50_000;
+
+/// A file changed this shortly before it was read may change again without a new time stamp (file systems count in
+/// ticks, some in seconds): it is read again at the next look.
+const RACY: Duration = Duration::from_secs(2);
+
+/// The folder as it was applied.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// By full path, as in messages.
+    files: BTreeMap<String, Known>,
+    /// Device and inode of the folder that was last listed.
+    identity: Option<(u64, u64)>,
+    /// Why the last look removed nothing.
+    problem: Option<String>,
+    /// Some file was in the middle of a write, or the folder was not there.
+    unsettled: bool,
+}
+
+/// A file that was seen.
+#[derive(Debug, Default)]
+struct Known {
+    stamp: Option<Stamp>,
+    /// Of the bytes that were handed to the sink; `None`: none ever were.
+    content: Option<u64>,
+    racy: bool,
+    /// The file could not be read since; it is handed over again when it can.
+    kept: bool,
+    diagnostics: Vec<Diagnostic>,
+}
+
+/// What changes when a file does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// How looking at a file ended.
+enum Seen {
+    /// As it was applied.
+    Same,
+    /// Handed to the sink.
+    Applied(Vec<Diagnostic>),
+    /// Not handed over; what was applied before stays.
+    Kept(Diagnostic),
+    /// Somebody is writing it.
+    Moving,
+}
+
+// === impl Folder ===
+
+impl Folder {
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            files: BTreeMap::new(),
+            identity: None,
+            problem: None,
+            unsettled: false,
+        }
+    }
+
+    pub fn unsettled(&self) -> bool {
+        self.unsettled
+    }
+
+    pub fn status(&self) -> SourceStatus {
+        SourceStatus {
+            files: self.files.values().filter(|file| file.content.is_some()).count(),
+            refused: self.files.values().filter(|file| file.refused()).count(),
+            problem: self.problem.clone(),
+        }
+    }
+
+    /// As [`Self::scan`]; a folder that cannot be read changes nothing and is told once.
+    pub fn scan_or_keep(&mut self, sink: &mut dyn Sink, retry: bool) -> Change {
+        match self.scan(sink, retry) {
+            Ok(change) => change,
+            Err(error) => {
+                self.unsettled = true;
+                self.trouble(format!(
+                    "the folder cannot be read ({error}); nothing is removed until it is back"
+                ))
+            }
+        }
+    }
+
+    /// Brings the sink in step with the folder. `retry`: files with errors are applied again, changed or not.
+    ///
+    /// # Errors
+    /// The folder cannot be listed; nothing was changed.
+    pub fn scan(&mut self, sink: &mut dyn Sink, retry: bool) -> io::Result<Change> {
+        let found = fs::metadata(&self.path)?;
+        let identity = Some((found.dev(), found.ino()));
+        let (listed, odd) = self.list()?;
+        if listed.is_empty() && !self.files.is_empty() && identity != self.identity {
+            self.unsettled = true;
+            return Ok(self.trouble(
+                "another folder, without resources, is there now (unmounted?); nothing is removed until it has some"
+                    .to_owned(),
+            ));
+        }
+        self.identity = identity;
+        if let Some(problem) = self.problem.take() {
+            info!(path = %self.path.display(), problem, "resources folder is back");
+        }
+        self.unsettled = false;
+
+        let mut change = Change {
+            diagnostics: odd,
+            ..Change::default()
+        };
+        self.remove_missing(&listed, sink, &mut change);
+        for path in &listed {
+            let again = retry && self.files.get(path).is_some_and(Known::refused);
+            self.visit(path, again, sink, &mut change);
+        }
+        self.retry_refused(sink, &mut change);
+        Ok(change)
+    }
+
+    /// Full paths of the resource files, sorted, and what is wrong with the others.
+    fn list(&self) -> io::Result<(Vec<String>, Vec<Diagnostic>)> {
+        let (mut listed, mut odd) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let path = self.path.join(&name);
+            let is_resource = path
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml");
+            if !is_resource || name.as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            match path.into_os_string().into_string() {
+                Ok(path) => listed.push(path),
+                Err(path) => odd.push(warning(&path.to_string_lossy(), "its name is no UTF-8", "rename it")),
+            }
+        }
+        listed.sort_unstable();
+        if listed.len() > MAX_FILES {
+            let reason = format!("{} files; those after the {MAX_FILES}th are left out", listed.len());
+            odd.push(warning(
+                &self.path.to_string_lossy(),
+                &reason,
+                "put several documents into a file",
+            ));
+            listed.truncate(MAX_FILES);
+        }
+        // What is odd stays odd: told at the first look only.
+        if self.identity.is_some() {
+            odd.clear();
+        }
+        Ok((listed, odd))
+    }
+
+    /// Removals come first, so that an object may move from one file to another in one go.
+    fn remove_missing(&mut self, listed: &[String], sink: &mut dyn Sink, change: &mut Change) {
+        self.files.retain(|path, known| {
+            let there = listed.binary_search(path).is_ok();
+            if !there && known.content.is_some() {
+                sink.remove_file(path);
+                change.removed.push(path.clone());
+            }
+            there
+        });
+    }
+
+    fn visit(&mut self, path: &str, again: bool, sink: &mut dyn Sink, change: &mut Change) {
+        let known = self.files.entry(path.to_owned()).or_default();
+        let diagnostics = match known.look(path, again, sink) {
+            Seen::Same => return,
+            Seen::Moving => {
+                self.unsettled = true;
+                return;
+            }
+            Seen::Applied(diagnostics) => {
+                if !change.applied.iter().any(|applied| applied == path) {
+                    change.applied.push(path.to_owned());
+                }
+                diagnostics
+            }
+            Seen::Kept(diagnostic) => {
+                known.kept = true;
+                vec![diagnostic]
+            }
+        };
+        if known.diagnostics != diagnostics {
+            change.diagnostics.retain(|told| told.file != path);
+            change.diagnostics.extend(diagnostics.iter().cloned());
+            known.diagnostics = diagnostics;
+        }
+    }
+
+    /// A file may have been refused only because another one still had its object: after a change the refused ones are
+    /// given a second chance.
+    fn retry_refused(&mut self, sink: &mut dyn Sink, change: &mut Change) {
+        if change.applied.is_empty() && change.removed.is_empty() {
+            return;
+        }
+        let refused: Vec<String> = self
+            .files
+            .iter()
+            .filter(|(path, known)| {
+                let alone = change.removed.is_empty() && change.applied == [path.as_str()];
+                known.refused() && known.content.is_some() && !alone
+            })
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in refused {
+            self.visit(&path, true, sink, change);
+        }
+    }
+
+    fn trouble(&mut self, problem: String) -> Change {
+        if self.problem.as_ref() == Some(&problem) {
+            return Change::default();
+        }
+        let told = warning(&self.path.to_string_lossy(), &problem, "check the folder");
+        self.problem = Some(problem);
+        Change {
+            diagnostics: vec![told],
+            ..Change::default()
+        }
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn refused(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+
+    fn look(&mut self, path: &str, again: bool, sink: &mut dyn Sink) -> Seen {
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Seen::Kept(warning(path, "no regular file", "move it elsewhere, or rename it")),
+            Err(error) => return Seen::Kept(self.unreadable(path, &error)),
+        };
+        let stamp = Stamp::of(&metadata);
+        if self.stamp == Some(stamp) && !self.racy && !again {
+            return Seen::Same;
+        }
+        let read_at = SystemTime::now();
+        let bytes = match read_bounded(Path::new(path), &metadata) {
+            Ok(Content::Bytes(bytes)) => bytes,
+            Ok(Content::TooLarge(size)) => {
+                self.stamp = Some(stamp);
+                return Seen::Kept(too_large(path, size));
+            }
+            Err(error) => return Seen::Kept(self.unreadable(path, &error)),
+        };
+        if fs::metadata(path).map(|after| Stamp::of(&after)).ok() != Some(stamp) {
+            return Seen::Moving;
+        }
+        self.stamp = Some(stamp);
+        self.racy = metadata.modified().is_ok_and(|modified| modified + RACY > read_at);
+        let content = hash(&bytes);
+        if self.content == Some(content) && !again && !self.kept {
+            return Seen::Same;
+        }
+        self.content = Some(content);
+        self.kept = false;
+        Seen::Applied(sink.apply_file(path, &bytes))
+    }
+
+    /// Read again as soon as it can be.
+    fn unreadable(&mut self, path: &str, error: &io::Error) -> Diagnostic {
+        self.stamp = None;
+        warning(
+            path,
+            &format!("cannot be read ({error}); what it said before stays in force"),
+            "check its permissions",
+        )
+    }
+}
+
+// === impl Stamp ===
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn warning(file: &str, reason: &str, instead: &str) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Warning,
+        file: file.to_owned(),
+        line: 0,
+        column: 0,
+        object: None,
+        field: String::new(),
+        reason: reason.to_owned(),
+        instead: Some(instead.to_owned()),
+    }
+}
+
+fn too_large(path: &str, size: u64) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        ..warning(
+            path,
+            &format!("{size} bytes are too many, at most {MAX_FILE_BYTES}; what it said before stays in force"),
+            "split it into several files",
+        )
+    }
+}
