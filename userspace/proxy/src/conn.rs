@@ -1,0 +1,119 @@
+//! An accepted connection, from its original destination to the protocol that serves it.
+
+use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc};
+
+use tokio::net::TcpStream;
+use weft_adapters::Peer;
+
+use crate::{
+    context::ConnContext,
+    detect::{Found, Patience, Spoken, detect},
+    http,
+    io::Prefixed,
+    limits::{DETECT_DEADLINE, IDLE_TIMEOUT},
+    listen::stop::{Phase, StopWatch},
+    metrics::ConnectionProtocol,
+    report,
+    route::{self, Hint},
+    tcp,
+    worker::Worker,
+};
+
+/// What every request of a connection shares.
+pub(crate) struct Conn {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) context: ConnContext,
+    /// The client's address and port.
+    pub(crate) peer: SocketAddr,
+    /// Who that is, in names.
+    pub(crate) source: Arc<Peer>,
+    pub(crate) stop: StopWatch,
+}
+
+/// Serves `stream` in a task of its own, which the worker owns.
+pub(crate) fn spawn(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, stop: StopWatch) {
+    let Some(context) = captured(worker, &stream, peer) else {
+        return;
+    };
+    let source = report::peer(&worker.snapshots.load(), &context);
+    let conn = Rc::new(Conn {
+        worker: Rc::clone(worker),
+        context,
+        peer,
+        source,
+        stop,
+    });
+    worker.spawn_connection(serve(conn, stream));
+}
+
+/// Where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
+fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<ConnContext> {
+    let context = stream.local_addr().and_then(|local| {
+        worker
+            .origin
+            .context(stream.as_fd(), route::canonical(local), route::canonical(peer))
+    });
+    match context {
+        Ok(Some(mut context)) => {
+            context.original = route::canonical(context.original);
+            if !worker.listeners.contains(&context.original) {
+                return Some(context);
+            }
+            tracing::debug!(%peer, original = %context.original, "connection to the proxy itself");
+        }
+        Ok(None) => tracing::debug!(%peer, "connection without original destination"),
+        Err(error) => tracing::warn!(%peer, %error, "look up the original destination"),
+    }
+    worker.metrics.capture_missing.inc();
+    None
+}
+
+async fn serve(conn: Rc<Conn>, mut stream: TcpStream) {
+    // A failure here shows again at the first read.
+    let _ = stream.set_nodelay(true);
+    for filter in &conn.worker.config.filters {
+        if filter.on_connection(&conn.context).is_refuse() {
+            tracing::debug!(filter = filter.name(), original = %conn.context.original, "connection refused by filter");
+            return tcp::reset(stream);
+        }
+    }
+    let hint = route::hint(
+        &conn.worker.snapshots.load(),
+        conn.context.original,
+        conn.context.source,
+    );
+    let found = match hint {
+        Hint::Opaque => Found::Spoke(Spoken::Opaque, Default::default()),
+        Hint::Http | Hint::Unknown => {
+            let patience = match hint {
+                Hint::Http => Patience::Http(IDLE_TIMEOUT),
+                _ => Patience::Unknown(DETECT_DEADLINE),
+            };
+            let mut stop = conn.stop.clone();
+            let detected = tokio::select! {
+                detected = detect(&mut stream, patience) => detected,
+                () = stop.reached(Phase::Drain), if hint == Hint::Http => return,
+            };
+            match detected {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(peer = %conn.peer, %error, "client went away before it said anything");
+                    return;
+                }
+            }
+        }
+    };
+    let Found::Spoke(spoken, read) = found else { return };
+    conn.worker.metrics.connection(match spoken {
+        Spoken::Http1 => ConnectionProtocol::Http1,
+        Spoken::Http2 => ConnectionProtocol::Http2,
+        Spoken::Tls => ConnectionProtocol::Tls,
+        Spoken::Opaque => ConnectionProtocol::Opaque,
+    });
+    let stream = Prefixed::new(read, stream);
+    match spoken {
+        Spoken::Http1 => http::server::serve_http1(conn, stream).await,
+        Spoken::Http2 => http::server::serve_http2(conn, stream).await,
+        Spoken::Tls | Spoken::Opaque => tcp::serve(conn, stream).await,
+    }
+}

@@ -1,0 +1,1 @@
+//! DNS server of the mesh.

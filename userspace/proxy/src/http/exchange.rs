@@ -1,0 +1,329 @@
+//! What must be known about a request when it is over.
+//!
+//! Both bodies and the task that forwards hold the [`Exchange`]; whoever lets go last ends the request. So one flow
+//! event goes out for each, also for those that broke off, and none before the last byte.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
+use hyper::body::Frame;
+use tokio::time::Instant;
+use weft_adapters::{Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Record, Side};
+use weft_policy::ObjectRef;
+
+use super::filter::Stream;
+use crate::{conn::Conn, error::FaultSide, io::ConnClock, metrics::RequestOutcome, report};
+
+/// Content type of gRPC, and what may follow it (`+proto`).
+const GRPC: &str = "application/grpc";
+
+static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
+
+/// One request, from its headers to the last byte of its answer.
+pub(crate) struct Exchange {
+    pub(crate) conn: Rc<Conn>,
+    pub(crate) grpc: bool,
+    pub(crate) is_http1: bool,
+    pub(crate) method: Method,
+    clock: Arc<ConnClock>,
+    id: u64,
+    began: Instant,
+    path: String,
+    user_agent: Option<String>,
+    request_bytes: Cell<u64>,
+    response_bytes: Cell<u64>,
+    /// 0: the client got none.
+    status: Cell<u16>,
+    grpc_status: Cell<Option<u16>>,
+    request_broke: Cell<bool>,
+    /// Filters have seen its headers and must see its end.
+    filtered: Cell<bool>,
+    outcome: Cell<RequestOutcome>,
+    told: RefCell<Told>,
+}
+
+struct Told {
+    verdict: FlowVerdict,
+    reason: String,
+    rule: Option<ObjectRef>,
+    destination: Arc<Destination>,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    pub(crate) fn new(conn: &Rc<Conn>, clock: &Arc<ConnClock>, head: &Parts) -> Rc<Self> {
+        clock.request_began();
+        let content_type = head
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .map_or(&b""[..], |value| value.as_bytes());
+        Rc::new(Self {
+            conn: Rc::clone(conn),
+            grpc: is_grpc(content_type),
+            is_http1: head.version < Version::HTTP_2,
+            method: head.method.clone(),
+            clock: Arc::clone(clock),
+            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
+            began: Instant::now(),
+            path: head
+                .uri
+                .path_and_query()
+                .map_or_else(|| head.uri.to_string(), |path| path.as_str().to_owned()),
+            user_agent: head
+                .headers
+                .get(http::header::USER_AGENT)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            request_bytes: Cell::new(0),
+            response_bytes: Cell::new(0),
+            status: Cell::new(0),
+            grpc_status: Cell::new(None),
+            request_broke: Cell::new(false),
+            filtered: Cell::new(false),
+            outcome: Cell::new(RequestOutcome::Downstream),
+            told: RefCell::new(Told {
+                verdict: FlowVerdict::Allow,
+                reason: "the client went away before it was answered".to_owned(),
+                rule: None,
+                destination: report::bare_destination(conn.context.original),
+            }),
+        })
+    }
+
+    pub(crate) fn set_destination(&self, destination: &Arc<Destination>) {
+        self.told.borrow_mut().destination = Arc::clone(destination);
+    }
+
+    pub(crate) fn destination(&self) -> Arc<Destination> {
+        Arc::clone(&self.told.borrow().destination)
+    }
+
+    pub(crate) fn set_rule(&self, rule: Option<ObjectRef>) {
+        self.told.borrow_mut().rule = rule;
+    }
+
+    /// The answer's head goes to the client.
+    pub(crate) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
+        self.status.set(status.as_u16());
+        self.outcome.set(RequestOutcome::Forwarded);
+        self.note_grpc_status(headers);
+        "answered".clone_into(&mut self.told.borrow_mut().reason);
+    }
+
+    /// The client gets an answer of ours.
+    pub(crate) fn refused(&self, status: StatusCode, grpc: Option<u16>, outcome: RequestOutcome, reason: &str) {
+        self.status.set(status.as_u16());
+        self.grpc_status.set(grpc);
+        self.outcome.set(outcome);
+        let mut told = self.told.borrow_mut();
+        reason.clone_into(&mut told.reason);
+        if outcome == RequestOutcome::Denied {
+            told.verdict = FlowVerdict::Deny;
+        }
+    }
+
+    /// A piece of the request passes.
+    pub(crate) fn request_frame(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        count(&self.request_bytes, &frame);
+        self.filter_frame(frame, |filter, stream, piece| match piece {
+            Piece::Data(data) => filter.on_request_body(stream, data),
+            Piece::Trailers(trailers) => filter.on_request_trailers(stream, trailers),
+        })
+    }
+
+    /// A piece of the response passes.
+    pub(crate) fn response_frame(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        count(&self.response_bytes, &frame);
+        if let Some(trailers) = frame.trailers_ref() {
+            self.note_grpc_status(trailers);
+        }
+        self.filter_frame(frame, |filter, stream, piece| match piece {
+            Piece::Data(data) => filter.on_response_body(stream, data),
+            Piece::Trailers(trailers) => filter.on_response_trailers(stream, trailers),
+        })
+    }
+
+    /// Bytes of a tunnel after an upgrade.
+    pub(crate) fn tunnelled(&self, sent: u64, received: u64) {
+        self.request_bytes.set(self.request_bytes.get() + sent);
+        self.response_bytes.set(self.response_bytes.get() + received);
+    }
+
+    /// The client's body was malformed or cut.
+    pub(crate) fn request_broke(&self) {
+        self.request_broke.set(true);
+    }
+
+    pub(crate) fn has_request_broken(&self) -> bool {
+        self.request_broke.get()
+    }
+
+    /// The endpoint's body was malformed or cut, after the head had gone to the client.
+    pub(crate) fn response_broke(&self, error: &hyper::Error) {
+        self.outcome.set(RequestOutcome::Upstream);
+        self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}");
+    }
+
+    /// From now on filters see it, to its end.
+    pub(crate) fn begin_filters(&self) {
+        self.filtered.set(true);
+    }
+
+    pub(crate) fn stream(&self) -> Stream<'_> {
+        Stream {
+            id: self.id,
+            context: &self.conn.context,
+        }
+    }
+
+    fn filter_frame(
+        &self,
+        frame: Frame<Bytes>,
+        call: impl Fn(&dyn super::filter::Filter, &Stream<'_>, Piece<'_>),
+    ) -> Frame<Bytes> {
+        let filters = &self.conn.worker.config.filters;
+        if filters.is_empty() {
+            return frame;
+        }
+        let stream = self.stream();
+        let each = |mut piece: Piece<'_>| {
+            for filter in filters {
+                call(filter.as_ref(), &stream, piece.reborrow());
+            }
+        };
+        match frame.into_data() {
+            Ok(mut data) => {
+                each(Piece::Data(&mut data));
+                Frame::data(data)
+            }
+            Err(frame) => match frame.into_trailers() {
+                Ok(mut trailers) => {
+                    each(Piece::Trailers(&mut trailers));
+                    Frame::trailers(trailers)
+                }
+                Err(frame) => frame,
+            },
+        }
+    }
+
+    fn note_grpc_status(&self, headers: &HeaderMap) {
+        if self.grpc
+            && let Some(status) = headers.get("grpc-status")
+        {
+            self.grpc_status
+                .set(status.to_str().ok().and_then(|text| text.parse().ok()));
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.clock.request_ended();
+        let worker = &self.conn.worker;
+        if self.filtered.get() {
+            let stream = Stream {
+                id: self.id,
+                context: &self.conn.context,
+            };
+            for filter in &worker.config.filters {
+                filter.on_end(&stream);
+            }
+        }
+        worker.metrics.request(self.outcome.get());
+        let told = self.told.get_mut();
+        worker.reporter.record(Record::Flow(Arc::new(Flow {
+            time: SystemTime::now(),
+            event: FlowEvent::Request,
+            reporter: Side::Proxy,
+            verdict: told.verdict,
+            reason: std::mem::take(&mut told.reason),
+            rule: told.rule.take(),
+            source: Arc::clone(&self.conn.source),
+            destination: Arc::clone(&told.destination),
+            protocol: if self.grpc {
+                FlowProtocol::Grpc
+            } else {
+                FlowProtocol::Http
+            },
+            l7: Some(L7 {
+                method: self.method.as_str().to_owned(),
+                path: std::mem::take(&mut self.path),
+                status: self.status.get(),
+                duration: self.began.elapsed(),
+                request_bytes: self.request_bytes.get(),
+                response_bytes: self.response_bytes.get(),
+                grpc_status: self.grpc_status.get(),
+                user_agent: self.user_agent.take(),
+            }),
+            bytes_sent: self.request_bytes.get(),
+            bytes_received: self.response_bytes.get(),
+            rtt_us: None,
+            errno: None,
+        })));
+    }
+}
+
+/// What filters are shown.
+enum Piece<'a> {
+    Data(&'a mut Bytes),
+    Trailers(&'a mut HeaderMap),
+}
+
+// === impl Piece ===
+
+impl Piece<'_> {
+    fn reborrow(&mut self) -> Piece<'_> {
+        match self {
+            Self::Data(data) => Piece::Data(data),
+            Self::Trailers(trailers) => Piece::Trailers(trailers),
+        }
+    }
+}
+
+/// Which side's fault counts as which outcome.
+pub(crate) fn outcome_of(side: FaultSide) -> RequestOutcome {
+    match side {
+        FaultSide::Downstream => RequestOutcome::Downstream,
+        FaultSide::Upstream => RequestOutcome::Upstream,
+        FaultSide::Ours => RequestOutcome::Ours,
+    }
+}
+
+fn count(counter: &Cell<u64>, frame: &Frame<Bytes>) {
+    if let Some(data) = frame.data_ref() {
+        counter.set(counter.get() + data.len() as u64);
+    }
+}
+
+fn is_grpc(content_type: &[u8]) -> bool {
+    let (word, rest) = content_type.split_at(content_type.len().min(GRPC.len()));
+    word.eq_ignore_ascii_case(GRPC.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_by_its_content_type_only() {
+        for (content_type, expect) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            assert_eq!(is_grpc(content_type.as_bytes()), expect, "{content_type}");
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! One request: where to, may it, send it, and what comes back.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::{Method, Request, Response, StatusCode, request};
+use hyper::{
+    body::{Body, Incoming},
+    upgrade::OnUpgrade,
+};
+use tokio::{sync::Notify, time::timeout};
+use weft_adapters::{Bag, FlowProtocol};
+use weft_policy::{ObjectRef, Verdict};
+
+use super::{
+    body::{RequestBody, ResponseBody},
+    exchange::Exchange,
+    filter::RequestAction,
+    head,
+    respond::{DenyReason, Refusal},
+    tunnel,
+    view::View,
+};
+use crate::{
+    balance::InFlight,
+    error::DataError,
+    limits::{CONNECT_ATTEMPTS, CONTINUE_TIMEOUT},
+    pick::{Picked, pick},
+    report,
+    upstream::{Lease, Sending, Wire},
+};
+
+/// Carries `request` out.
+///
+/// # Errors
+/// What the client is to be told instead of an endpoint's answer.
+pub(crate) async fn forward(
+    exchange: &Rc<Exchange>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let downstream = request
+        .headers()
+        .contains_key(http::header::UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
+    let (mut head, body) = request.into_parts();
+    head::check(&head)?;
+    let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
+    let (picked, load, sending) = reach(exchange, &head, wire).await?;
+
+    filter_request(exchange, &mut head)?;
+    let upgrade = head::upgrade(&head);
+    let downstream = downstream.filter(|_| upgrade.is_some());
+    let conn = &exchange.conn;
+    head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
+    let (response, lease) = send(exchange, &picked, wire, sending, head, body).await?;
+    answer(exchange, &picked, response, lease, load, downstream)
+}
+
+/// Picks, judges and connects, until an endpoint accepts or all that may be tried were.
+async fn reach(
+    exchange: &Rc<Exchange>,
+    head: &request::Parts,
+    wire: Wire,
+) -> Result<(Picked, InFlight, Sending), Refusal> {
+    let conn = &exchange.conn;
+    let worker = &conn.worker;
+    let view = View::new(head);
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut failed = None;
+    loop {
+        let picked = match pick(worker, conn.context.original, Some(&view), &tried).await {
+            Ok(picked) => picked,
+            Err(error) => return Err(failed.unwrap_or(error).into()),
+        };
+        exchange.set_destination(&picked.destination);
+        authorize(exchange, &picked, head, &view)?;
+        if tried.is_empty() {
+            consult_adapters(exchange, &picked, head)?;
+        }
+        let load = worker.loads.begin(picked.address);
+        match worker.pool.take(picked.address, wire).await {
+            Ok(sending) => return Ok((picked, load, sending)),
+            Err(source) => {
+                tried.push(picked.address);
+                let error = DataError::Connect {
+                    address: picked.address,
+                    tried: tried.len(),
+                    source,
+                };
+                if tried.len() >= CONNECT_ATTEMPTS || picked.address == conn.context.original {
+                    return Err(error.into());
+                }
+                failed = Some(error);
+            }
+        }
+    }
+}
+
+/// The operator's access rules, on the endpoint that was picked.
+fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
+    let conn = &exchange.conn;
+    let judge = |view: &View<'_>| {
+        picked
+            .snapshot
+            .authorize_request(conn.context.source, picked.identity, picked.address.port(), view)
+    };
+    let mut decision = judge(view);
+    if decision.verdict == Verdict::Allow
+        && let Some(resolved) = View::resolved(head)
+    {
+        decision = judge(&resolved);
+    }
+    let rule = report::rule_object(&picked.snapshot, decision.rule);
+    if decision.verdict == Verdict::Allow {
+        exchange.set_rule(rule.or_else(|| picked.split.clone()));
+        return Ok(());
+    }
+    let why = report::deny_words(rule.as_ref(), &picked.destination);
+    Err(denied(exchange, head, StatusCode::FORBIDDEN, rule, &why))
+}
+
+/// The adapters' checks; the first that denies ends it.
+fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<(), Refusal> {
+    let conn = &exchange.conn;
+    let pipeline = &conn.worker.pipeline;
+    if pipeline.is_empty() {
+        return Ok(());
+    }
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    let host = match head.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => head
+            .headers
+            .get(http::header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default(),
+    };
+    let bag = Bag {
+        source: weft_adapters::attribute::PeerView {
+            namespace: &conn.source.namespace,
+            service: conn.source.service.as_deref(),
+            account: &conn.source.account,
+            ip: Some(conn.peer.ip()),
+        },
+        destination: weft_adapters::attribute::DestinationView {
+            namespace: &picked.destination.namespace,
+            service: picked.destination.service.as_deref(),
+            account: picked.destination.account.as_deref(),
+            ip: conn.context.original.ip(),
+            port: conn.context.original.port(),
+        },
+        request: Some(weft_adapters::attribute::RequestView {
+            method: head.method.as_str(),
+            path,
+            host,
+            headers: &head.headers,
+        }),
+        connection: Default::default(),
+        protocol: if exchange.grpc {
+            FlowProtocol::Grpc
+        } else {
+            FlowProtocol::Http
+        },
+    };
+    match pipeline.check(&bag) {
+        None => Ok(()),
+        Some(deny) => {
+            let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
+            let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);
+            Err(denied(exchange, head, status, Some(deny.rule), &words))
+        }
+    }
+}
+
+fn denied(
+    exchange: &Exchange,
+    head: &request::Parts,
+    status: StatusCode,
+    rule: Option<ObjectRef>,
+    why: &str,
+) -> Refusal {
+    let ends = report::from_to(&exchange.conn.source, &exchange.destination());
+    Refusal::Denied(DenyReason {
+        status,
+        rule,
+        text: format!("{} {} {ends} denied: {why}", head.method, head.uri.path()),
+    })
+}
+
+fn filter_request(exchange: &Exchange, head: &mut request::Parts) -> Result<(), Refusal> {
+    let filters = &exchange.conn.worker.config.filters;
+    if filters.is_empty() {
+        return Ok(());
+    }
+    exchange.begin_filters();
+    let stream = exchange.stream();
+    for filter in filters {
+        if let RequestAction::Respond(response) = filter.on_request_headers(&stream, head) {
+            return Err(Refusal::Answer(Box::new(response)));
+        }
+    }
+    Ok(())
+}
+
+/// Sends it, and once more on a fresh connection where the pool's was being closed by the endpoint just then.
+async fn send(
+    exchange: &Rc<Exchange>,
+    picked: &Picked,
+    wire: Wire,
+    sending: Sending,
+    head: request::Parts,
+    incoming: Incoming,
+) -> Result<(Response<Incoming>, Lease), Refusal> {
+    let address = picked.address;
+    let worker = &exchange.conn.worker;
+    let reused = sending.is_reused();
+    // A request that may have arrived is only repeated if that does no harm (RFC 9110 9.2.2) and there is no body.
+    let replay = (reused && incoming.is_end_stream() && is_idempotent(&head.method)).then(|| head::copy(&head));
+    let gate = head::expects_continue(&head);
+    let mut body = RequestBody::new(incoming, Rc::clone(exchange));
+    let mut request = if gate {
+        let go = Arc::new(Notify::new());
+        let wait = Arc::clone(&go);
+        body.set_gate(async move {
+            let _answered_or_not = timeout(CONTINUE_TIMEOUT, wait.notified()).await;
+        });
+        let mut request = Request::from_parts(head, body);
+        hyper::ext::on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                go.notify_one();
+            }
+        });
+        request
+    } else {
+        Request::from_parts(head, body)
+    };
+    let mut error = match sending.send(request).await {
+        Ok(answered) => return Ok(answered),
+        Err(error) => error,
+    };
+    if exchange.has_request_broken() {
+        return Err(DataError::RequestBody.into());
+    }
+    request = match (error.take_message(), replay) {
+        (Some(unsent), _) if reused => unsent,
+        (None, Some(head)) if is_lost_connection(error.error()) => {
+            Request::from_parts(head, RequestBody::empty(Rc::clone(exchange)))
+        }
+        _ => {
+            return Err(DataError::Upstream {
+                address,
+                source: error.into_error(),
+            }
+            .into());
+        }
+    };
+    worker.metrics.upstream_retried.inc();
+    let fresh = worker
+        .pool
+        .open(address, wire)
+        .await
+        .map_err(|source| DataError::Connect {
+            address,
+            tried: 1,
+            source,
+        })?;
+    fresh.send(request).await.map_err(|error| {
+        if exchange.has_request_broken() {
+            DataError::RequestBody.into()
+        } else {
+            DataError::Upstream {
+                address,
+                source: error.into_error(),
+            }
+            .into()
+        }
+    })
+}
+
+/// The endpoint's answer becomes the client's.
+fn answer(
+    exchange: &Rc<Exchange>,
+    picked: &Picked,
+    mut response: Response<Incoming>,
+    lease: Lease,
+    load: InFlight,
+    downstream: Option<OnUpgrade>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let tunnel = match (switching, downstream) {
+        (true, Some(client)) => Some((client, hyper::upgrade::on(&mut response))),
+        (true, None) => {
+            return Err(DataError::UnaskedUpgrade {
+                address: picked.address,
+            }
+            .into());
+        }
+        (false, _) => None,
+    };
+    let (mut head, incoming) = response.into_parts();
+    head::prepare_response(&mut head, switching);
+    let stream = exchange.stream();
+    for filter in &exchange.conn.worker.config.filters {
+        filter.on_response_headers(&stream, &mut head);
+    }
+    exchange.answered(head.status, &head.headers);
+    let body = match tunnel {
+        Some((client, server)) => {
+            drop(lease);
+            tunnel::spawn(exchange, client, server, load);
+            ResponseBody::text("", Rc::clone(exchange))
+        }
+        None => ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load),
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+/// RFC 9110 9.2.2, of the methods that have no body as a rule.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
+/// The connection ended before a byte of the answer came.
+fn is_lost_connection(error: &hyper::Error) -> bool {
+    use std::error::Error;
+    let reset = error
+        .source()
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|error| {
+            matches!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+            )
+        });
+    reset || error.is_closed() || error.is_canceled() || (error.is_incomplete_message() && !error.is_parse())
+}

@@ -1,0 +1,176 @@
+//! What a client gets when nothing was forwarded: one place, so that every refusal says what, by whom and why.
+
+use std::rc::Rc;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use weft_policy::ObjectRef;
+
+use super::{
+    body::ResponseBody,
+    exchange::{Exchange, outcome_of},
+};
+use crate::{error::DataError, metrics::RequestOutcome};
+
+/// Why nothing was forwarded.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// It could not be.
+    Failed(DataError),
+    /// It must not be. No error: a rule of the operator's.
+    Denied(DenyReason),
+    /// A filter answers.
+    Answer(Box<Response<String>>),
+}
+
+/// Who denied, and the line that says so.
+#[derive(Debug)]
+pub(crate) struct DenyReason {
+    pub(crate) status: StatusCode,
+    pub(crate) rule: Option<ObjectRef>,
+    /// One line, without `weft:`.
+    pub(crate) text: String,
+}
+
+/// gRPC's status codes, as far as we give them.
+const GRPC_INVALID_ARGUMENT: u16 = 3;
+const GRPC_PERMISSION_DENIED: u16 = 7;
+const GRPC_INTERNAL: u16 = 13;
+const GRPC_UNAVAILABLE: u16 = 14;
+
+// === impl Refusal ===
+
+impl From<DataError> for Refusal {
+    fn from(error: DataError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The status a failure is answered with.
+fn status_of(error: &DataError) -> StatusCode {
+    match error {
+        DataError::ServiceUnknown { .. }
+        | DataError::PortUnknown { .. }
+        | DataError::NoEndpoint { .. }
+        | DataError::Connect { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        DataError::NoBackend { .. } | DataError::BackendMissing { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        DataError::Upstream { .. } | DataError::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+        DataError::Malformed { .. } | DataError::RequestBody => StatusCode::BAD_REQUEST,
+        DataError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+        DataError::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
+    }
+}
+
+/// The answer, noted in `exchange`. A gRPC client gets it as gRPC says errors: status 200 and trailers only.
+pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<ResponseBody> {
+    match refusal {
+        Refusal::Failed(error) => {
+            tracing::debug!(reason = error.reason(), %error, original = %exchange.conn.context.original, "request failed");
+            let mut response = words(
+                exchange,
+                status_of(&error),
+                &error.to_string(),
+                outcome_of(error.side()),
+            );
+            let headers = response.headers_mut();
+            headers.insert("x-weft-reason", HeaderValue::from_static(error.reason()));
+            match error {
+                // How much of the body is still to come is not known: the connection cannot go on.
+                DataError::Malformed { .. } | DataError::RequestBody | DataError::TransferCoding
+                    if exchange.is_http1 =>
+                {
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                DataError::ConnectMethod => _ = headers.insert(header::ALLOW, HeaderValue::from_static(ALLOWED)),
+                _ => {}
+            }
+            response
+        }
+        Refusal::Denied(DenyReason { status, rule, text }) => {
+            let mut response = words(exchange, status, &text, RequestOutcome::Denied);
+            let headers = response.headers_mut();
+            headers.insert("x-weft-reason", HeaderValue::from_static("denied"));
+            if let Some(rule) = rule {
+                if let Ok(value) = HeaderValue::from_str(&rule.to_string()) {
+                    headers.insert("x-weft-denied-by", value);
+                }
+                exchange.set_rule(Some(rule));
+            }
+            response
+        }
+        Refusal::Answer(response) => {
+            exchange.refused(
+                response.status(),
+                None,
+                RequestOutcome::Forwarded,
+                "answered by a filter",
+            );
+            response.map(|text| ResponseBody::text(text, Rc::clone(exchange)))
+        }
+    }
+}
+
+/// Methods that a CONNECT is told to use instead.
+const ALLOWED: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+fn words(exchange: &Rc<Exchange>, status: StatusCode, text: &str, outcome: RequestOutcome) -> Response<ResponseBody> {
+    let grpc = exchange.grpc.then(|| grpc_status(status));
+    let told = if grpc.is_some() { StatusCode::OK } else { status };
+    exchange.refused(told, grpc, outcome, text);
+    let mut response = match grpc {
+        None => Response::new(ResponseBody::text(format!("weft: {text}\n"), Rc::clone(exchange))),
+        Some(_) => Response::new(ResponseBody::text("", Rc::clone(exchange))),
+    };
+    *response.status_mut() = told;
+    let headers = response.headers_mut();
+    match grpc {
+        None => _ = headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
+        Some(code) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from(code));
+            if let Ok(message) = HeaderValue::from_str(&grpc_message(&format!("weft: {text}"))) {
+                headers.insert("grpc-message", message);
+            }
+        }
+    }
+    response
+}
+
+/// gRPC's code for an HTTP status (the reverse of the table in gRPC's `http-grpc-status-mapping.md`, as far as needed).
+fn grpc_status(status: StatusCode) -> u16 {
+    match status {
+        StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => GRPC_UNAVAILABLE,
+        StatusCode::BAD_REQUEST => GRPC_INVALID_ARGUMENT,
+        _ if status.is_client_error() => GRPC_PERMISSION_DENIED,
+        _ => GRPC_INTERNAL,
+    }
+}
+
+//= gRPC over HTTP/2, Responses
+//# Percent-Byte-Unencoded -> 1*( %x20-%x24 / %x26-%x7E ) ; space and VCHAR, except %
+fn grpc_message(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0..=0x1f | 0x7f.. => encoded.push_str(&format!("%{byte:02X}")),
+            _ => encoded.push(char::from(byte)),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_message_is_percent_encoded() {
+        assert_eq!(grpc_message("100% für\n"), "100%25 f%C3%BCr%0A");
+    }
+
+    #[test]
+    fn a_forbidden_request_is_permission_denied_in_grpc() {
+        assert_eq!(grpc_status(StatusCode::FORBIDDEN), 7);
+        assert_eq!(grpc_status(StatusCode::SERVICE_UNAVAILABLE), 14);
+    }
+}

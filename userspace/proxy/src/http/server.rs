@@ -1,0 +1,129 @@
+//! hyper towards the client: settings, the drain, slow headers and idle connections.
+
+use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+
+use super::{body::ResponseBody, exchange::Exchange, forward, respond};
+use crate::{
+    conn::Conn,
+    io::{ConnClock, Prefixed, Watched},
+    limits::{
+        H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
+        H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
+    },
+    listen::stop::Phase,
+    upstream::LocalExec,
+};
+
+/// Serves HTTP/1.0 and 1.1, one request after the other.
+pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<TcpStream>) {
+    let clock = ConnClock::new();
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&clock)));
+    let mut builder = conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // `ConnClock` tells slow headers from idle connections, hyper's timer does not.
+        .header_read_timeout(None)
+        // A client that has shut its writing side still gets its answer.
+        .half_close(true)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(HTTP1_BUFFER)
+        .auto_date_header(false);
+    let service = {
+        let (conn, clock) = (Rc::clone(&conn), Arc::clone(&clock));
+        service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
+    };
+    let served = pin!(builder.serve_connection(io, service).with_upgrades());
+    watch(
+        &conn,
+        &clock,
+        served,
+        conn::http1::UpgradeableConnection::graceful_shutdown,
+    )
+    .await;
+}
+
+/// Serves HTTP/2 with prior knowledge.
+pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<TcpStream>) {
+    let clock = ConnClock::new();
+    // Slow headers are bounded by the stream limits here; the clock only tells idle connections.
+    let io = TokioIo::new(stream);
+    let mut builder = conn::http2::Builder::new(LocalExec);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_MAX_STREAMS)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .max_header_list_size(MAX_HEADER_BYTES as u32)
+        .max_pending_accept_reset_streams(H2_MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(H2_MAX_LOCAL_RESETS)
+        .auto_date_header(false);
+    let service = {
+        let (conn, clock) = (Rc::clone(&conn), Arc::clone(&clock));
+        service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
+    };
+    let served = pin!(builder.serve_connection(io, service));
+    watch(&conn, &clock, served, conn::http2::Connection::graceful_shutdown).await;
+}
+
+/// Drives a connection to its end, and ends it when it drains, idles, or dawdles.
+async fn watch<C>(
+    conn: &Conn,
+    clock: &ConnClock,
+    mut served: std::pin::Pin<&mut C>,
+    graceful_shutdown: impl Fn(std::pin::Pin<&mut C>),
+) where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut stop = conn.stop.clone();
+    let mut ticks = interval_at(Instant::now() + IDLE_TICK, IDLE_TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            ended = served.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(peer = %conn.peer, %error, "client connection ended");
+                }
+                return;
+            }
+            () = stop.reached(Phase::Drain), if !ending => {
+                ending = true;
+                graceful_shutdown(served.as_mut());
+            }
+            _ = ticks.tick() => {
+                if clock.head_is_late(HEADER_READ_TIMEOUT) {
+                    tracing::debug!(peer = %conn.peer, "request headers took too long");
+                    return;
+                }
+                if !ending && clock.is_idle(IDLE_TIMEOUT) {
+                    ending = true;
+                    graceful_shutdown(served.as_mut());
+                }
+            }
+        }
+    }
+}
+
+async fn serve(
+    conn: Rc<Conn>,
+    clock: Arc<ConnClock>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let (head, body) = request.into_parts();
+    let exchange = Exchange::new(&conn, &clock, &head);
+    let request = Request::from_parts(head, body);
+    Ok(match forward::forward(&exchange, request).await {
+        Ok(response) => response,
+        Err(refusal) => respond::refuse(&exchange, refusal),
+    })
+}

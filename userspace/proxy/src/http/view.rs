@@ -1,0 +1,134 @@
+//! A request as access rules and splits look at it: borrowed, nothing copied.
+
+use std::borrow::Cow;
+
+use http::request::Parts;
+use weft_policy::HttpRequestView;
+
+/// The head of a request.
+pub(crate) struct View<'a> {
+    head: &'a Parts,
+    path: Cow<'a, str>,
+}
+
+// === impl View ===
+
+impl<'a> View<'a> {
+    /// As received.
+    pub(crate) fn new(head: &'a Parts) -> Self {
+        Self {
+            head,
+            path: Cow::Borrowed(head.uri.path()),
+        }
+    }
+
+    /// As a server may understand it: escapes decoded, `\` as `/`, empty segments gone, `.` and `..` resolved.
+    ///
+    /// `None` if that is the path as received. Servers differ in how much of this they do, so a path that has two
+    /// readings must be allowed under both: `/public/..%2fadmin` would else pass a rule about `/public`.
+    pub(crate) fn resolved(head: &'a Parts) -> Option<Self> {
+        let path = resolve(head.uri.path())?;
+        Some(Self {
+            head,
+            path: Cow::Owned(path),
+        })
+    }
+}
+
+impl HttpRequestView for View<'_> {
+    fn method(&self) -> &str {
+        self.head.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        // An HTTP/2 request has its host in `:authority`.
+        match self.head.headers.get(name) {
+            Some(value) => std::str::from_utf8(value.as_bytes()).ok(),
+            None if name == "host" => self.head.uri.authority().map(|authority| authority.as_str()),
+            None => None,
+        }
+    }
+}
+
+fn resolve(path: &str) -> Option<String> {
+    if !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.") {
+        return None;
+    }
+    let decoded = decode(path).replace('\\', "/");
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => _ = segments.pop(),
+            other => segments.push(other),
+        }
+    }
+    let mut resolved = String::with_capacity(decoded.len());
+    for segment in &segments {
+        resolved.push('/');
+        resolved.push_str(segment);
+    }
+    let is_folder = decoded.ends_with('/') || decoded.ends_with("/.") || decoded.ends_with("/..");
+    if resolved.is_empty() || is_folder {
+        resolved.push('/');
+    }
+    (resolved != path).then_some(resolved)
+}
+
+/// Percent escapes decoded once; a broken escape stays, as bytes that are no UTF-8 become U+FFFD.
+fn decode(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                bytes.push(hex(*high) << 4 | hex(*low));
+                rest = after;
+            }
+            _ => bytes.push(*first),
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Value of a hexadecimal digit.
+fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        b'a'..=b'f' => digit - b'a' + 10,
+        _ => digit.wrapping_sub(b'A').wrapping_add(10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_two_readings_shows_the_second() {
+        for (path, expect) in [
+            ("/public", None),
+            ("/public/a.b/..c", Some("/public/a.b/..c")),
+            ("/public/../admin", Some("/admin")),
+            ("/public/..%2Fadmin", Some("/admin")),
+            ("/public/%2e%2e/admin", Some("/admin")),
+            ("/public\\..\\admin", Some("/admin")),
+            ("//admin", Some("/admin")),
+            ("/%61dmin", Some("/admin")),
+            ("/a/./b/", Some("/a/b/")),
+            ("/a/..", Some("/")),
+            ("/../..", Some("/")),
+            ("/100%", Some("/100%")),
+            ("/%zz", Some("/%zz")),
+            ("/%ff", Some("/\u{fffd}")),
+        ] {
+            let expect = expect.filter(|other| *other != path);
+            assert_eq!(resolve(path).as_deref(), expect, "{path}");
+        }
+    }
+}

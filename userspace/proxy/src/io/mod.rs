@@ -1,0 +1,11 @@
+//! Socket wrappers of the data path.
+//!
+//! Captured sockets may sit in the kernel's SOCKHASH, where bytes arrive in a queue that only `recvmsg` sees:
+//! `splice(2)` would lose them and `MSG_PEEK` would not find them. So nothing in this crate splices or peeks; what was
+//! read to tell protocols apart is kept and replayed by [`Prefixed`].
+
+mod prefixed;
+mod watched;
+
+pub(crate) use prefixed::Prefixed;
+pub(crate) use watched::{ConnClock, Watched};

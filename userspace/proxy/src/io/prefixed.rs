@@ -1,0 +1,103 @@
+//! A stream whose first bytes were read already.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Gives `prefix` to the reader first, then what the stream has.
+#[derive(Debug)]
+pub(crate) struct Prefixed<S> {
+    prefix: Bytes,
+    stream: S,
+}
+
+// === impl Prefixed ===
+
+impl<S> Prefixed<S> {
+    pub(crate) fn new(prefix: Bytes, stream: S) -> Self {
+        Self { prefix, stream }
+    }
+
+    /// Puts `earlier` before everything that was not read yet.
+    pub(crate) fn prepend(&mut self, earlier: Bytes) {
+        if self.prefix.is_empty() {
+            self.prefix = earlier;
+        } else if !earlier.is_empty() {
+            let mut joined = BytesMut::with_capacity(earlier.len() + self.prefix.len());
+            joined.extend_from_slice(&earlier);
+            joined.extend_from_slice(&self.prefix);
+            self.prefix = joined.freeze();
+        }
+    }
+
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// What was not read yet, and the stream.
+    pub(crate) fn into_parts(self) -> (Bytes, S) {
+        (self.prefix, self.stream)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix[..count]);
+        self.prefix.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_prefix_comes_first_and_nothing_is_lost_in_small_reads() {
+        let mut stream = Prefixed::new(Bytes::from_static(b"cd"), &b"ef"[..]);
+        stream.prepend(Bytes::from_static(b"ab"));
+        let mut read = Vec::new();
+        let mut byte = [0u8; 1];
+        while stream.read(&mut byte).await.unwrap() == 1 {
+            read.push(byte[0]);
+        }
+        assert_eq!(read, b"abcdef");
+    }
+}

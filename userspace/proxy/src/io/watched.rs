@@ -1,0 +1,182 @@
+//! Slow headers and idle connections, seen at the socket.
+//!
+//! hyper has one timer for both: its header timeout also runs while a keep-alive connection has nothing to say. Idle
+//! clients are welcome for an hour, slow headers are an attack after half a minute; so the socket notes when
+//! bytes came, the service notes when requests begin and end, and the connection's task looks at both.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// Shared by the socket, the service and the task of one connection. Atomics only because hyper wants sockets `Send`;
+/// all three run on one thread.
+#[derive(Debug)]
+pub(crate) struct ConnClock {
+    start: Instant,
+    in_flight: AtomicU64,
+    /// Milliseconds after `start`: a request ended, or the connection began.
+    idle_since: AtomicU64,
+    /// Milliseconds after `start`, plus 1: first bytes that no request accounts for yet. 0: none.
+    head_since: AtomicU64,
+}
+
+/// Notes reads in a [`ConnClock`].
+#[derive(Debug)]
+pub(crate) struct Watched<S> {
+    stream: S,
+    clock: Arc<ConnClock>,
+}
+
+// === impl ConnClock ===
+
+impl ConnClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            in_flight: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn request_began(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn request_ended(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.idle_since.store(self.now(), Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    /// A request's headers have been arriving for longer than `limit`.
+    pub(crate) fn head_is_late(&self, limit: Duration) -> bool {
+        let since = self.head_since.load(Ordering::Relaxed);
+        !self.busy() && since > 0 && self.passed(since - 1) > limit
+    }
+
+    /// Nothing was in flight for longer than `limit`.
+    pub(crate) fn is_idle(&self, limit: Duration) -> bool {
+        !self.busy() && self.passed(self.idle_since.load(Ordering::Relaxed)) > limit
+    }
+
+    fn bytes_came(&self) {
+        if !self.busy() && self.head_since.load(Ordering::Relaxed) == 0 {
+            self.head_since.store(self.now() + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn passed(&self, since: u64) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(since))
+    }
+}
+
+// === impl Watched ===
+
+impl<S> Watched<S> {
+    pub(crate) fn new(stream: S, clock: Arc<ConnClock>) -> Self {
+        Self { stream, clock }
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.clock.bytes_came();
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_not_a_slow_header() {
+        let clock = ConnClock::new();
+        advance(LIMIT * 2).await;
+        assert!(!clock.head_is_late(LIMIT));
+        assert!(clock.is_idle(LIMIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_without_a_request_are_a_slow_header() {
+        let clock = ConnClock::new();
+        clock.bytes_came();
+        advance(LIMIT / 2).await;
+        clock.bytes_came();
+        assert!(!clock.head_is_late(LIMIT));
+        advance(LIMIT).await;
+        assert!(clock.head_is_late(LIMIT), "later bytes must not restart the clock");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_in_flight_is_neither() {
+        let clock = ConnClock::new();
+        clock.bytes_came();
+        clock.request_began();
+        clock.bytes_came();
+        advance(LIMIT * 2).await;
+        assert!(!clock.head_is_late(LIMIT) && !clock.is_idle(LIMIT));
+        clock.request_ended();
+        assert!(!clock.is_idle(LIMIT));
+    }
+}

@@ -1,0 +1,35 @@
+//! The userspace proxy: what the kernel cannot judge or route alone visits it.
+//!
+//! One worker thread a core accepts captured connections ([`listen`]), asks the kernel side where each wanted to go
+//! ([`Origin`]), tells from the first bytes what it speaks ([`detect`]), and then either works request by request
+//! ([`http`]) or moves bytes ([`tcp`]). Both ask the same [`route`] and [`balance`] where to, and the same snapshot
+//! whether they may. The README of this folder has the drawing.
+
+#![forbid(unsafe_code)]
+
+pub mod balance;
+mod config;
+mod conn;
+mod context;
+pub mod detect;
+pub mod dns;
+mod error;
+pub mod http;
+mod io;
+pub mod limits;
+pub mod listen;
+mod metrics;
+mod pick;
+mod report;
+pub mod route;
+mod tcp;
+mod upstream;
+mod watch;
+mod worker;
+
+pub use config::{DEFAULT_PORT, ProxyConfig};
+pub use context::{ConnContext, Origin};
+pub use error::{DataError, FaultSide, ProxyError};
+pub use listen::{DrainReport, NetnsListeners, Workers};
+pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome};
+pub use watch::{SnapshotPublisher, SnapshotWatch};

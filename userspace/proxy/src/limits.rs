@@ -1,0 +1,81 @@
+//! Every bound of the data path in one place: what it bounds, and what goes wrong when it is larger or smaller.
+
+use std::time::Duration;
+
+/// Connections waiting to be accepted, a listener. Smaller: connects are dropped and retried after a second in bursts.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// How long a connection to a port of unknown protocol may stay silent before it is taken for a protocol in which the
+/// server speaks first. Longer delays every such connection by as much; shorter takes slow HTTP clients for opaque.
+/// Only connections to ports that nobody declared pay it.
+pub const DETECT_DEADLINE: Duration = Duration::from_millis(100);
+
+/// Bytes looked at to tell protocols apart: an HTTP/1 request line, method to version. A longer one is HTTP all the
+/// same and gets its 414 there.
+pub const DETECT_BYTES: usize = 8 * 1024;
+
+/// Header block of one message, in bytes. Larger lets a client hold more memory, smaller refuses large cookies.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// Header lines of one message.
+pub const MAX_HEADERS: usize = 100;
+
+/// Read buffer of an HTTP/1 connection: a header block and a little.
+pub const HTTP1_BUFFER: usize = MAX_HEADER_BYTES + 16 * 1024;
+
+/// From the first byte of a request to the end of its headers. Bounds slow-header attacks.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client connection without a request. As Envoy's: clients keep pools, and closing under them costs a retry.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How often a connection looks whether one of the two above has passed.
+pub const IDLE_TICK: Duration = Duration::from_secs(5);
+
+/// Concurrent streams a client may open on one HTTP/2 connection.
+pub const H2_MAX_STREAMS: u32 = 250;
+
+/// Flow-control windows of HTTP/2, both sides: bytes in flight a stream and a connection. Bound what a slow reader
+/// makes us buffer.
+pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// See [`H2_STREAM_WINDOW`].
+pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Bytes buffered for sending, a stream.
+pub const H2_SEND_BUFFER: usize = 256 * 1024;
+
+/// Streams reset by the peer that were not yet accepted (rapid reset, CVE-2023-44487): more ends the connection.
+pub const H2_MAX_PENDING_RESETS: usize = 20;
+
+/// Streams that we reset for the peer's errors: more ends the connection (CVE-2025-8671, "MadeYouReset").
+pub const H2_MAX_LOCAL_RESETS: usize = 1024;
+
+/// Streams put on one upstream HTTP/2 connection before another is opened. Servers allow 100 and more; above what they
+/// allow a request would wait for another to end, which a stream of days never does.
+pub const H2_UPSTREAM_STREAMS: usize = 100;
+
+/// Establishing one upstream connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Endpoints tried for one request or connection when connecting fails.
+pub const CONNECT_ATTEMPTS: usize = 3;
+
+/// An idle upstream connection is closed after this. Servers close theirs after a minute or so (nginx: 75 s); losing
+/// the race against them costs a retry, or a failed request where that is not safe.
+pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Idle HTTP/1 connections kept an endpoint and worker.
+pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
+
+/// How often a worker closes what has idled too long.
+pub const POOL_TICK: Duration = Duration::from_secs(5);
+
+/// Buffer of one direction of an opaque connection.
+pub const RELAY_BUFFER: usize = 64 * 1024;
+
+/// After `Expect: 100-continue` went upstream: how long the body waits for an answer. RFC 9110 10.1.1 forbids to wait
+/// without end, as old servers never answer.
+pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pause of an accept loop after the process ran out of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

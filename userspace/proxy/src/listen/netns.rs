@@ -1,0 +1,142 @@
+//! Listening sockets of one network namespace.
+//!
+//! Whoever builds them stands in that namespace (the host's, or a pod's after `setns`); afterwards the sockets work
+//! from any thread, so workers never change their namespace. Today there is one namespace; the type exists so that a
+//! second one is another value and not another design.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{error::ProxyError, limits::LISTEN_BACKLOG};
+
+/// For every worker one listener an address, all sharing their ports (SO_REUSEPORT).
+#[derive(Debug)]
+pub struct NetnsListeners {
+    addresses: Vec<SocketAddr>,
+    workers: Vec<Vec<TcpListener>>,
+}
+
+// === impl NetnsListeners ===
+
+impl NetnsListeners {
+    /// Opens `addresses` for `workers` workers in the network namespace of the calling thread. An address of a family
+    /// that the namespace lacks is left out; port 0 becomes the same free port for all workers.
+    ///
+    /// # Errors
+    /// One line that names the port. Nothing stays bound.
+    pub fn open(addresses: &[SocketAddr], workers: usize) -> Result<Self, ProxyError> {
+        let mut opened = Self {
+            addresses: Vec::new(),
+            workers: (0..workers.max(1)).map(|_| Vec::new()).collect(),
+        };
+        for &address in addresses {
+            opened.add(address)?;
+        }
+        if opened.addresses.is_empty() {
+            return Err(ProxyError::NoAddress {
+                addresses: addresses.to_vec(),
+            });
+        }
+        Ok(opened)
+    }
+
+    /// Addresses in use, with real ports.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Number of workers these were opened for.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The listeners, worker by worker.
+    pub(crate) fn into_workers(self) -> Vec<Vec<TcpListener>> {
+        self.workers
+    }
+
+    fn add(&mut self, mut address: SocketAddr) -> Result<(), ProxyError> {
+        for worker in 0..self.workers.len() {
+            match listen(address) {
+                Ok((listener, bound)) => {
+                    address = bound;
+                    self.workers[worker].push(listener);
+                }
+                Err(error) if worker == 0 && family_is_missing(&error) => {
+                    tracing::warn!(%address, %error, "address family not available, not listening there");
+                    return Ok(());
+                }
+                Err(source) => {
+                    return Err(ProxyError::Bind {
+                        port: address.port(),
+                        address,
+                        source,
+                    });
+                }
+            }
+        }
+        self.addresses.push(address);
+        Ok(())
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+fn family_is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+    ) || error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// The kernel was built or booted without this address family (errno.h, all architectures but MIPS, SPARC).
+const EAFNOSUPPORT: i32 = 97;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn all_workers_share_one_free_port() {
+        let listeners = NetnsListeners::open(&[(Ipv4Addr::LOCALHOST, 0).into()], 3).unwrap();
+        let port = listeners.addresses()[0].port();
+        assert_ne!(port, 0);
+        let workers = listeners.into_workers();
+        assert_eq!(workers.len(), 3);
+        assert!(
+            workers
+                .iter()
+                .all(|w| w.len() == 1 && w[0].local_addr().unwrap().port() == port)
+        );
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_in_one_line() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = NetnsListeners::open(&[address], 1).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("port {}", address.port())) && !error.contains('\n'),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! Start and stop of the worker threads.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    task::LocalSet,
+};
+use weft_adapters::{Pipeline, Reporter};
+
+use super::{
+    NetnsListeners, accept,
+    stop::{Phase, StopSignal, StopWatch},
+};
+use crate::{
+    config::ProxyConfig,
+    context::Origin,
+    error::ProxyError,
+    metrics::ProxyMetrics,
+    watch::SnapshotWatch,
+    worker::{Shared, Worker},
+};
+
+/// The running proxy. Dropping it cuts every connection; [`Workers::drain`] is the polite end.
+#[derive(Debug)]
+pub struct Workers {
+    stop: StopSignal,
+    threads: Vec<WorkerThread>,
+    addresses: Vec<SocketAddr>,
+    metrics: Arc<ProxyMetrics>,
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DrainReport {
+    /// Connections that ended by themselves meanwhile.
+    pub finished: usize,
+    /// Connections that were cut at the deadline.
+    pub cut: usize,
+}
+
+#[derive(Debug)]
+struct WorkerThread {
+    thread: thread::JoinHandle<()>,
+    ended: oneshot::Receiver<DrainReport>,
+}
+
+// === impl Workers ===
+
+impl Workers {
+    /// Binds `config.addresses` in this thread's network namespace and serves them.
+    ///
+    /// `reporter` is asked once for each worker: every worker reports through a ring of its own.
+    ///
+    /// # Errors
+    /// A port that is taken, or a thread that cannot be started; nothing keeps running then.
+    pub fn start(
+        config: ProxyConfig,
+        snapshot: SnapshotWatch,
+        origin: Arc<dyn Origin>,
+        reporter: impl FnMut(usize) -> Reporter,
+        pipeline: Arc<Pipeline>,
+        metrics: Arc<ProxyMetrics>,
+    ) -> Result<Self, ProxyError> {
+        let listeners = NetnsListeners::open(&config.addresses, config.worker_count())?;
+        Self::start_on(vec![listeners], config, snapshot, origin, reporter, pipeline, metrics)
+    }
+
+    /// The same with listeners that are open already, of any number of network namespaces. There are as many workers
+    /// as the namespace with most of them has.
+    ///
+    /// # Errors
+    /// A thread that cannot be started; nothing keeps running then.
+    pub fn start_on(
+        listeners: Vec<NetnsListeners>,
+        config: ProxyConfig,
+        snapshot: SnapshotWatch,
+        origin: Arc<dyn Origin>,
+        mut reporter: impl FnMut(usize) -> Reporter,
+        pipeline: Arc<Pipeline>,
+        metrics: Arc<ProxyMetrics>,
+    ) -> Result<Self, ProxyError> {
+        let addresses: Vec<SocketAddr> = listeners.iter().flat_map(|l| l.addresses().iter().copied()).collect();
+        let mut started = Self {
+            stop: StopSignal::new(),
+            threads: Vec::new(),
+            addresses,
+            metrics,
+        };
+        let config = Arc::new(config);
+        for (index, sockets) in by_worker(listeners).into_iter().enumerate() {
+            let shared = Shared {
+                config: Arc::clone(&config),
+                snapshots: snapshot.clone(),
+                origin: Arc::clone(&origin),
+                reporter: reporter(index),
+                pipeline: Arc::clone(&pipeline),
+                metrics: Arc::clone(&started.metrics),
+                listeners: started.addresses.clone(),
+            };
+            let thread = spawn(index, sockets, shared, started.stop.watch())
+                .map_err(|source| ProxyError::Worker { worker: index, source })?;
+            started.threads.push(thread);
+        }
+        Ok(started)
+    }
+
+    /// Where it listens, with real ports.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> &Arc<ProxyMetrics> {
+        &self.metrics
+    }
+
+    /// Stops accepting, lets requests and connections finish for at most `deadline`, cuts the rest, and returns when
+    /// every worker thread has ended.
+    pub async fn drain(mut self, deadline: Duration) -> DrainReport {
+        self.stop.advance(Phase::Drain);
+        let deadline = tokio::time::Instant::now() + deadline;
+        let mut total = DrainReport::default();
+        for mut worker in std::mem::take(&mut self.threads) {
+            let report = match tokio::time::timeout_at(deadline, &mut worker.ended).await {
+                Ok(report) => report,
+                Err(_elapsed) => {
+                    self.stop.advance(Phase::Cut);
+                    worker.ended.await
+                }
+            };
+            let report = report.unwrap_or_default();
+            total.finished += report.finished;
+            total.cut += report.cut;
+            join(worker.thread);
+        }
+        self.metrics.drain_cut.inc_by(total.cut as u64);
+        tracing::info!(finished = total.finished, cut = total.cut, "proxy drained");
+        total
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.advance(Phase::Cut);
+        for worker in self.threads.drain(..) {
+            join(worker.thread);
+        }
+    }
+}
+
+fn join(thread: thread::JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a proxy worker had panicked");
+    }
+}
+
+/// Turns listeners by namespace into listeners by worker.
+fn by_worker(listeners: Vec<NetnsListeners>) -> Vec<Vec<TcpListener>> {
+    let count = listeners.iter().map(NetnsListeners::worker_count).max().unwrap_or(0);
+    let mut workers: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
+    for namespace in listeners {
+        for (worker, sockets) in workers.iter_mut().zip(namespace.into_workers()) {
+            worker.extend(sockets);
+        }
+    }
+    workers
+}
+
+fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatch) -> std::io::Result<WorkerThread> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let sockets = {
+        let _inside = runtime.enter();
+        sockets
+            .into_iter()
+            .map(tokio::net::TcpListener::from_std)
+            .collect::<Result<Vec<_>, _>>()?
+    };
+    let (tell, ended) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name(format!("weft-proxy-{index}"))
+        .spawn(move || {
+            let report = run(&runtime, sockets, shared, stop);
+            let _nobody_drains = tell.send(report);
+        })?;
+    Ok(WorkerThread { thread, ended })
+}
+
+/// A worker's life. Dropping the [`LocalSet`] at its end cuts what is left: no task outlives it.
+fn run(runtime: &Runtime, sockets: Vec<tokio::net::TcpListener>, shared: Shared, mut stop: StopWatch) -> DrainReport {
+    let tasks = LocalSet::new();
+    tasks.block_on(runtime, async {
+        let worker = Worker::new(shared);
+        let accepting: Vec<_> = sockets
+            .into_iter()
+            .map(|socket| tokio::task::spawn_local(accept::accept(worker.clone(), socket, stop.clone())))
+            .collect();
+        let housekeeping = tokio::task::spawn_local(worker.clone().housekeeping());
+        stop.reached(Phase::Drain).await;
+        let ended_before = worker.ended_connections();
+        for loop_ in accepting {
+            let _panicked = loop_.await;
+        }
+        worker.close_to_new();
+        tokio::select! {
+            () = worker.all_ended() => {}
+            () = stop.reached(Phase::Cut) => {}
+        }
+        housekeeping.abort();
+        DrainReport {
+            finished: worker.ended_connections() - ended_before,
+            cut: worker.open_connections(),
+        }
+    })
+}

@@ -1,0 +1,174 @@
+//! From an original destination to one endpoint, waiting for it where its workload is starting.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use weft_adapters::Destination;
+use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName, Snapshot};
+
+use crate::{
+    error::DataError,
+    report,
+    route::{self, Target},
+    worker::Worker,
+};
+
+/// Where to connect to, and what is needed to judge and report it.
+#[derive(Clone)]
+pub(crate) struct Picked {
+    /// Under which the whole decision was and will be taken.
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) address: SocketAddr,
+    pub(crate) identity: Identity,
+    pub(crate) destination: Arc<Destination>,
+    /// The TrafficSplit that chose it.
+    pub(crate) split: Option<ObjectRef>,
+}
+
+enum Step {
+    Picked(Box<Picked>),
+    /// No ready endpoint.
+    Empty {
+        service: ServiceName,
+        port: u16,
+        /// One is about to come.
+        pending: bool,
+    },
+}
+
+/// Picks for one request (`request` given) or one connection. `skip` holds endpoints that were tried in vain.
+///
+/// Takes the snapshot in force; where it has no endpoint but promises one, waits for the next snapshots, at most
+/// [`ProxyConfig::pending_timeout`](crate::ProxyConfig::pending_timeout).
+///
+/// # Errors
+/// See [`route::target`] and [`route::backend`]; [`DataError::NoEndpoint`].
+pub(crate) async fn pick(
+    worker: &Worker,
+    original: SocketAddr,
+    request: Option<&dyn HttpRequestView>,
+    skip: &[SocketAddr],
+) -> Result<Picked, DataError> {
+    let snapshot = worker.snapshots.load_full();
+    let (service, port) = match step(worker, snapshot, original, request, skip)? {
+        Step::Picked(picked) => return Ok(*picked),
+        Step::Empty {
+            service,
+            port,
+            pending: false,
+        } => {
+            return Err(DataError::NoEndpoint {
+                service,
+                port,
+                waited: None,
+            });
+        }
+        Step::Empty {
+            service,
+            port,
+            pending: true,
+        } => (service, port),
+    };
+    wait(worker, original, request, skip, service, port).await
+}
+
+async fn wait(
+    worker: &Worker,
+    original: SocketAddr,
+    request: Option<&dyn HttpRequestView>,
+    skip: &[SocketAddr],
+    mut service: ServiceName,
+    mut port: u16,
+) -> Result<Picked, DataError> {
+    let mut snapshots = worker.snapshots.clone();
+    let began = Instant::now();
+    let deadline = began + worker.config.pending_timeout;
+    loop {
+        snapshots.mark();
+        match step(worker, snapshots.load_full(), original, request, skip)? {
+            Step::Picked(picked) => return Ok(*picked),
+            Step::Empty { pending: false, .. } => {
+                return Err(DataError::NoEndpoint {
+                    service,
+                    port,
+                    waited: Some(waited(began)),
+                });
+            }
+            // A split may draw another backend the next time: name the one we wait for now.
+            Step::Empty {
+                service: now,
+                port: its_port,
+                pending: true,
+            } => (service, port) = (now, its_port),
+        }
+        if timeout_at(deadline, snapshots.changed()).await.is_err() {
+            return Err(DataError::NoEndpoint {
+                service,
+                port,
+                waited: Some(waited(began)),
+            });
+        }
+    }
+}
+
+fn waited(began: Instant) -> Duration {
+    began.elapsed()
+}
+
+fn step(
+    worker: &Worker,
+    snapshot: Arc<Snapshot>,
+    original: SocketAddr,
+    request: Option<&dyn HttpRequestView>,
+    skip: &[SocketAddr],
+) -> Result<Step, DataError> {
+    let picked = match route::target(&snapshot, original, &worker.config.virtual_ranges)? {
+        Target::Service { service, port } => {
+            let backend = route::backend(&snapshot, &service, port, request, &worker.random)?;
+            let endpoints = &backend.port().endpoints;
+            let Some(index) = worker.balancer.pick(endpoints, skip, &worker.loads, &worker.random) else {
+                let port = backend.port();
+                return Ok(Step::Empty {
+                    service: backend.service.name.clone(),
+                    port: port.port,
+                    pending: port.pending && skip.is_empty(),
+                });
+            };
+            let (address, identity) = (endpoints[index].address, endpoints[index].identity);
+            Picked {
+                destination: report::service_destination(&snapshot, &backend.service.name, address, Some(identity)),
+                snapshot,
+                address,
+                identity,
+                split: backend.split,
+            }
+        }
+        Target::Endpoint(owner) => Picked {
+            destination: report::service_destination(
+                &snapshot,
+                &owner.service,
+                owner.endpoint.address,
+                Some(owner.endpoint.identity),
+            ),
+            snapshot,
+            address: owner.endpoint.address,
+            identity: owner.endpoint.identity,
+            split: None,
+        },
+        Target::Workload { address, identity } => Picked {
+            destination: report::workload_destination(&snapshot, address, identity),
+            snapshot,
+            address,
+            identity,
+            split: None,
+        },
+        Target::Outside(address) => Picked {
+            destination: report::bare_destination(address),
+            snapshot,
+            address,
+            identity: Identity::OUTSIDE,
+            split: None,
+        },
+    };
+    Ok(Step::Picked(Box::new(picked)))
+}

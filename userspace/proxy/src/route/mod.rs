@@ -1,0 +1,161 @@
+//! Where a connection or a request goes: from what the client dialled, and what the snapshot says now.
+
+mod split;
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use weft_policy::{AppProtocol, EndpointOwner, Identity, ObjectRef, Protocol, Service, ServicePort, Snapshot, Verdict};
+
+pub use split::backend;
+
+use crate::error::DataError;
+
+/// What the original destination is, under one snapshot.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// A virtual IP: any endpoint of this port may serve it.
+    Service { service: Arc<Service>, port: usize },
+    /// An endpoint's own address: exactly that one, under the same access rules.
+    Endpoint(EndpointOwner),
+    /// A port that a captured workload listens on and no service leads to: the workload's access rules hold there too.
+    Workload { address: SocketAddr, identity: Identity },
+    /// Not of the mesh.
+    Outside(SocketAddr),
+}
+
+/// A service port that requests go to, after splits.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    pub service: Arc<Service>,
+    /// Index into [`Service::ports`], valid.
+    port: usize,
+    /// The TrafficSplit that chose it.
+    pub split: Option<ObjectRef>,
+}
+
+/// What is known about a destination's protocol before a byte was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Never parsed.
+    Opaque,
+    /// Declared or configured to be HTTP: the client speaks first.
+    Http,
+    /// To be detected.
+    Unknown,
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// `None` if the service has no such port.
+    pub fn new(service: Arc<Service>, port: usize, split: Option<ObjectRef>) -> Option<Self> {
+        service.ports.get(port)?;
+        Some(Self { service, port, split })
+    }
+
+    /// The port.
+    pub fn port(&self) -> &ServicePort {
+        &self.service.ports[self.port]
+    }
+}
+
+/// What `original` (v4-mapped addresses already made IPv4) is under `snapshot`.
+///
+/// # Errors
+/// A virtual IP without a service or without that port.
+pub fn target(snapshot: &Snapshot, original: SocketAddr, virtual_ranges: &[IpNet]) -> Result<Target, DataError> {
+    if let Some(service) = snapshot.vip(original.ip()) {
+        return match service.port(original.port(), Protocol::Tcp) {
+            Some((port, _)) => Ok(Target::Service {
+                service: Arc::clone(service),
+                port,
+            }),
+            None => Err(DataError::PortUnknown {
+                service: service.name.clone(),
+                port: original.port(),
+            }),
+        };
+    }
+    if let Some(owner) = snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
+        return Ok(Target::Endpoint(owner.clone()));
+    }
+    if let Some(identity) = listener(snapshot, original) {
+        return Ok(Target::Workload {
+            address: original,
+            identity,
+        });
+    }
+    if virtual_ranges.iter().any(|range| range.contains(&original.ip())) {
+        return Err(DataError::ServiceUnknown { address: original });
+    }
+    Ok(Target::Outside(original))
+}
+
+/// Whose port it is. An address of the whole machine may be anybody's that is bound to all addresses, and only on
+/// loopback is it known to be on this machine; the kernel programs look in the same order.
+fn listener(snapshot: &Snapshot, address: SocketAddr) -> Option<Identity> {
+    let find = |ip| {
+        snapshot
+            .listeners
+            .get(&(SocketAddr::new(ip, address.port()), Protocol::Tcp))
+            .copied()
+    };
+    find(address.ip()).or_else(|| {
+        // Linux takes a connect to the unspecified address for one to loopback.
+        if !address.ip().is_loopback() && !address.ip().is_unspecified() {
+            return None;
+        }
+        let any4 = address.is_ipv4().then(|| find(Ipv4Addr::UNSPECIFIED.into())).flatten();
+        any4.or_else(|| find(Ipv6Addr::UNSPECIFIED.into()))
+    })
+}
+
+/// What is known about the protocol of `original` before a byte was read, for a connection of `source`.
+pub fn hint(snapshot: &Snapshot, original: SocketAddr, source: Identity) -> Hint {
+    let (port, alone) = match snapshot.vip(original.ip()) {
+        Some(service) => (service.port(original.port(), Protocol::Tcp).map(|(_, port)| port), None),
+        None => match snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
+            Some(owner) => {
+                let service = snapshot.services.get(&owner.service);
+                (
+                    service.and_then(|service| service.ports.get(owner.port)),
+                    Some(owner.endpoint.identity),
+                )
+            }
+            None => (None, listener(snapshot, original)),
+        },
+    };
+    match port {
+        Some(port) if port.app == AppProtocol::Opaque => return Hint::Opaque,
+        Some(port) if port.http || port.app.is_http() => return Hint::Http,
+        _ => {}
+    }
+    // Where nothing but HTTP is allowed, a client that takes its time is no server-first protocol.
+    let needs_http = |identity, port| {
+        snapshot
+            .authorize_connection(source, identity, Protocol::Tcp, port)
+            .verdict
+            == Verdict::NeedsHttp
+    };
+    let only_http = match (alone, port) {
+        (Some(identity), _) => needs_http(identity, original.port()),
+        (None, Some(port)) => port
+            .endpoints
+            .iter()
+            .any(|endpoint| needs_http(endpoint.identity, endpoint.address.port())),
+        (None, None) => false,
+    };
+    if only_http { Hint::Http } else { Hint::Unknown }
+}
+
+/// The client's side of an address: v4-mapped IPv6 becomes IPv4.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use weft_policy::{
+    Acceleration, Endpoint, HttpMatch, HttpRequestView, Identity, RuleId, ServiceName, Split, SplitBackend,
+};
+
+use super::*;
+use crate::balance::Random;
+
+const VIP: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 1);
+
+struct Get(&'static str);
+
+impl HttpRequestView for Get {
+    fn method(&self) -> &str {
+        "GET"
+    }
+    fn path(&self) -> &str {
+        self.0
+    }
+    fn header(&self, _: &str) -> Option<&str> {
+        None
+    }
+}
+
+fn name(name: &str) -> ServiceName {
+    ServiceName {
+        namespace: "default".into(),
+        name: name.into(),
+    }
+}
+
+fn endpoint(port: u16) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address: (Ipv4Addr::LOCALHOST, port).into(),
+        identity: Identity::FIRST,
+        workload: "default/web/1".into(),
+    })
+}
+
+fn service(name_: &str, vip: Ipv4Addr, app: AppProtocol, split: Option<Split>) -> Arc<Service> {
+    Arc::new(Service {
+        name: name(name_),
+        vip4: vip,
+        vip6: Ipv6Addr::LOCALHOST,
+        ports: vec![ServicePort {
+            id: 1,
+            name: None,
+            port: 80,
+            protocol: Protocol::Tcp,
+            app,
+            http: app.is_http(),
+            proxied: None,
+            endpoints: vec![endpoint(8080)],
+            targets: Default::default(),
+            pending: false,
+            split: split.map(Arc::new),
+        }],
+        failure_mode: None,
+        acceleration: Acceleration::Off,
+    })
+}
+
+fn split(backends: &[(&str, u32, bool)], matches: Vec<HttpMatch>) -> Split {
+    Split {
+        rule: RuleId(9),
+        object: ObjectRef {
+            kind: "TrafficSplit".into(),
+            namespace: Some("default".into()),
+            name: "web".into(),
+        },
+        matches,
+        backends: backends
+            .iter()
+            .map(|(service, weight, exists)| SplitBackend {
+                service: name(service),
+                weight: *weight,
+                port: exists.then_some(0),
+            })
+            .collect(),
+    }
+}
+
+fn snapshot(services: Vec<Arc<Service>>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for service in services {
+        snapshot.by_vip.insert(service.vip4.into(), service.name.clone());
+        snapshot.services.insert(service.name.clone(), service);
+    }
+    snapshot
+}
+
+fn draws(split: Split, request: Option<&dyn HttpRequestView>) -> HashMap<String, u32> {
+    let root = service("web", VIP, AppProtocol::Http, Some(split));
+    let snapshot = snapshot(vec![
+        root.clone(),
+        service("v1", Ipv4Addr::new(240, 240, 0, 2), AppProtocol::Http, None),
+        service("v2", Ipv4Addr::new(240, 240, 0, 3), AppProtocol::Http, None),
+    ]);
+    let random = Random::seeded();
+    let mut drawn = HashMap::new();
+    for _ in 0..1000 {
+        let key = match backend(&snapshot, &root, 0, request, &random) {
+            Ok(backend) => backend.service.name.name.clone(),
+            Err(error) => error.reason().to_owned(),
+        };
+        *drawn.entry(key).or_default() += 1;
+    }
+    drawn
+}
+
+#[test]
+fn weights_are_relative() {
+    let drawn = draws(split(&[("v1", 9, true), ("v2", 1, true)], vec![]), Some(&Get("/")));
+    assert!((840..960).contains(&drawn["v1"]), "{drawn:?}");
+    assert_eq!(drawn["v1"] + drawn["v2"], 1000);
+}
+
+#[test]
+fn all_weights_zero_is_no_backend_and_never_an_even_split() {
+    let drawn = draws(split(&[("v1", 0, true), ("v2", 0, true)], vec![]), Some(&Get("/")));
+    assert_eq!(drawn, HashMap::from([("no-backend".to_owned(), 1000)]));
+}
+
+#[test]
+fn the_share_of_a_missing_backend_fails() {
+    let drawn = draws(split(&[("v1", 1, true), ("gone", 1, false)], vec![]), Some(&Get("/")));
+    assert!((400..600).contains(&drawn["backend-missing"]), "{drawn:?}");
+}
+
+#[test]
+fn a_split_with_matches_concerns_matching_requests_only() {
+    let matches = || {
+        vec![HttpMatch {
+            name: "beta".into(),
+            methods: vec![],
+            path: Some(regex::Regex::new("^/beta").unwrap()),
+            headers: vec![],
+        }]
+    };
+    let all_v2 = || split(&[("v2", 1, true)], matches());
+    assert_eq!(
+        draws(all_v2(), Some(&Get("/beta"))),
+        HashMap::from([("v2".to_owned(), 1000)])
+    );
+    assert_eq!(
+        draws(all_v2(), Some(&Get("/"))),
+        HashMap::from([("web".to_owned(), 1000)])
+    );
+    assert_eq!(
+        draws(all_v2(), None),
+        HashMap::from([("web".to_owned(), 1000)]),
+        "opaque connection"
+    );
+}
+
+#[test]
+fn a_virtual_address_nobody_has_is_unknown_and_not_outside() {
+    let snapshot = snapshot(vec![service("web", VIP, AppProtocol::Http, None)]);
+    let ranges = crate::ProxyConfig::default().virtual_ranges;
+    let reason = |ip: [u8; 4], port| match target(&snapshot, (ip, port).into(), &ranges) {
+        Ok(Target::Service { .. }) => "service",
+        Ok(Target::Endpoint(_)) => "endpoint",
+        Ok(Target::Workload { .. }) => "workload",
+        Ok(Target::Outside(_)) => "outside",
+        Err(error) => error.reason(),
+    };
+    assert_eq!(reason([240, 240, 0, 1], 80), "service");
+    assert_eq!(reason([240, 240, 0, 1], 81), "port-unknown");
+    assert_eq!(reason([240, 240, 9, 9], 80), "service-unknown");
+    assert_eq!(reason([192, 0, 2, 1], 80), "outside");
+}
+
+#[test]
+fn a_port_declared_opaque_is_never_parsed() {
+    for (app, expect) in [
+        (AppProtocol::Opaque, Hint::Opaque),
+        (AppProtocol::Grpc, Hint::Http),
+        (AppProtocol::Unknown, Hint::Unknown),
+    ] {
+        let snapshot = snapshot(vec![service("web", VIP, app, None)]);
+        assert_eq!(hint(&snapshot, (VIP, 80).into(), Identity::FIRST), expect);
+    }
+    assert_eq!(
+        hint(&Snapshot::default(), (VIP, 80).into(), Identity::FIRST),
+        Hint::Unknown
+    );
+}
+
+#[test]
+fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
+    let (exact, any) = (Identity(300), Identity(301));
+    let mut snapshot = Snapshot::default();
+    snapshot
+        .listeners
+        .insert((([127, 0, 0, 1], 9000).into(), Protocol::Tcp), exact);
+    snapshot
+        .listeners
+        .insert(((Ipv4Addr::UNSPECIFIED, 9001).into(), Protocol::Tcp), any);
+    snapshot
+        .listeners
+        .insert(((Ipv6Addr::UNSPECIFIED, 9002).into(), Protocol::Tcp), any);
+    for (address, expect) in [
+        ("127.0.0.1:9000", Some(exact)),
+        ("127.0.0.2:9000", None),
+        ("127.0.0.2:9001", Some(any)),
+        ("0.0.0.0:9001", Some(any)),
+        ("[::1]:9001", None),
+        ("127.0.0.1:9002", Some(any)),
+        ("[::1]:9002", Some(any)),
+        ("192.0.2.1:9001", None),
+    ] {
+        let found = match target(&snapshot, address.parse().unwrap(), &[]) {
+            Ok(Target::Workload { identity, .. }) => Some(identity),
+            _ => None,
+        };
+        assert_eq!(found, expect, "{address}");
+    }
+}

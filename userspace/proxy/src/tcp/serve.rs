@@ -1,0 +1,191 @@
+//! One opaque connection: pick, judge, connect, move bytes, tell.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use tokio::net::TcpStream;
+use weft_adapters::{FlowEvent, FlowVerdict};
+use weft_policy::{Decision, Protocol, Verdict};
+
+use super::{Outcome, Relay, reset};
+use crate::{
+    conn::Conn,
+    error::DataError,
+    io::Prefixed,
+    limits::CONNECT_ATTEMPTS,
+    pick::{Picked, pick},
+    report::{self, TcpFlow},
+    upstream::connect,
+};
+
+/// Serves a connection that is not HTTP. A refusal is a reset: there is nothing that could carry words.
+pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<TcpStream>) {
+    match open(&conn).await {
+        Ok((picked, server)) => relay(&conn, &picked, client, server).await,
+        Err(Refused { flow, reason, denied }) => {
+            tracing::debug!(peer = %conn.peer, original = %conn.context.original, reason, "connection refused");
+            let (event, verdict) = if denied {
+                (FlowEvent::Deny, FlowVerdict::Deny)
+            } else {
+                (FlowEvent::Close, FlowVerdict::Allow)
+            };
+            flow.tell(&conn.worker, event, verdict, reason, (0, 0));
+            reset(client.into_parts().1);
+        }
+    }
+}
+
+struct Refused {
+    flow: TcpFlow,
+    reason: String,
+    denied: bool,
+}
+
+async fn open(conn: &Conn) -> Result<(Picked, TcpStream), Refused> {
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut failed: Option<Refused> = None;
+    loop {
+        let picked = match pick(&conn.worker, conn.context.original, None, &tried).await {
+            Ok(picked) => picked,
+            Err(error) => return Err(failed.unwrap_or_else(|| unroutable(conn, &error))),
+        };
+        let decision = judge(conn, &picked);
+        if decision.verdict != Verdict::Allow {
+            return Err(denial(conn, &picked, decision));
+        }
+        match connect(picked.address).await {
+            Ok(server) => return Ok((picked, server)),
+            Err(source) => {
+                conn.worker.metrics.upstream_connect_failed.inc();
+                tried.push(picked.address);
+                let error = DataError::Connect {
+                    address: picked.address,
+                    tried: tried.len(),
+                    source,
+                };
+                let refused = Refused {
+                    flow: flow(conn, &picked, None),
+                    reason: error.to_string(),
+                    denied: false,
+                };
+                if tried.len() >= CONNECT_ATTEMPTS || tried.contains(&conn.context.original) {
+                    return Err(refused);
+                }
+                failed = Some(refused);
+            }
+        }
+    }
+}
+
+fn judge(conn: &Conn, picked: &Picked) -> Decision {
+    picked.snapshot.authorize_connection(
+        conn.context.source,
+        picked.identity,
+        Protocol::Tcp,
+        picked.address.port(),
+    )
+}
+
+fn flow(conn: &Conn, picked: &Picked, rule: Option<weft_policy::RuleId>) -> TcpFlow {
+    TcpFlow {
+        source: conn.source.clone(),
+        destination: picked.destination.clone(),
+        rule: report::rule_object(&picked.snapshot, rule).or_else(|| picked.split.clone()),
+    }
+}
+
+fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
+    let flow = flow(conn, picked, decision.rule);
+    let why = match decision.verdict {
+        Verdict::NeedsHttp => {
+            "no rule kind for the protocol seen: the rules speak of HTTP requests, this is not HTTP".to_owned()
+        }
+        Verdict::Deny | Verdict::Allow => report::deny_words(flow.rule.as_ref(), &picked.destination),
+    };
+    let reason = format!(
+        "connection {} denied: {why}",
+        report::from_to(&conn.source, &picked.destination)
+    );
+    Refused {
+        flow,
+        reason,
+        denied: true,
+    }
+}
+
+fn unroutable(conn: &Conn, error: &DataError) -> Refused {
+    let flow = TcpFlow {
+        source: conn.source.clone(),
+        destination: report::bare_destination(conn.context.original),
+        rule: None,
+    };
+    Refused {
+        flow,
+        reason: error.to_string(),
+        denied: false,
+    }
+}
+
+async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<TcpStream>, server: TcpStream) {
+    let _load = conn.worker.loads.begin(picked.address);
+    let decision = judge(conn, picked);
+    let told = flow(conn, picked, decision.rule);
+    told.tell(
+        &conn.worker,
+        FlowEvent::Open,
+        FlowVerdict::Allow,
+        "opened".to_owned(),
+        (0, 0),
+    );
+    let mut relay = Relay::new(client, Prefixed::new(bytes::Bytes::new(), server));
+    let ended = tokio::select! {
+        outcome = relay.run() => Ended::Itself(outcome),
+        denied = denied_later(conn, picked) => Ended::Denied(denied),
+    };
+    let bytes = relay.bytes();
+    match ended {
+        Ended::Itself(outcome) => {
+            let reason = match outcome {
+                Outcome::Finished => "closed".to_owned(),
+                Outcome::Broken(error) => format!("reset: {error}"),
+            };
+            told.tell(&conn.worker, FlowEvent::Close, FlowVerdict::Allow, reason, bytes);
+        }
+        Ended::Denied(Refused { flow, reason, .. }) => {
+            relay.reset();
+            flow.tell(&conn.worker, FlowEvent::Deny, FlowVerdict::Deny, reason, bytes);
+        }
+    }
+}
+
+enum Ended {
+    Itself(Outcome),
+    Denied(Refused),
+}
+
+/// Returns when a later snapshot denies what an earlier one allowed.
+async fn denied_later(conn: &Conn, picked: &Picked) -> Refused {
+    let mut snapshots = conn.worker.snapshots.clone();
+    loop {
+        snapshots.mark();
+        let now = snapshots.load_full();
+        if now.generation != picked.snapshot.generation {
+            let decision = now.authorize_connection(
+                conn.context.source,
+                picked.identity,
+                Protocol::Tcp,
+                picked.address.port(),
+            );
+            if decision.verdict != Verdict::Allow {
+                return denial(
+                    conn,
+                    &Picked {
+                        snapshot: now,
+                        ..picked.clone()
+                    },
+                    decision,
+                );
+            }
+        }
+        snapshots.changed().await;
+    }
+}

@@ -1,0 +1,140 @@
+//! Upstream connections of one worker, by endpoint address and wire protocol.
+//!
+//! hyper-util's legacy client races a new connection against the pool and shares one across threads; here a request
+//! takes an idle connection if there is one, and opens one only otherwise, without a lock.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::Instant;
+
+use super::{
+    http1::{self, Http1Lease, Http1Sending},
+    http2::{self, Http2Lease, Http2Sending},
+};
+use crate::{http::body::RequestBody, metrics::ProxyMetrics};
+
+/// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Http1,
+    Http2,
+}
+
+/// The pool.
+pub(crate) struct Pool {
+    http1: Rc<http1::Connections>,
+    http2: Rc<http2::Connections>,
+    metrics: Arc<ProxyMetrics>,
+}
+
+/// A connection about to be used for one request.
+pub(crate) enum Sending {
+    Http1(Http1Sending),
+    Http2(Http2Sending),
+}
+
+/// Keeps a connection busy for one exchange. [`Lease::finish`] gives it back; dropping it does not, so what breaks
+/// off is never used again (HTTP/1) or just ends its stream (HTTP/2).
+pub(crate) enum Lease {
+    Http1(Http1Lease),
+    Http2(#[expect(dead_code, reason = "held for its Drop, which ends the stream's count")] Http2Lease),
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(crate) fn new(metrics: Arc<ProxyMetrics>) -> Self {
+        Self {
+            http1: Rc::default(),
+            http2: Rc::default(),
+            metrics,
+        }
+    }
+
+    /// An idle connection to `address`, or a new one.
+    ///
+    /// # Errors
+    /// The connect's.
+    pub(crate) async fn take(&self, address: SocketAddr, wire: Wire) -> io::Result<Sending> {
+        let reused = match wire {
+            Wire::Http1 => self.http1.idle(address).map(Sending::Http1),
+            Wire::Http2 => self.http2.existing(address).map(Sending::Http2),
+        };
+        match reused {
+            Some(sending) => {
+                self.metrics.upstream_reused.inc();
+                Ok(sending)
+            }
+            None => self.open(address, wire).await,
+        }
+    }
+
+    /// A connection that no request was sent on before.
+    ///
+    /// # Errors
+    /// The connect's.
+    pub(crate) async fn open(&self, address: SocketAddr, wire: Wire) -> io::Result<Sending> {
+        let opened = match wire {
+            Wire::Http1 => self.http1.open(address).await.map(Sending::Http1),
+            Wire::Http2 => self.http2.open(address, &self.metrics).await.map(Sending::Http2),
+        };
+        match &opened {
+            Ok(_) if wire == Wire::Http1 => _ = self.metrics.upstream_opened.inc(),
+            Ok(_) => {}
+            Err(_) => _ = self.metrics.upstream_connect_failed.inc(),
+        }
+        opened
+    }
+
+    /// Closes what has been idle too long at `now`.
+    pub(crate) fn reap(&self, now: Instant) {
+        self.http1.reap(now);
+        self.http2.reap(now);
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    /// Whether an earlier request used it: the endpoint may be closing it just now.
+    pub(crate) fn is_reused(&self) -> bool {
+        match self {
+            Self::Http1(sending) => sending.is_reused(),
+            Self::Http2(sending) => sending.is_reused(),
+        }
+    }
+
+    /// Sends `request` and returns with the head of the answer.
+    ///
+    /// # Errors
+    /// With the request, if nothing of it was sent.
+    pub(crate) async fn send(
+        self,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Lease), TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::Http1(sending) => sending
+                .send(request)
+                .await
+                .map(|(response, lease)| (response, Lease::Http1(lease))),
+            Self::Http2(sending) => sending
+                .send(request)
+                .await
+                .map(|(response, lease)| (response, Lease::Http2(lease))),
+        }
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// The response has come to its end.
+    pub(crate) fn finish(self) {
+        match self {
+            Self::Http1(lease) => lease.finish(),
+            Self::Http2(_) => {}
+        }
+    }
+}

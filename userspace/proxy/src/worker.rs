@@ -1,0 +1,137 @@
+//! What one worker thread has: its share of everything, reached without a lock.
+
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
+
+use tokio_util::task::TaskTracker;
+use weft_adapters::{Pipeline, Reporter};
+
+use crate::{
+    balance::{Balancer, Loads, Random},
+    config::ProxyConfig,
+    context::Origin,
+    limits::POOL_TICK,
+    metrics::ProxyMetrics,
+    upstream::Pool,
+    watch::SnapshotWatch,
+};
+
+/// What a worker is started with; crosses the thread border.
+pub(crate) struct Shared {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) snapshots: SnapshotWatch,
+    pub(crate) origin: Arc<dyn Origin>,
+    pub(crate) reporter: Reporter,
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) metrics: Arc<ProxyMetrics>,
+    /// Our own listeners: never a destination.
+    pub(crate) listeners: Vec<SocketAddr>,
+}
+
+/// One worker; lives on its thread only.
+pub(crate) struct Worker {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) snapshots: SnapshotWatch,
+    pub(crate) origin: Arc<dyn Origin>,
+    pub(crate) reporter: Reporter,
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) metrics: Arc<ProxyMetrics>,
+    pub(crate) listeners: Vec<SocketAddr>,
+    pub(crate) pool: Pool,
+    pub(crate) loads: Loads,
+    pub(crate) random: Random,
+    pub(crate) balancer: Box<dyn Balancer>,
+    /// Client connections and tunnels: what a drain waits for.
+    connections: TaskTracker,
+    /// Of those, how many have ended by themselves.
+    ended: Rc<Cell<usize>>,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    pub(crate) fn new(shared: Shared) -> Rc<Self> {
+        let Shared {
+            config,
+            snapshots,
+            origin,
+            reporter,
+            pipeline,
+            metrics,
+            listeners,
+        } = shared;
+        let balancer = config.balance.build();
+        let pool = Pool::new(Arc::clone(&metrics));
+        Rc::new(Self {
+            config,
+            snapshots,
+            origin,
+            reporter,
+            pipeline,
+            metrics,
+            listeners,
+            pool,
+            loads: Loads::default(),
+            random: Random::seeded(),
+            balancer,
+            connections: TaskTracker::new(),
+            ended: Rc::default(),
+        })
+    }
+
+    /// Runs `connection` on this thread; the drain waits for it, the worker's end cuts it.
+    pub(crate) fn spawn_connection(&self, connection: impl Future<Output = ()> + 'static) {
+        let active = ActiveGauge::new(&self.metrics);
+        let ended = Rc::clone(&self.ended);
+        self.connections.spawn_local(async move {
+            connection.await;
+            drop(active);
+            ended.set(ended.get() + 1);
+        });
+    }
+
+    pub(crate) fn open_connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Connections that ended without being cut, since the worker began.
+    pub(crate) fn ended_connections(&self) -> usize {
+        self.ended.get()
+    }
+
+    /// [`Self::all_ended`] may return from now on.
+    pub(crate) fn close_to_new(&self) {
+        self.connections.close();
+    }
+
+    pub(crate) async fn all_ended(&self) {
+        self.connections.wait().await;
+    }
+
+    /// Closes what has idled too long, for as long as the worker lives.
+    pub(crate) async fn housekeeping(self: Rc<Self>) {
+        let mut tick = tokio::time::interval(POOL_TICK);
+        loop {
+            let now = tick.tick().await;
+            self.pool.reap(now);
+            self.loads.reap();
+        }
+    }
+}
+
+/// Counts a connection as active for as long as it lives, however it ends.
+struct ActiveGauge(Arc<ProxyMetrics>);
+
+// === impl ActiveGauge ===
+
+impl ActiveGauge {
+    fn new(metrics: &Arc<ProxyMetrics>) -> Self {
+        metrics.connections_active.inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for ActiveGauge {
+    fn drop(&mut self) {
+        self.0.connections_active.dec();
+    }
+}

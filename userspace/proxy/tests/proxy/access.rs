@@ -1,0 +1,125 @@
+//! Access rules, per request.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use weft_adapters::{Bag, Check, CheckResult, FlowVerdict};
+use weft_proxy::ProxyConfig;
+
+use crate::support::{
+    Access, H1, Mesh, Port, Spec, allow_paths,
+    client::raw,
+    server::{Server, text},
+};
+
+#[tokio::test]
+async fn a_denied_request_names_caller_called_and_rule() {
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(Access::Nobody);
+    let mut mesh = Mesh::start(&spec);
+    let answer = H1::new(mesh.dial(0).await).await.get("/admin").await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_eq!(answer.header("content-type"), Some("text/plain"));
+    assert_eq!(answer.header("x-weft-denied-by"), Some("MeshConfig mesh"));
+    assert_eq!(
+        answer.body,
+        "weft: GET /admin from default/client to default/web denied: no TrafficTarget allows it (MeshConfig mesh: \
+         accessDefault deny)\n"
+    );
+    let flow = mesh.flow().await;
+    assert_eq!(flow.verdict, FlowVerdict::Deny);
+    assert_eq!(flow.rule.as_ref().unwrap().to_string(), "MeshConfig mesh");
+    assert_eq!(flow.l7.as_ref().unwrap().status, 403);
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_policy_change_acts_on_the_next_request_of_a_running_connection() {
+    let server = Server::named("web").await;
+    let open = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start(&open);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(client.get("/admin").await.status, StatusCode::OK);
+    mesh.publish(&open.clone().with_access(allow_paths("/public")));
+    assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(client.get("/public").await.status, StatusCode::OK);
+    mesh.publish(&open);
+    assert_eq!(client.get("/admin").await.status, StatusCode::OK);
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn dialling_the_endpoint_itself_meets_the_same_verdict() {
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/public"));
+    let mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial_original(server.address).await).await;
+    assert_eq!(client.get("/public").await.body, "web");
+    assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_port_that_no_service_declares_meets_the_workloads_rules() {
+    let (declared, hidden) = (Server::named("web").await, Server::named("hidden").await);
+    let mut spec = Spec::of([Port::http("web", [declared.address])]).with_access(allow_paths("/public"));
+    spec.listening.push((hidden.address, "web"));
+    let mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial_original(hidden.address).await).await;
+    assert_eq!(client.get("/public").await.body, "hidden");
+    assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_path_that_a_server_may_read_otherwise_must_be_allowed_both_ways() {
+    let server = Server::http1(|request| async move { text(request.uri().path().to_owned()) }).await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/public"));
+    let mesh = Mesh::start(&spec);
+    for (path, expect) in [
+        ("/public/../admin", "403"),
+        ("/public/..%2fadmin", "403"),
+        ("/public/%2e%2e/admin", "403"),
+        ("/admin/../public", "403"),
+        ("/public/./a%20b", "200"),
+    ] {
+        let answer = raw(
+            mesh.dial(0).await,
+            &format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n"),
+        )
+        .await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expect} ")), "{path}: {answer}");
+        if expect == "200" {
+            assert!(answer.ends_with(path), "the path itself is not changed: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_adapters_deny_names_the_adapter() {
+    struct Closed;
+
+    impl Check for Closed {
+        fn name(&self) -> &str {
+            "closed"
+        }
+        fn check(&self, bag: &Bag<'_>) -> CheckResult {
+            match bag.header("x-key") {
+                Some("open") => CheckResult::Allow,
+                _ => CheckResult::Deny {
+                    status: 401,
+                    message: "no key".into(),
+                    rule: None,
+                },
+            }
+        }
+    }
+
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start_with(&spec, ProxyConfig::default(), vec![Arc::new(Closed)]);
+    let answer = H1::new(mesh.dial(0).await).await.get("/").await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer.header("x-weft-denied-by"), Some("Adapter closed"));
+    assert!(answer.body.contains("no key (adapter closed"), "{}", answer.body);
+    let keyed = "GET / HTTP/1.1\r\nhost: web\r\nx-key: open\r\nconnection: close\r\n\r\n";
+    assert!(raw(mesh.dial(0).await, keyed).await.ends_with("\r\n\r\nweb"));
+}

@@ -1,0 +1,78 @@
+//! The end of a proxy.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use weft_policy::AppProtocol;
+use weft_proxy::DrainReport;
+
+use crate::support::{
+    H1, Mesh, Port, Spec,
+    bodies::pieces,
+    client::{empty, request},
+    server::Server,
+};
+
+#[tokio::test]
+async fn a_request_under_way_finishes_and_new_connections_are_refused() {
+    let (sender, body) = pieces();
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    let server = Server::http1(move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { http::Response::new(body) }
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let address = mesh.proxy().local_addrs()[0];
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let mut response = client.send(request("GET", "/", empty())).await;
+    let workers = mesh.workers.take().unwrap();
+    let drained = tokio::spawn(workers.drain(Duration::from_secs(60)));
+    // The listeners are closed: whoever connects now is refused.
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    sender.send(Frame::data(Bytes::from_static(b"late"))).await.unwrap();
+    drop(sender);
+    assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "late");
+    assert!(response.frame().await.is_none());
+    assert_eq!(drained.await.unwrap(), DrainReport { finished: 1, cut: 0 });
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_at_once() {
+    let server = Server::named("web").await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    client.get("/").await;
+    let _silent = mesh.dial(0).await;
+    let report = mesh.workers.take().unwrap().drain(Duration::from_secs(60)).await;
+    assert_eq!(report.cut, 0);
+    assert!(client.try_get("/").await.is_err());
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_cut_at_the_deadline_and_counted() {
+    let server = Server::raw(|mut stream| async move {
+        stream.write_all(b"!").await.unwrap();
+        let _client_left = stream.read_u8().await;
+    })
+    .await;
+    let mut port = Port::undeclared("db", [server.address]);
+    port.app = AppProtocol::Opaque;
+    let mut mesh = Mesh::start(&Spec::of([port]));
+    let mut client = mesh.dial(0).await;
+    assert_eq!(client.read_u8().await.unwrap(), b'!');
+    let metrics = mesh.proxy().metrics().clone();
+    let report = mesh.workers.take().unwrap().drain(Duration::from_millis(50)).await;
+    assert_eq!(report, DrainReport { finished: 0, cut: 1 });
+    assert_eq!(metrics.drain_cut.get(), 1);
+    assert_eq!(metrics.connections_active.get(), 0);
+    assert!(!matches!(client.read(&mut [0; 1]).await, Ok(1..)));
+}

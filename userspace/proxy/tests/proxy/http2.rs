@@ -1,0 +1,209 @@
+//! HTTP/2 with prior knowledge, and gRPC on it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use tokio::sync::Barrier;
+
+use crate::support::{
+    Access, H2, Mesh, Port, Spec, Text,
+    bodies::{Pattern, check_pattern, pieces},
+    client::{Body, empty, full},
+    server::{Server, text},
+};
+
+fn request(path: &str, body: Body) -> Request<Body> {
+    Request::post(format!("http://web{path}")).body(body).unwrap()
+}
+
+fn grpc(path: &str) -> Request<Body> {
+    let mut request = request(path, full(&b"\0\0\0\0\0"[..]));
+    request
+        .headers_mut()
+        .insert("content-type", "application/grpc+proto".parse().unwrap());
+    request.headers_mut().insert("te", "trailers".parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn concurrent_streams_share_one_upstream_connection() {
+    const STREAMS: usize = 50;
+    // Nobody is answered before everybody has asked: they must be under way at the same time.
+    let all_here = Arc::new(Barrier::new(STREAMS));
+    let server = Server::http2(move |request| {
+        let all_here = all_here.clone();
+        async move {
+            assert_eq!(request.version(), Version::HTTP_2);
+            all_here.wait().await;
+            text(request.uri().path().to_owned())
+        }
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let client = H2::new(mesh.dial(0).await).await;
+    let mut asked = tokio::task::JoinSet::new();
+    for number in 0..STREAMS {
+        let mut client = client.clone();
+        asked.spawn(async move {
+            let path = format!("/{number}");
+            assert_eq!(Text::read(client.send(request(&path, empty())).await).await.body, path);
+        });
+    }
+    while let Some(asked) = asked.join_next().await {
+        asked.unwrap();
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn more_streams_than_a_connection_takes_open_another() {
+    const STREAMS: usize = 150;
+    let all_here = Arc::new(Barrier::new(STREAMS));
+    let server = Server::http2(move |_| {
+        let all_here = all_here.clone();
+        async move {
+            all_here.wait().await;
+            text("ok")
+        }
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let client = H2::new(mesh.dial(0).await).await;
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..STREAMS {
+        let mut client = client.clone();
+        asked.spawn(async move { Text::read(client.send(request("/", empty())).await).await.status });
+    }
+    while let Some(status) = asked.join_next().await {
+        assert_eq!(status.unwrap(), StatusCode::OK);
+    }
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn grpc_status_passes_in_trailers_and_is_reported() {
+    let server = Server::http2(|request| async move {
+        assert_eq!(request.headers()["te"], "trailers");
+        let (sender, body) = pieces();
+        tokio::spawn(async move {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", "5".parse().unwrap());
+            sender
+                .send(Frame::data(Bytes::from_static(b"\0\0\0\0\0")))
+                .await
+                .unwrap();
+            sender.send(Frame::trailers(trailers)).await.unwrap();
+        });
+        Response::builder()
+            .header("content-type", "application/grpc")
+            .body(body)
+            .unwrap()
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let answer = Text::read(client.send(grpc("/pkg.Service/Method")).await).await;
+    assert_eq!(answer.trailers.unwrap()["grpc-status"], "5");
+    let flow = mesh.flow().await;
+    assert_eq!(flow.protocol, weft_adapters::FlowProtocol::Grpc);
+    assert_eq!(flow.l7.as_ref().unwrap().grpc_status, Some(5));
+}
+
+#[tokio::test]
+async fn a_denied_grpc_call_is_permission_denied_without_a_body() {
+    let server = Server::http2(|_| async move { text("never") }).await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(Access::Nobody);
+    let mesh = Mesh::start(&spec);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let answer = Text::read(client.send(grpc("/pkg.Service/Method")).await).await;
+    assert_eq!(
+        (answer.status, answer.header("grpc-status")),
+        (StatusCode::OK, Some("7"))
+    );
+    assert!(
+        answer.header("grpc-message").unwrap().contains("MeshConfig mesh"),
+        "{answer:?}"
+    );
+    assert_eq!(answer.body, "");
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn bodies_larger_than_all_windows_pass_both_ways() {
+    const LENGTH: u64 = 8 << 20;
+    let server = Server::http2(|request| async move {
+        assert_eq!(check_pattern(request.into_body()).await, LENGTH);
+        Response::new(Pattern::chunked(LENGTH))
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let response = client.send(request("/", Pattern::chunked(LENGTH))).await;
+    assert_eq!(check_pattern(response.into_body()).await, LENGTH);
+}
+
+#[tokio::test]
+async fn a_stream_that_the_endpoint_resets_harms_no_other() {
+    let server = Server::http2(|request| async move {
+        let (sender, body) = pieces();
+        if request.uri().path() == "/broken" {
+            // Announces more than it sends: hyper resets the stream.
+            tokio::spawn(async move { sender.send(Frame::data(Bytes::from_static(b"abc"))).await });
+            return Response::builder().header("content-length", "10").body(body).unwrap();
+        }
+        let echoed = request.into_body().collect().await.unwrap().to_bytes();
+        text(echoed)
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    let mut open = client.clone();
+    let other = tokio::spawn(async move { Text::read(open.send(request("/", body)).await).await });
+    // The reset may overtake the head.
+    if let Ok(broken) = client.clone().try_send(request("/broken", empty())).await {
+        assert!(broken.into_body().collect().await.is_err());
+    }
+    sender
+        .send(Frame::data(Bytes::from_static(b"still here")))
+        .await
+        .unwrap();
+    drop(sender);
+    assert_eq!(other.await.unwrap().body, "still here");
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_goes_away_is_connected_anew() {
+    // One request a connection, then GOAWAY.
+    let server = Server::raw(|stream| async move {
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let done = Arc::new(tokio::sync::Notify::new());
+        let answered = done.clone();
+        let service = hyper::service::service_fn(move |_| {
+            answered.notify_one();
+            async { Ok::<_, std::convert::Infallible>(text("ok")) }
+        });
+        let connection = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .serve_connection(io, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = done.notified() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let _client_left = connection.await;
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    for _ in 0..10 {
+        assert_eq!(
+            Text::read(client.send(request("/", empty())).await).await.status,
+            StatusCode::OK
+        );
+    }
+}

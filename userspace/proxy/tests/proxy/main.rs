@@ -1,0 +1,14 @@
+//! The proxy on real sockets: clients, endpoints and workers are what they are in production; only the kernel's
+//! answer about a connection's original destination comes from a table (`support::Table`).
+
+mod access;
+mod drain;
+mod http1;
+mod http2;
+mod large;
+mod opaque;
+mod pending;
+mod smuggling;
+mod split;
+mod support;
+mod upgrade;

@@ -1,0 +1,11 @@
+//! A mesh of one machine without a kernel side.
+
+pub mod bodies;
+pub mod client;
+pub mod mesh;
+pub mod server;
+pub mod spec;
+
+pub use client::{H1, H2, Text};
+pub use mesh::Mesh;
+pub use spec::{Access, Port, Spec, allow_paths};
