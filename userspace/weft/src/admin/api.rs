@@ -1,0 +1,337 @@
+//! What goes over the admin socket, as JSON. Commands print these types unchanged with `-o json`.
+//!
+//! Fields are only ever added; scripts read them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
+
+/// `POST /v1/workloads`: a command is about to run as a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    pub namespace: String,
+    /// Joined, and made if no resource defines it.
+    pub service: String,
+    pub account: String,
+    #[serde(default)]
+    pub ports: Vec<RuntimePort>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// For people who look at `weft status`; weft runs nothing.
+    #[serde(default)]
+    pub command: Vec<String>,
+}
+
+/// Answer to [`RegisterRequest`]: the workload is known to the kernel when this is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterResponse {
+    /// `NAMESPACE/SERVICE/INSTANCE`.
+    pub name: String,
+    /// Last part of the name.
+    pub instance: String,
+    /// To be entered before the command is executed.
+    pub cgroup: PathBuf,
+    /// Inode number of the daemon's network namespace (`/proc/self/ns/net`).
+    pub netns: u64,
+    /// A process of the daemon's network namespace, for `nsenter --net=/proc/PID/ns/net`.
+    pub daemon_pid: u32,
+}
+
+/// Where a workload is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadState {
+    /// Registered; no process has entered its cgroup yet.
+    Starting,
+    /// Its cgroup holds a process.
+    Running,
+    /// Described by a resource of kind Workload; nobody here watches its processes.
+    Declared,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadView {
+    pub name: String,
+    pub namespace: String,
+    pub service: Option<String>,
+    pub account: String,
+    /// Number the kernel compares; `None` until it is compiled.
+    pub identity: Option<u32>,
+    pub state: WorkloadState,
+    pub ports: Vec<RuntimePort>,
+    /// Where its processes listen, as the kernel saw it.
+    pub listening: Vec<(SocketAddr, Protocol)>,
+    pub labels: BTreeMap<String, String>,
+    pub cgroup: Option<PathBuf>,
+    pub cgroup_id: Option<u64>,
+    /// RFC 3339.
+    pub started: Option<String>,
+    pub command: Vec<String>,
+}
+
+/// `GET /v1/objects`: what to list. Kinds are compared without regard to case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObjectQuery {
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+}
+
+impl ObjectQuery {
+    pub fn matches(&self, object: &ObjectRef) -> bool {
+        self.kind.as_ref().is_none_or(|kind| kind_matches(kind, &object.kind))
+            && self
+                .namespace
+                .as_ref()
+                .is_none_or(|namespace| object.namespace.as_ref() == Some(namespace))
+            && self.name.as_ref().is_none_or(|name| *name == object.name)
+    }
+}
+
+/// `trafficsplit`, `TrafficSplits` and `TrafficSplit` all mean the kind TrafficSplit.
+pub fn kind_matches(asked: &str, kind: &str) -> bool {
+    let plural_of = |singular: &str| asked.len() > singular.len() && asked.is_char_boundary(singular.len());
+    asked.eq_ignore_ascii_case(kind)
+        || (plural_of(kind)
+            && asked[..kind.len()].eq_ignore_ascii_case(kind)
+            && matches!(asked[kind.len()..].to_ascii_lowercase().as_str(), "s" | "es"))
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObjectView {
+    #[serde(flatten)]
+    pub key: ObjectRef,
+    pub state: ObjectState,
+    pub reason: String,
+    /// `FILE:LINE` it was read from, or `applied`.
+    pub source: String,
+    /// The YAML document as its author wrote it.
+    pub manifest: String,
+}
+
+/// `PUT /v1/objects?file=NAME`, body YAML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApplyRequest {
+    /// Name that messages give the text.
+    pub file: String,
+    pub yaml: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplyAction {
+    Created,
+    Configured,
+    Unchanged,
+    /// Refused; its last good version, if any, stays in force.
+    Refused,
+}
+
+impl fmt::Display for ApplyAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedObject {
+    #[serde(flatten)]
+    pub key: ObjectRef,
+    pub action: ApplyAction,
+    /// `None` for a refused object.
+    pub state: Option<ObjectState>,
+    pub reason: String,
+}
+
+/// Answer to [`ApplyRequest`]: every object by itself is stored whole or refused whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyOutcome {
+    /// Generation in force when the answer was sent; everything accepted is part of it.
+    pub generation: u64,
+    pub objects: Vec<AppliedObject>,
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl ApplyOutcome {
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+            || self.objects.iter().any(|object| object.action == ApplyAction::Refused)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteOutcome {
+    pub generation: u64,
+    pub object: ObjectRef,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    /// RFC 3339.
+    pub started: String,
+    pub uptime_seconds: u64,
+    pub generation: u64,
+    pub state_dir: PathBuf,
+    pub cgroup: PathBuf,
+    pub bpffs: PathBuf,
+    pub netns: u64,
+    pub resources: Vec<ResourceCount>,
+    /// Errors and warnings in force.
+    pub diagnostics: Vec<Diagnostic>,
+    pub workloads: Vec<WorkloadView>,
+    pub services: Vec<ServiceView>,
+    /// What does not work as it should; empty on a healthy node.
+    pub degraded: Vec<Degraded>,
+    pub flows: FlowCounts,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceCount {
+    pub kind: String,
+    pub accepted: usize,
+    pub pending: usize,
+    pub not_enforced: usize,
+    pub rejected: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    pub what: String,
+    pub why: String,
+    /// What works without it, or what to do.
+    pub instead: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCounts {
+    /// Flow records in memory.
+    pub kept: u64,
+    /// Seen since the start.
+    pub seen: u64,
+    /// Not delivered to a follower that read too slowly.
+    pub lagged: u64,
+    /// Lost before they reached the store (ring buffer or reporter full).
+    pub dropped: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub namespace: String,
+    pub name: String,
+    pub vip4: Ipv4Addr,
+    pub vip6: Ipv6Addr,
+    /// `None`: nothing declares it.
+    pub failure_mode: Option<FailureMode>,
+    pub acceleration: Acceleration,
+    pub ports: Vec<ServicePortView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePortView {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// Works per request.
+    pub http: bool,
+    pub path: DataPath,
+    /// Why connections go that way.
+    pub why: String,
+    pub endpoints: Vec<EndpointView>,
+    /// A workload is starting and does not listen yet.
+    pub pending: bool,
+    pub split: Option<SplitView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    pub address: SocketAddr,
+    pub workload: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitView {
+    pub rule: ObjectRef,
+    pub backends: Vec<BackendView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    pub namespace: String,
+    pub service: String,
+    /// Relative.
+    pub weight: u32,
+    /// The service or its port is missing: it gets no traffic.
+    pub missing: bool,
+}
+
+/// `POST /v1/explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// `NAMESPACE/ACCOUNT`, or `ACCOUNT` of namespace `default`.
+    pub from: String,
+    /// `SERVICE`, `NAMESPACE/SERVICE`, `SERVICE.NAMESPACE[.mesh]` or an address; a bare name is looked for in the
+    /// namespace of `from`.
+    pub to: String,
+    pub port: u16,
+    #[serde(default = "tcp")]
+    pub protocol: Protocol,
+    #[serde(default)]
+    pub method: Option<String>,
+    #[serde(default)]
+    pub path: Option<String>,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+fn tcp() -> Protocol {
+    Protocol::Tcp
+}
+
+/// `GET /v1/doctor`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DoctorReport {
+    pub hooks: Vec<HookView>,
+    pub features: Vec<FeatureView>,
+    pub problems: Vec<Degraded>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HookView {
+    pub name: String,
+    pub attached: bool,
+    /// Proved by a connection, not only attached; `None`: the canary cannot provoke it.
+    pub effective: Option<bool>,
+    /// Mean cost; `None`: it did not run while statistics were on.
+    pub ns_per_run: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureView {
+    pub name: String,
+    pub present: bool,
+    pub used_for: String,
+}
+
+/// Body of every answer that is not 2xx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: String,
+    #[serde(default)]
+    pub details: Vec<String>,
+}

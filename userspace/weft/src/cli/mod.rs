@@ -1,0 +1,116 @@
+//! The commands: one file a verb, each with its flags and what it does.
+
+mod apply;
+mod check;
+mod daemon;
+mod delete;
+mod doctor;
+mod explain;
+mod files;
+mod flows;
+mod get;
+mod output;
+mod run;
+mod status;
+mod uninstall;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use http::StatusCode;
+
+use crate::{
+    admin::{Client, ClientError},
+    error::{Coded, FAILED, INVALID, UNSUPPORTED},
+    state_dir::StateDir,
+};
+
+/// A transparent service mesh for one node: unchanged programs, meshed by the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or invalid resources, 3 needs privileges or kernel features.\n\
+                          weft run: those of the command; 125 it was not started, 126 not executable, 127 not found.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Daemon(daemon::Daemon),
+    Run(run::Run),
+    Apply(apply::Apply),
+    Get(get::Get),
+    Delete(delete::Delete),
+    Check(check::Check),
+    Status(status::StatusArgs),
+    Flows(flows::Flows),
+    Explain(explain::Explain),
+    Doctor(doctor::Doctor),
+    Uninstall(uninstall::Uninstall),
+    /// What `weft doctor` runs to prove the hooks
+    #[command(name = crate::daemon::doctor::CANARY, hide = true)]
+    Canary,
+}
+
+/// Which daemon to talk to.
+#[derive(Debug, Clone, Args)]
+struct Daemon {
+    /// State directory of the daemon [default: /run/weft for its socket, /var/lib/weft for its state]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+// === impl Cli ===
+
+impl Cli {
+    /// Does what the command line asks for.
+    pub fn dispatch(self) -> anyhow::Result<ExitCode> {
+        match self.verb {
+            Verb::Daemon(verb) => verb.exec(),
+            Verb::Run(verb) => verb.exec(),
+            Verb::Apply(verb) => verb.exec(),
+            Verb::Get(verb) => verb.exec(),
+            Verb::Delete(verb) => verb.exec(),
+            Verb::Check(verb) => verb.exec(),
+            Verb::Status(verb) => verb.exec(),
+            Verb::Flows(verb) => verb.exec(),
+            Verb::Explain(verb) => verb.exec(),
+            Verb::Doctor(verb) => verb.exec(),
+            Verb::Uninstall(verb) => verb.exec(),
+            Verb::Canary => weft_dataplane::canary().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        }
+    }
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    fn state(&self) -> StateDir {
+        StateDir::new(self.state_dir.as_deref())
+    }
+
+    /// Asks the daemon something and waits for the answer.
+    fn ask<T>(&self, question: impl AsyncFnOnce(Client) -> Result<T, ClientError>) -> anyhow::Result<T> {
+        let client = Client::new(&self.state());
+        runtime()?.block_on(question(client)).map_err(coded)
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// The exit code that the contract gives what a daemon answers.
+fn coded(error: ClientError) -> anyhow::Error {
+    let code = match &error {
+        ClientError::NotAllowed { .. } => UNSUPPORTED,
+        ClientError::Refused {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            ..
+        } => INVALID,
+        _ => FAILED,
+    };
+    Coded::error(code, error)
+}

@@ -1,0 +1,207 @@
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+
+use super::Daemon;
+use crate::{
+    config::DEFAULT_BPFFS,
+    error::{Coded, FAILED},
+    registry::{CgroupError, default_cgroup, named_cgroup, prune_empty},
+    state_dir::{StateDir, StateError, StateLock},
+};
+
+/// A daemon that was asked to stop has so long; its own drain deadline is shorter.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Remove what weft left on this machine: kernel programs and maps, cgroups, state
+///
+/// Stops a running daemon. Processes that were started with `weft run` go on, unmeshed.
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    /// Where kernel programs and maps are pinned
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    bpffs: PathBuf,
+    /// The captured cgroup [default: weft.slice below the cgroup2 mount]
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Also remove the resources that were stored with `weft apply`
+    #[arg(long)]
+    purge: bool,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+impl Uninstall {
+    pub fn exec(self) -> anyhow::Result<ExitCode> {
+        let state = self.daemon.state();
+        let lock = if state.dirs()[0].exists() {
+            Some(self.stop_daemon(&state)?)
+        } else {
+            None
+        };
+        // Before anything is removed: a cgroup that was named wrongly is a reason to stop.
+        let cgroup = self.cgroup()?;
+        for line in crate::daemon::uninstall(&self.bpffs).context("remove kernel programs")? {
+            println!("removed {line}");
+        }
+        let mut left = cgroup.map(|cgroup| self.remove_cgroups(&cgroup)).unwrap_or_default();
+        left.extend(self.remove_state(&state)?);
+        drop(lock);
+        for line in &left {
+            println!("left    {line}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// `None`: nobody named one, and the default one is not there.
+    fn cgroup(&self) -> anyhow::Result<Option<PathBuf>> {
+        match &self.cgroup {
+            Some(cgroup) => Ok(Some(named_cgroup(cgroup)?)),
+            None => match default_cgroup() {
+                Ok(cgroup) => Ok(Some(cgroup).filter(|path| path.exists())),
+                Err(CgroupError::NotMounted) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Holding the lock proves that no daemon runs.
+    fn stop_daemon(&self, state: &StateDir) -> anyhow::Result<StateLock> {
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let (mut said, mut asked) = (false, false);
+        loop {
+            match state.lock() {
+                Ok(lock) => return Ok(lock),
+                Err(StateError::InUse { pid, .. }) => {
+                    if !said {
+                        println!("stopping the daemon (process {pid})");
+                        said = true;
+                    }
+                    // It fails while the daemon starts, and when it is stopping already.
+                    asked = asked || self.daemon.ask(async |client| client.shutdown().await).is_ok();
+                    if Instant::now() > deadline {
+                        let error = anyhow!("the daemon (process {pid}) does not stop; stop it, then run this again");
+                        return Err(Coded::error(FAILED, error));
+                    }
+                    sleep(RETRY);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Those with processes in them stay; they are said.
+    fn remove_cgroups(&self, cgroup: &Path) -> Vec<String> {
+        let (removed, busy) = prune_empty(cgroup);
+        if removed > 0 {
+            println!("removed {removed} empty cgroups below {}", cgroup.display());
+        }
+        let mut left: Vec<_> = busy
+            .iter()
+            .map(|path| format!("cgroup {} (processes are in it)", path.display()))
+            .collect();
+        // The default one was made by us; one that was named was there before.
+        if self.cgroup.is_none() {
+            match fs::remove_dir(cgroup) {
+                Ok(()) => println!("removed {}", cgroup.display()),
+                Err(_) => left.push(format!("cgroup {}", cgroup.display())),
+            }
+        }
+        left
+    }
+
+    fn remove_state(&self, state: &StateDir) -> anyhow::Result<Vec<String>> {
+        let mut ours = vec![state.socket(), state.workloads(), state.allocations()];
+        if self.purge {
+            ours.push(state.applied());
+        }
+        ours.push(state.lock_file());
+        for path in ours {
+            if remove(&path).with_context(|| format!("remove {}", path.display()))? {
+                println!("removed {}", path.display());
+            }
+        }
+        let mut left = Vec::new();
+        if fs::read_dir(state.applied()).is_ok_and(|mut entries| entries.next().is_some()) {
+            left.push(format!(
+                "{} (applied resources; --purge removes them)",
+                state.applied().display()
+            ));
+        } else {
+            let _ = fs::remove_dir(state.applied());
+        }
+        for dir in state.dirs() {
+            match fs::remove_dir(dir) {
+                Ok(()) => println!("removed {}", dir.display()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => left.push(format!("{} (not empty)", dir.display())),
+            }
+        }
+        left.dedup();
+        Ok(left)
+    }
+}
+
+/// A file, or a folder with all that is in it; false if there was none.
+fn remove(path: &Path) -> io::Result<bool> {
+    let result = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uninstall(dir: &Path, purge: bool) -> (Uninstall, StateDir) {
+        let verb = Uninstall {
+            bpffs: dir.join("bpf"),
+            cgroup: None,
+            purge,
+            daemon: Daemon {
+                state_dir: Some(dir.to_owned()),
+            },
+        };
+        let state = verb.daemon.state();
+        (verb, state)
+    }
+
+    #[test]
+    fn state_goes_and_what_the_operator_wrote_stays_unless_purged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = dir.path().join("state");
+        let (verb, state) = uninstall(&place, false);
+        drop(state.lock().expect("made"));
+        fs::create_dir(state.workloads()).expect("made");
+        fs::create_dir(state.applied()).expect("made");
+        fs::write(state.allocations(), "{}").expect("written");
+        fs::write(state.applied().join("a.yaml"), "").expect("written");
+
+        let left = verb.remove_state(&state).expect("removed");
+        assert!(left.len() == 2 && left[0].contains("--purge removes them"), "{left:?}");
+        assert!(!state.lock_file().exists() && !state.allocations().exists() && state.applied().exists());
+
+        let (verb, state) = uninstall(&place, true);
+        assert_eq!(verb.remove_state(&state).expect("removed"), Vec::<String>::new());
+        assert!(!place.exists());
+        assert_eq!(
+            verb.remove_state(&state).expect("nothing is no error"),
+            Vec::<String>::new()
+        );
+    }
+}

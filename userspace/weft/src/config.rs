@@ -1,0 +1,413 @@
+//! What the daemon is told: flags, and the same keys in an optional file (`--config`). A flag beats the file.
+//!
+//! [`KEYS`] is the only list: flag, key, help and meaning of a setting stand there together.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use weft_policy::compile::{DEFAULT_VIP4, DEFAULT_VIP6};
+
+use crate::{
+    state_dir::StateDir,
+    yaml::{self, Data, Node},
+};
+
+/// A bpffs is mounted there if there is none.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/weft";
+
+/// Smaller ranges than these hold no mesh: 14 IPv4 services, or none whose IPv6 address can be told from its IPv4 one.
+const MAX_PREFIX4: u8 = 28;
+const MAX_PREFIX6: u8 = 112;
+/// A config file is a handful of lines; larger is a wrong file.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Everything the daemon is told. Paths are as they were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// Folder of resources, watched. `None`: only what is applied.
+    pub resources: Option<PathBuf>,
+    pub state: StateDir,
+    pub bpffs: PathBuf,
+    /// `None`: `<cgroup2 mount>/weft.slice`, made if missing.
+    pub cgroup: Option<PathBuf>,
+    /// Ranges of virtual IPs, in the order in which they are used.
+    pub vip4: Vec<Ipv4Net>,
+    pub vip6: Vec<Ipv6Net>,
+    /// Filter of the log on stderr, in the words of `tracing_subscriber::EnvFilter`.
+    pub log: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read config file {}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}:{line}:{column}: {reason}", path.display())]
+    Invalid {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        reason: String,
+    },
+    #[error("--{flag} {value}: {reason}")]
+    Flag {
+        flag: &'static str,
+        value: String,
+        reason: String,
+    },
+}
+
+/// One setting.
+struct Key {
+    name: &'static str,
+    value: &'static str,
+    /// May be given more than once; in the file, a list.
+    many: bool,
+    help: &'static str,
+    set: fn(&mut DaemonConfig, &[String]) -> Result<(), String>,
+}
+
+const KEYS: &[Key] = &[
+    Key {
+        name: "resources",
+        value: "DIR",
+        many: false,
+        help: "Folder of YAML resources, watched and applied on change",
+        set: |config, values| one(values, |value| config.resources = Some(value.into())),
+    },
+    Key {
+        name: "state-dir",
+        value: "DIR",
+        many: false,
+        help: "Stands for both /run/weft (admin socket) and /var/lib/weft (what outlives the machine)",
+        set: |config, values| one(values, |value| config.state = StateDir::new(Some(Path::new(value)))),
+    },
+    Key {
+        name: "bpffs",
+        value: "DIR",
+        many: false,
+        help: "Where kernel programs and maps are pinned; a bpffs is mounted there if there is none [default: /sys/fs/bpf/weft]",
+        set: |config, values| one(values, |value| config.bpffs = value.into()),
+    },
+    Key {
+        name: "cgroup",
+        value: "DIR",
+        many: false,
+        help: "The captured cgroup, which must exist [default: weft.slice below the cgroup2 mount, made if missing]",
+        set: |config, values| one(values, |value| config.cgroup = Some(value.into())),
+    },
+    Key {
+        name: "vip-cidr",
+        value: "NET",
+        many: true,
+        help: "Range of virtual IPs, IPv4 or IPv6; may be repeated [default: 240.240.0.0/16 and 2001:2::/48]",
+        set: set_vip_cidrs,
+    },
+    Key {
+        name: "log",
+        value: "FILTER",
+        many: false,
+        help: "What is logged on stderr: error, warn, info, debug, trace, or a filter like weft_proxy=debug,info [default: info]",
+        set: |config, values| one(values, |value| config.log = value.to_owned()),
+    },
+];
+
+/// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
+#[derive(Debug, Clone, Default)]
+pub struct DaemonArgs {
+    config: Option<PathBuf>,
+    /// By index into [`KEYS`].
+    flags: Vec<(usize, Vec<String>)>,
+}
+
+// === impl DaemonConfig ===
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        Self {
+            resources: None,
+            state: StateDir::default(),
+            bpffs: DEFAULT_BPFFS.into(),
+            cgroup: None,
+            vip4: vec![DEFAULT_VIP4],
+            vip6: vec![DEFAULT_VIP6],
+            log: "info".to_owned(),
+        }
+    }
+}
+
+impl DaemonConfig {
+    /// Reads the text of a config file over what is set already. `path` is for messages.
+    pub fn read(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let invalid = |line, column, reason| ConfigError::Invalid {
+            path: path.to_owned(),
+            line,
+            column,
+            reason,
+        };
+        let documents = yaml::parse(text).map_err(|error| invalid(error.line, error.column, error.reason))?;
+        let wrong = |node: &Node, reason: String| invalid(node.line, node.column, reason);
+        if let Some(second) = documents.get(1) {
+            return Err(wrong(second, "a config file is one document".to_owned()));
+        }
+        let Some(document) = documents.first() else {
+            return Ok(());
+        };
+        let Data::Map(entries) = &document.data else {
+            return Err(wrong(
+                document,
+                format!("expected keys and values; known keys: {}", known_keys()),
+            ));
+        };
+        for (name, value) in entries {
+            let text = name.text().unwrap_or_default();
+            let key = KEYS
+                .iter()
+                .find(|key| key.name == text)
+                .ok_or_else(|| wrong(name, format!("unknown key `{text}`; known keys: {}", known_keys())))?;
+            let values = key.values(value).map_err(|reason| wrong(value, reason))?;
+            (key.set)(self, &values).map_err(|reason| wrong(value, format!("{text}: {reason}")))?;
+        }
+        Ok(())
+    }
+}
+
+fn known_keys() -> String {
+    KEYS.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
+}
+
+fn one(values: &[String], set: impl FnOnce(&str)) -> Result<(), String> {
+    match values {
+        [value] if !value.is_empty() => {
+            set(value);
+            Ok(())
+        }
+        _ => Err("expected one value".to_owned()),
+    }
+}
+
+/// Ranges of a family replace the default of that family.
+fn set_vip_cidrs(config: &mut DaemonConfig, values: &[String]) -> Result<(), String> {
+    let (mut vip4, mut vip6) = (Vec::new(), Vec::new());
+    for value in values {
+        let net: IpNet = value
+            .parse()
+            .map_err(|_| format!("`{value}` is no range; expected one like 240.240.0.0/16"))?;
+        if net.trunc() != net {
+            return Err(format!(
+                "`{value}` has bits beyond its prefix; did you mean {}?",
+                net.trunc()
+            ));
+        }
+        match net {
+            IpNet::V4(net) if net.prefix_len() <= MAX_PREFIX4 => vip4.push(net),
+            IpNet::V6(net) if net.prefix_len() <= MAX_PREFIX6 => vip6.push(net),
+            IpNet::V4(_) => return Err(format!("`{value}` is too small; expected /{MAX_PREFIX4} or larger")),
+            IpNet::V6(_) => return Err(format!("`{value}` is too small; expected /{MAX_PREFIX6} or larger")),
+        }
+    }
+    config.vip4 = if vip4.is_empty() { vec![DEFAULT_VIP4] } else { vip4 };
+    config.vip6 = if vip6.is_empty() { vec![DEFAULT_VIP6] } else { vip6 };
+    Ok(())
+}
+
+// === impl Key ===
+
+impl Key {
+    fn arg(&self) -> Arg {
+        Arg::new(self.name)
+            .long(self.name)
+            .value_name(self.value)
+            .help(self.help)
+            .value_parser(ValueParser::string())
+            .action(if self.many { ArgAction::Append } else { ArgAction::Set })
+    }
+
+    fn values(&self, node: &Node) -> Result<Vec<String>, String> {
+        let scalar = |node: &Node| node.text().map(str::to_owned);
+        let values = match &node.data {
+            Data::List(items) if self.many => items.iter().map(scalar).collect(),
+            _ => scalar(node).map(|value| vec![value]),
+        };
+        let expected = if self.many {
+            "one value or a list of them"
+        } else {
+            "one value"
+        };
+        values.ok_or_else(|| format!("{}: expected {expected}", self.name))
+    }
+}
+
+// === impl DaemonArgs ===
+
+impl DaemonArgs {
+    /// Defaults, then the file, then the flags.
+    pub fn config(&self) -> Result<DaemonConfig, ConfigError> {
+        let mut config = DaemonConfig::default();
+        if let Some(path) = &self.config {
+            let text = read_file(path).map_err(|source| ConfigError::Unreadable {
+                path: path.clone(),
+                source,
+            })?;
+            config.read(path, &text)?;
+        }
+        for (index, values) in &self.flags {
+            let key = &KEYS[*index];
+            let wrong = |reason| ConfigError::Flag {
+                flag: key.name,
+                value: values.join(" "),
+                reason,
+            };
+            (key.set)(&mut config, values).map_err(wrong)?;
+        }
+        Ok(config)
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_CONFIG_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("larger than {MAX_CONFIG_BYTES} bytes"),
+        ));
+    }
+    fs::read_to_string(path)
+}
+
+impl Args for DaemonArgs {
+    fn augment_args(command: Command) -> Command {
+        let config = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .help("YAML or JSON file with these same keys; a flag beats the file")
+            .value_parser(ValueParser::path_buf());
+        command.arg(config).args(KEYS.iter().map(Key::arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for DaemonArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.config = matches.get_one("config").cloned();
+        self.flags = KEYS
+            .iter()
+            .enumerate()
+            .filter_map(|(index, key)| Some((index, matches.get_many(key.name)?.cloned().collect())))
+            .collect();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<DaemonConfig, String> {
+        let mut config = DaemonConfig::default();
+        config
+            .read(Path::new("weft.yaml"), text)
+            .map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    fn flags(words: &[&str]) -> Result<DaemonConfig, String> {
+        let command = DaemonArgs::augment_args(Command::new("daemon").no_binary_name(true));
+        let matches = command.try_get_matches_from(words).map_err(|error| error.to_string())?;
+        let args = DaemonArgs::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        args.config().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_said_means_the_defaults() {
+        assert_eq!(flags(&[]), Ok(DaemonConfig::default()));
+        assert_eq!(read(""), Ok(DaemonConfig::default()));
+        assert_eq!(read("# nothing\n---\n"), Ok(DaemonConfig::default()));
+    }
+
+    #[test]
+    fn file_and_flags_say_the_same() {
+        let expected = DaemonConfig {
+            resources: Some("r".into()),
+            state: StateDir::new(Some(Path::new("s"))),
+            bpffs: "b".into(),
+            cgroup: Some("c".into()),
+            vip4: vec!["10.9.0.0/16".parse().expect("a range")],
+            vip6: vec![DEFAULT_VIP6],
+            log: "debug".into(),
+        };
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\n";
+        let json =
+            r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug"}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug";
+        assert_eq!(read(yaml).as_ref(), Ok(&expected));
+        assert_eq!(read(json).as_ref(), Ok(&expected));
+        assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("weft.yaml");
+        fs::write(&file, "bpffs: from-file\nvip-cidr: [10.1.0.0/16, 10.2.0.0/16]\n").expect("written");
+        let file = file.to_str().expect("plain path");
+        let config = flags(&["--config", file, "--vip-cidr", "10.3.0.0/16"]).expect("good");
+        assert_eq!((config.bpffs, config.vip4.len()), ("from-file".into(), 1));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (text, expected) in [
+            (
+                "bpfs: x\n",
+                "weft.yaml:1:1: unknown key `bpfs`; known keys: resources, state-dir",
+            ),
+            (
+                "log: info\nresources: [a]\n",
+                "weft.yaml:2:12: resources: expected one value",
+            ),
+            (
+                "vip-cidr:\n- 10.0.0.0/33\n",
+                "weft.yaml:2:3: vip-cidr: `10.0.0.0/33` is no range",
+            ),
+            (
+                "vip-cidr: 10.0.0.1/16\n",
+                "weft.yaml:1:11: vip-cidr: `10.0.0.1/16` has bits beyond its prefix; did you mean",
+            ),
+            (
+                "vip-cidr: 10.0.0.0/30\n",
+                "weft.yaml:1:11: vip-cidr: `10.0.0.0/30` is too small",
+            ),
+            ("- a\n", "weft.yaml:1:1: expected keys and values"),
+            ("a: [\n", "weft.yaml:2:1: not YAML"),
+            ("log: a\nlog: b\n", "weft.yaml:2:1: `log` is here twice"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.starts_with(expected), "{text:?}: {error}");
+        }
+        assert_eq!(
+            flags(&["--vip-cidr", "x"]).expect_err("no range"),
+            "--vip-cidr x: `x` is no range; expected one like 240.240.0.0/16"
+        );
+        assert!(
+            flags(&["--config", "/does/not/exist"])
+                .expect_err("no file")
+                .starts_with("read config file")
+        );
+    }
+}

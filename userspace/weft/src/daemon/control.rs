@@ -1,0 +1,329 @@
+//! The admin API's answers.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use tokio_util::sync::CancellationToken;
+use weft_control::{AppliedObjects, FilesSource, Source as _};
+use weft_dataplane::Cgroup;
+use weft_policy::{Diagnostic, Explanation, ObjectRef, ObjectState, Store};
+
+use super::{doctor, engine::Engine};
+use crate::{
+    admin::{
+        Control, ControlError,
+        api::{
+            AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
+            ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+        },
+    },
+    explain,
+    flows::FlowStore,
+    status,
+};
+
+/// The running daemon as the admin API sees it.
+pub struct DaemonControl {
+    pub engine: Arc<Engine>,
+    pub applied: std::sync::Mutex<AppliedObjects>,
+    pub files: Option<FilesSource>,
+    pub flows: Arc<FlowStore>,
+    pub cgroup: Cgroup,
+    pub bpffs: PathBuf,
+    pub state_dir: PathBuf,
+    pub netns: u64,
+    pub started: Instant,
+    pub started_text: String,
+    pub stop: CancellationToken,
+}
+
+// === impl DaemonControl ===
+
+impl DaemonControl {
+    fn publish(&self) -> Result<u64, ControlError> {
+        self.engine.publish().map_err(|source| ControlError::Failed {
+            doing: "put it in force",
+            source,
+        })
+    }
+
+    fn applied(&self) -> std::sync::MutexGuard<'_, AppliedObjects> {
+        self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// State and reason of an object, from the snapshot.
+    fn state_of(&self, object: &ObjectRef) -> Option<(ObjectState, String)> {
+        let in_force = self.engine.in_force();
+        let found = in_force
+            .snapshot
+            .statuses
+            .iter()
+            .find(|status| status.object == *object)?;
+        Some((found.state, found.reason.clone()))
+    }
+
+    /// Stores one object of an applied text, if nothing else owns it.
+    fn apply_one(&self, object: &ObjectRef, text: &str, outcome: &mut ApplyOutcome) -> Result<(), ControlError> {
+        let applied = self.applied();
+        let path = applied.path(object).map_err(|error| ControlError::Invalid {
+            reason: error.to_string(),
+            details: Vec::new(),
+        })?;
+        let mine = path.to_string_lossy().into_owned();
+        let owner = self.engine.store().object(object).map(|found| found.location.clone());
+        if let Some(owner) = owner
+            && *owner.file != *mine
+        {
+            let reason = format!(
+                "{object} is defined by {}:{} already; change it there, or remove it there first",
+                owner.file, owner.line
+            );
+            outcome.objects.push(AppliedObject {
+                key: object.clone(),
+                action: ApplyAction::Refused,
+                state: None,
+                reason,
+            });
+            return Ok(());
+        }
+        let failed = |source: weft_control::SourceError| ControlError::Failed {
+            doing: "store the object",
+            source: source.into(),
+        };
+        let before = applied.get(object).map_err(failed)?;
+        let action = match &before {
+            None => ApplyAction::Created,
+            Some(bytes) if bytes == text.as_bytes() => ApplyAction::Unchanged,
+            Some(_) => ApplyAction::Configured,
+        };
+        if action != ApplyAction::Unchanged {
+            applied.put(object, text.as_bytes()).map_err(failed)?;
+            self.engine.store().apply_file(&mine, text.as_bytes());
+        }
+        outcome.objects.push(AppliedObject {
+            key: object.clone(),
+            action,
+            state: None,
+            reason: String::new(),
+        });
+        Ok(())
+    }
+}
+
+impl Control for DaemonControl {
+    fn register_workload(&self, request: RegisterRequest) -> Result<RegisterResponse, ControlError> {
+        let record = self.engine.registry.register(request)?;
+        self.publish()?;
+        Ok(RegisterResponse {
+            name: record.name(),
+            instance: record.instance.clone(),
+            cgroup: record.cgroup.clone(),
+            netns: self.netns,
+            daemon_pid: std::process::id(),
+        })
+    }
+
+    fn deregister_workload(&self, name: &str) -> Result<(), ControlError> {
+        self.engine.registry.deregister(name)?;
+        self.publish().map(drop)
+    }
+
+    fn workloads(&self) -> Vec<WorkloadView> {
+        status::workloads(&self.engine.in_force().snapshot, self.engine.registry.views())
+    }
+
+    fn status(&self) -> Status {
+        let in_force = self.engine.in_force();
+        let snapshot = &in_force.snapshot;
+        let mut diagnostics: Vec<Diagnostic> = self.engine.store().diagnostics().collect();
+        diagnostics.extend(in_force.diagnostics.iter().cloned());
+        let mut degraded = Vec::new();
+        if let Some(why) = self.engine.problem() {
+            degraded.push(Degraded {
+                what: "publication".to_owned(),
+                why,
+                instead: "the last good state is in force".to_owned(),
+            });
+        }
+        if let Some(why) = self.files.as_ref().and_then(|files| files.status().problem) {
+            degraded.push(Degraded {
+                what: "resources folder".to_owned(),
+                why,
+                instead: "its objects stay in force until it can be read again".to_owned(),
+            });
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: self.started_text.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            generation: snapshot.generation,
+            state_dir: self.state_dir.clone(),
+            cgroup: self.cgroup.path().to_path_buf(),
+            bpffs: self.bpffs.clone(),
+            netns: self.netns,
+            resources: status::resource_counts(snapshot),
+            diagnostics,
+            workloads: self.workloads(),
+            services: status::services(snapshot),
+            degraded,
+            flows: self.flows.counts(),
+        }
+    }
+
+    fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView> {
+        let folder = self.applied().folder().to_path_buf();
+        let objects: Vec<_> = self
+            .engine
+            .store()
+            .objects()
+            .filter(|object| query.matches(&object.id))
+            .cloned()
+            .collect();
+        objects
+            .into_iter()
+            .map(|object| {
+                let (state, reason) = self
+                    .state_of(&object.id)
+                    .unwrap_or((ObjectState::Accepted, String::new()));
+                let location = &object.location;
+                let source = if std::path::Path::new(&*location.file).starts_with(&folder) {
+                    "applied".to_owned()
+                } else {
+                    format!("{}:{}", location.file, location.line)
+                };
+                ObjectView {
+                    key: object.id.clone(),
+                    state,
+                    reason,
+                    source,
+                    manifest: object.text.to_string(),
+                }
+            })
+            .collect()
+    }
+
+    fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
+        // A store of its own tells which objects of the text are good.
+        let mut text = Store::default();
+        let mut outcome = ApplyOutcome {
+            diagnostics: text.apply_file(&request.file, request.yaml.as_bytes()),
+            ..ApplyOutcome::default()
+        };
+        let good: Vec<_> = text.objects().cloned().collect();
+        for refusal in text.refusals() {
+            outcome.objects.push(AppliedObject {
+                key: refusal.object,
+                action: ApplyAction::Refused,
+                state: None,
+                reason: refusal.reason,
+            });
+        }
+        for object in good {
+            self.apply_one(&object.id, &object.text, &mut outcome)?;
+        }
+        let changed = outcome
+            .objects
+            .iter()
+            .any(|object| matches!(object.action, ApplyAction::Created | ApplyAction::Configured));
+        outcome.generation = if changed {
+            self.publish()?
+        } else {
+            self.engine.in_force().snapshot.generation
+        };
+        for object in &mut outcome.objects {
+            if object.action != ApplyAction::Refused
+                && let Some((state, reason)) = self.state_of(&object.key)
+            {
+                (object.state, object.reason) = (Some(state), reason);
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn delete(&self, object: &ObjectRef) -> Result<DeleteOutcome, ControlError> {
+        let object = self.find(object)?;
+        let applied = self.applied();
+        let failed = |source: weft_control::SourceError| ControlError::Failed {
+            doing: "delete the object",
+            source: source.into(),
+        };
+        match applied.delete(&object).map_err(failed)? {
+            Some(path) => self.engine.store().remove_file(&path.to_string_lossy()),
+            None => {
+                let owner = self.engine.store().object(&object).map(|found| found.location.clone());
+                return Err(match owner {
+                    Some(owner) => ControlError::Conflict {
+                        reason: format!(
+                            "{object} was not applied: it is defined by {}:{}; remove it there",
+                            owner.file, owner.line
+                        ),
+                    },
+                    None => ControlError::NotFound {
+                        what: object.to_string(),
+                    },
+                });
+            }
+        }
+        drop(applied);
+        if let Some(files) = &self.files {
+            // The folder may hold a version that had to give way to the applied one.
+            files.nudge();
+        }
+        Ok(DeleteOutcome {
+            generation: self.publish()?,
+            object,
+        })
+    }
+
+    fn flows(&self) -> &FlowStore {
+        &self.flows
+    }
+
+    fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ControlError> {
+        explain::explain(&self.engine.in_force().snapshot, request)
+    }
+
+    fn doctor(&self) -> DoctorReport {
+        doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem())
+    }
+
+    fn snapshot(&self) -> serde_json::Value {
+        let in_force = self.engine.in_force();
+        let snapshot = &in_force.snapshot;
+        serde_json::json!({
+            "generation": snapshot.generation,
+            "services": snapshot.services.values().collect::<Vec<_>>(),
+            "workloads": snapshot.workloads,
+            "identities": snapshot.accounts.iter().map(|(identity, account)| (identity.0.to_string(), account)).collect::<std::collections::BTreeMap<_, _>>(),
+            "rules": snapshot.rules.iter().map(|(rule, object)| (rule.0.to_string(), object)).collect::<std::collections::BTreeMap<_, _>>(),
+            "statuses": snapshot.statuses,
+        })
+    }
+
+    fn shutdown(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl DaemonControl {
+    /// The object that is meant: kind in any case; without a namespace the mesh-wide one, else that of `default`.
+    fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
+        let store = self.engine.store();
+        let mut found: Vec<ObjectRef> = store
+            .objects()
+            .map(|object| object.id.clone())
+            .filter(|id| crate::admin::api::kind_matches(&asked.kind, &id.kind) && id.name == asked.name)
+            .filter(|id| match &asked.namespace {
+                Some(_) => id.namespace == asked.namespace,
+                None => id
+                    .namespace
+                    .as_deref()
+                    .is_none_or(|namespace| namespace == explain::DEFAULT_NAMESPACE),
+            })
+            .collect();
+        found.sort_by_key(|id| id.namespace.is_some());
+        found.into_iter().next().ok_or_else(|| ControlError::NotFound {
+            what: asked.to_string(),
+        })
+    }
+}

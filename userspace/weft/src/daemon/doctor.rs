@@ -1,0 +1,62 @@
+//! `weft doctor`: hooks proved by a canary, features by probing.
+
+use std::path::Path;
+
+use weft_dataplane::{Cgroup, features, hooks};
+
+use crate::admin::api::{Degraded, DoctorReport, FeatureView, HookView};
+
+/// The hidden verb that this binary's canary process runs.
+pub const CANARY: &str = "__canary";
+
+/// Runs the canary and probes. Takes about a second.
+pub fn examine(cgroup: &Cgroup, bpffs: &Path, publish_problem: Option<String>) -> DoctorReport {
+    let mut report = DoctorReport::default();
+    match std::env::current_exe()
+        .map_err(anyhow::Error::from)
+        .and_then(|exe| Ok(hooks(cgroup, bpffs, &exe, &[CANARY])?))
+    {
+        Ok(hooks) => {
+            for hook in hooks {
+                if !hook.attached || hook.effective == Some(false) {
+                    report.problems.push(Degraded {
+                        what: hook.name.clone(),
+                        why: if hook.attached {
+                            "attached, but the canary did not reach it"
+                        } else {
+                            "not attached"
+                        }
+                        .to_owned(),
+                        instead: "restart the daemon; if it stays, another program may shadow the cgroup".to_owned(),
+                    });
+                }
+                report.hooks.push(HookView {
+                    name: hook.name,
+                    attached: hook.attached,
+                    effective: hook.effective,
+                    ns_per_run: hook.ns_per_run.map(|ns| ns as f64),
+                });
+            }
+        }
+        Err(error) => report.problems.push(Degraded {
+            what: "canary".to_owned(),
+            why: format!("{error:#}"),
+            instead: "hooks may work; they could not be proved".to_owned(),
+        }),
+    }
+    for feature in features() {
+        report.features.push(FeatureView {
+            name: feature.name,
+            present: feature.present,
+            used_for: feature.used_for,
+        });
+    }
+    if let Some(why) = publish_problem {
+        report.problems.push(Degraded {
+            what: "publication".to_owned(),
+            why,
+            instead: "the last good state is in force".to_owned(),
+        });
+    }
+    report
+}

@@ -1,0 +1,76 @@
+//! The kernel's edge counters as deltas for the reporter.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval};
+use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
+use weft_adapters::{EdgeDelta, FlowProtocol, FlowVerdict, Record, Reporter, Side};
+
+use super::engine::{Engine, InForce};
+
+/// How often counters are read: `/metrics` lags by at most this.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reads until the daemon stops.
+pub async fn read(engine: Arc<Engine>, reporter: Reporter) {
+    let mut seen = HashMap::new();
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match engine.dataplane.edges() {
+            Ok(edges) => {
+                let in_force = engine.in_force();
+                for edge in edges {
+                    let before = seen.insert(edge.key, edge.counters).unwrap_or_default();
+                    if let Some(delta) = delta(&in_force, &edge.key, &before, &edge.counters) {
+                        reporter.record(Record::Edge(delta));
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "edges cannot be read now"),
+        }
+    }
+}
+
+/// What was added, if it is traffic of the mesh that nobody else reports.
+fn delta(in_force: &InForce, key: &EdgeKey, before: &EdgeCounters, now: &EdgeCounters) -> Option<EdgeDelta> {
+    // The proxy's own connections are told by its requests, with the true source.
+    if before == now || key.source == identity::PROXY || key.destination == identity::PROXY {
+        return None;
+    }
+    let port = in_force
+        .ports
+        .get(&key.service)
+        .and_then(|(name, port)| Some((in_force.snapshot.services.get(name)?, *port)));
+    let requests = port.is_some_and(|(service, port)| service.ports[port].http) && key.verdict != action::DENY;
+    if requests && key.verdict == action::REDIRECT {
+        return None;
+    }
+    let address = port.map_or(std::net::Ipv4Addr::UNSPECIFIED, |(service, _)| service.vip4);
+    Some(EdgeDelta {
+        reporter: if key.reporter == reporter::SOURCE {
+            Side::Source
+        } else {
+            Side::Destination
+        },
+        source: in_force.peer(key.source),
+        destination: in_force.destination(key.service, key.destination, address.into(), key.port),
+        protocol: if key.protocol == protocol::UDP {
+            FlowProtocol::Udp
+        } else {
+            FlowProtocol::Tcp
+        },
+        verdict: if key.verdict == action::DENY {
+            FlowVerdict::Deny
+        } else {
+            FlowVerdict::Allow
+        },
+        opened: now.opened.saturating_sub(before.opened),
+        closed: now.closed.saturating_sub(before.closed),
+        refused: now.refused.saturating_sub(before.refused),
+        reset: now.reset.saturating_sub(before.reset),
+        bytes_sent: now.bytes_sent.saturating_sub(before.bytes_sent),
+        bytes_received: now.bytes_received.saturating_sub(before.bytes_received),
+    })
+}

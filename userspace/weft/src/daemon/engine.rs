@@ -1,0 +1,199 @@
+//! Compiles what is there and puts it in force: kernel first, then the proxy and DNS.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use ipnet::{Ipv4Net, Ipv6Net};
+use weft_dataplane::Dataplane;
+use weft_policy::{Allocations, CompileInput, Diagnostic, ServiceName, Snapshot, Store, compile};
+use weft_proxy::SnapshotPublisher;
+
+use crate::{config::DaemonConfig, registry::Registry, state_dir};
+
+/// What is in force, with what is only needed to name things in events.
+#[derive(Debug, Default)]
+pub struct InForce {
+    pub snapshot: Arc<Snapshot>,
+    /// What the compiler had to say about all objects together.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Service port number -> service and index of the port.
+    pub ports: HashMap<u32, (ServiceName, usize)>,
+}
+
+/// The one place where things come into force.
+pub struct Engine {
+    pub store: Arc<Mutex<Store>>,
+    pub registry: Arc<Registry>,
+    pub dataplane: Arc<Dataplane>,
+    in_force: ArcSwap<InForce>,
+    /// Also serialises publications.
+    state: Mutex<State>,
+    /// Version of the registry that the last publication saw.
+    seen: AtomicU64,
+    vip4: Vec<Ipv4Net>,
+    vip6: Vec<Ipv6Net>,
+}
+
+struct State {
+    allocations: Allocations,
+    /// As it is on disk.
+    saved: Vec<u8>,
+    path: PathBuf,
+    proxy: SnapshotPublisher,
+    /// Why the last attempt did not come into force.
+    problem: Option<String>,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Nothing is published yet.
+    ///
+    /// # Errors
+    ///
+    /// Allocations that cannot be read: virtual IPs would change under running programs, so the operator decides.
+    pub fn new(
+        config: &DaemonConfig,
+        registry: Arc<Registry>,
+        dataplane: Arc<Dataplane>,
+        proxy: SnapshotPublisher,
+    ) -> anyhow::Result<Self> {
+        let path = config.state.allocations();
+        let saved = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let allocations = if saved.is_empty() {
+            Allocations::default()
+        } else {
+            serde_json::from_slice(&saved).with_context(|| {
+                format!(
+                    "{} is damaged; removing it gives every service a new virtual IP",
+                    path.display()
+                )
+            })?
+        };
+        Ok(Self {
+            store: Arc::default(),
+            registry,
+            dataplane,
+            in_force: ArcSwap::default(),
+            state: Mutex::new(State {
+                allocations,
+                saved,
+                path,
+                proxy,
+                problem: None,
+            }),
+            seen: AtomicU64::new(0),
+            vip4: config.vip4.clone(),
+            vip6: config.vip6.clone(),
+        })
+    }
+
+    /// What is in force now.
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.load_full()
+    }
+
+    /// Why the last publication failed; `None` if it did not.
+    pub fn problem(&self) -> Option<String> {
+        self.state().problem.clone()
+    }
+
+    /// Whether the registry changed since the last publication.
+    pub fn is_behind(&self) -> bool {
+        *self.registry.changes().borrow() != self.seen.load(Ordering::Acquire)
+    }
+
+    /// Compiles and publishes. Blocks: files, system calls, and a grace period of the kernel.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused a table; what was in force stays in force, and [`Engine::problem`] keeps saying why.
+    pub fn publish(&self) -> anyhow::Result<u64> {
+        let mut state = self.state();
+        let result = self.try_publish(&mut state);
+        state.problem = result.as_ref().err().map(|error| format!("{error:#}"));
+        if let Err(error) = &result {
+            tracing::error!(error = format!("{error:#}"), "not in force; the last good state stays");
+        }
+        result
+    }
+
+    fn try_publish(&self, state: &mut State) -> anyhow::Result<u64> {
+        self.seen.store(*self.registry.changes().borrow(), Ordering::Release);
+        let workloads = self.registry.runtime();
+        let compiled = {
+            let store = self.store();
+            let input = CompileInput {
+                store: &store,
+                workloads: &workloads,
+                vip4: &self.vip4,
+                vip6: &self.vip6,
+                generation: self.dataplane.next_generation(),
+            };
+            compile(&input, &mut state.allocations)
+        };
+        state.save()?;
+        let snapshot = Arc::new(compiled.snapshot);
+        let published = self.dataplane.publish(&snapshot).context("publish to the kernel")?;
+        let ports = snapshot
+            .services
+            .values()
+            .flat_map(|service| {
+                service
+                    .ports
+                    .iter()
+                    .enumerate()
+                    .map(|(index, port)| (port.id, (service.name.clone(), index)))
+            })
+            .collect();
+        self.in_force.store(Arc::new(InForce {
+            snapshot: Arc::clone(&snapshot),
+            diagnostics: compiled.diagnostics,
+            ports,
+        }));
+        state.proxy.publish(snapshot);
+        tracing::debug!(
+            generation = published.generation,
+            changed = published.changed,
+            "in force"
+        );
+        Ok(published.generation)
+    }
+
+    /// The objects; not to be held for long.
+    pub fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// On disk before anybody can see a virtual IP.
+    fn save(&mut self) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec(&self.allocations).context("write allocations")?;
+        if bytes != self.saved {
+            state_dir::write_atomically(&self.path, &bytes)
+                .with_context(|| format!("write {}", self.path.display()))?;
+            self.saved = bytes;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The kernel's events: flows for the reporter, listeners for the registry.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use weft_abi::{Event, EventKind, action, protocol, reporter};
+use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
+use weft_dataplane::{Events, ip_addr, monotonic_ns};
+use weft_policy::Protocol;
+
+use super::engine::{Engine, InForce};
+
+/// Events taken from the ring in one go.
+const BATCH: usize = 1024;
+const EPERM: u8 = 1;
+
+/// Reads the ring until the daemon stops.
+///
+/// # Cancel safety
+///
+/// What was taken from the ring is handed on before the next wait.
+pub async fn read(engine: Arc<Engine>, mut events: Events, reporter: Reporter) {
+    loop {
+        match events.next(BATCH).await {
+            Ok(batch) => handle(&engine, &batch, &reporter),
+            Err(error) => {
+                tracing::error!(%error, "kernel events cannot be read any more; flows and readiness of endpoints stop");
+                return;
+            }
+        }
+    }
+}
+
+fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
+    let mut listeners = BTreeSet::new();
+    let in_force = engine.in_force();
+    let clock = Clock::now();
+    for event in batch {
+        match event.kind {
+            EventKind::LISTEN | EventKind::UNLISTEN => {
+                listeners.insert(event.owner);
+            }
+            _ => {
+                if let Some(flow) = flow(engine, &in_force, &clock, event) {
+                    reporter.record(Record::Flow(Arc::new(flow)));
+                }
+            }
+        }
+    }
+    if !listeners.is_empty() {
+        refresh_listeners(engine, Some(&listeners));
+    }
+}
+
+/// Tells the registry where workloads listen: those named, or all.
+pub fn refresh_listeners(engine: &Engine, owners: Option<&BTreeSet<u64>>) {
+    let found = match engine.dataplane.listeners() {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "listeners cannot be read; endpoints may be missing");
+            return;
+        }
+    };
+    let mut by_owner: BTreeMap<u64, Vec<(SocketAddr, Protocol)>> = BTreeMap::new();
+    if let Some(owners) = owners {
+        by_owner.extend(owners.iter().map(|owner| (*owner, Vec::new())));
+    }
+    for (owner, address) in found {
+        if owners.is_none_or(|owners| owners.contains(&owner)) {
+            by_owner.entry(owner).or_default().push((address, Protocol::Tcp));
+        }
+    }
+    for (owner, listening) in by_owner {
+        engine.registry.set_listening(owner, listening);
+    }
+}
+
+/// What the kernel's clock says as time of day.
+struct Clock {
+    now: SystemTime,
+    now_ns: u64,
+}
+
+// === impl Clock ===
+
+impl Clock {
+    fn now() -> Self {
+        Self {
+            now: SystemTime::now(),
+            now_ns: monotonic_ns(),
+        }
+    }
+
+    fn time(&self, at_ns: u64) -> SystemTime {
+        self.now - Duration::from_nanos(self.now_ns.saturating_sub(at_ns))
+    }
+}
+
+fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Option<Flow> {
+    let kind = match event.kind {
+        EventKind::OPEN => FlowEvent::Open,
+        EventKind::CLOSE => FlowEvent::Close,
+        EventKind::DENY => FlowEvent::Deny,
+        _ => return None,
+    };
+    let at_source = event.reporter == reporter::SOURCE;
+    let by_cgroup = |cgroup| engine.registry.peer_by_cgroup(cgroup);
+    let source = if at_source {
+        by_cgroup(event.owner)
+    } else {
+        by_cgroup(event.peer_owner)
+    };
+    let address: IpAddr = ip_addr(&event.address);
+    let denied = kind == FlowEvent::Deny;
+    Some(Flow {
+        time: clock.time(event.time_ns),
+        event: kind,
+        reporter: if at_source { Side::Source } else { Side::Destination },
+        verdict: if denied { FlowVerdict::Deny } else { FlowVerdict::Allow },
+        reason: reason(in_force, event),
+        rule: in_force.rule(event.rule),
+        source: source.unwrap_or_else(|| in_force.peer(event.source)),
+        destination: in_force.destination(event.service, event.destination, address, u16::from_be(event.port_be)),
+        protocol: if event.protocol == protocol::UDP {
+            FlowProtocol::Udp
+        } else {
+            FlowProtocol::Tcp
+        },
+        l7: None,
+        bytes_sent: event.bytes_sent,
+        bytes_received: event.bytes_received,
+        rtt_us: (event.rtt_us > 0).then_some(event.rtt_us),
+        errno: denied.then_some(i32::from(event.errno)),
+    })
+}
+
+/// Why, in an operator's words.
+fn reason(in_force: &InForce, event: &Event) -> String {
+    let rule = in_force.rule(event.rule);
+    if event.kind != EventKind::DENY {
+        return match (event.verdict, rule) {
+            (action::REDIRECT, Some(rule)) => {
+                format!("{rule} wants the proxy, which is away; the service's failure mode is open")
+            }
+            (_, Some(rule)) => format!("allowed by {rule}"),
+            (_, None) => "nothing restricts it".to_owned(),
+        };
+    }
+    if event.errno == EPERM {
+        return match rule {
+            Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
+                format!("{rule} denies destinations outside the mesh (outboundDefault: deny)")
+            }
+            Some(rule) if rule.kind == "MeshConfig" => {
+                format!("no rule allows it, and {rule} denies what no rule allows (accessDefault: deny)")
+            }
+            Some(rule) => format!("denied by {rule}"),
+            None => "denied".to_owned(),
+        };
+    }
+    if event.verdict == action::REDIRECT {
+        return "the rule that allows it works per request and the proxy is away; the service's failure mode is closed"
+            .to_owned();
+    }
+    match in_force
+        .ports
+        .get(&event.service)
+        .and_then(|(name, port)| Some((name, in_force.snapshot.services.get(name)?.ports.get(*port)?)))
+    {
+        Some((name, port)) if port.endpoints.is_empty() => format!("{name} has no endpoint on port {}", port.port),
+        Some((name, port)) if port.split.is_some() => format!("{name} port {} splits to no backend", port.port),
+        Some((name, port)) => format!("{name} port {} cannot be reached", port.port),
+        None => "the service has no such port".to_owned(),
+    }
+}

@@ -1,0 +1,70 @@
+//! Puts the parts together: start, run, stop.
+//!
+//! ```text
+//! resources, applied objects, workloads --> engine: compile, publish --> kernel tables, snapshot of the proxy and DNS
+//! kernel ring, kernel edges, proxy workers --> reporter thread --> metrics, access log, flows
+//! admin socket --> control
+//! ```
+//!
+//! Order of the start: the kernel side is in place (adopted or new), everything that can be published is published, and
+//! only then do listeners open: from the moment the kernel finds the proxy's port open it sends connections there.
+
+mod control;
+mod dns;
+pub mod doctor;
+mod edges;
+mod engine;
+mod kernel;
+mod metrics;
+mod names;
+mod origin;
+mod start;
+
+use std::path::Path;
+
+use crate::{
+    config::DaemonConfig,
+    error::{Code as _, Coded, INVALID, UNSUPPORTED},
+};
+
+/// Runs until it is told to stop (SIGTERM, SIGINT, `POST /v1/shutdown`).
+///
+/// # Errors
+///
+/// What keeps it from starting, in one line; nothing is left behind that was not there before.
+pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).code(INVALID)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    if !nix::unistd::geteuid().is_root() {
+        let error = anyhow::anyhow!(
+            "the daemon loads kernel programs: run it as root (sudo); `weft check` and `weft explain` need no privileges"
+        );
+        return Err(Coded::error(UNSUPPORTED, error));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("weft-control")
+        .enable_all()
+        .build()?;
+    runtime.block_on(start::run(config))
+}
+
+/// Threads of everything that is not the data path. Two: one may be busy compiling while the other answers.
+const CONTROL_THREADS: usize = 2;
+
+/// Removes what is pinned below `bpffs`; a line for each thing that was removed.
+///
+/// # Errors
+///
+/// A pin that could not be removed.
+pub fn uninstall(bpffs: &Path) -> anyhow::Result<Vec<String>> {
+    let report = weft_dataplane::uninstall(bpffs)?;
+    let mut lines: Vec<String> = report.pins.iter().map(|pin| pin.display().to_string()).collect();
+    if report.unmounted {
+        lines.push(format!("the bpffs mounted at {}", bpffs.display()));
+    }
+    Ok(lines)
+}

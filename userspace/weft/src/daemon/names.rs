@@ -1,0 +1,48 @@
+//! Numbers of the kernel as the names that events and metrics carry.
+
+use std::{net::IpAddr, sync::Arc};
+
+use weft_adapters::{Destination, Peer};
+use weft_policy::{Identity, ObjectRef, RuleId};
+
+use super::engine::InForce;
+
+/// Stands in the names of a client or server that is not captured.
+pub const UNKNOWN: &str = "unknown";
+
+impl InForce {
+    /// The peer that an identity stands for; its service is not known by identity alone.
+    pub fn peer(&self, identity: u32) -> Arc<Peer> {
+        let (namespace, account) = match self.snapshot.account(Identity(identity)) {
+            Some(account) => (account.namespace.clone(), account.name.clone()),
+            None => (UNKNOWN.to_owned(), UNKNOWN.to_owned()),
+        };
+        Arc::new(Peer {
+            namespace,
+            service: None,
+            account,
+        })
+    }
+
+    /// The destination as the kernel saw it: service port, identity, and the address that was dialled.
+    pub fn destination(&self, service: u32, identity: u32, address: IpAddr, port: u16) -> Arc<Destination> {
+        let account = self.snapshot.account(Identity(identity));
+        let service = self.ports.get(&service).map(|(name, _)| name.clone());
+        Arc::new(Destination {
+            namespace: service
+                .as_ref()
+                .map(|service| service.namespace.clone())
+                .or_else(|| account.map(|account| account.namespace.clone()))
+                .unwrap_or_else(|| UNKNOWN.to_owned()),
+            service: service.map(|service| service.name),
+            account: account.map(|account| account.name.clone()),
+            address,
+            port,
+        })
+    }
+
+    /// The object behind a rule number; 0 is none.
+    pub fn rule(&self, rule: u32) -> Option<ObjectRef> {
+        self.snapshot.rule(RuleId(rule)).cloned()
+    }
+}

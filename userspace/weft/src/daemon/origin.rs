@@ -1,0 +1,21 @@
+//! The proxy's question to the kernel: where did this connection want to go?
+
+use std::{io, net::SocketAddr, os::fd::BorrowedFd};
+
+use weft_dataplane::Connections;
+use weft_policy::{Identity, RuleId};
+use weft_proxy::{ConnContext, Origin};
+
+/// Answers from the socket's own record.
+pub struct KernelOrigin(pub Connections);
+
+impl Origin for KernelOrigin {
+    fn context(&self, socket: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
+        Ok(self.0.of(socket)?.map(|connection| ConnContext {
+            original: connection.original,
+            source: Identity(connection.source),
+            source_workload: (connection.source_workload != 0).then_some(connection.source_workload),
+            rule: (connection.rule != 0).then_some(RuleId(connection.rule)),
+        }))
+    }
+}

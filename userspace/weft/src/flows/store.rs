@@ -1,0 +1,223 @@
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::broadcast;
+use weft_adapters::{Flow, Record, Report};
+
+use super::FlowQuery;
+use crate::admin::api::FlowCounts;
+
+/// Flow records kept for `weft flows`. At some 500 bytes each this is about 5 MB; more would show further back.
+pub const FLOWS_KEPT: usize = 10_000;
+
+/// Flows that a follower may be behind before it loses some. Larger: more memory is held by a reader that stalls.
+const FOLLOWER_BUFFER: usize = 4_096;
+
+/// The last [`FLOWS_KEPT`] flows, and everybody who waits for the next one.
+#[derive(Debug)]
+pub struct FlowStore {
+    /// The lock orders pushes and subscriptions: a follower sees every flow once, kept or new.
+    kept: Mutex<VecDeque<Arc<Flow>>>,
+    next: broadcast::Sender<Arc<Flow>>,
+    seen: AtomicU64,
+    lagged: Arc<AtomicU64>,
+    dropped: AtomicU64,
+}
+
+/// The report adapter that fills a [`FlowStore`].
+#[derive(Debug)]
+pub struct FlowReport(Arc<FlowStore>);
+
+/// Receives the flows that match its query, as they happen.
+#[derive(Debug)]
+pub struct Follower {
+    query: FlowQuery,
+    next: broadcast::Receiver<Arc<Flow>>,
+    lagged: Arc<AtomicU64>,
+}
+
+/// What a [`Follower`] was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Followed {
+    Flow(Arc<Flow>),
+    /// The follower was too slow: so many flows (of any kind) passed by unseen.
+    Lagged(u64),
+}
+
+// === impl FlowStore ===
+
+impl Default for FlowStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FlowStore {
+    pub fn new() -> Self {
+        let (next, _) = broadcast::channel(FOLLOWER_BUFFER);
+        Self {
+            kept: Mutex::default(),
+            next,
+            seen: AtomicU64::new(0),
+            lagged: Arc::default(),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    pub fn push(&self, flow: Arc<Flow>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == FLOWS_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Arc::clone(&flow));
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        // It fails if nobody follows, which is well.
+        let _ = self.next.send(flow);
+    }
+
+    /// The kept flows that match, oldest first.
+    pub fn query(&self, query: &FlowQuery) -> Vec<Arc<Flow>> {
+        select(&self.kept.lock().unwrap_or_else(PoisonError::into_inner), query)
+    }
+
+    /// The kept flows that match, and all that follow them, without a gap between.
+    pub fn follow(&self, query: FlowQuery) -> (Vec<Arc<Flow>>, Follower) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = select(&kept, &query);
+        (
+            past,
+            Follower {
+                query,
+                next: self.next.subscribe(),
+                lagged: Arc::clone(&self.lagged),
+            },
+        )
+    }
+
+    /// Tells the store what was lost before it got here (a total, not a difference).
+    pub fn set_dropped(&self, total: u64) {
+        self.dropped.store(total, Ordering::Relaxed);
+    }
+
+    pub fn counts(&self) -> FlowCounts {
+        FlowCounts {
+            kept: self.kept.lock().unwrap_or_else(PoisonError::into_inner).len() as u64,
+            seen: self.seen.load(Ordering::Relaxed),
+            lagged: self.lagged.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn select(kept: &VecDeque<Arc<Flow>>, query: &FlowQuery) -> Vec<Arc<Flow>> {
+    let newest_first = kept.iter().rev().filter(|flow| query.matches(flow));
+    let mut selected: Vec<_> = newest_first.take(query.last.unwrap_or(FLOWS_KEPT)).cloned().collect();
+    selected.reverse();
+    selected
+}
+
+// === impl Follower ===
+
+impl Follower {
+    /// The next flow that matches; `None` when the store is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    pub async fn next(&mut self) -> Option<Followed> {
+        loop {
+            match self.next.recv().await {
+                Ok(flow) if self.query.matches(&flow) => return Some(Followed::Flow(flow)),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    self.lagged.fetch_add(missed, Ordering::Relaxed);
+                    return Some(Followed::Lagged(missed));
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+// === impl FlowReport ===
+
+impl FlowReport {
+    pub fn new(store: Arc<FlowStore>) -> Self {
+        Self(store)
+    }
+}
+
+impl Report for FlowReport {
+    fn name(&self) -> &str {
+        "flows"
+    }
+
+    fn report(&mut self, batch: &[Record]) {
+        for record in batch {
+            match record {
+                Record::Flow(flow) => self.0.push(Arc::clone(flow)),
+                Record::Edge(_) => {} // counters: the metrics endpoint's business
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::query::tests::{denied, flow};
+
+    #[test]
+    fn the_oldest_flow_makes_room() {
+        let store = FlowStore::new();
+        for _ in 0..FLOWS_KEPT {
+            store.push(flow());
+        }
+        store.push(denied());
+        assert_eq!(store.query(&FlowQuery::default()).len(), FLOWS_KEPT);
+        assert_eq!(store.counts().seen, FLOWS_KEPT as u64 + 1);
+        assert_eq!(
+            *store.query(&FlowQuery {
+                last: Some(1),
+                ..FlowQuery::default()
+            })[0],
+            *denied()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_follower_sees_past_and_future_once() {
+        let store = FlowStore::new();
+        store.push(flow());
+        let (past, mut follower) = store.follow(FlowQuery::default());
+        store.push(denied());
+        assert_eq!(past, [flow()]);
+        assert_eq!(follower.next().await, Some(Followed::Flow(denied())));
+        drop(store);
+        assert_eq!(follower.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_told_what_it_missed() {
+        let store = FlowStore::new();
+        let (_, mut follower) = store.follow(FlowQuery::default());
+        for _ in 0..FOLLOWER_BUFFER + 3 {
+            store.push(flow());
+        }
+        assert_eq!(follower.next().await, Some(Followed::Lagged(3)));
+        assert_eq!(follower.next().await, Some(Followed::Flow(flow())));
+        assert_eq!(store.counts().lagged, 3);
+    }
+
+    #[test]
+    fn reports_flows_and_leaves_edges() {
+        let store = Arc::new(FlowStore::new());
+        FlowReport::new(Arc::clone(&store)).report(&[Record::Flow(flow())]);
+        assert_eq!(store.counts().kept, 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! Where the daemon keeps what must survive it, and how it makes sure to be alone there.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+const RUN_DIR: &str = "/run/weft";
+const LIB_DIR: &str = "/var/lib/weft";
+
+/// The files of one daemon. `--state-dir S` stands for both directories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateDir {
+    run: PathBuf,
+    lib: PathBuf,
+}
+
+/// Held by the daemon as long as it lives; the kernel releases it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: Flock<File>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("state directory {} is in use by another weft daemon (process {pid}); stop it, or give this one its own --state-dir", dir.display())]
+    InUse { dir: PathBuf, pid: String },
+    #[error("{doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+// === impl StateDir ===
+
+impl Default for StateDir {
+    fn default() -> Self {
+        Self {
+            run: RUN_DIR.into(),
+            lib: LIB_DIR.into(),
+        }
+    }
+}
+
+impl StateDir {
+    /// `None`: the system's places, /run/weft and /var/lib/weft.
+    pub fn new(state_dir: Option<&Path>) -> Self {
+        state_dir.map_or_else(Self::default, |dir| Self {
+            run: dir.into(),
+            lib: dir.into(),
+        })
+    }
+
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("weft.sock")
+    }
+
+    /// What [`StateDir::lock`] locks.
+    pub fn lock_file(&self) -> PathBuf {
+        self.run.join("lock")
+    }
+
+    /// One JSON file a workload of `weft run`. They end with the machine, as their processes do.
+    pub fn workloads(&self) -> PathBuf {
+        self.run.join("workloads")
+    }
+
+    /// Numbers and virtual IPs that must stay the same across restarts.
+    pub fn allocations(&self) -> PathBuf {
+        self.lib.join("allocations.json")
+    }
+
+    /// What `weft apply` stored, one file an object.
+    pub fn applied(&self) -> PathBuf {
+        self.lib.join("resources")
+    }
+
+    /// The directories themselves; twice the same with `--state-dir`.
+    pub fn dirs(&self) -> [&Path; 2] {
+        [&self.run, &self.lib]
+    }
+
+    /// Makes the directories (0700) and takes the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::InUse`] names the process that holds it.
+    pub fn lock(&self) -> Result<StateLock, StateError> {
+        for dir in self.dirs() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(io("create state directory", dir))?;
+        }
+        let path = self.lock_file();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io("open lock file", &path))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                write_pid(&mut file).map_err(io("write lock file", &path))?;
+                Ok(StateLock { _file: file })
+            }
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                let _ = (&mut file).take(32).read_to_string(&mut pid);
+                Err(StateError::InUse {
+                    dir: self.run.clone(),
+                    pid: pid.trim().to_owned(),
+                })
+            }
+            Err((_, errno)) => Err(io("lock", &path)(errno.into())),
+        }
+    }
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { doing, path, source }
+}
+
+/// Replaces a file so that a reader, or a crash, sees the old text or the new.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_directory_stands_for_both() {
+        let state = StateDir::new(Some(Path::new("/s")));
+        assert_eq!(state.socket(), Path::new("/s/weft.sock"));
+        assert_eq!(state.applied(), Path::new("/s/resources"));
+        assert_eq!(StateDir::new(None).socket(), Path::new("/run/weft/weft.sock"));
+        assert_eq!(StateDir::new(None).applied(), Path::new("/var/lib/weft/resources"));
+    }
+
+    #[test]
+    fn the_second_daemon_is_told_who_was_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::new(Some(&dir.path().join("made")));
+        let held = state.lock().expect("free");
+        let error = state.lock().expect_err("held").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(held);
+        state.lock().expect("free again");
+    }
+}
