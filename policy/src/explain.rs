@@ -184,11 +184,6 @@ impl Snapshot {
         mut steps: Vec<String>,
     ) -> Explanation {
         let key = (SocketAddr::new(address, input.port), input.protocol);
-        let any = match address {
-            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        };
-        let wildcard = (SocketAddr::new(any, input.port), input.protocol);
         if let Some(owner) = self.by_endpoint.get(&key) {
             steps.push(format!(
                 "{} is an endpoint of service {}: {}",
@@ -202,19 +197,15 @@ impl Snapshot {
             let candidate = (owner.endpoint.identity, input.port, key.0.to_string());
             return self.judge(source, vec![candidate], None, http, input, steps);
         }
-        let listener = self
-            .listeners
-            .get(&key)
-            .or_else(|| address.is_loopback().then(|| self.listeners.get(&wildcard)).flatten());
-        if let Some(identity) = listener {
-            let account = self.account(*identity).map(Account::to_string).unwrap_or_default();
+        if let Some(identity) = self.listener(key.0, key.1) {
+            let account = self.account(identity).map(Account::to_string).unwrap_or_default();
             steps.push(format!(
                 "a workload of account {account} listens on {}; no service leads there",
                 key.0
             ));
             return self.judge(
                 source,
-                vec![(*identity, input.port, key.0.to_string())],
+                vec![(identity, input.port, key.0.to_string())],
                 None,
                 false,
                 input,

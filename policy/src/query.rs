@@ -3,7 +3,7 @@
 //! The judge here is the definition: what the kernel tables decide must agree with [`Snapshot::authorize_connection`].
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -38,6 +38,24 @@ impl Snapshot {
     /// The service that has this virtual IP. A v4-mapped IPv6 address counts as its IPv4 address.
     pub fn vip(&self, address: IpAddr) -> Option<&Arc<Service>> {
         self.services.get(self.by_vip.get(&address.to_canonical())?)
+    }
+
+    /// The identity that listens on this address, whether or not a service leads there. What is bound to all addresses
+    /// is found by loopback ones, and by the unspecified one, which Linux takes for loopback.
+    pub fn listener(&self, address: SocketAddr, protocol: Protocol) -> Option<Identity> {
+        let ip = address.ip().to_canonical();
+        let find = |ip| {
+            self.listeners
+                .get(&(SocketAddr::new(ip, address.port()), protocol))
+                .copied()
+        };
+        find(ip).or_else(|| {
+            if !ip.is_loopback() && !ip.is_unspecified() {
+                return None;
+            }
+            let any4 = ip.is_ipv4().then(|| find(Ipv4Addr::UNSPECIFIED.into())).flatten();
+            any4.or_else(|| find(Ipv6Addr::UNSPECIFIED.into()))
+        })
     }
 
     /// The object behind a rule number, also of rules that are gone (events about them may still come).
@@ -241,5 +259,83 @@ impl HttpMatch {
                 .headers
                 .iter()
                 .all(|(name, value)| request.header(name).is_some_and(|found| value.is_match(found)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let name = ServiceName {
+            namespace: "shop".into(),
+            name: "web".into(),
+        };
+        let service = Service {
+            name: name.clone(),
+            vip4: Ipv4Addr::new(240, 240, 0, 1),
+            vip6: Ipv6Addr::LOCALHOST,
+            ports: Vec::new(),
+            failure_mode: None,
+            acceleration: crate::snapshot::Acceleration::Off,
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.by_vip.insert(service.vip4.into(), name.clone());
+        snapshot.services.insert(name, service.into());
+        snapshot
+    }
+
+    #[test]
+    fn names_of_services_resolve_in_three_forms_and_nothing_else_does() {
+        let snapshot = snapshot();
+        let found = |namespace, name| snapshot.resolve(namespace, name) != DnsAnswer::NotOurs;
+        for name in ["web", "web.", "WEB", "web.shop", "web.shop.mesh", "Web.Shop.Mesh."] {
+            assert!(found("shop", name), "{name}");
+        }
+        for name in [
+            "",
+            ".",
+            "api",
+            "web.other",
+            "web.shop.svc",
+            "web.shop.mesh.x",
+            "web..",
+            "x.web.shop.mesh",
+        ] {
+            assert!(!found("shop", name), "{name}");
+        }
+        assert!(!found("other", "web"));
+    }
+
+    #[test]
+    fn a_v4_mapped_address_is_its_ipv4_address() {
+        let snapshot = snapshot();
+        let mapped = Ipv4Addr::new(240, 240, 0, 1).to_ipv6_mapped();
+        assert!(snapshot.vip(mapped.into()).is_some());
+        assert!(snapshot.vip(Ipv4Addr::new(240, 240, 0, 2).into()).is_none());
+    }
+
+    #[test]
+    fn outside_follows_the_outbound_default_and_our_proxy_passes() {
+        let mut snapshot = snapshot();
+        let verdict = |snapshot: &Snapshot, source| {
+            let decision = snapshot.authorize_connection(source, Identity::OUTSIDE, Protocol::Tcp, 443);
+            (decision.verdict, decision.rule)
+        };
+        assert_eq!(verdict(&snapshot, Identity::FIRST), (Verdict::Allow, None));
+        snapshot.outbound_default = Some((AccessDefault::Deny, RuleId(7)));
+        assert_eq!(verdict(&snapshot, Identity::FIRST), (Verdict::Deny, Some(RuleId(7))));
+        assert_eq!(verdict(&snapshot, Identity::PROXY), (Verdict::Allow, None));
+    }
+
+    #[test]
+    fn what_is_bound_to_all_addresses_is_found_on_loopback() {
+        let mut snapshot = snapshot();
+        let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, 80).into();
+        snapshot.listeners.insert((any, Protocol::Tcp), Identity::FIRST);
+        for (address, expect) in [("127.0.0.2:80", true), ("[::1]:80", true), ("192.0.2.1:80", false)] {
+            let found = snapshot.listener(address.parse().unwrap(), Protocol::Tcp).is_some();
+            assert_eq!(found, expect, "{address}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Kinds of resources: one file a kind, one line in [`KINDS`].
+//! Kinds of resources: one file a kind, one line in `KINDS`.
 //!
 //! A kind is decoded from YAML into its own spec, whatever the version; what several dialects can say
 //! is put into common words by [`crate::compile()`].

@@ -26,5 +26,9 @@ pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig};
 pub use publish::Published;
 pub use sys::netns_cookie;
-pub use tables::{Edge, Namespaces, errs::KernelError};
+pub use tables::{
+    Edge, Namespaces,
+    errs::KernelError,
+    telemetry::{ip_addr, socket_addr},
+};
 pub use uninstall::{UninstallReport, uninstall};

@@ -16,7 +16,7 @@ pub(crate) use self::{
 pub use self::{
     http_route_group::HttpRouteGroupSpec,
     port_route::PortRouteSpec,
-    traffic_split::{SplitBackendSpec, TrafficSplitSpec},
+    traffic_split::{MAX_BACKENDS, MAX_WEIGHT, SplitBackendSpec, TrafficSplitSpec},
     traffic_target::{RouteKind, TargetRule, TrafficTargetSpec},
 };
 
