@@ -253,14 +253,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
         }
     }
 
-    let ruling = if record.destination < identity::FIRST {
-        let action = if config.outbound_deny != 0 {
-            action::DENY
-        } else {
-            action::ALLOW
-        };
-        PolicyValue::new(config.outbound_rule, action, 0, false)
-    } else {
+    let ruling = if record.destination >= identity::FIRST {
         verdict::judge(
             config,
             source,
@@ -268,6 +261,16 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             protocol::TCP,
             u16::from_be(way.port_be),
         )
+    } else if record.service != 0 {
+        // A service whose workload is starting: the proxy waits for it and judges then.
+        PolicyValue::new(0, action::ALLOW, 0, false)
+    } else {
+        let action = if config.outbound_deny != 0 {
+            action::DENY
+        } else {
+            action::ALLOW
+        };
+        PolicyValue::new(config.outbound_rule, action, 0, false)
     };
     record.rule = ruling.rule;
     record.verdict = ruling.action();

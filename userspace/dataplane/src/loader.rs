@@ -179,6 +179,15 @@ impl Dataplane {
         errs::read(&self.bpffs.join("maps/errs"))
     }
 
+    /// Removes connection records that nobody will ever read; how many. To be called now and then.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn sweep(&self) -> Result<usize, DataplaneError> {
+        telemetry::sweep_conns(&self.bpffs.join("maps/conns"))
+    }
+
     /// Every listening address the kernel knows, with its owner's cgroup id: what a restarted daemon starts from.
     ///
     /// # Errors

@@ -6,9 +6,12 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
-use weft_abi::{Addr, EdgeCounters, EdgeKey, ListenKey, ListenValue};
+use weft_abi::{Addr, ConnRecord, EdgeCounters, EdgeKey, ListenKey, ListenValue, Tuple, sock_flags};
 
-use crate::error::DataplaneError;
+use crate::{error::DataplaneError, sys::monotonic_ns};
+
+/// An accepting end reads its record within a round trip; a minute is beyond every retransmission of the handshake.
+const UNCLAIMED_NS: u64 = 60_000_000_000;
 
 /// One edge with its counters summed over CPUs, growing since the edge was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,27 @@ pub fn listeners(pin: &Path) -> Result<Vec<(u64, SocketAddr)>, DataplaneError> {
         found.push((value.owner, socket_addr(&key.addr, key.port_be)));
     }
     Ok(found)
+}
+
+/// Removes records of connections to the proxy that nobody accepted within [`UNCLAIMED_NS`]: the listener's queue had
+/// overflowed, or the proxy died in between. How many.
+pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
+    let fail = |source: MapError| DataplaneError::Map { map: "weft_conns", what: "sweep", source: Box::new(source) };
+    let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
+    let mut map: HashMap<MapData, Tuple, ConnRecord> = map.try_into().map_err(fail)?;
+    let now = monotonic_ns();
+    let stale: Vec<Tuple> = map
+        .iter()
+        .filter_map(Result::ok)
+        .filter(|(_, conn)| conn.flags & sock_flags::REDIRECTED != 0)
+        .filter(|(_, conn)| now.saturating_sub(conn.started_ns) > UNCLAIMED_NS)
+        .map(|(tuple, _)| tuple)
+        .collect();
+    for tuple in &stale {
+        // Gone already is as good.
+        let _ = map.remove(tuple);
+    }
+    Ok(stale.len())
 }
 
 /// Address and port out of a key; v4-mapped becomes IPv4.

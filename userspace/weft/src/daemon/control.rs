@@ -112,7 +112,11 @@ impl DaemonControl {
 impl Control for DaemonControl {
     fn register_workload(&self, request: RegisterRequest) -> Result<RegisterResponse, ControlError> {
         let record = self.engine.registry.register(request)?;
-        self.publish()?;
+        if let Err(error) = self.publish() {
+            // Not in force: the command must not start as if it were.
+            let _ = self.engine.registry.deregister(&record.name());
+            return Err(error);
+        }
         Ok(RegisterResponse {
             name: record.name(),
             instance: record.instance.clone(),

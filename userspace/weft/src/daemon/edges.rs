@@ -2,21 +2,64 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use tokio::time::{MissedTickBehavior, interval};
 use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
 use weft_adapters::{EdgeDelta, FlowProtocol, FlowVerdict, Record, Reporter, Side};
+use weft_dataplane::KernelError;
 
 use super::engine::{Engine, InForce};
+use crate::flows::FlowStore;
 
 /// How often counters are read: `/metrics` lags by at most this.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Every so many intervals, records that nobody will read any more are removed.
+const SWEEP_EVERY: u64 = 60;
+
+/// Failed calls of the kernel programs, by site and errno.
+#[derive(Debug, Clone, Default)]
+pub struct KernelMetrics {
+    errors: Family<ErrorLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    site: &'static str,
+    errno: u32,
+}
+
+// === impl KernelMetrics ===
+
+impl KernelMetrics {
+    /// Registers `weft_kernel_errors_total`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("weft_kernel_errors", "Calls that failed inside the kernel programs", self.errors.clone());
+    }
+
+    /// Takes over the kernel's totals; gives the number of flow events that were lost.
+    fn update(&self, errors: &[KernelError]) -> u64 {
+        let mut lost = 0;
+        for error in errors {
+            let counter = self.errors.get_or_create(&ErrorLabels { site: error.site, errno: error.errno });
+            counter.inc_by(error.count.saturating_sub(counter.get()));
+            if error.site == "events_full" {
+                lost += error.count;
+            }
+        }
+        lost
+    }
+}
 
 /// Reads until the daemon stops.
-pub async fn read(engine: Arc<Engine>, reporter: Reporter) {
+pub async fn read(engine: Arc<Engine>, reporter: Reporter, flows: Arc<FlowStore>, metrics: KernelMetrics) {
     let mut seen = HashMap::new();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for tick in 1.. {
         ticks.tick().await;
         match engine.dataplane.edges() {
             Ok(edges) => {
@@ -29,6 +72,15 @@ pub async fn read(engine: Arc<Engine>, reporter: Reporter) {
                 }
             }
             Err(error) => tracing::warn!(%error, "edges cannot be read now"),
+        }
+        match engine.dataplane.kernel_errors() {
+            Ok(errors) => flows.set_dropped(metrics.update(&errors) + reporter.dropped()),
+            Err(error) => tracing::warn!(%error, "the programs' error counters cannot be read now"),
+        }
+        if tick % SWEEP_EVERY == 0
+            && let Err(error) = engine.dataplane.sweep()
+        {
+            tracing::warn!(%error, "stale connection records cannot be removed now");
         }
     }
 }

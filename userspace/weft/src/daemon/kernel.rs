@@ -143,23 +143,23 @@ fn reason(in_force: &InForce, event: &Event) -> String {
     let rule = in_force.rule(event.rule);
     if event.kind != EventKind::DENY {
         return match (event.verdict, rule) {
-            (action::REDIRECT, Some(rule)) => {
-                format!("{rule} wants the proxy, which is away; the service's failure mode is open")
+            (action::REDIRECT, Some(_)) => {
+                "its rule works per request and the proxy is away; the service's failure mode is open".to_owned()
             }
-            (_, Some(rule)) => format!("allowed by {rule}"),
+            (_, Some(rule)) if rule.kind == "MeshConfig" => "allowed by default".to_owned(),
+            (_, Some(_)) => "allowed".to_owned(),
             (_, None) => "nothing restricts it".to_owned(),
         };
     }
     if event.errno == EPERM {
         return match rule {
             Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
-                format!("{rule} denies destinations outside the mesh (outboundDefault: deny)")
+                "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
             }
             Some(rule) if rule.kind == "MeshConfig" => {
-                format!("no rule allows it, and {rule} denies what no rule allows (accessDefault: deny)")
+                "no rule allows it (accessDefault: deny)".to_owned()
             }
-            Some(rule) => format!("denied by {rule}"),
-            None => "denied".to_owned(),
+            Some(_) | None => "denied".to_owned(),
         };
     }
     if event.verdict == action::REDIRECT {

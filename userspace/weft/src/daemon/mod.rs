@@ -20,7 +20,7 @@ mod names;
 mod origin;
 mod start;
 
-use std::path::Path;
+use std::{io::IsTerminal as _, path::Path};
 
 use crate::{
     config::DaemonConfig,
@@ -36,11 +36,12 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).code(INVALID)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     if !nix::unistd::geteuid().is_root() {
         let error = anyhow::anyhow!(
-            "the daemon loads kernel programs: run it as root (sudo); `weft check` and `weft explain` need no privileges"
+            "the daemon loads kernel programs: run it as root (sudo); `weft check` needs no privileges"
         );
         return Err(Coded::error(UNSUPPORTED, error));
     }

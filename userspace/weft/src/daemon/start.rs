@@ -114,6 +114,8 @@ async fn mesh(
     proxy_metrics.register(&mut metrics_registry);
     let report_metrics = ReportMetrics::default();
     report_metrics.register(&mut metrics_registry);
+    let kernel_metrics = edges::KernelMetrics::default();
+    kernel_metrics.register(&mut metrics_registry);
     let adapters = adapters(&flows, &mut metrics_registry)?;
     let proxy = ProxyConfig {
         virtual_ranges: config
@@ -156,7 +158,7 @@ async fn mesh(
         proxy_metrics,
     )?;
     tasks.spawn(kernel::read(Arc::clone(&engine), events, event_reporter));
-    tasks.spawn(edges::read(Arc::clone(&engine), edge_reporter));
+    tasks.spawn(edges::read(Arc::clone(&engine), edge_reporter, Arc::clone(&flows), kernel_metrics));
     tasks.spawn(republish(Arc::clone(&engine), changes));
     tasks.spawn(watch_workloads(registry));
 
