@@ -8,7 +8,7 @@ use weft_policy::{ObjectRef, ServiceName};
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// Somebody else listens there, or we may not.
-    #[error("listen on port {port} ({address}): {source}; is another weft daemon or another proxy running?")]
+    #[error("listen on port {port} ({address}): is another weft daemon or another proxy running there?")]
     Bind {
         port: u16,
         address: SocketAddr,
@@ -19,7 +19,7 @@ pub enum ProxyError {
     #[error("listen on {addresses:?}: this machine has none of these address families")]
     NoAddress { addresses: Vec<SocketAddr> },
     /// A worker's thread or its runtime.
-    #[error("start proxy worker {worker}: {source}")]
+    #[error("start proxy worker {worker}")]
     Worker {
         worker: usize,
         #[source]
@@ -55,14 +55,14 @@ pub enum DataError {
         port: u16,
         waited: Option<Duration>,
     },
-    #[error("connect to {address} ({tried} tried): {source}")]
+    #[error("connect to {address} ({tried} tried)")]
     Connect {
         address: SocketAddr,
         tried: usize,
         #[source]
         source: io::Error,
     },
-    #[error("{address} did not answer: {source}")]
+    #[error("{address} did not answer")]
     Upstream {
         address: SocketAddr,
         #[source]
@@ -78,6 +78,18 @@ pub enum DataError {
     RequestBody,
     #[error("CONNECT is not offered: the mesh needs no proxy settings, dial the destination itself")]
     ConnectMethod,
+}
+
+/// An error and what caused it, in one line: for clients and flow events, which no reporter prints the chain for.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 // === impl DataError ===

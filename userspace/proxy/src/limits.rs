@@ -77,5 +77,9 @@ pub const RELAY_BUFFER: usize = 64 * 1024;
 /// without end, as old servers never answer.
 pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the rest of a request body is read and thrown away after an early answer (a refusal, mostly). Closing at
+/// once would reset the connection, and the reset takes the answer with it that the client has not read yet.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Pause of an accept loop after the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -42,7 +42,9 @@ pub(crate) struct Worker {
     pub(crate) balancer: Box<dyn Balancer>,
     /// Client connections and tunnels: what a drain waits for.
     connections: TaskTracker,
-    /// Of those, how many have ended by themselves.
+    /// What outlives a request for a moment.
+    chores: TaskTracker,
+    /// Of the connections, how many have ended by themselves.
     ended: Rc<Cell<usize>>,
 }
 
@@ -74,6 +76,7 @@ impl Worker {
             random: Random::seeded(),
             balancer,
             connections: TaskTracker::new(),
+            chores: TaskTracker::new(),
             ended: Rc::default(),
         })
     }
@@ -91,6 +94,11 @@ impl Worker {
 
     pub(crate) fn open_connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Runs something nobody waits for, on this thread; the worker's end cuts it.
+    pub(crate) fn spawn_chore(&self, chore: impl Future<Output = ()> + 'static) {
+        self.chores.spawn_local(chore);
     }
 
     /// Connections that ended without being cut, since the worker began.

@@ -39,6 +39,16 @@ pub struct DaemonConfig {
     pub vip6: Vec<Ipv6Net>,
     /// Filter of the log on stderr, in the words of `tracing_subscriber::EnvFilter`.
     pub log: String,
+    pub access_log: AccessLog,
+}
+
+/// One line a request, an ended connection or a refusal, on stdout.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    #[default]
+    Text,
+    Json,
+    Off,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +127,24 @@ const KEYS: &[Key] = &[
         help: "What is logged on stderr: error, warn, info, debug, trace, or a filter like weft_proxy=debug,info [default: info]",
         set: |config, values| one(values, |value| config.log = value.to_owned()),
     },
+    Key {
+        name: "access-log",
+        value: "FORMAT",
+        many: false,
+        help: "Access log on stdout: text, json or off [default: text]",
+        set: |config, values| match values {
+            [value] => {
+                config.access_log = match value.as_str() {
+                    "text" => AccessLog::Text,
+                    "json" => AccessLog::Json,
+                    "off" => AccessLog::Off,
+                    _ => return Err(format!("`{value}` is no format; expected text, json or off")),
+                };
+                Ok(())
+            }
+            _ => Err("expected one value".to_owned()),
+        },
+    },
 ];
 
 /// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
@@ -139,6 +167,7 @@ impl Default for DaemonConfig {
             vip4: vec![DEFAULT_VIP4],
             vip6: vec![DEFAULT_VIP6],
             log: "info".to_owned(),
+            access_log: AccessLog::default(),
         }
     }
 }
@@ -350,11 +379,12 @@ mod tests {
             vip4: vec!["10.9.0.0/16".parse().expect("a range")],
             vip6: vec![DEFAULT_VIP6],
             log: "debug".into(),
+            access_log: AccessLog::Json,
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\n";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\n";
         let json =
-            r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug"}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug";
+            r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json"}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));

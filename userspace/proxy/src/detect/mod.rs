@@ -15,12 +15,12 @@ use tokio::{
 
 pub use judge::{Judgement, Spoken, judge};
 
-use crate::limits::DETECT_BYTES;
+use crate::limits::{DETECT_BYTES, HEADER_READ_TIMEOUT};
 
 /// How a silent or hesitating client is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// The port is known to be HTTP: the client speaks first, so wait that long for it.
+    /// The port is known to be HTTP: the client speaks first, so wait that long for it to begin.
     Http(Duration),
     /// Nobody said: after that long it is a protocol in which the server speaks first, or one we do not know.
     Unknown(Duration),
@@ -40,30 +40,36 @@ pub enum Found {
 /// The client reset the connection.
 pub async fn detect(stream: &mut (impl AsyncRead + Unpin), patience: Patience) -> io::Result<Found> {
     let mut read = BytesMut::with_capacity(DETECT_BYTES);
-    let (limit, declared) = match patience {
-        Patience::Http(limit) => (limit, true),
-        Patience::Unknown(limit) => (limit, false),
+    let (first, rest, declared) = match patience {
+        Patience::Http(limit) => (limit, HEADER_READ_TIMEOUT, true),
+        Patience::Unknown(limit) => (limit, limit, false),
     };
-    let decided = timeout(limit, read_until_clear(stream, &mut read)).await;
+    match timeout(first, stream.read_buf(&mut read)).await {
+        // Whoever has nothing to say may still want to hear what the server says.
+        Ok(Ok(0)) if !declared => return Ok(Found::Spoke(Spoken::Opaque, Bytes::new())),
+        Ok(Ok(0)) => return Ok(Found::Nothing),
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return Err(error),
+        Err(_elapsed) if declared => return Ok(Found::Nothing),
+        Err(_elapsed) => return Ok(Found::Spoke(Spoken::Opaque, Bytes::new())),
+    }
+    let decided = timeout(rest, read_until_clear(stream, &mut read)).await;
     match decided {
         Ok(Ok(Some(spoken))) => Ok(Found::Spoke(spoken, read.freeze())),
-        // The client said all it had to say (it may still be waiting for an answer).
-        Ok(Ok(None)) if read.is_empty() => Ok(Found::Nothing),
-        Ok(Ok(None)) => Ok(Found::Spoke(at_deadline(&read), read.freeze())),
+        // The client said all it had to say (it may still be waiting for an answer), or takes its time.
+        Ok(Ok(None)) | Err(_) => Ok(Found::Spoke(at_deadline(&read), read.freeze())),
         Ok(Err(error)) => Err(error),
-        Err(_elapsed) if declared && read.is_empty() => Ok(Found::Nothing),
-        Err(_elapsed) => Ok(Found::Spoke(at_deadline(&read), read.freeze())),
     }
 }
 
 /// `None`: the client closed its side before it was clear.
 async fn read_until_clear(stream: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<Option<Spoken>> {
     loop {
-        if stream.read_buf(read).await? == 0 {
-            return Ok(None);
-        }
         if let Judgement::Clear(spoken) = judge(read) {
             return Ok(Some(spoken));
+        }
+        if stream.read_buf(read).await? == 0 {
+            return Ok(None);
         }
     }
 }

@@ -3,14 +3,21 @@
 use std::{
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::{sync::Notify, time::timeout};
 
 use super::exchange::Exchange;
-use crate::{balance::InFlight, upstream::Lease};
+use crate::{
+    balance::InFlight,
+    limits::{CONTINUE_TIMEOUT, LINGER_TIMEOUT},
+    upstream::Lease,
+};
 
 /// The request body, as the upstream connection reads it.
 pub(crate) struct RequestBody {
@@ -58,9 +65,32 @@ impl RequestBody {
         }
     }
 
-    /// Nothing is read before `gate` has come.
-    pub(crate) fn set_gate(&mut self, gate: impl Future<Output = ()> + 'static) {
-        self.gate = Some(Box::pin(gate));
+    /// Nothing is read before the returned notice was given, or time is up.
+    pub(crate) fn wait_for_continue(&mut self) -> Arc<Notify> {
+        let go = Arc::new(Notify::new());
+        let given = Arc::clone(&go);
+        self.gate = Some(Box::pin(async move {
+            let _given_or_late = timeout(CONTINUE_TIMEOUT, given.notified()).await;
+        }));
+        go
+    }
+}
+
+/// Nobody wants the rest of it. HTTP/2 says so on the stream; an HTTP/1 client that is still sending would lose the
+/// answer to a reset (see [`LINGER_TIMEOUT`]), so the rest is read, unless the client has not begun to send.
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let waits = self.gate.is_some();
+        let Some(mut incoming) = self.incoming.take() else {
+            return;
+        };
+        if waits || !self.exchange.is_http1 || incoming.is_end_stream() || self.exchange.has_request_broken() {
+            return;
+        }
+        let rest = async move { while let Some(Ok(_)) = incoming.frame().await {} };
+        self.exchange.conn.worker.spawn_chore(async move {
+            let _too_much = timeout(LINGER_TIMEOUT, rest).await;
+        });
     }
 }
 

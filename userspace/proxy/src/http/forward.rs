@@ -7,7 +7,7 @@ use hyper::{
     body::{Body, Incoming},
     upgrade::OnUpgrade,
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use weft_adapters::{Bag, FlowProtocol};
 use weft_policy::{ObjectRef, Verdict};
 
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     balance::InFlight,
     error::DataError,
-    limits::{CONNECT_ATTEMPTS, CONTINUE_TIMEOUT},
+    limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report,
     upstream::{Lease, Sending, Wire},
@@ -41,7 +41,9 @@ pub(crate) async fn forward(
         .headers()
         .contains_key(http::header::UPGRADE)
         .then(|| hyper::upgrade::on(&mut request));
-    let (mut head, body) = request.into_parts();
+    let (mut head, incoming) = request.into_parts();
+    let mut body = RequestBody::new(incoming, Rc::clone(exchange));
+    let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
     let (picked, load, sending) = reach(exchange, &head, wire).await?;
@@ -51,7 +53,7 @@ pub(crate) async fn forward(
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
     head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
-    let (response, lease) = send(exchange, &picked, wire, sending, head, body).await?;
+    let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
     answer(exchange, &picked, response, lease, load, downstream)
 }
 
@@ -208,31 +210,22 @@ async fn send(
     wire: Wire,
     sending: Sending,
     head: request::Parts,
-    incoming: Incoming,
+    body: RequestBody,
+    go: Option<Arc<Notify>>,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let address = picked.address;
     let worker = &exchange.conn.worker;
     let reused = sending.is_reused();
     // A request that may have arrived is only repeated if that does no harm (RFC 9110 9.2.2) and there is no body.
-    let replay = (reused && incoming.is_end_stream() && is_idempotent(&head.method)).then(|| head::copy(&head));
-    let gate = head::expects_continue(&head);
-    let mut body = RequestBody::new(incoming, Rc::clone(exchange));
-    let mut request = if gate {
-        let go = Arc::new(Notify::new());
-        let wait = Arc::clone(&go);
-        body.set_gate(async move {
-            let _answered_or_not = timeout(CONTINUE_TIMEOUT, wait.notified()).await;
-        });
-        let mut request = Request::from_parts(head, body);
+    let replay = (reused && body.is_end_stream() && is_idempotent(&head.method)).then(|| head::copy(&head));
+    let mut request = Request::from_parts(head, body);
+    if let Some(go) = go {
         hyper::ext::on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {
                 go.notify_one();
             }
         });
-        request
-    } else {
-        Request::from_parts(head, body)
-    };
+    }
     let mut error = match sending.send(request).await {
         Ok(answered) => return Ok(answered),
         Err(error) => error,

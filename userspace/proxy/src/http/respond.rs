@@ -9,7 +9,10 @@ use super::{
     body::ResponseBody,
     exchange::{Exchange, outcome_of},
 };
-use crate::{error::DataError, metrics::RequestOutcome};
+use crate::{
+    error::{DataError, chain},
+    metrics::RequestOutcome,
+};
 
 /// Why nothing was forwarded.
 #[derive(Debug)]
@@ -65,12 +68,7 @@ pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<Resp
     match refusal {
         Refusal::Failed(error) => {
             tracing::debug!(reason = error.reason(), %error, original = %exchange.conn.context.original, "request failed");
-            let mut response = words(
-                exchange,
-                status_of(&error),
-                &error.to_string(),
-                outcome_of(error.side()),
-            );
+            let mut response = words(exchange, status_of(&error), &chain(&error), outcome_of(error.side()));
             let headers = response.headers_mut();
             headers.insert("x-weft-reason", HeaderValue::from_static(error.reason()));
             match error {

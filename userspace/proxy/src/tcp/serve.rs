@@ -9,7 +9,7 @@ use weft_policy::{Decision, Protocol, Verdict};
 use super::{Outcome, Relay, reset};
 use crate::{
     conn::Conn,
-    error::DataError,
+    error::{DataError, chain},
     io::Prefixed,
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
@@ -64,7 +64,7 @@ async fn open(conn: &Conn) -> Result<(Picked, TcpStream), Refused> {
                 };
                 let refused = Refused {
                     flow: flow(conn, &picked, None),
-                    reason: error.to_string(),
+                    reason: chain(&error),
                     denied: false,
                 };
                 if tried.len() >= CONNECT_ATTEMPTS || tried.contains(&conn.context.original) {
@@ -120,7 +120,7 @@ fn unroutable(conn: &Conn, error: &DataError) -> Refused {
     };
     Refused {
         flow,
-        reason: error.to_string(),
+        reason: chain(&error),
         denied: false,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_adapters::{Bag, Check, CheckResult, FlowVerdict};
 use weft_proxy::ProxyConfig;
 
@@ -91,6 +92,34 @@ async fn a_path_that_a_server_may_read_otherwise_must_be_allowed_both_ways() {
             assert!(answer.ends_with(path), "the path itself is not changed: {answer}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_amid_a_large_upload_reads_the_refusal() {
+    const LENGTH: u64 = 16 << 20;
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(Access::Nobody);
+    let mesh = Mesh::start(&spec);
+    let (mut reader, mut writer) = mesh.dial(0).await.into_split();
+    let write = async move {
+        let head = format!("POST / HTTP/1.1\r\nhost: web\r\ncontent-length: {LENGTH}\r\n\r\n");
+        writer.write_all(head.as_bytes()).await.unwrap();
+        let piece = vec![0; 1 << 20];
+        for _ in 0..LENGTH >> 20 {
+            writer.write_all(&piece).await.unwrap();
+        }
+        // The connection is still good for another request.
+        let next = "GET /again HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+        writer.write_all(next.as_bytes()).await.unwrap();
+        writer
+    };
+    let read = async move {
+        let mut answer = String::new();
+        reader.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let (_writer, answer) = tokio::join!(write, read);
+    assert_eq!(answer.matches("HTTP/1.1 403 ").count(), 2, "{answer}");
 }
 
 #[tokio::test]

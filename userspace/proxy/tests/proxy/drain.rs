@@ -76,3 +76,27 @@ async fn what_does_not_end_is_cut_at_the_deadline_and_counted() {
     assert_eq!(metrics.connections_active.get(), 0);
     assert!(!matches!(client.read(&mut [0; 1]).await, Ok(1..)));
 }
+
+#[tokio::test]
+async fn an_upload_under_way_can_be_cut() {
+    let (arrived, mut uploads) = tokio::sync::mpsc::channel(1);
+    let server = Server::http1(move |mut request| {
+        let arrived = arrived.clone();
+        async move {
+            request.frame().await.unwrap().unwrap();
+            arrived.send(()).await.unwrap();
+            while let Some(Ok(_)) = request.frame().await {}
+            crate::support::server::text("never read")
+        }
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut stream = mesh.dial(0).await;
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 10\r\n\r\nabc")
+        .await
+        .unwrap();
+    uploads.recv().await.unwrap();
+    let report = mesh.workers.take().unwrap().drain(Duration::from_millis(50)).await;
+    assert_eq!(report, DrainReport { finished: 0, cut: 1 });
+}

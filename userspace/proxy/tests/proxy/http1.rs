@@ -37,6 +37,16 @@ async fn requests_of_one_connection_share_one_upstream_connection() {
 }
 
 #[tokio::test]
+async fn ipv6_and_v4_mapped_destinations_are_the_same_service() {
+    let server = Server::named("web").await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    for original in ["[2001:2::1]:80", "[::ffff:240.240.0.1]:80", "240.240.0.1:80"] {
+        let mut client = H1::new(mesh.dial_original(original.parse().unwrap()).await).await;
+        assert_eq!(client.get("/").await.body, "web", "{original}");
+    }
+}
+
+#[tokio::test]
 async fn the_endpoint_sees_host_query_and_the_clients_address() {
     let server = Server::http1(|request| async move {
         let header = |name: &str| {
@@ -301,11 +311,12 @@ async fn a_post_on_a_connection_that_broke_is_not_repeated() {
 #[tokio::test]
 async fn refused_endpoints_are_passed_over_and_a_dead_service_says_so() {
     let server = Server::named("alive").await;
-    // Bound and dropped: nobody listens there.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
+    // Bound, so that nobody else gets the port, and not listening.
+    let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    bound
+        .bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into())
         .unwrap();
+    let dead = bound.local_addr().unwrap().as_socket().unwrap();
     let mesh = Mesh::start(&Spec::of([
         Port::http("web", [dead, server.address]),
         Port::http("dead", [dead]),
@@ -320,6 +331,48 @@ async fn refused_endpoints_are_passed_over_and_a_dead_service_says_so() {
         (StatusCode::SERVICE_UNAVAILABLE, Some("connect-failed"))
     );
     assert!(answer.body.contains(&dead.to_string()), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_passed_as_whole() {
+    let server = Server::raw(|mut stream| async move {
+        head_of(&mut stream).await;
+        let part = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        stream.write_all(part).await.unwrap();
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let response = client.send(request("GET", "/", client::empty())).await;
+    assert!(response.into_body().collect().await.is_err());
+    assert!(
+        mesh.flow()
+            .await
+            .reason
+            .starts_with("the endpoint broke off its answer")
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_learns_that_its_client_has_gone() {
+    let (gone, mut went) = tokio::sync::mpsc::channel(1);
+    let server = Server::http1(move |_| {
+        let (sender, body) = pieces();
+        let gone = gone.clone();
+        tokio::spawn(async move {
+            while sender.send(Frame::data(Bytes::from_static(b"tick"))).await.is_ok() {}
+            gone.send(()).await.unwrap();
+        });
+        async move { Response::new(body) }
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let mut response = client.send(request("GET", "/", client::empty())).await;
+    response.frame().await.unwrap().unwrap();
+    drop((response, client));
+    went.recv().await.unwrap();
+    assert_eq!(mesh.flow().await.l7.as_ref().unwrap().status, 200);
 }
 
 #[tokio::test]

@@ -88,6 +88,18 @@ async fn a_server_that_speaks_first_is_heard_on_an_undeclared_port() {
 }
 
 #[tokio::test]
+async fn a_client_that_only_listens_hears_the_server() {
+    let server = Server::raw(|mut stream| async move {
+        stream.write_all(b"tick").await.unwrap();
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::undeclared("clock", [server.address])]));
+    let mut client = mesh.dial(0).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut client).await, "tick");
+}
+
+#[tokio::test]
 async fn what_was_read_to_detect_is_not_lost() {
     let server = Server::raw(|mut stream| async move {
         let asked = read_all(&mut stream).await;

@@ -21,7 +21,7 @@ use weft_proxy::{ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 use super::{control::DaemonControl, dns, edges, engine::Engine, kernel, metrics, origin::KernelOrigin};
 use crate::{
     admin::Server,
-    config::DaemonConfig,
+    config::{AccessLog, DaemonConfig},
     error::{Coded, UNSUPPORTED},
     flows::{FlowReport, FlowStore},
     registry::{Registry, own_netns},
@@ -116,7 +116,7 @@ async fn mesh(
     report_metrics.register(&mut metrics_registry);
     let kernel_metrics = edges::KernelMetrics::default();
     kernel_metrics.register(&mut metrics_registry);
-    let adapters = adapters(&flows, &mut metrics_registry)?;
+    let adapters = adapters(config.access_log, &flows, &mut metrics_registry)?;
     let proxy = ProxyConfig {
         virtual_ranges: config
             .vip4
@@ -201,15 +201,23 @@ async fn mesh(
 }
 
 /// Everything that is told what happened.
-fn adapters(flows: &Arc<FlowStore>, registry: &mut MetricsRegistry) -> anyhow::Result<Vec<Box<dyn Report>>> {
-    Ok(vec![
-        Box::new(builtin::prometheus::Prometheus::new(
-            &builtin::prometheus::Config::default(),
-            registry,
-        )?),
-        Box::new(builtin::stdio::Stdio::new(builtin::stdio::Config::default(), registry)?),
+fn adapters(
+    access_log: AccessLog,
+    flows: &Arc<FlowStore>,
+    registry: &mut MetricsRegistry,
+) -> anyhow::Result<Vec<Box<dyn Report>>> {
+    let mut adapters: Vec<Box<dyn Report>> = vec![
+        Box::new(builtin::prometheus::Prometheus::new(&builtin::prometheus::Config::default(), registry)?),
         Box::new(FlowReport::new(Arc::clone(flows))),
-    ])
+    ];
+    let format = match access_log {
+        AccessLog::Text => builtin::stdio::Format::Text,
+        AccessLog::Json => builtin::stdio::Format::Json,
+        AccessLog::Off => return Ok(adapters),
+    };
+    let config = builtin::stdio::Config { format, ..builtin::stdio::Config::default() };
+    adapters.push(Box::new(builtin::stdio::Stdio::new(config, registry)?));
+    Ok(adapters)
 }
 
 /// Publishes on a thread that may block.
