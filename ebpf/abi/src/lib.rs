@@ -52,6 +52,7 @@ mod pod {
         )+};
     }
     pod!(
+        crate::Addr,
         crate::Config,
         crate::Workload,
         crate::ConnRecord,

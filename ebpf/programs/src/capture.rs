@@ -9,7 +9,7 @@ use weft_abi::{
 use crate::{
     context::SockAddr,
     errs::{self, Site},
-    maps::{BACKENDS, CONFIG, DESTS, LISTEN, WORKLOADS},
+    maps::{BACKENDS, CONFIG, DESTS, LISTEN, LOCAL, WORKLOADS},
     verdict,
 };
 
@@ -102,6 +102,26 @@ pub fn lookup(addr: &Addr, port_be: u16, protocol: u8, generation: u64) -> Optio
     }
 }
 
+/// Whether a connect to it ends on this machine.
+#[inline(always)]
+fn is_local(addr: &Addr) -> bool {
+    // SAFETY: shared read of a map value.
+    addr.is_loopback() || unsafe { LOCAL.get(addr) }.is_some()
+}
+
+/// The address a connect really goes to: Linux takes the unspecified one for loopback (`ip_route_output_key_hash_rcu`,
+/// `tcp_v6_connect`).
+#[inline(always)]
+fn reached(addr: Addr) -> Addr {
+    if addr == Addr::UNSPECIFIED_V4 {
+        Addr::LOCALHOST_V4
+    } else if addr == Addr::UNSPECIFIED_V6 {
+        Addr::LOCALHOST_V6
+    } else {
+        addr
+    }
+}
+
 /// Who listens at an address: bound to it, or to the unspecified address of its family, or dual-stack.
 #[inline(always)]
 pub fn listener(addr: &Addr, port_be: u16, netns: u32) -> Option<ListenValue> {
@@ -182,7 +202,7 @@ fn alive(config: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
 /// identity and port; deny, go direct, or go to the proxy; no proxy: the declared failure mode.
 #[inline(always)]
 pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, source: u32) -> Way {
-    let asked = Way::to(hook.addr(), hook.port_be());
+    let asked = Way::to(reached(hook.addr()), hook.port_be());
     let mut way = asked;
     record.original = asked.addr;
     record.original_port_be = asked.port_be;
@@ -227,7 +247,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             flags = found.flags & !dest_flags::PROXIED;
             record.service = found.service;
             record.destination = found.identity;
-            if asked.addr.is_loopback()
+            if is_local(&asked.addr)
                 && let Some(found) = listener(&asked.addr, asked.port_be, netns)
                 && found.owner == record.owner
             {
@@ -238,7 +258,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
         Some(_) => return asked.refuse(ECONNREFUSED),
         None if asked.port_be == DNS_PORT_BE => return dns(config, hook, record, asked),
         None => {
-            if asked.addr.is_loopback()
+            if is_local(&asked.addr)
                 && let Some(found) = listener(&asked.addr, asked.port_be, netns)
             {
                 if found.owner == record.owner || found.owner == config.daemon_cgroup {
@@ -304,7 +324,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
 /// connect must neither fail nor be reported. An address of ours that cannot be reached is answered with loopback.
 #[inline(always)]
 pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way {
-    let asked = Way::to(hook.addr(), hook.port_be());
+    let asked = Way::to(reached(hook.addr()), hook.port_be());
     match lookup(&asked.addr, asked.port_be, protocol::UDP, config.generation) {
         Some(found) if found.kind == dest_kind::ENDPOINT => {
             record.destination = found.identity;

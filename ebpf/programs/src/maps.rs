@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, ListenKey, ListenValue,
+    Addr, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, ListenKey, ListenValue,
     PolicyKey, PolicyValue, SockRecord, Tuple, Versioned, Workload,
 };
 
@@ -50,6 +50,11 @@ pub static CONNS: HashMap<Tuple, ConnRecord, 262_144, NO_PREALLOC> = HashMap::ne
 /// Who listens where. Tells an undeclared local port's owner, an endpoint's readiness and whether our proxy lives.
 #[btf_map(name = "weft_listen")]
 pub static LISTEN: HashMap<ListenKey, ListenValue, 65_536, NO_PREALLOC> = HashMap::new();
+
+/// Addresses of this machine beyond loopback (in the daemon's network namespace): whoever listens on all addresses is
+/// reached by these as well. Written by the daemon. Full: the rest counts as outside, and the daemon says so.
+#[btf_map(name = "weft_local")]
+pub static LOCAL: HashMap<Addr, u32, 4_096, NO_PREALLOC> = HashMap::new();
 
 /// Aggregated telemetry; read and expired by the daemon. Full: counted in `weft_errs`.
 #[btf_map(name = "weft_edges")]

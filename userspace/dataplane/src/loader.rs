@@ -19,14 +19,14 @@ use crate::{
     error::DataplaneError,
     publish::{Published, Publisher},
     sys,
-    tables::{Namespaces, errs, errs::KernelError, telemetry, telemetry::Edge},
+    tables::{Namespaces, errs, errs::KernelError, local, telemetry, telemetry::Edge},
 };
 
 /// The kernel programs, as `cargo xtask build` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 13] = [
+const PINNED_MAPS: [&str; 14] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
@@ -35,6 +35,7 @@ const PINNED_MAPS: [&str; 13] = [
     "weft_socks",
     "weft_conns",
     "weft_listen",
+    "weft_local",
     "weft_edges",
     "weft_events",
     "weft_tx",
@@ -177,6 +178,16 @@ impl Dataplane {
     /// The kernel refused the read.
     pub fn kernel_errors(&self) -> Result<Vec<KernelError>, DataplaneError> {
         errs::read(&self.bpffs.join("maps/errs"))
+    }
+
+    /// Tells the kernel which addresses are this machine's, in the calling thread's network namespace. To be called when
+    /// they may have changed; costs a read of the interfaces and what changed.
+    ///
+    /// # Errors
+    ///
+    /// Interfaces cannot be read, or the table is full: then the rest counts as outside the mesh.
+    pub fn refresh_local_addresses(&self) -> Result<(), DataplaneError> {
+        local::refresh(&self.bpffs.join("maps/local"))
     }
 
     /// Removes connection records that nobody will ever read; how many. To be called now and then.

@@ -80,6 +80,7 @@ async fn serve(conn: Rc<Conn>, mut stream: TcpStream) {
     let hint = route::hint(
         &conn.worker.snapshots.load(),
         conn.context.original,
+        conn.context.destination,
         conn.context.source,
     );
     let found = match hint {

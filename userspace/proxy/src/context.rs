@@ -23,6 +23,8 @@ pub trait Origin: Send + Sync + 'static {
 pub struct ConnContext {
     /// What the client dialled: a virtual IP and service port, an endpoint, or an address outside the mesh.
     pub original: SocketAddr,
+    /// Whom the kernel took the destination for.
+    pub destination: Identity,
     /// Who dialled.
     pub source: Identity,
     /// cgroup v2 id of the workload that dialled, where it is captured on this node.

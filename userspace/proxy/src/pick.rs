@@ -7,6 +7,7 @@ use weft_adapters::Destination;
 use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName, Snapshot};
 
 use crate::{
+    context::ConnContext,
     error::DataError,
     report,
     route::{self, Target},
@@ -45,12 +46,12 @@ enum Step {
 /// See [`route::target`] and [`route::backend`]; [`DataError::NoEndpoint`].
 pub(crate) async fn pick(
     worker: &Worker,
-    original: SocketAddr,
+    context: &ConnContext,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
 ) -> Result<Picked, DataError> {
     let snapshot = worker.snapshots.load_full();
-    let (service, port) = match step(worker, snapshot, original, request, skip)? {
+    let (service, port) = match step(worker, snapshot, context, request, skip)? {
         Step::Picked(picked) => return Ok(*picked),
         Step::Empty {
             service,
@@ -69,12 +70,12 @@ pub(crate) async fn pick(
             pending: true,
         } => (service, port),
     };
-    wait(worker, original, request, skip, service, port).await
+    wait(worker, context, request, skip, service, port).await
 }
 
 async fn wait(
     worker: &Worker,
-    original: SocketAddr,
+    context: &ConnContext,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
     mut service: ServiceName,
@@ -85,7 +86,7 @@ async fn wait(
     let deadline = began + worker.config.pending_timeout;
     loop {
         snapshots.mark();
-        match step(worker, snapshots.load_full(), original, request, skip)? {
+        match step(worker, snapshots.load_full(), context, request, skip)? {
             Step::Picked(picked) => return Ok(*picked),
             Step::Empty { pending: false, .. } => {
                 return Err(DataError::NoEndpoint {
@@ -118,11 +119,16 @@ fn waited(began: Instant) -> Duration {
 fn step(
     worker: &Worker,
     snapshot: Arc<Snapshot>,
-    original: SocketAddr,
+    context: &ConnContext,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
 ) -> Result<Step, DataError> {
-    let picked = match route::target(&snapshot, original, &worker.config.virtual_ranges)? {
+    let picked = match route::target(
+        &snapshot,
+        context.original,
+        context.destination,
+        &worker.config.virtual_ranges,
+    )? {
         Target::Service { service, port } => {
             let backend = route::backend(&snapshot, &service, port, request, &worker.random)?;
             let endpoints = &backend.port().endpoints;

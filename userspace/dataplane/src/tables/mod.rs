@@ -1,6 +1,7 @@
 //! What the kernel's tables shall hold for a snapshot: pure, compared and written by `publish`.
 
 pub mod errs;
+pub mod local;
 pub mod policy;
 pub mod services;
 pub mod telemetry;

@@ -165,7 +165,8 @@ pub fn address(address: SocketAddr) -> (Addr, u16) {
     (addr(address.ip()), address.port().to_be())
 }
 
-fn addr(ip: IpAddr) -> Addr {
+/// Address as it stands in keys.
+pub fn addr(ip: IpAddr) -> Addr {
     match ip {
         IpAddr::V4(v4) => Addr::v4(u32::from_ne_bytes(v4.octets())),
         IpAddr::V6(v6) => Addr::from_octets(v6.octets()),

@@ -69,7 +69,7 @@ async fn reach(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed = None;
     loop {
-        let picked = match pick(worker, conn.context.original, Some(&view), &tried).await {
+        let picked = match pick(worker, &conn.context, Some(&view), &tried).await {
             Ok(picked) => picked,
             Err(error) => return Err(failed.unwrap_or(error).into()),
         };

@@ -63,11 +63,17 @@ impl Backend {
     }
 }
 
-/// What `original` (v4-mapped addresses already made IPv4) is under `snapshot`.
+/// What `original` (v4-mapped addresses already made IPv4) is under `snapshot`. `destination` is whom the kernel took it
+/// for: it alone knows that an address beyond loopback is this machine's.
 ///
 /// # Errors
 /// A virtual IP without a service or without that port.
-pub fn target(snapshot: &Snapshot, original: SocketAddr, virtual_ranges: &[IpNet]) -> Result<Target, DataError> {
+pub fn target(
+    snapshot: &Snapshot,
+    original: SocketAddr,
+    destination: Identity,
+    virtual_ranges: &[IpNet],
+) -> Result<Target, DataError> {
     if let Some(service) = snapshot.vip(original.ip()) {
         return match service.port(original.port(), Protocol::Tcp) {
             Some((port, _)) => Ok(Target::Service {
@@ -83,7 +89,7 @@ pub fn target(snapshot: &Snapshot, original: SocketAddr, virtual_ranges: &[IpNet
     if let Some(owner) = snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
         return Ok(Target::Endpoint(owner.clone()));
     }
-    if let Some(identity) = listener(snapshot, original) {
+    if let Some(identity) = workload(snapshot, original, destination) {
         return Ok(Target::Workload {
             address: original,
             identity,
@@ -93,6 +99,11 @@ pub fn target(snapshot: &Snapshot, original: SocketAddr, virtual_ranges: &[IpNet
         return Err(DataError::ServiceUnknown { address: original });
     }
     Ok(Target::Outside(original))
+}
+
+/// Whose port it is, by the snapshot, else by what the kernel said.
+fn workload(snapshot: &Snapshot, address: SocketAddr, destination: Identity) -> Option<Identity> {
+    listener(snapshot, address).or((destination >= Identity::FIRST).then_some(destination))
 }
 
 /// Whose port it is. An address of the whole machine may be anybody's that is bound to all addresses, and only on
@@ -115,7 +126,7 @@ fn listener(snapshot: &Snapshot, address: SocketAddr) -> Option<Identity> {
 }
 
 /// What is known about the protocol of `original` before a byte was read, for a connection of `source`.
-pub fn hint(snapshot: &Snapshot, original: SocketAddr, source: Identity) -> Hint {
+pub fn hint(snapshot: &Snapshot, original: SocketAddr, destination: Identity, source: Identity) -> Hint {
     let (port, alone) = match snapshot.vip(original.ip()) {
         Some(service) => (service.port(original.port(), Protocol::Tcp).map(|(_, port)| port), None),
         None => match snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
@@ -126,7 +137,7 @@ pub fn hint(snapshot: &Snapshot, original: SocketAddr, source: Identity) -> Hint
                     Some(owner.endpoint.identity),
                 )
             }
-            None => (None, listener(snapshot, original)),
+            None => (None, workload(snapshot, original, destination)),
         },
     };
     match port {

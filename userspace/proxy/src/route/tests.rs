@@ -161,7 +161,7 @@ fn a_split_with_matches_concerns_matching_requests_only() {
 fn a_virtual_address_nobody_has_is_unknown_and_not_outside() {
     let snapshot = snapshot(vec![service("web", VIP, AppProtocol::Http, None)]);
     let ranges = crate::ProxyConfig::default().virtual_ranges;
-    let reason = |ip: [u8; 4], port| match target(&snapshot, (ip, port).into(), &ranges) {
+    let reason = |ip: [u8; 4], port| match target(&snapshot, (ip, port).into(), Identity::OUTSIDE, &ranges) {
         Ok(Target::Service { .. }) => "service",
         Ok(Target::Endpoint(_)) => "endpoint",
         Ok(Target::Workload { .. }) => "workload",
@@ -182,10 +182,10 @@ fn a_port_declared_opaque_is_never_parsed() {
         (AppProtocol::Unknown, Hint::Unknown),
     ] {
         let snapshot = snapshot(vec![service("web", VIP, app, None)]);
-        assert_eq!(hint(&snapshot, (VIP, 80).into(), Identity::FIRST), expect);
+        assert_eq!(hint(&snapshot, (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST), expect);
     }
     assert_eq!(
-        hint(&Snapshot::default(), (VIP, 80).into(), Identity::FIRST),
+        hint(&Snapshot::default(), (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST),
         Hint::Unknown
     );
 }
@@ -213,10 +213,16 @@ fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
         ("[::1]:9002", Some(any)),
         ("192.0.2.1:9001", None),
     ] {
-        let found = match target(&snapshot, address.parse().unwrap(), &[]) {
+        let found = match target(&snapshot, address.parse().unwrap(), Identity::OUTSIDE, &[]) {
             Ok(Target::Workload { identity, .. }) => Some(identity),
             _ => None,
         };
         assert_eq!(found, expect, "{address}");
     }
+}
+
+#[test]
+fn an_address_that_the_kernel_knows_to_be_a_workloads_is_not_outside() {
+    let found = target(&Snapshot::default(), "192.0.2.1:9001".parse().unwrap(), Identity(300), &[]);
+    assert!(matches!(found, Ok(Target::Workload { identity: Identity(300), .. })), "{found:?}");
 }

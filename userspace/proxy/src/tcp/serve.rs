@@ -44,7 +44,7 @@ async fn open(conn: &Conn) -> Result<(Picked, TcpStream), Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed: Option<Refused> = None;
     loop {
-        let picked = match pick(&conn.worker, conn.context.original, None, &tried).await {
+        let picked = match pick(&conn.worker, &conn.context, None, &tried).await {
             Ok(picked) => picked,
             Err(error) => return Err(failed.unwrap_or_else(|| unroutable(conn, &error))),
         };

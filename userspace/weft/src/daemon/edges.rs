@@ -77,6 +77,9 @@ pub async fn read(engine: Arc<Engine>, reporter: Reporter, flows: Arc<FlowStore>
             Ok(errors) => flows.set_dropped(metrics.update(&errors) + reporter.dropped()),
             Err(error) => tracing::warn!(%error, "the programs' error counters cannot be read now"),
         }
+        if let Err(error) = engine.dataplane.refresh_local_addresses() {
+            tracing::warn!(%error, "this machine's addresses cannot be told to the kernel now");
+        }
         if tick % SWEEP_EVERY == 0
             && let Err(error) = engine.dataplane.sweep()
         {

@@ -13,6 +13,7 @@ impl Origin for KernelOrigin {
     fn context(&self, socket: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
         Ok(self.0.of(socket)?.map(|connection| ConnContext {
             original: connection.original,
+            destination: Identity(connection.destination),
             source: Identity(connection.source),
             source_workload: (connection.source_workload != 0).then_some(connection.source_workload),
             rule: (connection.rule != 0).then_some(RuleId(connection.rule)),

@@ -91,6 +91,7 @@ async fn mesh(
         snapshots,
     )?);
     kernel::refresh_listeners(&engine, None);
+    dataplane.refresh_local_addresses()?;
 
     let applied = AppliedObjects::open(config.state.applied())?;
     let (change, changes) = mpsc::channel(CHANGES);

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, sync::mpsc};
 use weft_adapters::{Check, Flow, Pipeline, Record, Report, ReportMetrics, ReporterThread};
+use weft_policy::Identity;
 use weft_proxy::{ConnContext, Origin, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
 use super::spec::{CLIENT, Spec, vip};
@@ -117,6 +118,7 @@ impl Mesh {
         socket.bind(&SocketAddr::new(proxy.ip(), 0).into()).unwrap();
         let context = ConnContext {
             original,
+            destination: Identity::OUTSIDE,
             source: CLIENT,
             source_workload: None,
             rule: None,
