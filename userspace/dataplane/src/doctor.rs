@@ -61,15 +61,15 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
     result.map_err(os("run the canary"))?;
     Ok(after
         .into_iter()
-        .map(|(name, id, count, time)| {
-            let (old_count, old_time) =
-                before.iter().find(|old| old.1 == id).map_or((0, 0), |(_, _, count, time)| (*count, *time));
-            let ran = count - old_count;
+        .map(|now| {
+            let (count, time_ns) =
+                before.iter().find(|old| old.id == now.id).map_or((0, 0), |old| (old.count, old.time_ns));
+            let ran = now.count - count;
             Hook {
-                attached: id.is_some(),
-                effective: (name != attach::SK_MSG).then_some(ran > 0),
-                ns_per_run: (ran > 0).then(|| (time - old_time) / ran),
-                name,
+                attached: now.id.is_some(),
+                effective: (now.name != attach::SK_MSG).then_some(ran > 0),
+                ns_per_run: (ran > 0).then(|| (now.time_ns - time_ns) / ran),
+                name: now.name,
             }
         })
         .collect())
@@ -121,8 +121,17 @@ fn round(host: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Name, program id, run count and run time of every program of ours that is attached.
-fn runs(bpffs: &Path) -> Result<Vec<(String, Option<u32>, u64, u64)>, DataplaneError> {
+/// What the kernel counted of one program so far.
+struct Runs {
+    name: String,
+    /// `None`: not attached.
+    id: Option<u32>,
+    count: u64,
+    time_ns: u64,
+}
+
+/// Every program of ours, attached or not.
+fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
     let fail = |source: io::Error| DataplaneError::Os { what: "list the kernel's programs", source };
     let mut ids: Vec<(String, Option<u32>)> = Vec::new();
     for name in attach::CGROUP_PROGRAMS {
@@ -142,11 +151,11 @@ fn runs(bpffs: &Path) -> Result<Vec<(String, Option<u32>, u64, u64)>, DataplaneE
     ids.into_iter()
         .map(|(name, id)| {
             let program = id.and_then(|id| found.iter().find(|program| program.id() == id));
-            let (count, time) = match program {
+            let (count, time_ns) = match program {
                 Some(program) => sys::program_runs(&program.fd().map_err(|error| fail(io::Error::other(error)))?).map_err(fail)?,
                 None => (0, 0),
             };
-            Ok((name, id, count, time))
+            Ok(Runs { name, id, count, time_ns })
         })
         .collect()
 }

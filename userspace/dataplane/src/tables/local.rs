@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::Path,
 };
 
@@ -21,7 +21,7 @@ pub fn refresh(pin: &Path) -> Result<(), DataplaneError> {
     let wanted: BTreeSet<IpAddr> = interfaces
         .filter_map(|interface| interface.address)
         .filter_map(|address| {
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(Ipv4Addr::from(v4.ip())));
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
         .filter(|ip| !ip.is_loopback())

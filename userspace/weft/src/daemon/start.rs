@@ -31,7 +31,7 @@ use crate::{
 /// Istio's outbound port.
 const PROXY_PORT: u16 = weft_proxy::DEFAULT_PORT;
 /// Istio's DNS port.
-const DNS_PORT: u16 = 15053;
+const DNS_PORT: u16 = weft_proxy::dns::DEFAULT_PORT;
 /// What connections through the proxy get to finish when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// What the reporter gets to write out.
@@ -144,7 +144,7 @@ async fn mesh(
     for listener in metrics::bind().await? {
         tasks.spawn(metrics::serve(listener, endpoint.clone()));
     }
-    let dns = dns::start(current, &dataplane).await?;
+    let dns = dns::start(current, &dataplane)?;
     let server = Server::bind(&config.state, lock)?;
     let fallback = event_reporter.clone();
     let workers = Workers::start(

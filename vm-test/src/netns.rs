@@ -1,0 +1,68 @@
+//! A network namespace of the lab's own, with nothing but a loopback device.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::process;
+
+/// A named network namespace, removed when this is dropped.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+}
+
+// === impl NetNs ===
+
+impl NetNs {
+    /// Makes the namespace `name` and brings its loopback device up.
+    ///
+    /// # Errors
+    /// `ip` is not there, or no permission.
+    pub fn new(name: &str) -> Result<Self> {
+        ip(&["netns", "add", name])?;
+        let namespace = Self { name: name.to_owned() };
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        // An address beyond loopback, as every real machine has.
+        ip(&["-n", name, "addr", "add", "10.77.0.5/32", "dev", "lo"])?;
+        Ok(namespace)
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A command that runs inside.
+    ///
+    /// Not `ip netns exec`: that mounts a new /sys, which hides the cgroup file system.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--");
+        command
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if let Err(error) = ip(&["netns", "del", &self.name]) {
+            eprintln!("remove network namespace {} by hand: {error:#}", self.name);
+        }
+    }
+}
+
+fn ip(words: &[&str]) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(words);
+    process::output(command, process::BOUND)?
+        .ok()
+        .context("set up a network namespace")?;
+    Ok(())
+}
