@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::process;
+use crate::process::{self, Running};
 
 /// A named network namespace, removed when this is dropped.
 #[derive(Debug)]
@@ -58,11 +58,11 @@ impl Drop for NetNs {
     }
 }
 
+/// Interrupted or not: it takes milliseconds, and half a namespace helps nobody.
 fn ip(words: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(words);
-    process::output(command, process::BOUND)?
-        .ok()
-        .context("set up a network namespace")?;
+    let output = Running::start(command)?.finish_regardless(process::BOUND)?;
+    output.ok().context("set up or remove a network namespace")?;
     Ok(())
 }

@@ -1,0 +1,60 @@
+//! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
+//!
+//! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`,
+//! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
+//! Clients: `connect TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! `hold TARGET`, `udp-echo TARGET`, `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`: one a line of its input) and exit with 0 if
+//! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
+
+#![forbid(unsafe_code)]
+
+mod clients;
+mod dns;
+mod servers;
+
+use std::{env, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+/// Bytes read or written at once by the bulk modes.
+const CHUNK: usize = 256 * 1024;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    match run(&words.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("traffic: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether it went well; servers return only to fail.
+fn run(words: &[&str]) -> Result<bool> {
+    let number = |word: &str| {
+        word.parse::<u64>()
+            .with_context(|| format!("`{word}` is no number of bytes"))
+    };
+    match *words {
+        ["serve-echo", address] => servers::serve(address, servers::echo),
+        ["serve-sink", address] => servers::serve(address, servers::sink),
+        ["serve-source", address, bytes] => {
+            let bytes = number(bytes)?;
+            servers::serve(address, move |stream| servers::source(stream, bytes))
+        }
+        ["serve-greeting", address] => servers::serve(address, servers::greeting),
+        ["serve-late", address] => servers::serve(address, servers::late),
+        ["serve-udp-echo", address] => servers::udp_echo(address),
+        ["connect", target] => clients::connect(target),
+        ["upload", target, bytes] => clients::upload(target, number(bytes)?),
+        ["download", target] => clients::download(target),
+        ["half-close", target, bytes] => clients::half_close(target, number(bytes)?),
+        ["greeting", target] => clients::greeting(target),
+        ["hold", target] => clients::hold(target),
+        ["udp-echo", target] => clients::udp_echo(target),
+        ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
+        _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),
+    }
+}

@@ -1,0 +1,125 @@
+//! Servers, a thread a connection.
+
+use std::{
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use vm_test::pattern::{Checker, Pattern};
+
+use crate::CHUNK;
+
+/// Accepts on `address` and hands every connection to `talk` in a thread of its own.
+pub fn serve(address: &str, talk: impl Fn(TcpStream) -> Result<()> + Send + Sync + 'static) -> Result<bool> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    println!("{}", json!({"listening": listener.local_addr()?.to_string()}));
+    let talk = Arc::new(talk);
+    loop {
+        let (stream, _) = listener.accept().context("accept")?;
+        let talk = Arc::clone(&talk);
+        thread::spawn(move || {
+            if let Err(error) = talk(stream) {
+                eprintln!("{}", json!({"error": format!("{error:#}")}));
+            }
+        });
+    }
+}
+
+/// Sends back what comes, until the other side is done; then is done itself.
+pub fn echo(mut stream: TcpStream) -> Result<()> {
+    let mut back = stream.try_clone()?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(back.shutdown(Shutdown::Write)?);
+        }
+        back.write_all(&buffer[..read])?;
+    }
+}
+
+/// Takes the pattern until the other side is done, then answers with what it saw: needs a half-close that arrives.
+pub fn sink(mut stream: TcpStream) -> Result<()> {
+    let mut checker = Checker::default();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        checker.take(&buffer[..read]);
+    }
+    writeln!(
+        stream,
+        "{}",
+        json!({"bytes": checker.bytes(), "first_wrong": checker.first_wrong()})
+    )?;
+    Ok(stream.shutdown(Shutdown::Write)?)
+}
+
+/// Sends `bytes` of the pattern and closes.
+pub fn source(mut stream: TcpStream, bytes: u64) -> Result<()> {
+    write_pattern(&mut stream, bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    // A close with unread bytes would be a reset, which may overtake what was sent.
+    drain(&mut stream)
+}
+
+/// Speaks first, as SMTP and MySQL do, then echoes lines.
+pub fn greeting(mut stream: TcpStream) -> Result<()> {
+    writeln!(stream, "220 hello")?;
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    for line in lines {
+        writeln!(stream, "250 {}", line?)?;
+    }
+    Ok(())
+}
+
+/// Reads to the end first and sends all of it back only then.
+pub fn late(mut stream: TcpStream) -> Result<()> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    stream.write_all(&all)?;
+    Ok(stream.shutdown(Shutdown::Write)?)
+}
+
+/// Sends back every datagram.
+pub fn udp_echo(address: &str) -> Result<bool> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("bind {address}"))?;
+    println!("{}", json!({"listening": socket.local_addr()?.to_string()}));
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let (read, from) = socket.recv_from(&mut buffer).context("receive")?;
+        socket.send_to(&buffer[..read], from).context("send")?;
+    }
+}
+
+/// Writes the first `bytes` of the pattern.
+pub fn write_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+    let mut pattern = Pattern::default();
+    let mut buffer = vec![0; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        pattern.fill(&mut buffer[..now]);
+        stream.write_all(&buffer[..now])?;
+        left -= now as u64;
+    }
+    Ok(())
+}
+
+fn drain(stream: &mut TcpStream) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The daemon of a lab: started, killed, started again.
+
+use std::{fs::File, process::Stdio, sync::PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    Lab, poll,
+    process::{self, Output, Running},
+};
+
+/// A running `weft daemon`.
+pub struct Daemon(Running);
+
+// === impl Lab ===
+
+impl Lab {
+    /// Starts `weft daemon` in the lab and waits until it answers `weft status`.
+    ///
+    /// # Errors
+    /// It ends or does not answer in time: the text has its log.
+    pub fn daemon(&self) -> Result<()> {
+        self.daemon_with(&[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// As [`Lab::daemon`].
+    pub fn daemon_with(&self, flags: &[&str]) -> Result<()> {
+        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            bail!("lab {} has a daemon already", self.name());
+        }
+        // Its log goes to a file: it must outlive the daemon and must not depend on a reader.
+        let mut daemon = Running::start_logging(self.daemon_command(flags), self.append_log()?, self.append_log()?)?;
+        let ready = poll::until("the daemon to answer `weft status`", || {
+            if !daemon.is_running()? {
+                return Ok(None);
+            }
+            self.weft(["status"])?.ok().map(Some)
+        })
+        .with_context(|| format!("the daemon's log:\n{}", self.log()))?;
+        if ready.is_none() {
+            bail!("the daemon ended at once; its log:\n{}", self.log());
+        }
+        *slot = Some(Daemon(daemon));
+        Ok(())
+    }
+
+    /// Runs `weft daemon` with the lab's folders and the given flags to its end: for daemons that must refuse to start.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn daemon_refused(&self, flags: &[&str]) -> Result<Output> {
+        process::output(self.daemon_command(flags), poll::PATIENCE)
+    }
+
+    /// `weft daemon` as this lab starts it.
+    pub fn daemon_command(&self, flags: &[&str]) -> std::process::Command {
+        let mut command = self.command([self.weft_binary().display().to_string()]);
+        command.arg("daemon").arg("--resources").arg(self.resources());
+        command
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--bpffs")
+            .arg(self.bpffs());
+        command.arg("--cgroup").arg(self.cgroup()).args(flags);
+        command
+    }
+
+    /// SIGKILL: the daemon does nothing more, its pins stay.
+    ///
+    /// # Errors
+    /// No daemon runs.
+    pub fn kill9(&self) -> Result<()> {
+        let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
+        daemon.context("no daemon runs")?.0.kill();
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for its end. Nothing happens where no daemon runs.
+    ///
+    /// # Errors
+    /// It does not end in time (and is killed).
+    pub fn stop(&self) -> Result<()> {
+        let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(daemon) = daemon {
+            daemon.0.stop().context("stop the daemon")?;
+        }
+        Ok(())
+    }
+
+    /// Process number of the daemon.
+    ///
+    /// # Errors
+    /// No daemon runs.
+    pub fn daemon_pid(&self) -> Result<i32> {
+        let slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(slot.as_ref().context("no daemon runs")?.0.pid())
+    }
+
+    /// Whether the daemon still runs.
+    ///
+    /// # Errors
+    /// The system cannot say.
+    pub fn daemon_lives(&self) -> Result<bool> {
+        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_mut().map_or(Ok(false), |daemon| daemon.0.is_running())
+    }
+
+    /// `weft uninstall` with the lab's folders, interrupted or not.
+    ///
+    /// # Errors
+    /// It fails; what it left is swept by the lab.
+    pub fn uninstall(&self) -> Result<Output> {
+        let mut command = self.command([self.weft_binary().display().to_string()]);
+        command.arg("uninstall").arg("--state-dir").arg(self.state());
+        command
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .arg("--cgroup")
+            .arg(self.cgroup());
+        Running::start(command)?.finish_regardless(process::BOUND)?.ok()
+    }
+
+    fn append_log(&self) -> Result<Stdio> {
+        let file = File::options().create(true).append(true).open(self.log_file());
+        Ok(file.context("open the daemon's log")?.into())
+    }
+}

@@ -1,0 +1,75 @@
+//! Resources as users write them, for labs. All in namespace `default` unless they say otherwise.
+
+/// MeshConfig of the whole mesh with `accessDefault: deny`.
+pub const DENY: &str = "\
+apiVersion: weft.mesh/v1alpha1
+kind: MeshConfig
+metadata: {name: mesh}
+spec: {accessDefault: deny}
+";
+
+/// The same with `accessDefault: allow`.
+pub const ALLOW: &str = "\
+apiVersion: weft.mesh/v1alpha1
+kind: MeshConfig
+metadata: {name: mesh}
+spec: {accessDefault: allow}
+";
+
+/// A Service with one port; `app` is its appProtocol (`http`, `tcp`).
+pub fn service(name: &str, port: u16, app: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  ports:\n  - {{name: main, port: {port}, appProtocol: {app}}}\n"
+    )
+}
+
+/// An HTTPRouteGroup with one match: these methods below this path.
+pub fn route(name: &str, path_regex: &str, methods: &[&str]) -> String {
+    let methods = methods.join(", ");
+    format!(
+        "---\napiVersion: specs.smi-spec.io/v1alpha4\nkind: HTTPRouteGroup\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  matches:\n  - {{name: {name}, pathRegex: '{path_regex}', methods: [{methods}]}}\n"
+    )
+}
+
+/// A TCPRoute for these target ports.
+pub fn tcp_route(name: &str, ports: &[u16]) -> String {
+    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    format!(
+        "---\napiVersion: specs.smi-spec.io/v1alpha4\nkind: TCPRoute\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  matches: {{name: {name}, ports: [{ports}]}}\n"
+    )
+}
+
+/// A TrafficTarget: account `source` may reach account `destination` as the rule (`HTTPRouteGroup`, `TCPRoute`) says.
+pub fn allow(name: &str, source: &str, destination: &str, rule: (&str, &str)) -> String {
+    let (kind, route) = rule;
+    format!(
+        "---\napiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  destination: {{kind: ServiceAccount, name: {destination}, namespace: default}}\n\
+         \x20 sources:\n  - {{kind: ServiceAccount, name: {source}, namespace: default}}\n\
+         \x20 rules:\n  - {{kind: {kind}, name: {route}}}\n"
+    )
+}
+
+/// A TrafficSplit of `root` over services with weights.
+pub fn split(name: &str, root: &str, backends: &[(&str, u32)]) -> String {
+    let backends: String = backends
+        .iter()
+        .map(|(service, weight)| format!("  - {{service: {service}, weight: {weight}}}\n"))
+        .collect();
+    format!(
+        "---\napiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  service: {root}\n  backends:\n{backends}"
+    )
+}
+
+/// A ServicePolicy; `fields` are lines of its spec, say `failureMode: closed`.
+pub fn service_policy(service: &str, fields: &[&str]) -> String {
+    let fields: String = fields.iter().map(|field| format!("  {field}\n")).collect();
+    format!(
+        "---\napiVersion: weft.mesh/v1alpha1\nkind: ServicePolicy\nmetadata: {{name: {service}, namespace: default}}\n\
+         spec:\n  service: {service}\n{fields}"
+    )
+}

@@ -1,0 +1,157 @@
+//! The daemon is killed with -9: what the kernel goes on doing, and that everything is as before afterwards.
+
+use anyhow::{Context, Result, ensure};
+use vm_test::{Lab, Nginx, Server, curl, lab_test, poll, resources};
+
+/// `web` needs no L7 (friend may, stranger may not); `strict` and `loose` need it, with declared failure modes.
+fn mesh(lab: &Lab) -> Result<[Server; 3]> {
+    let yaml = [
+        resources::DENY.to_owned(),
+        resources::tcp_route("web-port", &[8080]),
+        resources::allow("friend-web", "friend", "web", ("TCPRoute", "web-port")),
+        resources::route("get", "/", &["GET"]),
+        resources::allow("friend-strict", "friend", "strict", ("HTTPRouteGroup", "get")),
+        resources::allow("friend-loose", "friend", "loose", ("HTTPRouteGroup", "get")),
+        resources::service_policy("strict", &["failureMode: closed"]),
+        resources::service_policy("loose", &["failureMode: open"]),
+    ];
+    lab.resource("mesh.yaml", &yaml.concat())?;
+    let servers = [
+        lab.nginx(Nginx::service("web").port(80, 8080))?,
+        lab.nginx(Nginx::service("strict").port(80, 8081))?,
+        lab.nginx(Nginx::service("loose").port(80, 8082))?,
+    ];
+    for service in ["web", "strict", "loose"] {
+        poll::until("friend to be allowed everywhere", || {
+            let answer = lab.run("friend").curl(&format!("http://{service}/"))?;
+            ensure!((answer.code, answer.http) == (0, 200), "{service}: {answer:?}");
+            Ok(())
+        })?;
+    }
+    Ok(servers)
+}
+
+/// A workload that outlives the daemon and connects when told to: `weft run` itself needs a daemon.
+struct Client(vm_test::Running, usize);
+
+// === impl Client ===
+
+impl Client {
+    fn new(lab: &Lab, account: &str) -> Result<Self> {
+        let traffic = lab.traffic()?;
+        let script = format!("while read target; do {traffic} connect $target; done");
+        Ok(Self(lab.run(account).start(["sh", "-c", &script])?, 0))
+    }
+
+    /// Whether a connection comes about; else its errno.
+    fn connect(&mut self, target: &str) -> Result<Result<(), i64>> {
+        self.0.say(target)?;
+        self.1 += 1;
+        let told: serde_json::Value = serde_json::from_str(&self.0.line(self.1)?)?;
+        Ok(if told["ok"] == true {
+            Ok(())
+        } else {
+            Err(told["errno"].as_i64().context("an errno")?)
+        })
+    }
+}
+
+fn vip(lab: &Lab, service: &str) -> Result<String> {
+    let hosts = lab.run("friend").output(["getent", "ahostsv4", service])?.ok()?.stdout;
+    Ok(hosts.split_whitespace().next().context("an address")?.to_owned())
+}
+
+#[test]
+fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
+    lab_test("death", |lab| {
+        lab.daemon()?;
+        let _servers = mesh(lab)?;
+        let [web, strict, loose] =
+            [vip(lab, "web")?, vip(lab, "strict")?, vip(lab, "loose")?].map(|ip| format!("{ip}:80"));
+        let (mut friend, mut stranger) = (Client::new(lab, "friend")?, Client::new(lab, "stranger")?);
+        ensure!(
+            friend.connect(&web)?.is_ok() && stranger.connect(&web)? == Err(1),
+            "before"
+        );
+
+        lab.kill9()?;
+        ensure!(friend.connect(&web)?.is_ok(), "L4-allowed connects");
+        ensure!(stranger.connect(&web)? == Err(1), "denied is denied");
+        ensure!(stranger.connect("127.0.0.1:8080")? == Err(1), "also at the endpoint");
+        ensure!(friend.connect(&strict)?.is_err(), "closed: refused");
+        ensure!(friend.connect(&loose)?.is_ok(), "open: straight to the endpoint");
+        ensure!(
+            stranger.connect(&loose)? == Err(1),
+            "open opens nothing to those whom L4 denies"
+        );
+
+        lab.daemon()?;
+        for service in ["web", "strict", "loose"] {
+            let answer = lab.run("friend").curl(&format!("http://{service}/"))?;
+            ensure!(answer.http == 200, "after, {service}: {answer:?}");
+        }
+        let answer = lab.run("friend").curl_with(&["-X", "POST"], "http://strict/")?;
+        ensure!(answer.http == 403, "L7 rules are back: {answer:?}");
+        ensure!(
+            stranger.connect(&web)? == Err(1) && friend.connect(&web)?.is_ok(),
+            "after"
+        );
+        ensure!(
+            vip(lab, "web")? == web.trim_end_matches(":80"),
+            "virtual IPs are stable"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_direct_connection_outlives_the_daemon() {
+    lab_test("survive", |lab| {
+        lab.daemon()?;
+        let traffic = lab.traffic()?;
+        let mut server = lab
+            .run("echo")
+            .port("7:7007")
+            .start([traffic.as_str(), "serve-echo", "127.0.0.1:7007"])?;
+        server.line(1)?;
+        let mut held = lab.run("client").start([traffic.as_str(), "hold", "echo:7"])?;
+        held.line(1)?;
+        for (number, event) in ["before", "killed", "back"].into_iter().enumerate() {
+            match event {
+                "killed" => lab.kill9()?,
+                "back" => lab.daemon()?,
+                _ => {}
+            }
+            held.say(event)?;
+            let told: serde_json::Value = serde_json::from_str(&held.line(number + 2)?)?;
+            ensure!(told["ok"] == true, "{event}: {told}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stopped_daemon_leaves_the_kernel_side_and_uninstall_takes_it_away() {
+    lab_test("uninstall", |lab| {
+        lab.daemon()?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        poll::until("the mesh to deny", || {
+            let answer = lab.run("client").curl("http://web/")?;
+            ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
+            Ok(())
+        })?;
+        let mut client = Client::new(lab, "client")?;
+        lab.stop()?;
+        ensure!(
+            client.connect("127.0.0.1:8080")? == Err(1),
+            "denied after an orderly stop"
+        );
+        lab.uninstall()?;
+        ensure!(
+            client.connect("127.0.0.1:8080")?.is_ok(),
+            "nothing is left that could deny"
+        );
+        Ok(())
+    });
+}

@@ -1,0 +1,140 @@
+//! L4 denial in the kernel: at once, with a reason, whatever the way.
+
+use anyhow::ensure;
+use vm_test::{Nginx, curl, lab_test, poll, resources};
+
+/// `EPERM`.
+const EPERM: i64 = 1;
+
+#[test]
+fn of_two_clients_one_is_allowed_and_one_is_denied_with_the_rule_named() {
+    lab_test("two-clients", |lab| {
+        lab.daemon()?;
+        let route = resources::tcp_route("web-port", &[8080]);
+        let target = resources::allow("friend-may", "friend", "web", ("TCPRoute", "web-port"));
+        lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        poll::until("friend to be allowed", || {
+            let friend = lab.run("friend").curl("http://web/")?;
+            ensure!((friend.code, friend.http) == (0, 200), "{friend:?}");
+            Ok(())
+        })?;
+        let stranger = lab.run("stranger").curl("http://web/")?;
+        ensure!(stranger.code == curl::COULD_NOT_CONNECT, "{stranger:?}");
+        ensure!(stranger.told.contains("Operation not permitted"), "{}", stranger.told);
+        lab.flow("the denial with its errno", |flow| {
+            flow["verdict"] == "deny"
+                && flow["source"]["service"] == "stranger"
+                && flow["rule"]["kind"] == "MeshConfig"
+                && flow["errno"] == EPERM
+                && flow["destination"]["port"].is_u64()
+        })?;
+        lab.flow("the allowed connection with its rule", |flow| {
+            flow["verdict"] == "allow"
+                && flow["source"]["service"] == "friend"
+                && flow["rule"]["kind"] == "TrafficTarget"
+                && flow["rule"]["name"] == "friend-may"
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_account_decides_and_not_the_service_name() {
+    lab_test("account", |lab| {
+        lab.daemon()?;
+        let route = resources::tcp_route("web-port", &[8080]);
+        let target = resources::allow("reader-may", "reader", "web", ("TCPRoute", "web-port"));
+        lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        poll::until("account reader to be allowed", || {
+            let answer = lab.run("client").account("reader").curl("http://web/")?;
+            ensure!(answer.http == 200, "{answer:?}");
+            Ok(())
+        })?;
+        let other = lab.run("client").account("writer").curl("http://web/")?;
+        ensure!(other.code == curl::COULD_NOT_CONNECT, "{other:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn every_address_of_the_endpoint_meets_the_same_verdict() {
+    lab_test("endpoint", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        poll::until("the mesh to deny", || {
+            let answer = lab.run("stranger").curl("http://web/")?;
+            ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
+            Ok(())
+        })?;
+        // nginx listens on 0.0.0.0 and [::]: all of loopback and every interface's address reaches it.
+        for address in [
+            "127.0.0.1:8080",
+            "127.0.0.2:8080",
+            "0.0.0.0:8080",
+            "10.77.0.5:8080",
+            "[::1]:8080",
+            "[::]:8080",
+            "[::ffff:127.0.0.1]:8080",
+            "[::ffff:10.77.0.5]:8080",
+        ] {
+            let output = lab
+                .run("stranger")
+                .output([lab.traffic()?, "connect".into(), address.into()])?
+                .exits(1)?;
+            ensure!(output.json()?["errno"] == EPERM, "{address}: {}", output.stdout);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_tcp_route_allows_its_port_and_no_other() {
+    lab_test("ports", |lab| {
+        lab.daemon()?;
+        let route = resources::tcp_route("one-port", &[8081]);
+        let target = resources::allow("client-may", "client", "web", ("TCPRoute", "one-port"));
+        lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        let _web = lab.nginx(Nginx::service("web").port(81, 8081).port(82, 8082))?;
+        poll::until("port 81 to be allowed", || {
+            let answer = lab.run("client").curl("http://web:81/")?;
+            ensure!(answer.http == 200, "{answer:?}");
+            Ok(())
+        })?;
+        let other = lab.run("client").curl("http://web:82/")?;
+        ensure!(other.code == curl::COULD_NOT_CONNECT, "{other:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn explain_says_what_the_kernel_does() {
+    lab_test("explain", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        let ask = [
+            "explain",
+            "--from",
+            "default/client",
+            "--to",
+            "web",
+            "--port",
+            "80",
+            "-o",
+            "json",
+        ];
+        poll::until("explain to name the MeshConfig", || {
+            let said = lab.weft(ask)?.ok()?.stdout;
+            ensure!(said.contains("MeshConfig") && said.contains("deny"), "{said}");
+            Ok(())
+        })?;
+        ensure!(
+            lab.run("client").curl("http://web/")?.code == curl::COULD_NOT_CONNECT,
+            "as explained"
+        );
+        Ok(())
+    });
+}

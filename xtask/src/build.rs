@@ -1,0 +1,172 @@
+//! `cargo xtask build`: kernel programs first, then the binary that carries them.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hasher},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    paths,
+    setup::{self, Scope, Tools},
+    shell::{self, cargo},
+};
+
+/// Builds `target/release/weft` with the kernel programs inside.
+///
+/// The kernel programs are a workspace of their own (another target, another compiler); they are built only if one of
+/// their sources, the compiler or the linker changed since the last time.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Build the binary without optimisation into `target/debug/weft` (the kernel programs are always optimised: the
+    /// verifier would refuse them otherwise).
+    #[arg(long)]
+    pub debug: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let tools = setup::ensure(Scope::Build)?;
+    kernel_programs(&tools)?;
+    binary(args.debug)?;
+    let profile = if args.debug { "debug" } else { "release" };
+    println!("built {}", paths::target().join(profile).join("weft").display());
+    Ok(())
+}
+
+/// Everything `weft` needs, release profile.
+///
+/// # Errors
+/// A compiler's failure, or what [`setup::ensure`] says.
+pub fn release(tools: &Tools) -> Result<()> {
+    kernel_programs(tools)?;
+    binary(false)
+}
+
+/// Compiles `ebpf/programs` into [`paths::bpf_object`], unless nothing changed.
+///
+/// The object is replaced only when its bytes differ, so that cargo does not rebuild the crate that embeds it.
+///
+/// # Errors
+/// The compiler's or the linker's failure, or an unreadable source.
+pub fn kernel_programs(tools: &Tools) -> Result<()> {
+    let object = paths::bpf_object();
+    let stamp_file = object.with_extension("stamp");
+    let sources = stamp(tools)?;
+    // The object's own bytes belong to the stamp: one that somebody put there by hand is not ours.
+    let with_object = |bytes: &[u8]| format!("{sources}object {:016x}\n", hash(bytes));
+    if let Ok(bytes) = fs::read(&object)
+        && fs::read_to_string(&stamp_file).is_ok_and(|old| old == with_object(&bytes))
+    {
+        println!("kernel programs: unchanged");
+        return Ok(());
+    }
+
+    println!(
+        "kernel programs: {}, linked by {}",
+        tools.toolchain,
+        tools.linker.display()
+    );
+    let programs = paths::root().join("ebpf/programs");
+    let out = paths::root().join("target/bpf-build");
+    let flags = format!(
+        "-Clinker={}\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf\u{1f}-Cpanic=abort",
+        tools.linker.display()
+    );
+    let mut build = tools.toolchain.cargo_build();
+    build
+        .args([
+            "--release",
+            "-Zbuild-std=core",
+            "--target=bpfel-unknown-none",
+            "--ignore-rust-version",
+        ])
+        .arg("--target-dir")
+        .arg(&out)
+        .current_dir(&programs)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("CARGO_BUILD_TARGET");
+    shell::run(&mut build).context("build the kernel programs")?;
+
+    let built = object_in(&out.join("bpfel-unknown-none/release"))?;
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    if fs::read(&object).ok().as_deref() != Some(&bytes) {
+        fs::create_dir_all(object.parent().unwrap_or(Path::new("."))).context("make target/bpf")?;
+        fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+    }
+    fs::write(&stamp_file, with_object(&bytes)).with_context(|| format!("write {}", stamp_file.display()))?;
+    println!("kernel programs: {} KB in {}", bytes.len() / 1024, object.display());
+    Ok(())
+}
+
+fn binary(debug: bool) -> Result<()> {
+    let mut build = cargo("build");
+    build.args(["--package", "weft"]);
+    if !debug {
+        build.arg("--release");
+    }
+    shell::run(&mut build).context("build weft")
+}
+
+/// The one linked file cargo left in `dir`: a binary has neither extension nor `.d` beside it as its own name.
+fn object_in(dir: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.is_file() && path.extension().is_none() && !hidden(path))
+        .collect();
+    files.sort();
+    ensure!(
+        files.len() == 1,
+        "{} should hold exactly one linked object, found {files:?}: remove target/bpf-build and build again",
+        dir.display()
+    );
+    Ok(files.remove(0))
+}
+
+/// Names everything the object depends on: sources of `ebpf/`, compiler, linker.
+fn stamp(tools: &Tools) -> Result<String> {
+    let mut files = Vec::new();
+    sources(&paths::root().join("ebpf"), &mut files)?;
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in &files {
+        hasher.write(file.to_string_lossy().as_bytes());
+        hasher.write(&fs::read(file).with_context(|| format!("read {}", file.display()))?);
+    }
+    Ok(format!(
+        "{:016x} {} {}\n",
+        hasher.finish(),
+        tools.toolchain,
+        tools.linker.display()
+    ))
+}
+
+/// SipHash with fixed keys: a new Rust that changes it costs one needless build.
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+fn sources(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                sources(&path, files)?;
+            }
+        } else if path.extension().is_none_or(|extension| extension != "md") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}

@@ -1,0 +1,52 @@
+//! `cargo xtask VERB`: everything that is done with this repository, one file a verb.
+//!
+//! Each verb says what it needs, installs it where it can (Debian, root) and is quick the second time. A verb fails
+//! with one clear line; exit codes are those of `weft` itself: 0 done, 1 failed, 2 usage, 3 needs privileges or kernel
+//! features.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod ci;
+mod demo;
+mod exit;
+mod paths;
+mod preflight;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows weft.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Build(build::Args),
+    Ci(ci::Args),
+    Demo(demo::Args),
+    Setup(setup::Args),
+    Test(test::Args),
+    Tidy(tidy::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Build(args) => build::run(&args),
+        Verb::Ci(args) => ci::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Tidy(args) => tidy::run(&args),
+    };
+    exit::report(result)
+}

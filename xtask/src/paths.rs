@@ -1,0 +1,56 @@
+//! Where things are: the checkout, its build output, the tools kept below it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// The checkout this xtask was built from.
+pub fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// Cargo's output folder: `CARGO_TARGET_DIR` where it is set, else `target`.
+pub fn target() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+/// The binary `cargo xtask build` leaves behind.
+pub fn weft() -> PathBuf {
+    target().join("release/weft")
+}
+
+/// The kernel object that goes into the binary. Always below the checkout, whatever `CARGO_TARGET_DIR` says, because
+/// `weft-dataplane` embeds it from there.
+pub fn bpf_object() -> PathBuf {
+    root().join("target/bpf/weft.bpf.o")
+}
+
+/// `cargo install --root` of the tools this repository needs.
+pub fn tools() -> PathBuf {
+    root().join("target/tools")
+}
+
+/// First executable called `name` on `PATH`, in the system's administrator folders (which `PATH` of a plain user lacks),
+/// in [`tools`], or among cargo's own.
+pub fn which(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .chain([tools().join("bin")])
+        .chain(home.map(|home| home.join("bin")))
+        .map(|dir| dir.join(name))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

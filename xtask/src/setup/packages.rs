@@ -1,0 +1,198 @@
+//! Debian packages: what each is for, how to see that it is not needed, how to install without starting services.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+
+use super::{Scope, root_to_install};
+use crate::{exit::Needs, paths, shell};
+
+/// A Debian package, and a reason to install it.
+pub struct Package {
+    name: &'static str,
+    /// Program or file whose presence makes the package needless, wherever it came from.
+    provides: Provides,
+    /// What it is for, as it is printed.
+    why: &'static str,
+}
+
+enum Provides {
+    Program(&'static str),
+    File(&'static str),
+    /// Asked for by the caller, who knows that it is missing.
+    Asked,
+}
+
+/// Needed to build anything.
+const BUILD: &[Package] = &[
+    Package {
+        name: "gcc",
+        provides: Provides::Program("cc"),
+        why: "links Rust programs",
+    },
+    Package {
+        name: "libc6-dev",
+        provides: Provides::File("/usr/include/stdio.h"),
+        why: "start files and headers of the C library",
+    },
+];
+
+/// Programs that tests and the demo put on the wire, and what makes labs for them.
+const TRAFFIC: &[Package] = &[
+    Package {
+        name: "iproute2",
+        provides: Provides::Program("ip"),
+        why: "network namespaces of the tests' own",
+    },
+    Package {
+        name: "util-linux",
+        provides: Provides::Program("nsenter"),
+        why: "runs programs inside them",
+    },
+    Package {
+        name: "nginx",
+        provides: Provides::Program("nginx"),
+        why: "a real server to mesh (no service is started)",
+    },
+    Package {
+        name: "curl",
+        provides: Provides::Program("curl"),
+        why: "a real client to mesh",
+    },
+    Package {
+        name: "wrk",
+        provides: Provides::Program("wrk"),
+        why: "a real client that counts requests per second",
+    },
+    Package {
+        name: "musl-tools",
+        provides: Provides::Program("musl-gcc"),
+        why: "a static client that resolves names without glibc",
+    },
+];
+
+/// A compiler for the kernel's target with the sources of core.
+pub const KERNEL_TOOLCHAIN: &[Package] = &[
+    Package {
+        name: "rustc-web",
+        provides: Provides::Asked,
+        why: "compiles the kernel programs",
+    },
+    Package {
+        name: "rust-web-src",
+        provides: Provides::Asked,
+        why: "the sources of core, for the kernel's target",
+    },
+];
+
+/// What bpf-linker is built against.
+pub const LLVM: &[Package] = &[
+    Package {
+        name: "llvm-22",
+        provides: Provides::Asked,
+        why: "llvm-config, which bpf-linker's build asks",
+    },
+    Package {
+        name: "llvm-22-dev",
+        provides: Provides::Asked,
+        why: "what bpf-linker links against",
+    },
+];
+
+/// The packages of `scope` whose program or file is not on this machine.
+pub fn missing(scope: Scope) -> Vec<&'static Package> {
+    let traffic: &[Package] = if scope == Scope::Traffic { TRAFFIC } else { &[] };
+    BUILD
+        .iter()
+        .chain(traffic)
+        .filter(|package| !package.is_provided())
+        .collect()
+}
+
+/// Installs `packages`, telling why; starts no service.
+///
+/// # Errors
+/// [`Needs`] where this is not Debian or not root; else apt-get's own failure.
+pub fn install(packages: &[&Package]) -> Result<()> {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    if paths::which("apt-get").is_none() {
+        let wanted = packages
+            .iter()
+            .map(|package| format!("{} ({})", package.name, package.why))
+            .collect::<Vec<_>>();
+        return Err(Needs(format!(
+            "apt-get is not on this machine; install what these Debian packages hold by hand: {}; \
+             for the kernel programs `rustup toolchain install nightly --component rust-src` does as well",
+            wanted.join(", ")
+        ))
+        .into());
+    }
+    root_to_install(&format!("{} (apt-get install)", names.join(" ")))?;
+    println!("installing Debian packages:");
+    for package in packages {
+        println!("  {:<14} {}", package.name, package.why);
+    }
+    let _quiet = NoServices::new()?;
+    shell::run(&mut apt(&["update", "-qq"])).context("fetch the package lists")?;
+    let mut install = apt(&["install", "-y", "-qq", "--no-install-recommends"]);
+    shell::run(install.args(&names)).with_context(|| format!("install {}", names.join(" ")))
+}
+
+fn apt(words: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args([
+            "-o",
+            "Acquire::Retries=3",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-o",
+            "Dpkg::Use-Pty=0",
+        ])
+        .args(words)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Keeps packages from starting their services while it lives (Debian's `policy-rc.d` protocol: 101 = not allowed).
+struct NoServices {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+// === impl Package ===
+
+impl Package {
+    fn is_provided(&self) -> bool {
+        match self.provides {
+            Provides::Program(name) => paths::which(name).is_some(),
+            Provides::File(path) => Path::new(path).exists(),
+            Provides::Asked => false,
+        }
+    }
+}
+
+// === impl NoServices ===
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        // Somebody's own policy stays as it is: containers usually have one that says the same.
+        if Path::new(POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {POLICY}"))?;
+        fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {POLICY}"))?;
+        Ok(Self { ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("xtask: remove {POLICY} by hand: {error}");
+        }
+    }
+}
