@@ -1,9 +1,7 @@
-//! What a question gets, without asking anybody.
-
-use std::net::IpAddr;
+//! What to answer: a pure function of the query, the snapshot, and where the query came from.
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    op::{Edns, Message, OpCode, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
         rdata::{A, AAAA, SOA},
@@ -11,127 +9,169 @@ use hickory_proto::{
 };
 use weft_policy::{DNS_SUFFIX, DnsAnswer, Snapshot};
 
-use super::TTL;
+use super::{
+    limits::{EDNS_PAYLOAD, TTL},
+    message::{self, response_to},
+    metrics::QueryResult,
+};
 
-/// What we take over UDP ourselves (RFC 9715: avoids fragmentation).
-const EDNS_PAYLOAD: u16 = 1232;
-/// A DNS header; less is no message, and an answer could not even carry its number.
-const HEADER: usize = 12;
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Decided {
-    /// Not a question, or not even a message.
-    Ignore,
-    Reply(Vec<u8>),
-    /// Somebody else's; `failure` is the SERVFAIL for when nobody answers.
-    Forward { failure: Vec<u8> },
+/// What is to be done about a query.
+#[derive(Debug)]
+pub(super) enum Action {
+    Reply(Message, QueryResult),
+    /// Ask the system's resolvers.
+    Forward(Message),
+    Drop,
 }
 
-/// Decides for a client of `namespace`; `search` are the suffixes that resolvers append.
-pub fn decide(question: &[u8], namespace: &str, snapshot: &Snapshot, search: &[String]) -> Decided {
-    if question.len() < HEADER {
-        return Decided::Ignore;
+/// Where a query came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub namespace: &'a str,
+    /// Search domains of the system.
+    pub search: &'a [String],
+}
+
+/// How a mesh name stands.
+enum Standing {
+    Service(DnsAnswer),
+    /// No data of its own, but names below it.
+    Inner,
+    Missing,
+    NotOurs,
+}
+
+/// Judges the bytes of a query.
+pub(super) fn judge(bytes: &[u8], asker: Asker<'_>, snapshot: &Snapshot) -> Action {
+    // A response here is a mistake or a loop; answering it would make it one for sure.
+    if bytes.len() < message::HEADER || message::is_response(bytes) {
+        return Action::Drop;
     }
-    let Ok(message) = Message::from_vec(question) else {
-        // The bit that tells an answer from a question; answering an answer could go on for ever.
-        let is_answer = question[2] & 0x80 != 0;
-        let id = u16::from_be_bytes([question[0], question[1]]);
-        return if is_answer { Decided::Ignore } else { reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)) };
+    let Ok(query) = Message::from_vec(bytes) else {
+        // The header is all that may be relied on; opcode and flags are left at their defaults.
+        let id = message::id(bytes).unwrap_or_default();
+        let response = Message::error_msg(id, OpCode::Query, ResponseCode::FormErr);
+        return Action::Reply(response, QueryResult::Refused);
     };
-    if message.metadata.message_type != MessageType::Query {
-        return Decided::Ignore;
+    if query.metadata.op_code != OpCode::Query {
+        return refuse(&query, ResponseCode::NotImp);
     }
-    if message.metadata.op_code != OpCode::Query {
-        return reply(answer_to(&message, ResponseCode::NotImp));
+    if query.version() > 0 {
+        return refuse(&query, ResponseCode::BADVERS);
     }
-    let [query] = message.queries.as_slice() else {
-        return reply(answer_to(&message, ResponseCode::FormErr));
+    let (1, Some(asked), Some(_)) = (query.queries.len(), query.queries.first(), message::question(bytes)) else {
+        return refuse(&query, ResponseCode::FormErr);
     };
-    if query.query_class() != DNSClass::IN {
-        return forward(&message);
+    if asked.query_class() != DNSClass::IN {
+        return Action::Forward(query);
     }
-    let name = text(query.name());
-    match snapshot.resolve(namespace, &name) {
-        DnsAnswer::Service { v4, v6 } => reply(addresses(&message, query, &[v4.into(), v6.into()])),
-        DnsAnswer::NotOurs if below(&name, DNS_SUFFIX).is_some() => {
-            let mut answer = answer_to(&message, ResponseCode::NXDomain);
-            answer.metadata.authoritative = true;
-            answer.add_authority(soa(Name::from_ascii(DNS_SUFFIX).unwrap_or_else(|_| Name::root())));
-            reply(answer)
+    let name = asked.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    match standing(&name, asker, snapshot) {
+        Standing::Service(DnsAnswer::Service { v4, v6 }) => {
+            let (name, kind) = (asked.name().clone(), asked.query_type());
+            let mut records = Vec::new();
+            if matches!(kind, RecordType::A | RecordType::ANY) {
+                records.push(Record::from_rdata(name.clone(), TTL, RData::A(A(v4))));
+            }
+            if matches!(kind, RecordType::AAAA | RecordType::ANY) {
+                records.push(Record::from_rdata(name, TTL, RData::AAAA(AAAA(v6))));
+            }
+            if records.is_empty() {
+                return negative(&query, ResponseCode::NoError, snapshot);
+            }
+            let mut response = authoritative(&query);
+            response.add_answers(records);
+            Action::Reply(response, QueryResult::Mesh)
         }
-        DnsAnswer::NotOurs if suffixed(&name, namespace, snapshot, search) => {
-            reply(answer_to(&message, ResponseCode::NXDomain))
-        }
-        DnsAnswer::NotOurs => forward(&message),
+        Standing::Inner => negative(&query, ResponseCode::NoError, snapshot),
+        Standing::Missing => negative(&query, ResponseCode::NXDomain, snapshot),
+        Standing::Service(DnsAnswer::NotOurs) | Standing::NotOurs => Action::Forward(query),
     }
 }
 
-/// A name of the mesh with a search suffix behind it: no such name may leave this machine, nor cost its round trip.
-fn suffixed(name: &str, namespace: &str, snapshot: &Snapshot, search: &[String]) -> bool {
-    search
-        .iter()
-        .filter_map(|suffix| below(name, suffix))
-        .any(|rest| matches!(snapshot.resolve(namespace, rest), DnsAnswer::Service { .. }))
+/// The response if no resolver answered.
+pub(super) fn servfail(query: &Message) -> Message {
+    let mut response = response_to(query);
+    response.metadata.response_code = ResponseCode::ServFail;
+    with_edns(query, response)
 }
 
-/// `a.b` of `a.b.suffix`.
-fn below<'a>(name: &'a str, suffix: &str) -> Option<&'a str> {
-    name.strip_suffix(suffix)?.strip_suffix('.')
-}
-
-/// Lower case, without the root's dot.
-fn text(name: &Name) -> String {
-    let text = name.to_lowercase().to_ascii();
-    text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
-}
-
-fn addresses(message: &Message, query: &Query, ips: &[IpAddr]) -> Message {
-    let mut answer = answer_to(message, ResponseCode::NoError);
-    answer.metadata.authoritative = true;
-    for ip in ips {
-        let (kind, data) = match ip {
-            IpAddr::V4(v4) => (RecordType::A, RData::A(A(*v4))),
-            IpAddr::V6(v6) => (RecordType::AAAA, RData::AAAA(AAAA(*v6))),
-        };
-        if query.query_type() == kind || query.query_type() == RecordType::ANY {
-            answer.add_answer(Record::from_rdata(query.name().clone(), TTL, data));
-        }
+fn standing(name: &str, asker: Asker<'_>, snapshot: &Snapshot) -> Standing {
+    match snapshot.resolve(asker.namespace, name) {
+        DnsAnswer::NotOurs => {}
+        found => return Standing::Service(found),
     }
-    if answer.answers.is_empty() {
-        answer.add_authority(soa(query.name().clone()));
+    if let Some(above) = name.strip_suffix(DNS_SUFFIX).and_then(|above| above.strip_suffix('.')) {
+        //= RFC 8020, section 2
+        //# an NXDOMAIN response for a domain name means that no child domains underneath the queried name exist
+        let inner = snapshot.services.keys().any(|service| service.namespace == above);
+        return if inner { Standing::Inner } else { Standing::Missing };
     }
-    answer
+    if name == DNS_SUFFIX {
+        return Standing::Inner;
+    }
+    // A resolver library tries `web.<search domain>` before `web`: it should move on at once, and must not find somebody
+    // else's `web` there.
+    let below_search = asker.search.iter().any(|domain| {
+        name.strip_suffix(domain.as_str())
+            .and_then(|rest| rest.strip_suffix('.'))
+            .is_some_and(|rest| snapshot.resolve(asker.namespace, rest) != DnsAnswer::NotOurs)
+    });
+    if below_search {
+        Standing::Missing
+    } else {
+        Standing::NotOurs
+    }
 }
 
-/// Tells resolvers how long they may remember that there is nothing (RFC 2308): as long as they may remember something.
-fn soa(zone: Name) -> Record {
-    let server = Name::from_ascii("weft.mesh.").unwrap_or_else(|_| Name::root());
-    let refresh = TTL.cast_signed();
-    Record::from_rdata(zone, TTL, RData::SOA(SOA::new(server.clone(), server, 1, refresh, refresh, refresh, TTL)))
+fn refuse(query: &Message, code: ResponseCode) -> Action {
+    let mut response = response_to(query);
+    response.metadata.response_code = code;
+    Action::Reply(with_edns(query, response), QueryResult::Refused)
 }
 
-fn answer_to(message: &Message, code: ResponseCode) -> Message {
-    let mut answer = Message::response(message.metadata.id, message.metadata.op_code);
-    answer.metadata.recursion_desired = message.metadata.recursion_desired;
-    answer.metadata.recursion_available = true;
-    answer.metadata.response_code = code;
-    answer.add_queries(message.queries.iter().cloned());
-    if message.edns.is_some() {
+fn authoritative(query: &Message) -> Message {
+    let mut response = with_edns(query, response_to(query));
+    response.metadata.authoritative = true;
+    response
+}
+
+/// No data, or no name; with the SOA that says for how long.
+fn negative(query: &Message, code: ResponseCode, snapshot: &Snapshot) -> Action {
+    let mut response = authoritative(query);
+    response.metadata.response_code = code;
+    let zone = Name::root().append_label(DNS_SUFFIX).ok();
+    let asked = query.queries.first().map(|query| query.name().clone());
+    // The zone of `web.shop.mesh` is `mesh`; a short name, and a mesh name below a search domain, is its own.
+    let owner = zone
+        .clone()
+        .filter(|zone| asked.as_ref().is_some_and(|asked| zone.zone_of(asked)))
+        .or(asked);
+    if let (Some(owner), Some(zone)) = (owner, zone) {
+        let serial = snapshot.generation as u32;
+        let ttl = TTL.cast_signed();
+        let soa = SOA::new(zone.clone(), zone, serial, ttl, ttl, ttl, TTL);
+        response.add_authority(Record::from_rdata(owner, TTL, RData::SOA(soa)));
+    }
+    let result = if code == ResponseCode::NXDomain {
+        QueryResult::Nxdomain
+    } else {
+        QueryResult::Nodata
+    };
+    Action::Reply(response, result)
+}
+
+//= RFC 6891, section 6.1.1
+//# If an OPT record is present in a received request, compliant responders MUST include an OPT record in their
+//# respective responses.
+fn with_edns(query: &Message, mut response: Message) -> Message {
+    if query.edns.is_some() {
         let mut edns = Edns::new();
-        edns.set_max_payload(EDNS_PAYLOAD).set_version(0);
-        answer.set_edns(edns);
+        edns.set_max_payload(EDNS_PAYLOAD);
+        response.set_edns(edns);
     }
-    answer
+    response
 }
 
-fn forward(message: &Message) -> Decided {
-    match answer_to(message, ResponseCode::ServFail).to_vec() {
-        Ok(failure) => Decided::Forward { failure },
-        Err(_) => Decided::Ignore,
-    }
-}
-
-fn reply(message: Message) -> Decided {
-    // What cannot be written was never a sensible question.
-    message.to_vec().map_or(Decided::Ignore, Decided::Reply)
-}
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,17 +1,29 @@
 //! The DNS server with what it needs of this host.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use tokio::time::{MissedTickBehavior, interval};
 use weft_dataplane::Dataplane;
 use weft_policy::Snapshot;
 use weft_proxy::dns::{DEFAULT_PORT, DnsConfig, DnsServer, ResolvConf};
 
 /// The system's resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// How often it is looked at again: DHCP clients and VPNs change it.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Binds and serves, in this thread's network namespace.
-pub fn start(snapshot: Arc<ArcSwap<Snapshot>>, dataplane: &Dataplane) -> anyhow::Result<DnsServer> {
+pub fn start(
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    dataplane: &Dataplane,
+    registry: &Mutex<Registry>,
+) -> anyhow::Result<DnsServer> {
     // No file means what an empty one means: the resolver of this machine.
     let text = fs::read_to_string(RESOLV_CONF).unwrap_or_else(|error| {
         tracing::warn!(%error, "{RESOLV_CONF} cannot be read; other names than the mesh's are asked of 127.0.0.1");
@@ -19,5 +31,23 @@ pub fn start(snapshot: Arc<ArcSwap<Snapshot>>, dataplane: &Dataplane) -> anyhow:
     });
     let config = DnsConfig { port: DEFAULT_PORT, resolv_conf: ResolvConf::parse(&text) };
     let namespaces = dataplane.namespaces();
-    Ok(DnsServer::start(config, snapshot, Arc::new(move |number| namespaces.name(number)))?)
+    let server = DnsServer::start(config, snapshot, Arc::new(move |number| namespaces.name(number)))?;
+    server.metrics().register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(server)
+}
+
+/// Tells the server when the system's resolvers change. Runs until it is dropped.
+pub async fn follow(server: Arc<DnsServer>) {
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = None;
+    loop {
+        ticks.tick().await;
+        // One that cannot be read now (it is being replaced) changes nothing.
+        let Ok(text) = tokio::fs::read_to_string(RESOLV_CONF).await else { continue };
+        if last.as_ref() != Some(&text) {
+            server.set_resolv_conf(ResolvConf::parse(&text));
+            last = Some(text);
+        }
+    }
 }

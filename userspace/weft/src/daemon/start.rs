@@ -144,7 +144,8 @@ async fn mesh(
     for listener in metrics::bind().await? {
         tasks.spawn(metrics::serve(listener, endpoint.clone()));
     }
-    let dns = dns::start(current, &dataplane)?;
+    let dns = Arc::new(dns::start(current, &dataplane, &endpoint.registry)?);
+    tasks.spawn(dns::follow(Arc::clone(&dns)));
     let server = Server::bind(&config.state, lock)?;
     let fallback = event_reporter.clone();
     let workers = Workers::start(

@@ -1,0 +1,14 @@
+//! What can go wrong when the server starts.
+
+use std::{io, net::SocketAddr};
+
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    #[error("listen on {address} for DNS over {transport}; is another daemon running in this network namespace?")]
+    Bind {
+        address: SocketAddr,
+        transport: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
