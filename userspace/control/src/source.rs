@@ -41,6 +41,8 @@ pub struct SourceStatus {
     pub files: usize,
     /// Files among them (or beside them) with errors.
     pub refused: usize,
+    /// What is wrong with files that could not be handed to the sink, which therefore cannot know it.
+    pub unread: Vec<Diagnostic>,
     /// What keeps the source itself from working; nothing is removed meanwhile.
     pub problem: Option<String>,
 }

@@ -94,6 +94,7 @@ impl Folder {
         SourceStatus {
             files: self.files.values().filter(|file| file.content.is_some()).count(),
             refused: self.files.values().filter(|file| file.refused()).count(),
+            unread: self.files.values().filter(|file| file.kept).flat_map(|file| file.diagnostics.clone()).collect(),
             problem: self.problem.clone(),
         }
     }

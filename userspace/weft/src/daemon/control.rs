@@ -148,7 +148,9 @@ impl Control for DaemonControl {
                 instead: "the last good state is in force".to_owned(),
             });
         }
-        if let Some(why) = self.files.as_ref().and_then(|files| files.status().problem) {
+        let files = self.files.as_ref().map(FilesSource::status).unwrap_or_default();
+        diagnostics.extend(files.unread);
+        if let Some(why) = files.problem {
             degraded.push(Degraded {
                 what: "resources folder".to_owned(),
                 why,

@@ -237,14 +237,9 @@ async fn republish(engine: Arc<Engine>, mut changes: mpsc::Receiver<Change>) {
     loop {
         tokio::select! {
             change = changes.recv(), if files_live => match change {
-                Some(change) => {
-                    for diagnostic in &change.diagnostics {
-                        tracing::warn!("{diagnostic}");
-                    }
-                    if change.applied.is_empty() && change.removed.is_empty() {
-                        continue;
-                    }
-                }
+                // The source has logged what is wrong; only what changed is published.
+                Some(change) if change.applied.is_empty() && change.removed.is_empty() => continue,
+                Some(_) => {}
                 None => {
                     files_live = false;
                     continue;
