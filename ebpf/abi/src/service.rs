@@ -83,7 +83,7 @@ pub struct BackendKey {
 pub struct Backend {
     /// Where to connect.
     pub addr: Addr,
-    /// Port, wire order.
+    /// Port, wire order; 0 = this share leads nowhere and is refused.
     pub port_be: u16,
     /// Explicit padding, zero.
     pub pad: u16,

@@ -234,6 +234,8 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             } else {
                 pick(set, count, config.generation)
             } {
+                // A share of a split that leads nowhere.
+                Some(backend) if backend.port_be == 0 => return asked.refuse(ECONNREFUSED),
                 Some(backend) => {
                     way = Way::to(backend.addr, backend.port_be);
                     record.destination = backend.identity;
@@ -345,6 +347,7 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
             if found.kind == dest_kind::SERVICE
                 && count != 0
                 && let Some(backend) = pick(set, count, config.generation)
+                && backend.port_be != 0
             {
                 record.destination = backend.identity;
                 return Way::to(backend.addr, backend.port_be);

@@ -9,7 +9,8 @@ use super::Tables;
 
 /// A backend before its slot is known: weight relative to the others of its set.
 struct Weighted {
-    address: SocketAddr,
+    /// `None`: a share of a split that leads nowhere (the service or its port is missing, or nothing listens).
+    address: Option<SocketAddr>,
     identity: u32,
     service: u32,
     weight: f64,
@@ -33,19 +34,22 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     let policy = policy_flags(service);
     let (set4, set6) = (port.id * 2, port.id * 2 + 1);
     let backends = weighted(snapshot, port);
-    let v4: Vec<&Weighted> = backends.iter().filter(|backend| backend.address.is_ipv4()).collect();
-    // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
-    let native: Vec<&Weighted> = backends.iter().filter(|backend| backend.address.is_ipv6()).collect();
-    let v6 = if native.is_empty() { v4.clone() } else { native };
+    let of = |v6: bool| -> Vec<&Weighted> {
+        backends.iter().filter(|backend| backend.address.is_none_or(|address| address.is_ipv6() == v6)).collect()
+    };
+    let leads = |set: &[&Weighted]| set.iter().any(|backend| backend.address.is_some());
+    let (v4, native) = (of(false), of(true));
     // IPv4 sockets to a service that only IPv6 endpoints serve go through the proxy, which dials for them.
-    let only_v6 = v4.is_empty() && !backends.is_empty();
+    let only_v6 = !leads(&v4) && leads(&native);
+    // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
+    let v6 = if leads(&native) { native } else { v4.clone() };
     let mut flags = policy;
     if port.protocol == Protocol::Tcp && (port.proxied.is_some() || only_v6) {
         flags |= dest_flags::PROXIED;
     }
     let dest = Dest {
         service: port.id,
-        identity: backends.first().map_or(0, |backend| backend.identity),
+        identity: backends.iter().map(|backend| backend.identity).find(|identity| *identity != 0).unwrap_or(0),
         set4,
         count4: fill_set(tables, set4, &v4),
         set6,
@@ -72,21 +76,21 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     }
 }
 
-/// The port's own endpoints evenly, or its split's leaves by weight; inside a leaf evenly. A leaf without the port or
-/// without a ready endpoint is left out (SMI: dropped), all weights zero leave nothing.
+/// The port's own endpoints evenly, or its split's leaves by weight; inside a leaf evenly. The share of a leaf that is
+/// missing or has no ready endpoint leads nowhere, as it does per request; all weights zero leave nothing.
 fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
     let mut backends = Vec::new();
     let per_connection = port.split.as_ref().filter(|_| !port.http);
-    match per_connection {
-        None => extend(&mut backends, &port.endpoints, port.id, 1.0),
-        Some(split) => {
-            for backend in split.backends.iter().filter(|backend| backend.weight > 0) {
-                let leaf = snapshot.services.get(&backend.service);
-                let Some(leaf) = leaf.zip(backend.port).and_then(|(service, index)| service.ports.get(index)) else {
-                    continue;
-                };
-                extend(&mut backends, &leaf.endpoints, leaf.id, f64::from(backend.weight));
-            }
+    let Some(split) = per_connection else {
+        extend(&mut backends, &port.endpoints, port.id, 1.0);
+        return backends;
+    };
+    for backend in split.backends.iter().filter(|backend| backend.weight > 0) {
+        let weight = f64::from(backend.weight);
+        let leaf = snapshot.services.get(&backend.service).zip(backend.port);
+        match leaf.and_then(|(service, index)| service.ports.get(index)) {
+            Some(leaf) if !leaf.endpoints.is_empty() => extend(&mut backends, &leaf.endpoints, leaf.id, weight),
+            _ => backends.push(Weighted { address: None, identity: 0, service: port.id, weight }),
         }
     }
     backends
@@ -101,7 +105,7 @@ fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u3
     for family in per_family.values() {
         for endpoint in family {
             backends.push(Weighted {
-                address: endpoint.address,
+                address: Some(endpoint.address),
                 identity: endpoint.identity.0,
                 service,
                 weight: weight / family.len() as f64,
@@ -114,7 +118,8 @@ fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u3
 fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
     let weights: Vec<f64> = backends.iter().map(|backend| backend.weight).collect();
     for (slot, ((threshold, alias), backend)) in alias_table(&weights).into_iter().zip(backends).enumerate() {
-        let (addr, port_be) = address(backend.address);
+        // Port 0 cannot be dialled: the programs refuse there.
+        let (addr, port_be) = backend.address.map_or((Addr::UNSPECIFIED_V4, 0), address);
         let value =
             Backend { addr, port_be, pad: 0, identity: backend.identity, service: backend.service, threshold, alias };
         tables.backends.insert(BackendKey { set, slot: slot as u32 }, value);
