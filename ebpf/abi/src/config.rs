@@ -25,14 +25,10 @@ pub struct Config {
     pub proxy_port_be: u16,
     /// DNS listener, wire order.
     pub dns_port_be: u16,
-    /// 1: destinations outside the mesh are denied.
-    pub outbound_deny: u8,
     /// 1: sk_msg redirects at all (self-test passed and the operator did not switch it off).
     pub short_circuit: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 2],
-    /// Rule that `outbound_deny` comes from.
-    pub outbound_rule: u32,
+    pub pad: [u8; 3],
 }
 
 /// `weft_workloads`: cgroup v2 id -> who lives there. Written by the daemon only: this map is the enrolment.

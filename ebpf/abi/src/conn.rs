@@ -61,14 +61,24 @@ pub struct SockRecord {
     pub direct_bytes: u64,
     /// `bytes_acked` at ESTABLISHED: the SYN's own sequence number is not payload.
     pub acked_base: u64,
+    /// `bytes_received` on entering FIN_WAIT2: tells whether the peer's FIN came before the end.
+    pub received_base: u64,
     /// What the application asked for.
     pub original: Addr,
+    /// What a datagram went to instead: an answer from there seems to come from `original`.
+    pub translated: Addr,
     /// Its port, wire order.
+    pub translated_port_be: u16,
+    /// Port of `original`, wire order.
     pub original_port_be: u16,
     /// [`role`].
     pub role: u8,
     /// [`sock_flags`].
     pub flags: u8,
+    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow).
+    pub plain: u8,
+    /// Explicit padding, zero.
+    pub pad0: u8,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
@@ -82,7 +92,7 @@ pub struct SockRecord {
     /// [`circuit`].
     pub circuit: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
 }
 
 /// The same in short for hooks that have no socket (`weft_conns`, HASH by the dialling end's [`crate::Tuple`]).
@@ -117,5 +127,5 @@ pub struct ConnRecord {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<SockRecord>() == 88);
+const _: () = assert!(size_of::<SockRecord>() == 120);
 const _: () = assert!(size_of::<ConnRecord>() == 64);

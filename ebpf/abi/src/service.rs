@@ -38,6 +38,8 @@ pub mod dest_flags {
     pub const FAIL_OPEN_ACCESS: u8 = 4;
     /// Short-circuit towards the proxy.
     pub const ACCELERATE: u8 = 8;
+    /// Its backends have different identities: with [`PROXIED`], the proxy judges, which alone knows the one it picks.
+    pub const MIXED: u8 = 16;
 }
 
 /// `weft_dests` value (under [`crate::Versioned`]).

@@ -1,9 +1,9 @@
 //! Where a connection goes: the decision of connect and sendmsg, free of hook details.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32};
 use weft_abi::{
     Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, ListenValue, PolicyValue, SockRecord, Workload,
-    action, dest_flags, dest_kind, identity, protocol, sock_flags,
+    action, circuit, dest_flags, dest_kind, identity, protocol, sock_flags,
 };
 
 use crate::{
@@ -213,6 +213,8 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     record.rule = 0;
     record.verdict = action::ALLOW;
     record.flags = 0;
+    record.circuit = circuit::UNDECIDED;
+    record.direct_bytes = 0;
 
     let netns = hook.netns_cookie() as u32;
     let mut flags = 0u8;
@@ -258,8 +260,12 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             }
         }
         Some(_) => return asked.refuse(ECONNREFUSED),
-        None if asked.port_be == DNS_PORT_BE => return dns(config, hook, record, asked),
         None => {
+            if asked.port_be == DNS_PORT_BE
+                && let Some(way) = dns(config, hook, record, asked)
+            {
+                return way;
+            }
             if is_local(&asked.addr)
                 && let Some(found) = listener(&asked.addr, asked.port_be, netns)
             {
@@ -275,7 +281,10 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
         }
     }
 
-    let ruling = if record.destination >= identity::FIRST {
+    let ruling = if record.destination < identity::FIRST && record.service != 0 {
+        // A service whose workload is starting: the proxy waits for it and judges then.
+        PolicyValue::new(0, action::ALLOW, 0, false)
+    } else {
         verdict::judge(
             config,
             source,
@@ -283,27 +292,21 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             protocol::TCP,
             u16::from_be(way.port_be),
         )
-    } else if record.service != 0 {
-        // A service whose workload is starting: the proxy waits for it and judges then.
-        PolicyValue::new(0, action::ALLOW, 0, false)
-    } else {
-        let action = if config.outbound_deny != 0 {
-            action::DENY
-        } else {
-            action::ALLOW
-        };
-        PolicyValue::new(config.outbound_rule, action, 0, false)
     };
     record.rule = ruling.rule;
     record.verdict = ruling.action();
     if record.verdict == action::DENY {
-        return asked.refuse(EPERM);
+        let proxy_judges = dest_flags::PROXIED | dest_flags::MIXED;
+        if flags & proxy_judges != proxy_judges {
+            return asked.refuse(EPERM);
+        }
+        record.verdict = action::REDIRECT;
     }
     let by_access = record.verdict == action::REDIRECT;
     if by_access || flags & dest_flags::PROXIED != 0 {
         if let Some(proxy) = ours(config, hook, &asked.addr, config.proxy_port_be) {
             record.flags = sock_flags::TRANSLATED | sock_flags::REDIRECTED;
-            if flags & dest_flags::ACCELERATE != 0 && config.short_circuit != 0 {
+            if flags & dest_flags::ACCELERATE != 0 && config.short_circuit != 0 && record.plain == 0 {
                 record.flags |= sock_flags::ACCELERATE;
             }
             return Way::to(proxy, config.proxy_port_be);
@@ -327,17 +330,18 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
 #[inline(always)]
 pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way {
     let asked = Way::to(reached(hook.addr()), hook.port_be());
-    match lookup(&asked.addr, asked.port_be, protocol::UDP, config.generation) {
+    record.flags = 0;
+    record.destination = identity::OUTSIDE;
+    record.service = 0;
+    let way = match lookup(&asked.addr, asked.port_be, protocol::UDP, config.generation) {
         Some(found) if found.kind == dest_kind::ENDPOINT => {
             record.destination = found.identity;
             record.service = found.service;
-            asked
+            return asked;
         }
         Some(found) => {
-            record.original = asked.addr;
-            record.original_port_be = asked.port_be;
-            record.flags = sock_flags::TRANSLATED;
             record.service = found.service;
+            record.flags = sock_flags::TRANSLATED;
             let v6 = hook.is_v6() && !asked.addr.is_v4();
             let (set, count) = if v6 {
                 (found.set6, found.count6)
@@ -350,35 +354,79 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
                 && backend.port_be != 0
             {
                 record.destination = backend.identity;
-                return Way::to(backend.addr, backend.port_be);
+                Way::to(backend.addr, backend.port_be)
+            } else {
+                record.destination = identity::UNKNOWN_LOCAL;
+                Way::to(if v6 { Addr::LOCALHOST_V6 } else { Addr::LOCALHOST_V4 }, asked.port_be)
             }
-            record.destination = identity::UNKNOWN_LOCAL;
-            Way::to(if v6 { Addr::LOCALHOST_V6 } else { Addr::LOCALHOST_V4 }, asked.port_be)
         }
-        None if asked.port_be == DNS_PORT_BE => dns(config, hook, record, asked),
-        None => asked,
-    }
+        None if asked.port_be == DNS_PORT_BE => match dns(config, hook, record, asked) {
+            Some(way) => way,
+            None => return asked,
+        },
+        None => return asked,
+    };
+    record.original = asked.addr;
+    record.original_port_be = asked.port_be;
+    record.translated = way.addr;
+    record.translated_port_be = way.port_be;
+    way
 }
 
-/// DNS of a captured workload goes to our server, if it lives; else to whom it was meant for.
+/// DNS of a captured workload goes to our server; `None`: it does not live, so to whom it was meant for, like any other.
 ///
 /// The server learns the asking namespace from the address it was asked at, `127.53.X.Y` with the namespace's number
 /// in X.Y: at connect the kernel has not chosen the local port yet, so no record by tuple could tell it. An IPv6
 /// socket gets the v4-mapped form; `sendmsg` on one may not be turned into IPv4 (`udpv6_sendmsg` answers ENOTSUPP),
 /// so there it is `::1`, which the server takes for the namespace `default`.
 #[inline(always)]
-fn dns(config: Epoch, hook: &SockAddr, record: &mut SockRecord, asked: Way) -> Way {
-    if ours(config, hook, &Addr::LOCALHOST_V4, config.dns_port_be).is_none() {
-        return asked;
-    }
-    let Some(workload) = workload(record.owner) else {
-        return asked;
-    };
+fn dns(config: Epoch, hook: &SockAddr, record: &mut SockRecord, asked: Way) -> Option<Way> {
+    ours(config, hook, &Addr::LOCALHOST_V4, config.dns_port_be)?;
+    let workload = workload(record.owner)?;
     record.original = asked.addr;
     record.original_port_be = asked.port_be;
     record.flags = sock_flags::TRANSLATED | sock_flags::DNS;
-    Way::to(
+    Some(Way::to(
         Addr::v4((0x7f35_0000 | u32::from(workload.namespace)).to_be()),
         config.dns_port_be,
-    )
+    ))
+}
+
+/// The workload (or the daemon) whose cgroup the calling task is in or below; 0 = neither.
+#[inline(always)]
+pub fn owner_of_task(config: Epoch) -> u64 {
+    // SAFETY: the helpers have no precondition.
+    unsafe {
+        let current = bpf_get_current_cgroup_id();
+        if current == config.daemon_cgroup || workload(current).is_some() {
+            return current;
+        }
+        // A workload may make cgroups of its own below the one we gave it.
+        let above = bpf_get_current_ancestor_cgroup_id(config.workload_level as i32);
+        if workload(above).is_some() { above } else { 0 }
+    }
+}
+
+/// The record of a socket that a hook in the caller's context looks at, with an owner that is enrolled.
+///
+/// Without one: the socket was not made by a task of a captured cgroup, as far as sock_create saw. The kernel makes
+/// sockets itself (MPTCP subflows), for which that hook does not run; then, and for a socket whose owner is gone and whose
+/// descriptor was handed on, it is the calling task's.
+#[inline(always)]
+pub fn owned_record(config: Epoch, hook: &SockAddr) -> Option<&'static mut SockRecord> {
+    if let Some(record) = hook.record() {
+        if record.owner != config.daemon_cgroup && workload(record.owner).is_none() {
+            record.owner = owner_of_task(config);
+        }
+        return Some(record);
+    }
+    let owner = owner_of_task(config);
+    if owner == 0 {
+        return None;
+    }
+    hook.insert_record(&mut SockRecord {
+        owner,
+        plain: 1,
+        ..SockRecord::default()
+    })
 }

@@ -134,6 +134,20 @@ impl SockAddr {
         }
     }
 
+    /// Gives a socket without record this one.
+    #[inline(always)]
+    pub fn insert_record(&self, initial: &mut SockRecord) -> Option<&'static mut SockRecord> {
+        // SAFETY: as above.
+        unsafe {
+            let sk = read_volatile(addr_of!((*self.ctx).__bindgen_anon_1.sk));
+            if sk.is_null() {
+                None
+            } else {
+                record_or_insert(sk, initial)
+            }
+        }
+    }
+
     /// Network namespace cookie.
     #[inline(always)]
     pub fn netns_cookie(&self) -> u64 {

@@ -1,12 +1,22 @@
 //! Edges and events.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use weft_abi::{EdgeCounters, EdgeKey, Event};
+use weft_abi::{EdgeCounters, EdgeKey, Event, SockRecord, identity};
 
 use crate::{
     errs::{self, Site},
     maps::{EDGES, EVENTS},
 };
+
+/// The port of an edge: that which was dialled; 0 for destinations outside the mesh, whose ports are without number.
+#[inline(always)]
+pub fn edge_port(record: &SockRecord) -> u16 {
+    if record.destination < identity::FIRST {
+        0
+    } else {
+        u16::from_be(record.original_port_be)
+    }
+}
 
 /// Adds to an edge's counters on this CPU.
 #[inline(always)]

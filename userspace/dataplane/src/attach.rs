@@ -1,22 +1,25 @@
 //! Programs behind their links. Links are pinned; a restart puts the new program behind the old link in place.
 
-use std::{fs, io, os::fd::{AsFd as _, OwnedFd}, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf,
     maps::{Map, SockHash},
-    programs::{
-        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkMsg, SockOps,
-        links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SkMsg, SockOps, links::FdLink},
 };
 
 use crate::{cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
 
 /// Every program that is attached to the captured cgroup, in the order they are attached: telemetry and records first,
 /// so that no decision is taken without them.
-pub const CGROUP_PROGRAMS: [&str; 10] = [
+pub const CGROUP_PROGRAMS: [&str; 12] = [
     "weft_sockcreate",
+    "weft_postbind4",
+    "weft_postbind6",
     "weft_sockops",
     "weft_getpeer4",
     "weft_getpeer6",
@@ -34,13 +37,18 @@ pub const SK_MSG: &str = "weft_sk_msg";
 /// Loads all programs and attaches or replaces each.
 pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), DataplaneError> {
     let file = cgroup.file()?;
-    let cgroup_id = crate::cgroup::id_of(cgroup.path())
-        .map_err(|source| DataplaneError::Cgroup { path: cgroup.path().to_path_buf(), what: "read", source })?;
+    let cgroup_id = crate::cgroup::id_of(cgroup.path()).map_err(|source| DataplaneError::Cgroup {
+        path: cgroup.path().to_path_buf(),
+        what: "read",
+        source,
+    })?;
     // The program on the sockmap before anything can put a socket there.
     attach_sk_msg(ebpf)?;
     for name in CGROUP_PROGRAMS {
         let pin = links.join(pin_name(name));
-        let program = ebpf.program_mut(name).ok_or(DataplaneError::Missing { what: "program", name })?;
+        let program = ebpf
+            .program_mut(name)
+            .ok_or(DataplaneError::Missing { what: "program", name })?;
         let attach_error = |source: io::Error| DataplaneError::Attach {
             program: name,
             target: cgroup.path().display().to_string(),
@@ -61,14 +69,17 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
             }};
         }
         let link = match name {
-            "weft_sockcreate" => {
+            "weft_sockcreate" | "weft_postbind4" | "weft_postbind6" => {
                 load_and_attach!(<&mut CgroupSock>::try_from(program), CgroupAttachMode::Single)
             }
             "weft_sockops" => load_and_attach!(<&mut SockOps>::try_from(program), CgroupAttachMode::Single),
             _ => load_and_attach!(<&mut CgroupSockAddr>::try_from(program), CgroupAttachMode::Single),
         };
         // The kernel keeps the link for as long as the pin exists; dropping our descriptor changes nothing.
-        link.pin(&pin).map_err(|source| DataplaneError::Pin { path: pin.clone(), source: io::Error::other(source) })?;
+        link.pin(&pin).map_err(|source| DataplaneError::Pin {
+            path: pin.clone(),
+            source: io::Error::other(source),
+        })?;
     }
     Ok(())
 }
@@ -78,7 +89,10 @@ fn reusable(pin: &Path, cgroup_id: u64) -> Result<Option<OwnedFd>, DataplaneErro
     if !pin.exists() {
         return Ok(None);
     }
-    let fail = |source: io::Error| DataplaneError::Pin { path: pin.to_path_buf(), source };
+    let fail = |source: io::Error| DataplaneError::Pin {
+        path: pin.to_path_buf(),
+        source,
+    };
     let link = sys::obj_get(pin).map_err(fail)?;
     if sys::link_cgroup(&link).map_err(fail)? == cgroup_id {
         return Ok(Some(link));
@@ -89,15 +103,36 @@ fn reusable(pin: &Path, cgroup_id: u64) -> Result<Option<OwnedFd>, DataplaneErro
 
 /// `weft_tx` holds the program for as long as the map is pinned; sockets already in the map keep the one they joined with.
 fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
-    let attach_error = |source: io::Error| DataplaneError::Attach { program: SK_MSG, target: "weft_tx".to_owned(), source };
-    let map = ebpf.map("weft_tx").ok_or(DataplaneError::Missing { what: "map", name: "weft_tx" })?;
+    let attach_error = |source: io::Error| DataplaneError::Attach {
+        program: SK_MSG,
+        target: "weft_tx".to_owned(),
+        source,
+    };
+    let map = ebpf.map("weft_tx").ok_or(DataplaneError::Missing {
+        what: "map",
+        name: "weft_tx",
+    })?;
     let fd = match map {
-        Map::SockHash(_) => SockHash::<_, [u8; 40]>::try_from(map).map_err(|source| attach_error(io::Error::other(source)))?.fd().try_clone(),
-        _ => return Err(DataplaneError::Missing { what: "sockhash", name: "weft_tx" }),
+        Map::SockHash(_) => SockHash::<_, [u8; 40]>::try_from(map)
+            .map_err(|source| attach_error(io::Error::other(source)))?
+            .fd()
+            .try_clone(),
+        _ => {
+            return Err(DataplaneError::Missing {
+                what: "sockhash",
+                name: "weft_tx",
+            });
+        }
     }
     .map_err(|source| attach_error(io::Error::other(source)))?;
-    let program = ebpf.program_mut(SK_MSG).ok_or(DataplaneError::Missing { what: "program", name: SK_MSG })?;
-    let program = <&mut SkMsg>::try_from(program).map_err(|_| DataplaneError::Missing { what: "program", name: SK_MSG })?;
+    let program = ebpf.program_mut(SK_MSG).ok_or(DataplaneError::Missing {
+        what: "program",
+        name: SK_MSG,
+    })?;
+    let program = <&mut SkMsg>::try_from(program).map_err(|_| DataplaneError::Missing {
+        what: "program",
+        name: SK_MSG,
+    })?;
     program.load().map_err(|source| refused(SK_MSG, source))?;
     let id = program.attach(&fd).map_err(|source| attach_error(to_io(source)))?;
     let link = program.take_link(id).map_err(|source| attach_error(to_io(source)))?;
@@ -110,12 +145,23 @@ fn refused(program: &'static str, source: aya::programs::ProgramError) -> Datapl
     if let aya::programs::ProgramError::LoadError { io_error, .. } = &source
         && io_error.raw_os_error() == Some(libc::EPERM)
     {
-        return DataplaneError::Privilege { what: "privileges to load kernel programs" };
+        return DataplaneError::Privilege {
+            what: "privileges to load kernel programs",
+        };
     }
     let text = source.to_string();
-    let tail: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect();
+    let tail: Vec<&str> = text
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty())
+        .take(6)
+        .collect();
     let log_tail = tail.into_iter().rev().collect::<Vec<_>>().join(" | ");
-    DataplaneError::Refused { program: program.to_owned(), log_tail, source: Box::new(source) }
+    DataplaneError::Refused {
+        program: program.to_owned(),
+        log_tail,
+        source: Box::new(source),
+    }
 }
 
 fn to_io(source: aya::programs::ProgramError) -> io::Error {

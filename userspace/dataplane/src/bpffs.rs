@@ -18,7 +18,13 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/weft";
 ///
 /// Not a directory, not permitted; nothing is left half done.
 pub fn ensure_bpffs(path: &Path) -> Result<(), DataplaneError> {
-    let fail = |what: &'static str| move |source: io::Error| DataplaneError::Bpffs { path: path.to_path_buf(), what, source };
+    let fail = |what: &'static str| {
+        move |source: io::Error| DataplaneError::Bpffs {
+            path: path.to_path_buf(),
+            what,
+            source,
+        }
+    };
     fs::create_dir_all(path).map_err(fail("make the directory"))?;
     if is_bpffs(path) {
         return Ok(());

@@ -32,8 +32,10 @@ pub struct Cgroup {
 ///
 /// [`DataplaneError::NoCgroup2`].
 pub fn find_cgroup2() -> Result<PathBuf, DataplaneError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|source| DataplaneError::Os { what: "read /proc/self/mountinfo", source })?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|source| DataplaneError::Os {
+        what: "read /proc/self/mountinfo",
+        source,
+    })?;
     mounts
         .lines()
         .filter_map(|line| line.split_once(" - "))
@@ -73,7 +75,9 @@ impl Cgroup {
         let path = match path {
             Some(path) => {
                 if !path.is_dir() {
-                    return Err(DataplaneError::NoCgroup { path: path.to_path_buf() });
+                    return Err(DataplaneError::NoCgroup {
+                        path: path.to_path_buf(),
+                    });
                 }
                 path.canonicalize().map_err(fail(path, "resolve"))?
             }
@@ -86,9 +90,16 @@ impl Cgroup {
         if !path.starts_with(&mount) || path == mount {
             let source = io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("name a cgroup below {}, not its root and not elsewhere", mount.display()),
+                format!(
+                    "name a cgroup below {}, not its root and not elsewhere",
+                    mount.display()
+                ),
             );
-            return Err(DataplaneError::Cgroup { path, what: "not a cgroup to capture", source });
+            return Err(DataplaneError::Cgroup {
+                path,
+                what: "not a cgroup to capture",
+                source,
+            });
         }
         Ok(Self { path, mount })
     }
@@ -100,7 +111,10 @@ impl Cgroup {
 
     /// Depth of a workload's cgroup below the hierarchy's root.
     pub fn workload_level(&self) -> u32 {
-        let below = self.path.strip_prefix(&self.mount).map_or(0, |rest| rest.components().count());
+        let below = self
+            .path
+            .strip_prefix(&self.mount)
+            .map_or(0, |rest| rest.components().count());
         u32::try_from(below).unwrap_or(u32::MAX - WORKLOAD_DEPTH) + WORKLOAD_DEPTH
     }
 
@@ -123,5 +137,9 @@ impl Cgroup {
 }
 
 fn fail<'a>(path: &'a Path, what: &'static str) -> impl FnOnce(io::Error) -> DataplaneError + 'a {
-    move |source| DataplaneError::Cgroup { path: path.to_path_buf(), what, source }
+    move |source| DataplaneError::Cgroup {
+        path: path.to_path_buf(),
+        what,
+        source,
+    }
 }

@@ -49,8 +49,11 @@ impl Connections {
     /// Taken already.
     pub fn open(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
         let map = dataplane.take_map("weft_socks")?;
-        let socks = SkStorage::try_from(map)
-            .map_err(|source| DataplaneError::Map { map: "weft_socks", what: "open", source: Box::new(source) })?;
+        let socks = SkStorage::try_from(map).map_err(|source| DataplaneError::Map {
+            map: "weft_socks",
+            what: "open",
+            source: Box::new(source),
+        })?;
         Ok(Self { socks })
     }
 

@@ -8,6 +8,7 @@ use std::{
     net::{TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use aya::programs::{ProgramType, loaded_programs};
@@ -41,6 +42,8 @@ pub struct Feature {
 
 /// How often the canary repeats its round, so that nanoseconds a run mean something.
 const ROUNDS: usize = 50;
+/// A datagram on loopback that takes longer was dropped by somebody's filter.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the canary (`exe` with `arguments`, which must call [`canary`]) and reports every hook.
 ///
@@ -49,8 +52,10 @@ const ROUNDS: usize = 50;
 /// The canary's cgroup cannot be made, or statistics cannot be switched on.
 pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> Result<Vec<Hook>, DataplaneError> {
     let os = |what: &'static str| move |source: io::Error| DataplaneError::Os { what, source };
-    let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime)
-        .map_err(|error| DataplaneError::Os { what: "switch on program statistics (BPF_ENABLE_STATS)", source: error.io_error })?;
+    let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| DataplaneError::Os {
+        what: "switch on program statistics (BPF_ENABLE_STATS)",
+        source: error.io_error,
+    })?;
     let before = runs(bpffs)?;
     let path = cgroup.path().join(".canary");
     fs::create_dir_all(&path).map_err(os("make the canary's cgroup"))?;
@@ -62,8 +67,10 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
     Ok(after
         .into_iter()
         .map(|now| {
-            let (count, time_ns) =
-                before.iter().find(|old| old.id == now.id).map_or((0, 0), |old| (old.count, old.time_ns));
+            let (count, time_ns) = before
+                .iter()
+                .find(|old| old.id == now.id)
+                .map_or((0, 0), |old| (old.count, old.time_ns));
             let ran = now.count - count;
             Hook {
                 attached: now.id.is_some(),
@@ -78,9 +85,17 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
 /// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
 fn run_canary(cgroup: &Path, exe: &Path, arguments: &[&str]) -> io::Result<()> {
     use std::io::Write as _;
-    let mut child =
-        Command::new(exe).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    fs::write(cgroup.join("cgroup.procs"), child.id().to_string())?;
+    let mut child = Command::new(exe)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Err(error) = fs::write(cgroup.join("cgroup.procs"), child.id().to_string()) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(b"go\n")?;
     }
@@ -88,7 +103,9 @@ fn run_canary(cgroup: &Path, exe: &Path, arguments: &[&str]) -> io::Result<()> {
     if output.status.success() {
         Ok(())
     } else {
-        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        ))
     }
 }
 
@@ -104,6 +121,7 @@ pub fn canary() -> io::Result<()> {
         round("127.0.0.1")?;
         if let Err(error) = round("::1")
             && error.kind() != io::ErrorKind::AddrNotAvailable
+            && error.raw_os_error() != Some(libc::EAFNOSUPPORT)
         {
             return Err(error);
         }
@@ -116,6 +134,7 @@ fn round(host: &str) -> io::Result<()> {
     let stream = TcpStream::connect(listener.local_addr()?)?;
     stream.peer_addr()?;
     let (receiver, sender) = (UdpSocket::bind((host, 0))?, UdpSocket::bind((host, 0))?);
+    receiver.set_read_timeout(Some(PATIENCE))?;
     sender.send_to(b"weft", receiver.local_addr()?)?;
     receiver.recv_from(&mut [0; 8])?;
     Ok(())
@@ -132,10 +151,15 @@ struct Runs {
 
 /// Every program of ours, attached or not.
 fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
-    let fail = |source: io::Error| DataplaneError::Os { what: "list the kernel's programs", source };
+    let fail = |source: io::Error| DataplaneError::Os {
+        what: "list the kernel's programs",
+        source,
+    };
     let mut ids: Vec<(String, Option<u32>)> = Vec::new();
     for name in attach::CGROUP_PROGRAMS {
-        let id = sys::obj_get(&bpffs.join("links").join(pin_name(name))).and_then(|link| sys::link_program(&link)).ok();
+        let id = sys::obj_get(&bpffs.join("links").join(pin_name(name)))
+            .and_then(|link| sys::link_program(&link))
+            .ok();
         ids.push((name.to_owned(), id));
     }
     let mut found = Vec::new();
@@ -152,38 +176,74 @@ fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
         .map(|(name, id)| {
             let program = id.and_then(|id| found.iter().find(|program| program.id() == id));
             let (count, time_ns) = match program {
-                Some(program) => sys::program_runs(&program.fd().map_err(|error| fail(io::Error::other(error)))?).map_err(fail)?,
+                Some(program) => {
+                    sys::program_runs(&program.fd().map_err(|error| fail(io::Error::other(error)))?).map_err(fail)?
+                }
                 None => (0, 0),
             };
-            Ok(Runs { name, id, count, time_ns })
+            Ok(Runs {
+                name,
+                id,
+                count,
+                time_ns,
+            })
         })
         .collect()
+}
+
+/// Whether a connect can be refused with an errno of our choice (Linux 5.18).
+pub fn has_set_retval() -> bool {
+    aya::sys::is_helper_supported(ProgramType::CgroupSockAddr, aya::sys::BpfHelper::BPF_FUNC_set_retval)
+        .unwrap_or(false)
 }
 
 /// Features by probing.
 pub fn features() -> Vec<Feature> {
     let program = |kind| aya::sys::is_program_supported(kind).unwrap_or(false);
     let map = |kind| aya::sys::is_map_supported(kind).unwrap_or(false);
-    let helper = |kind, helper| aya::sys::is_helper_supported(kind, helper).unwrap_or(false);
     let feature = |name: &str, present: bool, used_for: &str| Feature {
         name: name.to_owned(),
         present,
         used_for: used_for.to_owned(),
     };
     vec![
-        feature("cgroup/connect", program(ProgramType::CgroupSockAddr), "capture, L4 verdicts, balancing"),
-        feature("cgroup/sock_create", program(ProgramType::CgroupSock), "whose a socket is"),
-        feature("sockops", program(ProgramType::SockOps), "records, telemetry, readiness"),
+        feature(
+            "cgroup/connect",
+            program(ProgramType::CgroupSockAddr),
+            "capture, L4 verdicts, balancing",
+        ),
+        feature(
+            "cgroup/sock_create",
+            program(ProgramType::CgroupSock),
+            "whose a socket is",
+        ),
+        feature(
+            "sockops",
+            program(ProgramType::SockOps),
+            "records, telemetry, readiness",
+        ),
         feature("sk_msg", program(ProgramType::SkMsg), "short-circuit"),
         feature("sockhash", map(aya::maps::MapType::SockHash), "short-circuit"),
-        feature("sk_storage", map(aya::maps::MapType::SkStorage), "one record a connection"),
+        feature(
+            "sk_storage",
+            map(aya::maps::MapType::SkStorage),
+            "one record a connection",
+        ),
         feature("ring buffer", map(aya::maps::MapType::RingBuf), "flow events"),
-        feature("sk_lookup", program(ProgramType::SkLookup), "inbound capture (not used by this version)"),
-        feature("tc", program(ProgramType::SchedClassifier), "packets of non-sockets (not used by this version)"),
+        feature(
+            "sk_lookup",
+            program(ProgramType::SkLookup),
+            "inbound capture (not used by this version)",
+        ),
+        feature(
+            "tc",
+            program(ProgramType::SchedClassifier),
+            "packets of non-sockets (not used by this version)",
+        ),
         feature(
             "bpf_set_retval",
-            helper(ProgramType::CgroupSockAddr, aya::sys::BpfHelper::BPF_FUNC_set_retval),
-            "ECONNREFUSED where nobody answers",
+            has_set_retval(),
+            "ECONNREFUSED where nobody answers (else EPERM)",
         ),
     ]
 }

@@ -29,7 +29,9 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
-    #[error("{path} is pinned with layout {found}, this binary has {expected}: run `weft uninstall` first, or start the version that made it")]
+    #[error(
+        "{path} is pinned with layout {found}, this binary has {expected}: run `weft uninstall` first, or start the version that made it"
+    )]
     Layout { path: PathBuf, found: u32, expected: u32 },
     #[error("pin {path}")]
     Pin {
@@ -53,12 +55,22 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
-    #[error("cgroup {path} does not exist; make it, or leave --cgroup out (under `ip netns exec` /sys is remounted and hides it: use `nsenter --net=...`)")]
+    #[error(
+        "cgroup {path} does not exist; make it, or leave --cgroup out (under `ip netns exec` /sys is remounted and hides it: use `nsenter --net=...`)"
+    )]
     NoCgroup { path: PathBuf },
     #[error("bpffs {path}: {what}")]
     Bpffs {
         path: PathBuf,
         what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is in use by another weft daemon; stop it, or give this one its own --bpffs and --cgroup")]
+    InUse { path: PathBuf },
+    #[error("lock {path}")]
+    Lock {
+        path: PathBuf,
         #[source]
         source: io::Error,
     },

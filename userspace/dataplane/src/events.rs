@@ -22,9 +22,15 @@ impl Events {
     /// Taken already, or no reactor in this thread.
     pub fn open(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
         let map = dataplane.take_map("weft_events")?;
-        let ring = RingBuf::try_from(map)
-            .map_err(|source| DataplaneError::Map { map: "weft_events", what: "open", source: Box::new(source) })?;
-        let ring = sys::watch(ring).map_err(|source| DataplaneError::Os { what: "watch the event ring", source })?;
+        let ring = RingBuf::try_from(map).map_err(|source| DataplaneError::Map {
+            map: "weft_events",
+            what: "open",
+            source: Box::new(source),
+        })?;
+        let ring = sys::watch(ring).map_err(|source| DataplaneError::Os {
+            what: "watch the event ring",
+            source,
+        })?;
         Ok(Self { ring })
     }
 

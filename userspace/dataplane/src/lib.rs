@@ -12,6 +12,7 @@ mod doctor;
 mod error;
 mod events;
 mod loader;
+mod lock;
 mod publish;
 mod sys;
 mod tables;

@@ -16,10 +16,13 @@ use crate::{
     attach,
     bpffs::ensure_bpffs,
     cgroup::Cgroup,
+    doctor,
     error::DataplaneError,
+    lock,
     publish::{Published, Publisher},
     sys,
     tables::{Namespaces, errs, errs::KernelError, local, telemetry, telemetry::Edge},
+    uninstall,
 };
 
 /// The kernel programs, as `cargo xtask build` made them.
@@ -64,6 +67,8 @@ pub struct DataplaneConfig {
 pub struct Dataplane {
     bpffs: PathBuf,
     adopted: bool,
+    /// No other daemon may publish to these maps or attach to this cgroup.
+    _locks: Vec<lock::Lock>,
     ebpf: Mutex<Ebpf>,
     publisher: Mutex<Publisher>,
     namespaces: Namespaces,
@@ -82,22 +87,30 @@ impl Dataplane {
             return Err(DataplaneError::NoObject);
         }
         ensure_bpffs(&config.bpffs)?;
+        let locks = vec![lock::exclusive(&config.bpffs)?, lock::exclusive(config.cgroup.path())?];
         let maps = config.bpffs.join("maps");
         for folder in [&maps, &config.bpffs.join("links")] {
-            fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin { path: folder.clone(), source })?;
+            fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin {
+                path: folder.clone(),
+                source,
+            })?;
         }
         let adopted = maps.join("config").exists();
         if adopted {
             check_layout(&maps.join("config"))?;
         }
+        let set_retval = u8::from(doctor::has_set_retval());
         let mut loader = EbpfLoader::new();
+        loader.override_global("HAS_SET_RETVAL", &set_retval, true);
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(pin_name(name)));
         }
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         // What the programs must know before the first of them runs.
-        let netns_cookie =
-            sys::netns_cookie().map_err(|source| DataplaneError::Os { what: "ask for the network namespace's cookie", source })?;
+        let netns_cookie = sys::netns_cookie().map_err(|source| DataplaneError::Os {
+            what: "ask for the network namespace's cookie",
+            source,
+        })?;
         let mut publisher = Publisher::adopt(&mut ebpf)?;
         publisher.configure(Config {
             generation: 0,
@@ -108,16 +121,22 @@ impl Dataplane {
             workload_level: config.cgroup.workload_level(),
             proxy_port_be: config.proxy_port.to_be(),
             dns_port_be: config.dns_port.to_be(),
-            outbound_deny: 0,
             short_circuit: u8::from(config.short_circuit),
-            pad: [0; 2],
-            outbound_rule: 0,
+            pad: [0; 3],
         })?;
-        attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
+        if let Err(error) = attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links")) {
+            if !adopted {
+                // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
+                drop(ebpf);
+                let _ = uninstall::remove_pins(&config.bpffs);
+            }
+            return Err(error);
+        }
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
         Ok(Self {
             bpffs: config.bpffs.clone(),
             adopted,
+            _locks: locks,
             ebpf: Mutex::new(ebpf),
             publisher: Mutex::new(publisher),
             namespaces: Namespaces::default(),
@@ -150,7 +169,10 @@ impl Dataplane {
     ///
     /// A table is full or the kernel refused a write: the generation in force stays in force.
     pub fn publish(&self, snapshot: &weft_policy::Snapshot) -> Result<Published, DataplaneError> {
-        self.publisher.lock().expect("no panic under this lock").publish(snapshot, &self.namespaces)
+        self.publisher
+            .lock()
+            .expect("no panic under this lock")
+            .publish(snapshot, &self.namespaces)
     }
 
     /// Takes a map out of the object (each can be taken once): events and connections have their own readers.
@@ -169,6 +191,19 @@ impl Dataplane {
     /// The kernel refused the read.
     pub fn edges(&self) -> Result<Vec<Edge>, DataplaneError> {
         telemetry::edges(&self.bpffs.join("maps/edges"))
+    }
+
+    /// Removes edges; their counters begin anew with the next traffic.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the table.
+    pub fn forget_edges(&self, keys: &[weft_abi::EdgeKey]) -> Result<(), DataplaneError> {
+        if keys.is_empty() {
+            Ok(())
+        } else {
+            telemetry::forget_edges(&self.bpffs.join("maps/edges"), keys)
+        }
     }
 
     /// Failed kernel calls so far, by site.
@@ -215,7 +250,11 @@ pub fn pin_name(name: &str) -> &str {
 }
 
 fn check_layout(path: &Path) -> Result<(), DataplaneError> {
-    let map_error = |source| DataplaneError::Map { map: "weft_config", what: "open the pinned map", source: Box::new(source) };
+    let map_error = |source| DataplaneError::Map {
+        map: "weft_config",
+        what: "open the pinned map",
+        source: Box::new(source),
+    };
     let data = MapData::from_pin(path).map_err(map_error)?;
     let value_size = data.info().map_err(map_error)?.value_size();
     let found = if value_size as usize == size_of::<Config>() {
@@ -229,7 +268,11 @@ fn check_layout(path: &Path) -> Result<(), DataplaneError> {
     if found == LAYOUT || (found == 0 && value_size as usize == size_of::<Config>()) {
         Ok(())
     } else {
-        Err(DataplaneError::Layout { path: path.to_path_buf(), found, expected: LAYOUT })
+        Err(DataplaneError::Layout {
+            path: path.to_path_buf(),
+            found,
+            expected: LAYOUT,
+        })
     }
 }
 
@@ -237,9 +280,14 @@ fn load_error(source: aya::EbpfError) -> DataplaneError {
     if let Some(io) = find_io(&source)
         && io.raw_os_error() == Some(libc::EPERM)
     {
-        return DataplaneError::Privilege { what: "privileges to load kernel programs" };
+        return DataplaneError::Privilege {
+            what: "privileges to load kernel programs",
+        };
     }
-    DataplaneError::Load { reason: source.to_string(), source: Box::new(source) }
+    DataplaneError::Load {
+        reason: source.to_string(),
+        source: Box::new(source),
+    }
 }
 
 fn find_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {

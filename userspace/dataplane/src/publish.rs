@@ -3,12 +3,13 @@
 //! Steps of one publication, generation G in force:
 //!
 //! 1. compute the desired tables ([`crate::tables`]) and compare with what is there;
-//! 2. widen the set of port prefix lengths, write every changed value with `since = G + 1` (nobody reads those yet);
+//! 2. widen the set of port prefix lengths, write every changed value with `since = G + 1` (nobody reads those yet), enrol
+//!    new workloads (nobody lives there yet);
 //! 3. flip the generation: one write;
 //! 4. wait until no program runs under G; remove what is absent now, narrow the prefix set;
-//! 5. enrol and dismiss workloads (an enrolled one finds its policy in force).
+//! 5. dismiss workloads that are gone. From 3 on nothing fails.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use aya::{
     Ebpf, Pod,
@@ -56,7 +57,10 @@ impl Publisher {
         let config_map: Array<MapData, Config> = take(ebpf, "weft_config")?;
         let config = config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
         let workloads_map: KernelMap<MapData, u64, Workload> = take(ebpf, "weft_workloads")?;
-        let workloads = workloads_map.iter().collect::<Result<_, _>>().map_err(map_error("weft_workloads", "read"))?;
+        let workloads = workloads_map
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(map_error("weft_workloads", "read"))?;
         Ok(Self {
             dests: Mirror::adopt("weft_dests", take(ebpf, "weft_dests")?, config.generation)?,
             backends: Mirror::adopt("weft_backends", take(ebpf, "weft_backends")?, config.generation)?,
@@ -73,13 +77,11 @@ impl Publisher {
         self.config.generation
     }
 
-    /// Writes what does not depend on resources; generation, prefixes and outbound default stay as they are.
+    /// Writes what does not depend on resources; generation and prefixes stay as they are.
     pub fn configure(&mut self, fixed: Config) -> Result<(), DataplaneError> {
         self.config = Config {
             generation: self.config.generation,
             port_prefixes: self.config.port_prefixes,
-            outbound_deny: self.config.outbound_deny,
-            outbound_rule: self.config.outbound_rule,
             ..fixed
         };
         self.write_config()
@@ -100,7 +102,9 @@ impl Publisher {
             .stage(desired.backends, next)
             .and_then(|backends| Ok((backends, self.dests.stage(desired.dests, next)?)))
             .and_then(|(backends, dests)| Ok((backends, dests, self.policy.stage(desired.policy, next)?)));
-        let (backends, dests, policy) = match written {
+        // Nobody lives in a new workload's cgroup yet, so it may be enrolled before its policy is in force.
+        let written = written.and_then(|written| Ok((written, self.enrol(&desired.workloads)?)));
+        let ((backends, dests, policy), enrolled) = match written {
             Ok(written) => written,
             Err(error) => {
                 // What was staged under `next` must not come into force with a later flip.
@@ -110,43 +114,74 @@ impl Publisher {
                 return Err(error);
             }
         };
-        let mut changed = backends.changed + dests.changed + policy.changed;
+        let mut changed = enrolled + backends.changed + dests.changed + policy.changed;
 
         self.config.generation = next;
-        (self.config.outbound_deny, self.config.outbound_rule) = desired.outbound;
         self.write_config()?;
-        sys::wait_for_programs().map_err(|source| DataplaneError::Os { what: "wait for running programs (membarrier)", source })?;
+        // In force: nothing may fail from here on.
+        wait_for_programs();
 
         self.backends.settle(backends.removed);
         self.dests.settle(dests.removed);
         self.policy.settle(policy.removed);
         if self.config.port_prefixes != prefixes {
             self.config.port_prefixes = prefixes;
-            self.write_config()?;
+            if let Err(error) = self.write_config() {
+                tracing::debug!(%error, "a port prefix length too many is looked up until the next publication");
+            }
         }
-        changed += self.enrol(desired.workloads)?;
-        Ok(Published { generation: next, changed })
+        changed += self.dismiss(desired.workloads);
+        Ok(Published {
+            generation: next,
+            changed,
+        })
     }
 
-    fn enrol(&mut self, desired: HashMap<u64, Workload>) -> Result<usize, DataplaneError> {
+    /// Writes new and changed workloads.
+    fn enrol(&mut self, desired: &HashMap<u64, Workload>) -> Result<usize, DataplaneError> {
         let mut changed = 0;
-        for (cgroup, workload) in &desired {
+        for (cgroup, workload) in desired {
             if self.workloads.get(cgroup) != Some(workload) {
-                self.workloads_map.insert(cgroup, workload, 0).map_err(map_error("weft_workloads", "enrol a workload"))?;
+                self.workloads_map
+                    .insert(cgroup, workload, 0)
+                    .map_err(map_error("weft_workloads", "enrol a workload"))?;
+                self.workloads.insert(*cgroup, *workload);
                 changed += 1;
             }
         }
-        for cgroup in self.workloads.keys().filter(|cgroup| !desired.contains_key(cgroup)) {
-            // Gone already is as good.
-            let _ = self.workloads_map.remove(cgroup);
-            changed += 1;
-        }
-        self.workloads = desired;
         Ok(changed)
     }
 
+    /// Removes those that are gone.
+    fn dismiss(&mut self, desired: HashMap<u64, Workload>) -> usize {
+        let gone: Vec<u64> = self
+            .workloads
+            .keys()
+            .filter(|cgroup| !desired.contains_key(cgroup))
+            .copied()
+            .collect();
+        for cgroup in &gone {
+            // Gone already is as good.
+            let _ = self.workloads_map.remove(cgroup);
+        }
+        self.workloads = desired;
+        gone.len()
+    }
+
     fn write_config(&mut self) -> Result<(), DataplaneError> {
-        self.config_map.set(0, self.config, 0).map_err(map_error("weft_config", "write"))
+        self.config_map
+            .set(0, self.config, 0)
+            .map_err(map_error("weft_config", "write"))
+    }
+}
+
+/// Waits until no program runs under an older generation.
+fn wait_for_programs() {
+    /// Longer than any program runs, should the kernel have no membarrier (`nohz_full` switches it off).
+    const BOUND: Duration = Duration::from_millis(20);
+    if let Err(error) = sys::wait_for_programs() {
+        tracing::debug!(%error, "membarrier; waiting instead");
+        std::thread::sleep(BOUND);
     }
 }
 
@@ -162,7 +197,11 @@ where
     V: Copy + Default + PartialEq,
     Versioned<V>: Pod,
 {
-    fn adopt(name: &'static str, map: KernelMap<MapData, K, Versioned<V>>, generation: u64) -> Result<Self, DataplaneError> {
+    fn adopt(
+        name: &'static str,
+        map: KernelMap<MapData, K, Versioned<V>>,
+        generation: u64,
+    ) -> Result<Self, DataplaneError> {
         let mut current = HashMap::new();
         let mut stale = Vec::new();
         for entry in map.iter() {
@@ -181,7 +220,11 @@ where
             if now == V::default() {
                 mirror.settle(vec![key]);
             } else {
-                let value = Versioned { since: generation, current: now, previous: now };
+                let value = Versioned {
+                    since: generation,
+                    current: now,
+                    previous: now,
+                };
                 mirror.map.insert(key, value, 0).map_err(map_error(name, "write"))?;
             }
         }
@@ -194,16 +237,33 @@ where
         for (key, value) in &desired {
             let before = self.current.get(key);
             if before != Some(value) {
-                let versions = Versioned { since: next, current: *value, previous: before.copied().unwrap_or_default() };
-                self.map.insert(key, versions, 0).map_err(map_error(self.name, "write (is the table full?)"))?;
+                let versions = Versioned {
+                    since: next,
+                    current: *value,
+                    previous: before.copied().unwrap_or_default(),
+                };
+                self.map
+                    .insert(key, versions, 0)
+                    .map_err(map_error(self.name, "write (is the table full?)"))?;
                 changed += 1;
             }
         }
-        let removed: Vec<K> = self.current.keys().filter(|key| !desired.contains_key(key)).copied().collect();
+        let removed: Vec<K> = self
+            .current
+            .keys()
+            .filter(|key| !desired.contains_key(key))
+            .copied()
+            .collect();
         for key in &removed {
             let before = self.current.get(key).copied().unwrap_or_default();
-            let versions = Versioned { since: next, current: V::default(), previous: before };
-            self.map.insert(key, versions, 0).map_err(map_error(self.name, "write"))?;
+            let versions = Versioned {
+                since: next,
+                current: V::default(),
+                previous: before,
+            };
+            self.map
+                .insert(key, versions, 0)
+                .map_err(map_error(self.name, "write"))?;
             changed += 1;
         }
         self.current = desired;
@@ -212,13 +272,25 @@ where
 
     /// Takes back what was staged for a generation that will not come: the kernel's values are read and put right.
     fn unstage(&mut self, next: u64) {
-        let staged: Vec<(K, Versioned<V>)> =
-            self.map.iter().filter_map(Result::ok).filter(|(_, value)| value.since == next).collect();
+        let staged: Vec<(K, Versioned<V>)> = self
+            .map
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, value)| value.since == next)
+            .collect();
         for (key, value) in staged {
             if value.previous == V::default() {
                 let _ = self.map.remove(&key);
             } else {
-                let _ = self.map.insert(key, Versioned { since: 0, current: value.previous, previous: value.previous }, 0);
+                let _ = self.map.insert(
+                    key,
+                    Versioned {
+                        since: 0,
+                        current: value.previous,
+                        previous: value.previous,
+                    },
+                    0,
+                );
             }
         }
         self.current = self
@@ -243,10 +315,16 @@ fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T: TryFrom<aya::maps::Map, Error = MapError>,
 {
-    let map = ebpf.take_map(name).ok_or(DataplaneError::Missing { what: "map", name })?;
+    let map = ebpf
+        .take_map(name)
+        .ok_or(DataplaneError::Missing { what: "map", name })?;
     T::try_from(map).map_err(map_error(name, "open"))
 }
 
 fn map_error(map: &'static str, what: &'static str) -> impl Fn(MapError) -> DataplaneError {
-    move |source| DataplaneError::Map { map, what, source: Box::new(source) }
+    move |source| DataplaneError::Map {
+        map,
+        what,
+        source: Box::new(source),
+    }
 }

@@ -59,13 +59,21 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live, initialised, properly sized prefix of `union bpf_attr`; the kernel takes what is beyond
     // the given size for zero.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Opens a pinned object.
 pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = ObjGet { path: path.as_ptr() as u64, bpf_fd: 0, flags: 0 };
+    let mut attr = ObjGet {
+        path: path.as_ptr() as u64,
+        bpf_fd: 0,
+        flags: 0,
+    };
     let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
@@ -102,7 +110,11 @@ fn object_info<T>(object: impl AsFd, info: &mut T) -> io::Result<()> {
 pub fn wait_for_programs() -> io::Result<()> {
     // SAFETY: no pointers are passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Cookie of the calling thread's network namespace (SO_NETNS_COOKIE, Linux 5.14).
@@ -121,13 +133,19 @@ pub fn netns_cookie() -> io::Result<u64> {
             &mut length,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(cookie)
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` counts.
 pub fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned())
+    now.map_or(0, |now| {
+        now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
+    })
 }
 
 /// An event out of exactly its bytes.

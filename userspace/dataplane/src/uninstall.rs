@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::{
     bpffs::{is_bpffs, is_mount_point},
     error::DataplaneError,
+    lock,
 };
 
 /// What was removed.
@@ -28,10 +29,27 @@ pub struct UninstallReport {
 ///
 /// A pin could not be removed; those removed before stay removed.
 pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
-    let mut report = UninstallReport::default();
     if !is_bpffs(bpffs) {
-        return Ok(report);
+        return Ok(UninstallReport::default());
     }
+    let lock = lock::exclusive(bpffs)?;
+    let mut report = remove_pins(bpffs)?;
+    drop(lock);
+    if is_mount_point(bpffs) {
+        nix::mount::umount2(bpffs, nix::mount::MntFlags::MNT_DETACH).map_err(|errno| DataplaneError::Bpffs {
+            path: bpffs.to_path_buf(),
+            what: "unmount",
+            source: errno.into(),
+        })?;
+        report.unmounted = true;
+    }
+    let _ = fs::remove_dir(bpffs);
+    Ok(report)
+}
+
+/// The pins alone; the directory stays.
+pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
+    let mut report = UninstallReport::default();
     for folder in ["links", "maps"] {
         let folder = bpffs.join(folder);
         let entries = match fs::read_dir(&folder) {
@@ -40,17 +58,22 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
             Err(source) => return Err(DataplaneError::Pin { path: folder, source }),
         };
         for entry in entries {
-            let path = entry.map_err(|source| DataplaneError::Pin { path: folder.clone(), source })?.path();
-            fs::remove_file(&path).map_err(|source| DataplaneError::Pin { path: path.clone(), source })?;
+            let path = entry
+                .map_err(|source| DataplaneError::Pin {
+                    path: folder.clone(),
+                    source,
+                })?
+                .path();
+            fs::remove_file(&path).map_err(|source| DataplaneError::Pin {
+                path: path.clone(),
+                source,
+            })?;
             report.pins.push(path);
         }
-        fs::remove_dir(&folder).map_err(|source| DataplaneError::Pin { path: folder.clone(), source })?;
+        fs::remove_dir(&folder).map_err(|source| DataplaneError::Pin {
+            path: folder.clone(),
+            source,
+        })?;
     }
-    if is_mount_point(bpffs) {
-        nix::mount::umount2(bpffs, nix::mount::MntFlags::MNT_DETACH)
-            .map_err(|errno| DataplaneError::Bpffs { path: bpffs.to_path_buf(), what: "unmount", source: errno.into() })?;
-        report.unmounted = true;
-    }
-    let _ = fs::remove_dir(bpffs);
     Ok(report)
 }

@@ -19,7 +19,10 @@ impl Place {
         let unique = format!("weft-dp-{name}-{}", std::process::id());
         let cgroup = find_cgroup2().expect("cgroup2").join(&unique);
         fs::create_dir(&cgroup).expect("make a cgroup");
-        Some(Self { cgroup, bpffs: std::env::temp_dir().join(unique) })
+        Some(Self {
+            cgroup,
+            bpffs: std::env::temp_dir().join(unique),
+        })
     }
 
     fn config(&self) -> DataplaneConfig {
@@ -48,7 +51,10 @@ fn a_second_start_adopts_what_the_first_published() {
     let Some(place) = Place::new("adopt") else { return };
     let first = Dataplane::start(&place.config()).expect("first start");
     assert!(!first.adopted());
-    let snapshot = Arc::new(Snapshot { generation: first.next_generation(), ..Snapshot::default() });
+    let snapshot = Arc::new(Snapshot {
+        generation: first.next_generation(),
+        ..Snapshot::default()
+    });
     let published = first.publish(&snapshot).expect("publish");
     assert_eq!(published.generation, 1);
     drop(first);

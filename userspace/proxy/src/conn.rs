@@ -9,7 +9,7 @@ use crate::{
     context::ConnContext,
     detect::{Found, Patience, Spoken, detect},
     http,
-    io::Prefixed,
+    io::{Prefixed, Socket},
     limits::{DETECT_DEADLINE, IDLE_TIMEOUT},
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
@@ -43,7 +43,9 @@ pub(crate) fn spawn(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, st
         source,
         stop,
     });
-    worker.spawn_connection(serve(conn, stream));
+    // A failure here shows again at the first read.
+    let _ = stream.set_nodelay(true);
+    worker.spawn_connection(serve(conn, Socket::new(stream)));
 }
 
 /// Where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
@@ -68,9 +70,7 @@ fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<Con
     None
 }
 
-async fn serve(conn: Rc<Conn>, mut stream: TcpStream) {
-    // A failure here shows again at the first read.
-    let _ = stream.set_nodelay(true);
+async fn serve(conn: Rc<Conn>, mut stream: Socket) {
     for filter in &conn.worker.config.filters {
         if filter.on_connection(&conn.context).is_refuse() {
             tracing::debug!(filter = filter.name(), original = %conn.context.original, "connection refused by filter");

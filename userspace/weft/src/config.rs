@@ -381,10 +381,11 @@ mod tests {
             log: "debug".into(),
             access_log: AccessLog::Json,
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\n";
-        let json =
-            r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json"}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json";
+        let yaml =
+            "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json"}"#;
+        let words =
+            "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));

@@ -78,6 +78,11 @@ impl StateDir {
         self.lib.join("allocations.json")
     }
 
+    /// What was in force last, for a start that finds broken files.
+    pub fn last_good(&self) -> PathBuf {
+        self.lib.join("last-good.json")
+    }
+
     /// What `weft apply` stored, one file an object.
     pub fn applied(&self) -> PathBuf {
         self.lib.join("resources")

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use weft_abi::{EdgeKey, EventKind, SockRecord, action, identity, protocol, reporter, role, sock_flags};
+use weft_abi::{EdgeKey, EventKind, SockRecord, action, circuit, identity, protocol, reporter, role, sock_flags};
 
 use crate::{
     capture::{self, Epoch},
@@ -15,12 +15,14 @@ use crate::{
 
 const PROTO_UDP: u32 = 17;
 const PROTO_TCP: u32 = 6;
-const PROTO_MPTCP: u32 = 262;
 
 /// Steps: whose socket? ours -> only note acceleration; nobody's -> pass; a workload's -> decide, rewrite or refuse.
 #[inline(always)]
 fn connect(hook: &SockAddr) -> i32 {
-    let (Some(config), Some(record)) = (capture::config(), hook.record()) else {
+    let Some(config) = capture::config() else {
+        return 1;
+    };
+    let Some(record) = capture::owned_record(config, hook) else {
         return 1;
     };
     let protocol = hook.protocol();
@@ -32,16 +34,11 @@ fn connect(hook: &SockAddr) -> i32 {
         return 1;
     };
     let way = match protocol {
-        PROTO_TCP | PROTO_MPTCP => {
+        PROTO_TCP => {
             record.role = role::ACTIVE;
             // SAFETY: the helper has no precondition.
             record.started_ns = unsafe { bpf_ktime_get_ns() };
-            let way = capture::connect_tcp(config, hook, record, workload.identity);
-            if protocol == PROTO_MPTCP {
-                // A subflow's operations are not TCP's own: never in a sockmap.
-                record.flags &= !sock_flags::ACCELERATE;
-            }
-            way
+            capture::connect_tcp(config, hook, record, workload.identity)
         }
         PROTO_UDP => {
             record.source = workload.identity;
@@ -66,6 +63,8 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
     record.generation = config.generation;
     record.verdict = action::ALLOW;
     record.flags = sock_flags::PROXY;
+    record.circuit = circuit::UNDECIDED;
+    record.direct_bytes = 0;
     if let Some(found) = capture::lookup(&hook.addr(), hook.port_be(), protocol::TCP, config.generation) {
         record.service = found.service;
         record.destination = found.identity;
@@ -78,6 +77,17 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
     }
 }
 
+/// 1: this kernel has `bpf_set_retval` (Linux 5.18). Read-only data, so that the verifier drops the call where it would be
+/// refused; there a refusal is EPERM, whatever its reason.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u8 = 0;
+
+#[inline(always)]
+fn has_set_retval() -> bool {
+    // SAFETY: a read of our own read-only data; volatile, for user space sets it at load.
+    unsafe { core::ptr::read_volatile(&HAS_SET_RETVAL) != 0 }
+}
+
 /// Counts and reports a refused connect. EPERM is what the kernel answers for 0; another errno is set (Linux 5.18).
 #[inline(always)]
 fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
@@ -85,7 +95,7 @@ fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
         source: record.source,
         destination: record.destination,
         service: record.service,
-        port: u16::from_be(record.original_port_be),
+        port: telemetry::edge_port(record),
         protocol: protocol::TCP,
         verdict: action::DENY,
         reporter: reporter::SOURCE,
@@ -114,7 +124,7 @@ fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
         event.rule = record.rule;
     });
     record.role = role::NONE;
-    if errno != capture::EPERM {
+    if errno != capture::EPERM && has_set_retval() {
         // SAFETY: the helper has no precondition.
         unsafe { bpf_set_retval(-i32::from(errno)) };
     }

@@ -1,47 +1,61 @@
-//! cgroup/sock_create: notes who makes a socket, because later hooks only know who calls.
+//! cgroup/sock_create and cgroup/post_bind: whose a socket is, because later hooks only know who calls.
 
-use aya_ebpf::{
-    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id},
-    macros::cgroup_sock,
-    programs::SockContext,
-};
+use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
+use core::ptr::{addr_of, read_volatile};
 use weft_abi::SockRecord;
 
 use crate::{
-    capture::{self, Epoch},
-    context::record_or_insert,
+    capture,
+    context::{record, record_or_insert},
     errs::{self, Site},
 };
 
-/// The workload (or the daemon) whose cgroup the calling task is in or below; 0 = neither.
+#[cgroup_sock(sock_create)]
+pub fn weft_sockcreate(ctx: SockContext) -> i32 {
+    note_owner(&ctx, false);
+    1
+}
+
+/// Sockets that the kernel made itself (an MPTCP listener's) are first seen here; and our own ports are ours: joining
+/// them (SO_REUSEPORT) would take connections that the kernel sends to the proxy.
 #[inline(always)]
-fn owner(config: Epoch) -> u64 {
-    // SAFETY: the helpers have no precondition.
-    unsafe {
-        let current = bpf_get_current_cgroup_id();
-        if current == config.daemon_cgroup || capture::workload(current).is_some() {
-            return current;
-        }
-        // A workload may make cgroups of its own below the one we gave it.
-        let above = bpf_get_current_ancestor_cgroup_id(config.workload_level as i32);
-        if capture::workload(above).is_some() { above } else { 0 }
+fn bound(ctx: &SockContext) -> i32 {
+    let Some(config) = capture::config() else { return 1 };
+    // SAFETY: the context of this hook is the socket.
+    if unsafe { record(ctx.sock) }.is_none() {
+        note_owner(ctx, true);
+    }
+    // SAFETY: a context load at a constant offset.
+    let port_be = (unsafe { read_volatile(addr_of!((*ctx.sock).src_port)) } as u16).to_be();
+    let ours = port_be == config.proxy_port_be || port_be == config.dns_port_be;
+    let owner = capture::owner_of_task(config);
+    i32::from(!ours || owner == 0 || owner == config.daemon_cgroup)
+}
+
+#[inline(always)]
+fn note_owner(ctx: &SockContext, late: bool) {
+    let Some(config) = capture::config() else { return };
+    let owner = capture::owner_of_task(config);
+    if owner == 0 {
+        return;
+    }
+    let mut record = SockRecord {
+        owner,
+        plain: u8::from(late),
+        ..SockRecord::default()
+    };
+    // SAFETY: the context of this hook is the socket.
+    if unsafe { record_or_insert(ctx.sock, &mut record) }.is_none() {
+        errs::count(Site::SockStorage, 0);
     }
 }
 
-#[cgroup_sock(sock_create)]
-pub fn weft_sockcreate(ctx: SockContext) -> i32 {
-    if let Some(config) = capture::config() {
-        let owner = owner(config);
-        if owner != 0 {
-            let mut record = SockRecord {
-                owner,
-                ..SockRecord::default()
-            };
-            // SAFETY: the context of this hook is the socket.
-            if unsafe { record_or_insert(ctx.sock, &mut record) }.is_none() {
-                errs::count(Site::SockStorage, 0);
-            }
-        }
-    }
-    1
+#[cgroup_sock(post_bind4)]
+pub fn weft_postbind4(ctx: SockContext) -> i32 {
+    bound(&ctx)
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn weft_postbind6(ctx: SockContext) -> i32 {
+    bound(&ctx)
 }

@@ -27,6 +27,8 @@ const TCP_LISTEN_CB: u32 = 11;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 1 << 2;
 
+const BPF_NOEXIST: u64 = 1;
+
 const TCP_CLOSE: u32 = 7;
 /// States in which our FIN was acknowledged.
 const FIN_ACKED: [u32; 4] = [5, 6, 9, 11]; // FIN_WAIT2 TIME_WAIT LAST_ACK CLOSING
@@ -251,24 +253,20 @@ fn on_listen(ctx: &SockOpsContext) {
     want_states(ctx);
     let tuple = sockops_tuple(ctx.ops);
     let key = listen_key(&tuple);
+    // Members of a SO_REUSEPORT group listen from several CPUs: one makes the entry, all add to it. Its owner is the
+    // first: who joins later does not take the address over.
+    let _ = LISTEN.insert(
+        &key,
+        &ListenValue {
+            owner: record.owner,
+            count: 0,
+        },
+        BPF_NOEXIST,
+    );
     match LISTEN.get_ptr_mut(&key) {
         // SAFETY: the value is valid for the run (RCU).
-        Some(found) => unsafe {
-            (*found).owner = record.owner;
-            add(addr_of_mut!((*found).count), 1);
-        },
-        None => {
-            if let Err(errno) = LISTEN.insert(
-                &key,
-                &ListenValue {
-                    owner: record.owner,
-                    count: 1,
-                },
-                0,
-            ) {
-                errs::count(Site::ListenInsert, errno);
-            }
-        }
+        Some(found) => unsafe { add(addr_of_mut!((*found).count), 1) },
+        None => errs::count(Site::ListenInsert, 0),
     }
     listening(record, &tuple, EventKind::LISTEN);
 }
@@ -304,6 +302,12 @@ fn listening(record: &SockRecord, tuple: &Tuple, kind: u8) {
 #[inline(always)]
 fn on_state(ctx: &SockOpsContext) {
     let (old, new) = (ctx.arg(0), ctx.arg(1));
+    if new == TCP_FIN_WAIT2
+        && let Some(record) = sock_record(ctx)
+    {
+        // SAFETY: a context load at a constant offset.
+        record.received_base = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_received)) };
+    }
     if new != TCP_CLOSE {
         return;
     }
@@ -329,13 +333,13 @@ fn payload(ctx: &SockOpsContext, record: &SockRecord, old: u32) -> (u64, u64) {
         )
     };
     let fin_acked = u64::from(FIN_ACKED[0] == old || FIN_ACKED[1] == old || FIN_ACKED[2] == old || FIN_ACKED[3] == old);
-    // FIN_WAIT2 ends by the peer's FIN (the usual way, through `tcp_time_wait`) or by a time-out without one.
+    // FIN_WAIT2 ends by the peer's FIN, or (an orphan, `tcp_time_wait` early) without it: then nothing came since.
     let fin_received = u64::from(
         FIN_RECEIVED[0] == old
             || FIN_RECEIVED[1] == old
             || FIN_RECEIVED[2] == old
             || FIN_RECEIVED[3] == old
-            || old == TCP_FIN_WAIT2,
+            || (old == TCP_FIN_WAIT2 && received > record.received_base),
     );
     let sent = acked.saturating_sub(record.acked_base).saturating_sub(fin_acked) + record.direct_bytes;
     (sent, received.saturating_sub(fin_received))
@@ -398,7 +402,7 @@ fn edge_key(record: &SockRecord, side: u8) -> EdgeKey {
         source: record.source,
         destination: record.destination,
         service: record.service,
-        port: u16::from_be(record.original_port_be),
+        port: telemetry::edge_port(record),
         protocol: protocol::TCP,
         verdict: record.verdict,
         reporter: side,

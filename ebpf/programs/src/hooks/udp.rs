@@ -8,7 +8,10 @@ use crate::{capture, context::SockAddr, telemetry, verdict};
 
 #[inline(always)]
 fn sendmsg(hook: &SockAddr) -> i32 {
-    let (Some(config), Some(record)) = (capture::config(), hook.record()) else {
+    let Some(config) = capture::config() else {
+        return 1;
+    };
+    let Some(record) = capture::owned_record(config, hook) else {
         return 1;
     };
     if record.owner == config.daemon_cgroup {
@@ -18,7 +21,6 @@ fn sendmsg(hook: &SockAddr) -> i32 {
         return 1;
     };
     record.source = workload.identity;
-    record.destination = identity::OUTSIDE;
     record.generation = config.generation;
     let (asked, asked_port_be) = (hook.addr(), hook.port_be());
     let mut way = capture::route_udp(config, hook, record);
@@ -31,8 +33,12 @@ fn sendmsg(hook: &SockAddr) -> i32 {
         }
     }
     if hook.is_v6() && way.addr.is_v4() && !asked.is_v4() {
-        // IPv6 datagrams may not become IPv4 here; our own server answers at ::1 as well, others cannot be reached.
+        // IPv6 datagrams may not become IPv4 here. Our own server answers at ::1 as well; others cannot be reached.
+        if record.flags & sock_flags::DNS == 0 {
+            return 0;
+        }
         way.addr = Addr::LOCALHOST_V6;
+        record.translated = way.addr;
     }
     hook.rewrite(&way.addr, way.port_be);
     1
@@ -57,10 +63,17 @@ fn deny(record: &SockRecord, rule: u32, asked: &Addr, asked_port_be: u16) {
     });
 }
 
-/// The answer seems to come from whom the question was sent to.
+/// The answer seems to come from whom the question was sent to. Answers of others are left as they are.
 #[inline(always)]
 fn recvmsg(hook: &SockAddr) -> i32 {
-    restore(hook)
+    if let Some(record) = hook.record()
+        && record.flags & sock_flags::TRANSLATED != 0
+        && hook.port_be() == record.translated_port_be
+        && hook.addr() == record.translated
+    {
+        return restore(hook);
+    }
+    1
 }
 
 #[cgroup_sock_addr(sendmsg4)]

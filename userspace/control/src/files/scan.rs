@@ -94,7 +94,12 @@ impl Folder {
         SourceStatus {
             files: self.files.values().filter(|file| file.content.is_some()).count(),
             refused: self.files.values().filter(|file| file.refused()).count(),
-            unread: self.files.values().filter(|file| file.kept).flat_map(|file| file.diagnostics.clone()).collect(),
+            unread: self
+                .files
+                .values()
+                .filter(|file| file.kept)
+                .flat_map(|file| file.diagnostics.clone())
+                .collect(),
             problem: self.problem.clone(),
         }
     }

@@ -320,7 +320,11 @@ async fn a_huge_file_is_refused_without_reading_and_keeps_its_last_good_state() 
     assert_eq!(bench.objects(), [("a.yaml".to_owned(), "1".to_owned())]);
     assert_eq!(bench.store.lock().unwrap().applied.load(Ordering::Relaxed), 1);
     let status = bench.source.status();
-    assert_eq!((status.files, status.refused, status.unread.len()), (1, 1, 1), "{status:?}");
+    assert_eq!(
+        (status.files, status.refused, status.unread.len()),
+        (1, 1, 1),
+        "{status:?}"
+    );
     bench.replace("a.yaml", "1");
     assert_eq!(bench.change().await.diagnostics, []);
     assert_eq!(bench.source.status().unread, []);

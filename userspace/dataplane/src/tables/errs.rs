@@ -32,14 +32,22 @@ pub struct KernelError {
 
 /// Reads the pinned table.
 pub fn read(pin: &Path) -> Result<Vec<KernelError>, DataplaneError> {
-    let fail = |source| DataplaneError::Map { map: "weft_errs", what: "read", source: Box::new(source) };
+    let fail = |source| DataplaneError::Map {
+        map: "weft_errs",
+        what: "read",
+        source: Box::new(source),
+    };
     let map = aya::maps::Map::PerCpuHashMap(MapData::from_pin(pin).map_err(fail)?);
     let map: PerCpuHashMap<MapData, [u32; 2], u64> = map.try_into().map_err(fail)?;
     let mut found = Vec::new();
     for entry in map.iter() {
         let ([site, errno], values) = entry.map_err(fail)?;
         let site = SITES.get((site as usize).wrapping_sub(1)).copied().unwrap_or("unknown");
-        found.push(KernelError { site, errno, count: values.iter().sum() });
+        found.push(KernelError {
+            site,
+            errno,
+            count: values.iter().sum(),
+        });
     }
     Ok(found)
 }

@@ -1,10 +1,6 @@
 //! `weft_local`: the addresses of this machine beyond loopback.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use nix::ifaddrs::getifaddrs;
@@ -15,9 +11,15 @@ use crate::error::DataplaneError;
 
 /// Brings the pinned table in step with the interfaces.
 pub fn refresh(pin: &Path) -> Result<(), DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map { map: "weft_local", what: "write", source: Box::new(source) };
-    let interfaces = getifaddrs()
-        .map_err(|errno| DataplaneError::Os { what: "read this machine's addresses", source: errno.into() })?;
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_local",
+        what: "write",
+        source: Box::new(source),
+    };
+    let interfaces = getifaddrs().map_err(|errno| DataplaneError::Os {
+        what: "read this machine's addresses",
+        source: errno.into(),
+    })?;
     let wanted: BTreeSet<IpAddr> = interfaces
         .filter_map(|interface| interface.address)
         .filter_map(|address| {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use weft_abi::{Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload};
-use weft_policy::{AccessDefault, Snapshot};
+use weft_policy::Snapshot;
 
 pub use telemetry::Edge;
 
@@ -45,7 +45,10 @@ impl Namespaces {
     /// The namespace of a number; `default` for one that was never given.
     pub fn name(&self, number: u16) -> String {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        names.get(usize::from(number)).cloned().unwrap_or_else(|| "default".to_owned())
+        names
+            .get(usize::from(number))
+            .cloned()
+            .unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -56,27 +59,31 @@ pub struct Tables {
     pub backends: HashMap<BackendKey, Backend>,
     pub policy: HashMap<PolicyKey, PolicyValue>,
     pub workloads: HashMap<u64, Workload>,
-    /// `outbound_deny` and `outbound_rule` of the configuration.
-    pub outbound: (u8, u32),
 }
 
 impl Tables {
     pub fn of(snapshot: &Snapshot, namespaces: &Namespaces) -> Self {
-        let mut tables = Self { policy: policy::entries(snapshot), ..Self::default() };
+        let mut tables = Self {
+            policy: policy::entries(snapshot),
+            ..Self::default()
+        };
         services::fill(snapshot, &mut tables);
         for (cgroup, workload) in &snapshot.by_cgroup {
-            let entry =
-                Workload { identity: workload.identity.0, namespace: namespaces.number(&workload.namespace), pad: 0 };
+            let entry = Workload {
+                identity: workload.identity.0,
+                namespace: namespaces.number(&workload.namespace),
+                pad: 0,
+            };
             tables.workloads.insert(*cgroup, entry);
-        }
-        if let Some((AccessDefault::Deny, rule)) = snapshot.outbound_default {
-            tables.outbound = (1, rule.0);
         }
         tables
     }
 
     /// Bit n set: some entry has port prefix length n.
     pub fn port_prefixes(&self) -> u32 {
-        self.policy.keys().filter(|key| key.protocol != 0).fold(0, |bits, key| bits | 1 << key.prefix)
+        self.policy
+            .keys()
+            .filter(|key| key.protocol != 0)
+            .fold(0, |bits, key| bits | 1 << key.prefix)
     }
 }

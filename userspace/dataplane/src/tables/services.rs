@@ -1,6 +1,10 @@
 //! Services, endpoints and their weighted backends as entries of `weft_dests` and `weft_backends`.
 
-use std::{collections::BTreeMap, net::{IpAddr, SocketAddr}, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind, protocol};
 use weft_policy::{Acceleration, Endpoint, FailureMode, Protocol, Service, ServicePort, Snapshot};
@@ -20,8 +24,19 @@ struct Weighted {
 pub fn fill(snapshot: &Snapshot, tables: &mut Tables) {
     for service in snapshot.services.values() {
         for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
-            let none = DestKey { addr: vip, port_be: 0, protocol: 0, pad: 0 };
-            tables.dests.insert(none, Dest { kind: dest_kind::NO_PORT, ..Dest::default() });
+            let none = DestKey {
+                addr: vip,
+                port_be: 0,
+                protocol: 0,
+                pad: 0,
+            };
+            tables.dests.insert(
+                none,
+                Dest {
+                    kind: dest_kind::NO_PORT,
+                    ..Dest::default()
+                },
+            );
         }
         for port in &service.ports {
             add_port(snapshot, tables, service, port);
@@ -35,7 +50,10 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     let (set4, set6) = (port.id * 2, port.id * 2 + 1);
     let backends = weighted(snapshot, port);
     let of = |v6: bool| -> Vec<&Weighted> {
-        backends.iter().filter(|backend| backend.address.is_none_or(|address| address.is_ipv6() == v6)).collect()
+        backends
+            .iter()
+            .filter(|backend| backend.address.is_none_or(|address| address.is_ipv6() == v6))
+            .collect()
     };
     let leads = |set: &[&Weighted]| set.iter().any(|backend| backend.address.is_some());
     let (v4, native) = (of(false), of(true));
@@ -44,12 +62,20 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
     let v6 = if leads(&native) { native } else { v4.clone() };
     let mut flags = policy;
-    if port.protocol == Protocol::Tcp && (port.proxied.is_some() || only_v6) {
+    if port.protocol == Protocol::Tcp && port.proxied.is_some() {
         flags |= dest_flags::PROXIED;
+    }
+    let mut identities = backends
+        .iter()
+        .filter(|backend| backend.address.is_some())
+        .map(|backend| backend.identity);
+    let first = identities.next().unwrap_or(0);
+    if identities.any(|identity| identity != first) {
+        flags |= dest_flags::MIXED;
     }
     let dest = Dest {
         service: port.id,
-        identity: backends.iter().map(|backend| backend.identity).find(|identity| *identity != 0).unwrap_or(0),
+        identity: first,
         set4,
         count4: fill_set(tables, set4, &v4),
         set6,
@@ -58,13 +84,27 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         flags,
         pad: [0; 2],
     };
-    for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
-        let key = DestKey { addr: vip, port_be: port.port.to_be(), protocol: number, pad: 0 };
+    let for_v4 = Dest {
+        flags: if only_v6 { flags | dest_flags::PROXIED } else { flags },
+        ..dest
+    };
+    for (vip, dest) in [(addr(service.vip4.into()), for_v4), (addr(service.vip6.into()), dest)] {
+        let key = DestKey {
+            addr: vip,
+            port_be: port.port.to_be(),
+            protocol: number,
+            pad: 0,
+        };
         tables.dests.insert(key, dest);
     }
     for endpoint in &port.endpoints {
         let (addr, port_be) = address(endpoint.address);
-        let key = DestKey { addr, port_be, protocol: number, pad: 0 };
+        let key = DestKey {
+            addr,
+            port_be,
+            protocol: number,
+            pad: 0,
+        };
         // An endpoint of several services belongs to the first: its access policy is its identity's in any case.
         tables.dests.entry(key).or_insert(Dest {
             service: port.id,
@@ -80,8 +120,8 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
 /// missing or has no ready endpoint leads nowhere, as it does per request; all weights zero leave nothing.
 fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
     let mut backends = Vec::new();
-    let per_connection = port.split.as_ref().filter(|_| !port.http);
-    let Some(split) = per_connection else {
+    // Also of a port that is split per request: what the kernel picks while the proxy is away.
+    let Some(split) = &port.split else {
         extend(&mut backends, &port.endpoints, port.id, 1.0);
         return backends;
     };
@@ -90,7 +130,12 @@ fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
         let leaf = snapshot.services.get(&backend.service).zip(backend.port);
         match leaf.and_then(|(service, index)| service.ports.get(index)) {
             Some(leaf) if !leaf.endpoints.is_empty() => extend(&mut backends, &leaf.endpoints, leaf.id, weight),
-            _ => backends.push(Weighted { address: None, identity: 0, service: port.id, weight }),
+            _ => backends.push(Weighted {
+                address: None,
+                identity: 0,
+                service: port.id,
+                weight,
+            }),
         }
     }
     backends
@@ -120,8 +165,15 @@ fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
     for (slot, ((threshold, alias), backend)) in alias_table(&weights).into_iter().zip(backends).enumerate() {
         // Port 0 cannot be dialled: the programs refuse there.
         let (addr, port_be) = backend.address.map_or((Addr::UNSPECIFIED_V4, 0), address);
-        let value =
-            Backend { addr, port_be, pad: 0, identity: backend.identity, service: backend.service, threshold, alias };
+        let value = Backend {
+            addr,
+            port_be,
+            pad: 0,
+            identity: backend.identity,
+            service: backend.service,
+            threshold,
+            alias,
+        };
         tables.backends.insert(BackendKey { set, slot: slot as u32 }, value);
     }
     backends.len() as u32
@@ -195,10 +247,18 @@ mod tests {
 
     #[test]
     fn every_backend_gets_its_weight() {
-        for weights in [vec![90.0, 10.0], vec![1.0], vec![1.0, 1.0, 1.0], vec![50.0, 0.5, 0.5, 99.0, 3.0]] {
+        for weights in [
+            vec![90.0, 10.0],
+            vec![1.0],
+            vec![1.0, 1.0, 1.0],
+            vec![50.0, 0.5, 0.5, 99.0, 3.0],
+        ] {
             let total: f64 = weights.iter().sum();
             for (share, weight) in shares(&alias_table(&weights)).iter().zip(&weights) {
-                assert!((share - weight / total).abs() < 1e-8, "{weights:?}: {share} for {weight}");
+                assert!(
+                    (share - weight / total).abs() < 1e-8,
+                    "{weights:?}: {share} for {weight}"
+                );
             }
         }
         assert!(alias_table(&[]).is_empty());

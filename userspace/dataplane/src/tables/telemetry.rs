@@ -24,7 +24,11 @@ pub struct Edge {
 
 /// Reads the pinned `weft_edges`.
 pub fn edges(pin: &Path) -> Result<Vec<Edge>, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map { map: "weft_edges", what: "read", source: Box::new(source) };
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_edges",
+        what: "read",
+        source: Box::new(source),
+    };
     let map = Map::PerCpuHashMap(MapData::from_pin(pin).map_err(fail)?);
     let map: PerCpuHashMap<MapData, EdgeKey, EdgeCounters> = map.try_into().map_err(fail)?;
     let mut edges = Vec::new();
@@ -44,9 +48,29 @@ pub fn edges(pin: &Path) -> Result<Vec<Edge>, DataplaneError> {
     Ok(edges)
 }
 
+/// Removes entries of the pinned `weft_edges`.
+pub fn forget_edges(pin: &Path, keys: &[EdgeKey]) -> Result<(), DataplaneError> {
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_edges",
+        what: "open",
+        source: Box::new(source),
+    };
+    let map = Map::PerCpuHashMap(MapData::from_pin(pin).map_err(fail)?);
+    let mut map: PerCpuHashMap<MapData, EdgeKey, EdgeCounters> = map.try_into().map_err(fail)?;
+    for key in keys {
+        // Gone already is as good.
+        let _ = map.remove(key);
+    }
+    Ok(())
+}
+
 /// Reads the pinned `weft_listen`: owner's cgroup id and address.
 pub fn listeners(pin: &Path) -> Result<Vec<(u64, SocketAddr)>, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map { map: "weft_listen", what: "read", source: Box::new(source) };
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_listen",
+        what: "read",
+        source: Box::new(source),
+    };
     let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
     let map: HashMap<MapData, ListenKey, ListenValue> = map.try_into().map_err(fail)?;
     let mut found = Vec::new();
@@ -60,7 +84,11 @@ pub fn listeners(pin: &Path) -> Result<Vec<(u64, SocketAddr)>, DataplaneError> {
 /// Removes records of connections to the proxy that nobody accepted within [`UNCLAIMED_NS`]: the listener's queue had
 /// overflowed, or the proxy died in between. How many.
 pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map { map: "weft_conns", what: "sweep", source: Box::new(source) };
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_conns",
+        what: "sweep",
+        source: Box::new(source),
+    };
     let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
     let mut map: HashMap<MapData, Tuple, ConnRecord> = map.try_into().map_err(fail)?;
     let now = monotonic_ns();

@@ -5,15 +5,12 @@ use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, MissedTickBehavior, interval_at},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{body::ResponseBody, exchange::Exchange, forward, respond};
 use crate::{
     conn::Conn,
-    io::{ConnClock, Prefixed, Watched},
+    io::{ConnClock, Prefixed, Socket, Watched},
     limits::{
         H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
         H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
@@ -23,7 +20,7 @@ use crate::{
 };
 
 /// Serves HTTP/1.0 and 1.1, one request after the other.
-pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<TcpStream>) {
+pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&clock)));
     let mut builder = conn::http1::Builder::new();
@@ -52,7 +49,7 @@ pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<TcpStream>) {
 }
 
 /// Serves HTTP/2 with prior knowledge.
-pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<TcpStream>) {
+pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
     // Slow headers are bounded by the stream limits here; the clock only tells idle connections.
     let io = TokioIo::new(stream);

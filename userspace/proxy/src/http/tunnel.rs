@@ -4,17 +4,16 @@ use std::rc::Rc;
 
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::exchange::Exchange;
 use crate::{
     balance::InFlight,
-    io::{Prefixed, Watched},
+    io::{Prefixed, Socket, Watched},
     tcp::{Outcome, Relay},
 };
 
 /// The client's socket as the HTTP server has it.
-pub(crate) type ClientIo = TokioIo<Watched<Prefixed<TcpStream>>>;
+pub(crate) type ClientIo = TokioIo<Watched<Prefixed<Socket>>>;
 
 /// Runs the tunnel in a task of the worker's; `exchange` ends with it.
 pub(crate) fn spawn(exchange: &Rc<Exchange>, client: OnUpgrade, server: OnUpgrade, load: InFlight) {
@@ -39,14 +38,14 @@ pub(crate) fn spawn(exchange: &Rc<Exchange>, client: OnUpgrade, server: OnUpgrad
     });
 }
 
-fn client_stream(upgraded: Upgraded) -> Option<Prefixed<TcpStream>> {
+fn client_stream(upgraded: Upgraded) -> Option<Prefixed<Socket>> {
     let parts = upgraded.downcast::<ClientIo>().ok()?;
     let mut stream = parts.io.into_inner().into_inner();
     stream.prepend(parts.read_buf);
     Some(stream)
 }
 
-fn server_stream(upgraded: Upgraded) -> Option<Prefixed<TcpStream>> {
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+fn server_stream(upgraded: Upgraded) -> Option<Prefixed<Socket>> {
+    let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
     Some(Prefixed::new(parts.read_buf, parts.io.into_inner()))
 }

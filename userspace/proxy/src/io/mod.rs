@@ -5,7 +5,9 @@
 //! read to tell protocols apart is kept and replayed by [`Prefixed`].
 
 mod prefixed;
+mod socket;
 mod watched;
 
 pub(crate) use prefixed::Prefixed;
+pub(crate) use socket::Socket;
 pub(crate) use watched::{ConnClock, Watched};

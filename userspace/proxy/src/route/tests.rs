@@ -182,10 +182,18 @@ fn a_port_declared_opaque_is_never_parsed() {
         (AppProtocol::Unknown, Hint::Unknown),
     ] {
         let snapshot = snapshot(vec![service("web", VIP, app, None)]);
-        assert_eq!(hint(&snapshot, (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST), expect);
+        assert_eq!(
+            hint(&snapshot, (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST),
+            expect
+        );
     }
     assert_eq!(
-        hint(&Snapshot::default(), (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST),
+        hint(
+            &Snapshot::default(),
+            (VIP, 80).into(),
+            Identity::OUTSIDE,
+            Identity::FIRST
+        ),
         Hint::Unknown
     );
 }
@@ -223,6 +231,20 @@ fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
 
 #[test]
 fn an_address_that_the_kernel_knows_to_be_a_workloads_is_not_outside() {
-    let found = target(&Snapshot::default(), "192.0.2.1:9001".parse().unwrap(), Identity(300), &[]);
-    assert!(matches!(found, Ok(Target::Workload { identity: Identity(300), .. })), "{found:?}");
+    let found = target(
+        &Snapshot::default(),
+        "192.0.2.1:9001".parse().unwrap(),
+        Identity(300),
+        &[],
+    );
+    assert!(
+        matches!(
+            found,
+            Ok(Target::Workload {
+                identity: Identity(300),
+                ..
+            })
+        ),
+        "{found:?}"
+    );
 }

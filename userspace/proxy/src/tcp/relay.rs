@@ -7,17 +7,17 @@
 
 use std::{cell::Cell, io, time::Duration};
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::{io::Prefixed, limits::RELAY_BUFFER};
+use crate::{
+    io::{Prefixed, Socket},
+    limits::RELAY_BUFFER,
+};
 
 /// A pair of connected sockets.
 pub(crate) struct Relay {
-    client: Prefixed<TcpStream>,
-    server: Prefixed<TcpStream>,
+    client: Prefixed<Socket>,
+    server: Prefixed<Socket>,
     sent: Cell<u64>,
     received: Cell<u64>,
 }
@@ -34,7 +34,7 @@ pub(crate) enum Outcome {
 // === impl Relay ===
 
 impl Relay {
-    pub(crate) fn new(client: Prefixed<TcpStream>, server: Prefixed<TcpStream>) -> Self {
+    pub(crate) fn new(client: Prefixed<Socket>, server: Prefixed<Socket>) -> Self {
         Self {
             client,
             server,
@@ -79,12 +79,12 @@ impl Relay {
 }
 
 /// Closes a connection with a reset.
-pub(crate) fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: Socket) {
     linger_none(&stream);
 }
 
 /// The close that follows sends RST instead of FIN.
-fn linger_none(stream: &TcpStream) {
+fn linger_none(stream: &Socket) {
     if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "set SO_LINGER");
     }

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use tokio::net::TcpStream;
 use weft_adapters::{FlowEvent, FlowVerdict};
 use weft_policy::{Decision, Protocol, Verdict};
 
@@ -10,7 +9,7 @@ use super::{Outcome, Relay, reset};
 use crate::{
     conn::Conn,
     error::{DataError, chain},
-    io::Prefixed,
+    io::{Prefixed, Socket},
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report::{self, TcpFlow},
@@ -18,7 +17,7 @@ use crate::{
 };
 
 /// Serves a connection that is not HTTP. A refusal is a reset: there is nothing that could carry words.
-pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<TcpStream>) {
+pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<Socket>) {
     match open(&conn).await {
         Ok((picked, server)) => relay(&conn, &picked, client, server).await,
         Err(Refused { flow, reason, denied }) => {
@@ -40,7 +39,7 @@ struct Refused {
     denied: bool,
 }
 
-async fn open(conn: &Conn) -> Result<(Picked, TcpStream), Refused> {
+async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed: Option<Refused> = None;
     loop {
@@ -125,7 +124,7 @@ fn unroutable(conn: &Conn, error: &DataError) -> Refused {
     }
 }
 
-async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<TcpStream>, server: TcpStream) {
+async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<Socket>, server: Socket) {
     let _load = conn.worker.loads.begin(picked.address);
     let decision = judge(conn, picked);
     let told = flow(conn, picked, decision.rule);

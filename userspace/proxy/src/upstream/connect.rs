@@ -4,13 +4,13 @@ use std::{io, net::SocketAddr};
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::limits::CONNECT_TIMEOUT;
+use crate::{io::Socket, limits::CONNECT_TIMEOUT};
 
 /// Connects, without Nagle's delay: whoever wrote has decided what belongs together.
 ///
 /// # Errors
 /// The kernel's, or `TimedOut` after [`CONNECT_TIMEOUT`].
-pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<Socket> {
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_elapsed| {
@@ -20,5 +20,5 @@ pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
             )
         })??;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(Socket::new(stream))
 }

@@ -43,7 +43,12 @@ fn print(report: &DoctorReport) -> io::Result<()> {
     let mut hooks = Table::new(["HOOK", "ATTACHED", "EFFECTIVE", "NS/RUN"]);
     for hook in &report.hooks {
         let cost = hook.ns_per_run.map(|ns| format!("{ns:.0}"));
-        hooks.row([hook.name.clone(), yes(hook.attached), hook.effective.map_or_else(|| "-".to_owned(), yes), dash(cost)]);
+        hooks.row([
+            hook.name.clone(),
+            yes(hook.attached),
+            hook.effective.map_or_else(|| "-".to_owned(), yes),
+            dash(cost),
+        ]);
     }
     hooks.write(out, 0)?;
     let mut features = Table::new(["FEATURE", "PRESENT", "USED FOR"]);

@@ -119,7 +119,12 @@ impl Uninstall {
     }
 
     fn remove_state(&self, state: &StateDir) -> anyhow::Result<Vec<String>> {
-        let mut ours = vec![state.socket(), state.workloads(), state.allocations()];
+        let mut ours = vec![
+            state.socket(),
+            state.workloads(),
+            state.allocations(),
+            state.last_good(),
+        ];
         if self.purge {
             ours.push(state.applied());
         }

@@ -29,10 +29,15 @@ pub fn start(
         tracing::warn!(%error, "{RESOLV_CONF} cannot be read; other names than the mesh's are asked of 127.0.0.1");
         String::new()
     });
-    let config = DnsConfig { port: DEFAULT_PORT, resolv_conf: ResolvConf::parse(&text) };
+    let config = DnsConfig {
+        port: DEFAULT_PORT,
+        resolv_conf: ResolvConf::parse(&text),
+    };
     let namespaces = dataplane.namespaces();
     let server = DnsServer::start(config, snapshot, Arc::new(move |number| namespaces.name(number)))?;
-    server.metrics().register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
+    server
+        .metrics()
+        .register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(server)
 }
 
@@ -44,7 +49,9 @@ pub async fn follow(server: Arc<DnsServer>) {
     loop {
         ticks.tick().await;
         // One that cannot be read now (it is being replaced) changes nothing.
-        let Ok(text) = tokio::fs::read_to_string(RESOLV_CONF).await else { continue };
+        let Ok(text) = tokio::fs::read_to_string(RESOLV_CONF).await else {
+            continue;
+        };
         if last.as_ref() != Some(&text) {
             server.set_resolv_conf(ResolvConf::parse(&text));
             last = Some(text);

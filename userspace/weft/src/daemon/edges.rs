@@ -10,13 +10,19 @@ use prometheus_client::{
 use tokio::time::{MissedTickBehavior, interval};
 use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
 use weft_adapters::{EdgeDelta, FlowProtocol, FlowVerdict, Record, Reporter, Side};
-use weft_dataplane::KernelError;
+use weft_dataplane::{Edge, KernelError};
 
-use super::engine::{Engine, InForce};
+use super::{
+    engine::{Engine, InForce},
+    kernel,
+};
 use crate::flows::FlowStore;
 
 /// How often counters are read: `/metrics` lags by at most this.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// An edge without news for so many intervals is removed, or a port scan would fill the table for good. What is counted
+/// between the last read and the removal is lost, after ten minutes of nothing.
+const STALE_AFTER: u64 = 600;
 /// Every so many intervals, records that nobody will read any more are removed.
 const SWEEP_EVERY: u64 = 60;
 
@@ -37,14 +43,21 @@ struct ErrorLabels {
 impl KernelMetrics {
     /// Registers `weft_kernel_errors_total`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("weft_kernel_errors", "Calls that failed inside the kernel programs", self.errors.clone());
+        registry.register(
+            "weft_kernel_errors",
+            "Calls that failed inside the kernel programs",
+            self.errors.clone(),
+        );
     }
 
     /// Takes over the kernel's totals; gives the number of flow events that were lost.
     fn update(&self, errors: &[KernelError]) -> u64 {
         let mut lost = 0;
         for error in errors {
-            let counter = self.errors.get_or_create(&ErrorLabels { site: error.site, errno: error.errno });
+            let counter = self.errors.get_or_create(&ErrorLabels {
+                site: error.site,
+                errno: error.errno,
+            });
             counter.inc_by(error.count.saturating_sub(counter.get()));
             if error.site == "events_full" {
                 lost += error.count;
@@ -56,34 +69,94 @@ impl KernelMetrics {
 
 /// Reads until the daemon stops.
 pub async fn read(engine: Arc<Engine>, reporter: Reporter, flows: Arc<FlowStore>, metrics: KernelMetrics) {
-    let mut seen = HashMap::new();
+    let mut reader = Reader {
+        engine,
+        reporter,
+        flows,
+        metrics,
+        seen: HashMap::new(),
+        lost: 0,
+    };
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1.. {
         ticks.tick().await;
-        match engine.dataplane.edges() {
-            Ok(edges) => {
-                let in_force = engine.in_force();
-                for edge in edges {
-                    let before = seen.insert(edge.key, edge.counters).unwrap_or_default();
-                    if let Some(delta) = delta(&in_force, &edge.key, &before, &edge.counters) {
-                        reporter.record(Record::Edge(delta));
-                    }
-                }
+        // System calls by the thousand: not on a thread that answers DNS.
+        let work = tokio::task::spawn_blocking(move || {
+            reader.tick(tick);
+            reader
+        });
+        match work.await {
+            Ok(back) => reader = back,
+            Err(error) => {
+                tracing::error!(%error, "edges are not read any more");
+                return;
             }
+        }
+    }
+}
+
+struct Reader {
+    engine: Arc<Engine>,
+    reporter: Reporter,
+    flows: Arc<FlowStore>,
+    metrics: KernelMetrics,
+    /// Counters when last read, and the tick at which they last changed.
+    seen: HashMap<EdgeKey, (EdgeCounters, u64)>,
+    /// Events that the ring had no room for.
+    lost: u64,
+}
+
+// === impl Reader ===
+
+impl Reader {
+    fn tick(&mut self, tick: u64) {
+        let dataplane = Arc::clone(&self.engine.dataplane);
+        match dataplane.edges() {
+            Ok(edges) => self.report(tick, edges),
             Err(error) => tracing::warn!(%error, "edges cannot be read now"),
         }
-        match engine.dataplane.kernel_errors() {
-            Ok(errors) => flows.set_dropped(metrics.update(&errors) + reporter.dropped()),
+        match dataplane.kernel_errors() {
+            Ok(errors) => {
+                let lost = self.metrics.update(&errors);
+                self.flows.set_dropped(lost + self.reporter.dropped());
+                if lost > self.lost {
+                    // Among them may have been listeners that came or went.
+                    kernel::refresh_listeners(&self.engine, None);
+                    self.lost = lost;
+                }
+            }
             Err(error) => tracing::warn!(%error, "the programs' error counters cannot be read now"),
         }
-        if let Err(error) = engine.dataplane.refresh_local_addresses() {
+        if let Err(error) = dataplane.refresh_local_addresses() {
             tracing::warn!(%error, "this machine's addresses cannot be told to the kernel now");
         }
-        if tick % SWEEP_EVERY == 0
-            && let Err(error) = engine.dataplane.sweep()
+        if tick.is_multiple_of(SWEEP_EVERY)
+            && let Err(error) = dataplane.sweep()
         {
             tracing::warn!(%error, "stale connection records cannot be removed now");
+        }
+    }
+
+    fn report(&mut self, tick: u64, edges: Vec<Edge>) {
+        let in_force = self.engine.in_force();
+        let mut stale = Vec::new();
+        for edge in edges {
+            let (before, changed) = self.seen.get(&edge.key).copied().unwrap_or_default();
+            if before != edge.counters {
+                self.seen.insert(edge.key, (edge.counters, tick));
+                if let Some(delta) = delta(&in_force, &edge.key, &before, &edge.counters) {
+                    self.reporter.record(Record::Edge(delta));
+                }
+            } else if tick - changed > STALE_AFTER {
+                stale.push(edge.key);
+            }
+        }
+        for key in &stale {
+            self.seen.remove(key);
+        }
+        if let Err(error) = self.engine.dataplane.forget_edges(&stale) {
+            tracing::warn!(%error, "unused edges cannot be removed now");
         }
     }
 }

@@ -17,6 +17,7 @@ use weft_dataplane::Dataplane;
 use weft_policy::{Allocations, CompileInput, Diagnostic, ServiceName, Snapshot, Store, compile};
 use weft_proxy::SnapshotPublisher;
 
+use super::last_good::LastGood;
 use crate::{config::DaemonConfig, registry::Registry, state_dir};
 
 /// What is in force, with what is only needed to name things in events.
@@ -49,6 +50,7 @@ struct State {
     saved: Vec<u8>,
     path: PathBuf,
     proxy: SnapshotPublisher,
+    last_good: LastGood,
     /// Why the last attempt did not come into force.
     problem: Option<String>,
 }
@@ -83,8 +85,11 @@ impl Engine {
                 )
             })?
         };
+        let mut last_good = LastGood::new(config.state.last_good());
+        let mut store = Store::default();
+        last_good.load(&mut store);
         Ok(Self {
-            store: Arc::default(),
+            store: Arc::new(Mutex::new(store)),
             registry,
             dataplane,
             in_force: ArcSwap::default(),
@@ -93,6 +98,7 @@ impl Engine {
                 saved,
                 path,
                 proxy,
+                last_good,
                 problem: None,
             }),
             seen: AtomicU64::new(0),
@@ -147,7 +153,6 @@ impl Engine {
         };
         state.save()?;
         let snapshot = Arc::new(compiled.snapshot);
-        let published = self.dataplane.publish(&snapshot).context("publish to the kernel")?;
         let ports = snapshot
             .services
             .values()
@@ -159,17 +164,31 @@ impl Engine {
                     .map(|(index, port)| (port.id, (service.name.clone(), index)))
             })
             .collect();
-        self.in_force.store(Arc::new(InForce {
+        // Names and proxy before the kernel: its first event under the new generation may name a rule that only this one
+        // knows, and a connection that it hands over under the new one must not be judged under the old.
+        let before = self.in_force.swap(Arc::new(InForce {
             snapshot: Arc::clone(&snapshot),
             diagnostics: compiled.diagnostics,
             ports,
         }));
-        state.proxy.publish(snapshot);
+        state.proxy.publish(Arc::clone(&snapshot));
+        let published = match self.dataplane.publish(&snapshot) {
+            Ok(published) => published,
+            Err(error) => {
+                state.proxy.publish(Arc::clone(&before.snapshot));
+                self.in_force.store(before);
+                return Err(anyhow::Error::new(error).context("publish to the kernel"));
+            }
+        };
         tracing::debug!(
             generation = published.generation,
             changed = published.changed,
             "in force"
         );
+        let good = self.store().objects().cloned().collect::<Vec<_>>();
+        if let Err(error) = state.last_good.save(&good) {
+            tracing::warn!(%error, "the last good version of resources is not kept for the next start");
+        }
         Ok(published.generation)
     }
 

@@ -52,7 +52,7 @@ fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
         }
     }
     if !listeners.is_empty() {
-        refresh_listeners(engine, Some(&listeners));
+        tokio::task::block_in_place(|| refresh_listeners(engine, Some(&listeners)));
     }
 }
 
@@ -156,9 +156,7 @@ fn reason(in_force: &InForce, event: &Event) -> String {
             Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
                 "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
             }
-            Some(rule) if rule.kind == "MeshConfig" => {
-                "no rule allows it (accessDefault: deny)".to_owned()
-            }
+            Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
             Some(_) | None => "denied".to_owned(),
         };
     }
@@ -173,7 +171,13 @@ fn reason(in_force: &InForce, event: &Event) -> String {
     {
         Some((name, port)) if port.endpoints.is_empty() => format!("{name} has no endpoint on port {}", port.port),
         Some((name, port)) if port.split.is_some() => format!("{name} port {} splits to no backend", port.port),
-        Some((name, port)) => format!("{name} port {} cannot be reached", port.port),
+        Some((name, port)) if port.proxied.is_some() => {
+            format!(
+                "{name} port {} works per request and the proxy is away; its failure mode is closed",
+                port.port
+            )
+        }
+        Some((name, port)) => format!("this share of the split of {name} port {} leads nowhere", port.port),
         None => "the service has no such port".to_owned(),
     }
 }

@@ -15,6 +15,7 @@ pub mod doctor;
 mod edges;
 mod engine;
 mod kernel;
+mod last_good;
 mod metrics;
 mod names;
 mod origin;

@@ -1,6 +1,7 @@
 //! Start and stop, in the order that the module's words give.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::{signal::unix, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +20,7 @@ use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
 use weft_proxy::{ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
-use super::{control::DaemonControl, dns, edges, engine::Engine, kernel, metrics, origin::KernelOrigin};
+use super::{control::DaemonControl, dns, edges, engine::Engine, kernel, last_good, metrics, origin::KernelOrigin};
 use crate::{
     admin::Server,
     config::{AccessLog, DaemonConfig},
@@ -42,6 +44,7 @@ const CHANGES: usize = 16;
 /// From nothing to a stopped daemon.
 pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     let lock = config.state.lock()?;
+    raise_descriptor_limit();
     let cgroup = Cgroup::open(config.cgroup.as_deref()).map_err(environment)?;
     let daemon_cgroup = cgroup.enter_daemon().map_err(environment)?;
     let dataplane = Dataplane::start(&DataplaneConfig {
@@ -62,6 +65,15 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         }
     }
     result
+}
+
+/// Every proxied connection takes two descriptors; the soft limit of most systems is 1,024.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is; many connections may exhaust it");
+    }
 }
 
 /// Missing privileges or kernel features have an exit code of their own.
@@ -107,6 +119,12 @@ async fn mesh(
     for error in errors {
         tracing::error!(%error, "an applied object cannot be read");
     }
+    let applied_files: BTreeSet<String> = applied
+        .list()?
+        .into_iter()
+        .map(|applied| applied.path.to_string_lossy().into_owned())
+        .collect();
+    last_good::forget_stale(&mut engine.store(), config.resources.as_deref(), &applied_files);
     publish(&engine).await?;
 
     let mut metrics_registry = MetricsRegistry::default();
@@ -160,7 +178,12 @@ async fn mesh(
         proxy_metrics,
     )?;
     tasks.spawn(kernel::read(Arc::clone(&engine), events, event_reporter));
-    tasks.spawn(edges::read(Arc::clone(&engine), edge_reporter, Arc::clone(&flows), kernel_metrics));
+    tasks.spawn(edges::read(
+        Arc::clone(&engine),
+        edge_reporter,
+        Arc::clone(&flows),
+        kernel_metrics,
+    ));
     tasks.spawn(republish(Arc::clone(&engine), changes));
     tasks.spawn(watch_workloads(registry));
 
@@ -209,7 +232,10 @@ fn adapters(
     registry: &mut MetricsRegistry,
 ) -> anyhow::Result<Vec<Box<dyn Report>>> {
     let mut adapters: Vec<Box<dyn Report>> = vec![
-        Box::new(builtin::prometheus::Prometheus::new(&builtin::prometheus::Config::default(), registry)?),
+        Box::new(builtin::prometheus::Prometheus::new(
+            &builtin::prometheus::Config::default(),
+            registry,
+        )?),
         Box::new(FlowReport::new(Arc::clone(flows))),
     ];
     let format = match access_log {
@@ -217,7 +243,10 @@ fn adapters(
         AccessLog::Json => builtin::stdio::Format::Json,
         AccessLog::Off => return Ok(adapters),
     };
-    let config = builtin::stdio::Config { format, ..builtin::stdio::Config::default() };
+    let config = builtin::stdio::Config {
+        format,
+        ..builtin::stdio::Config::default()
+    };
     adapters.push(Box::new(builtin::stdio::Stdio::new(config, registry)?));
     Ok(adapters)
 }

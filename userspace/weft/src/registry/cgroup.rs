@@ -113,17 +113,21 @@ pub fn events_file(path: &Path) -> PathBuf {
     path.join("cgroup.events")
 }
 
-/// Whether a process is in the cgroup or below it. One that cannot be read (removed) is empty.
+/// Whether a process is in the cgroup or below it. One that is removed is empty; one that cannot be read now (no
+/// descriptor is free, say) counts as populated: what lives there must not lose its identity.
 pub fn is_populated(path: &Path) -> bool {
-    fs::read_to_string(events_file(path)).is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+    match fs::read_to_string(events_file(path)) {
+        Ok(text) => text.lines().any(|line| line == "populated 1"),
+        Err(error) => !(error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)),
+    }
 }
 
 /// Removes an empty cgroup, what its processes made below it, and then the parents that became empty, up to `root`.
-/// What is not empty stays.
-pub fn remove(root: &Path, path: &Path) {
+/// What is not empty stays. False: somebody is in `path` itself.
+pub fn remove(root: &Path, path: &Path) -> bool {
     if let Err(error) = remove_tree(path) {
-        tracing::warn!(path = %path.display(), %error, "cgroup not removed");
-        return;
+        tracing::debug!(path = %path.display(), %error, "cgroup not removed");
+        return false;
     }
     for parent in path
         .ancestors()
@@ -131,9 +135,10 @@ pub fn remove(root: &Path, path: &Path) {
         .take_while(|parent| *parent != root && parent.starts_with(root))
     {
         if fs::remove_dir(parent).is_err() {
-            return; // others are in there
+            break; // others are in there
         }
     }
+    true
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

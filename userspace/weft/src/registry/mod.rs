@@ -147,7 +147,9 @@ impl Registry {
                 let watch = self.add_watch(&record).inspect_err(|_| self.forget_file(&record))?;
                 Ok((record, watch))
             });
-        let (record, watch) = made.inspect_err(|_| cgroup::remove(&self.root, &cgroup))?;
+        let (record, watch) = made.inspect_err(|_| {
+            cgroup::remove(&self.root, &cgroup);
+        })?;
         inner.insert(record.clone(), watch);
         drop(inner);
         self.registered.notify_one();
@@ -299,14 +301,21 @@ impl Registry {
         }
     }
 
-    fn remove(&self, inner: &mut Inner, name: &str) {
+    /// Only a cgroup that is gone ends a workload: as long as a process can be in there it keeps its identity.
+    fn remove(&self, inner: &mut Inner, name: &str) -> bool {
+        let Some(cgroup) = inner.live.get(name).map(|entry| entry.record.cgroup.clone()) else {
+            return false;
+        };
+        if !cgroup::remove(&self.root, &cgroup) {
+            return false;
+        }
         if let Some(entry) = inner.remove(name) {
             // Fails if the kernel dropped the watch with the file, which is the same to us.
             let _ = self.inotify.rm_watch(entry.watch);
             self.forget_file(&entry.record);
-            cgroup::remove(&self.root, &entry.record.cgroup);
             tracing::info!(workload = name, "workload is gone");
         }
+        true
     }
 }
 

@@ -95,10 +95,7 @@ impl Registry {
             Phase::Running => true,
             Phase::Starting { until } => entered || until <= Instant::now(),
         };
-        if over {
-            self.remove(inner, name);
-        }
-        over
+        over && self.remove(inner, name)
     }
 
     fn on_grace_over(&self) {
