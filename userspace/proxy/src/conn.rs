@@ -10,7 +10,7 @@ use crate::{
     detect::{Found, Patience, Spoken, detect},
     http,
     io::{Prefixed, Socket},
-    limits::{DETECT_DEADLINE, IDLE_TIMEOUT},
+    limits::{DETECT_DEADLINE, IDLE_TIMEOUT, INFERRED_DETECT_DEADLINE},
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
     report,
@@ -85,9 +85,10 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
     );
     let found = match hint {
         Hint::Opaque => Found::Spoke(Spoken::Opaque, Default::default()),
-        Hint::Http | Hint::Unknown => {
+        Hint::Http | Hint::Inferred | Hint::Unknown => {
             let patience = match hint {
                 Hint::Http => Patience::Http(IDLE_TIMEOUT),
+                Hint::Inferred => Patience::Unknown(INFERRED_DETECT_DEADLINE),
                 _ => Patience::Unknown(DETECT_DEADLINE),
             };
             let mut stop = conn.stop.clone();

@@ -10,6 +10,11 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// Only connections to ports that nobody declared pay it.
 pub const DETECT_DEADLINE: Duration = Duration::from_millis(100);
 
+/// The same where a route speaks of requests but nobody declared the port to be HTTP. An HTTP client that opens its
+/// connection early has this long to begin (else it is served as opaque bytes: declare the port, `appProtocol: http`);
+/// a protocol in which the server speaks first pays it once a connection.
+pub const INFERRED_DETECT_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Bytes looked at to tell protocols apart: an HTTP/1 request line, method to version. A longer one is HTTP all the
 /// same and gets its 414 there.
 pub const DETECT_BYTES: usize = 8 * 1024;

@@ -42,8 +42,10 @@ pub struct Backend {
 pub enum Hint {
     /// Never parsed.
     Opaque,
-    /// Declared or configured to be HTTP: the client speaks first.
+    /// Declared to be HTTP, or nothing else is allowed there: the client speaks first.
     Http,
+    /// A route speaks of its requests, but nobody declared it.
+    Inferred,
     /// To be detected.
     Unknown,
 }
@@ -142,9 +144,10 @@ pub fn hint(snapshot: &Snapshot, original: SocketAddr, destination: Identity, so
     };
     match port {
         Some(port) if port.app == AppProtocol::Opaque => return Hint::Opaque,
-        Some(port) if port.http || port.app.is_http() => return Hint::Http,
+        Some(port) if port.app.is_http() => return Hint::Http,
         _ => {}
     }
+    let inferred = port.is_some_and(|port| port.http);
     // Where nothing but HTTP is allowed, a client that takes its time is no server-first protocol.
     let needs_http = |identity, port| {
         snapshot
@@ -160,7 +163,11 @@ pub fn hint(snapshot: &Snapshot, original: SocketAddr, destination: Identity, so
             .any(|endpoint| needs_http(endpoint.identity, endpoint.address.port())),
         (None, None) => false,
     };
-    if only_http { Hint::Http } else { Hint::Unknown }
+    match (only_http, inferred) {
+        (true, _) => Hint::Http,
+        (false, true) => Hint::Inferred,
+        (false, false) => Hint::Unknown,
+    }
 }
 
 /// The client's side of an address: v4-mapped IPv6 becomes IPv4.
