@@ -236,14 +236,13 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             } else {
                 pick(set, count, config.generation)
             } {
-                // A share of a split that leads nowhere.
-                Some(backend) if backend.port_be == 0 => return asked.refuse(ECONNREFUSED),
-                Some(backend) => {
+                // Port 0: a share of a split that leads nowhere.
+                Some(backend) if backend.port_be != 0 => {
                     way = Way::to(backend.addr, backend.port_be);
                     record.destination = backend.identity;
                 }
-                None if flags & dest_flags::PROXIED != 0 => reachable = false,
-                None => return asked.refuse(ECONNREFUSED),
+                _ if flags & dest_flags::PROXIED != 0 => reachable = false,
+                _ => return asked.refuse(ECONNREFUSED),
             }
         }
         Some(found) if found.kind == dest_kind::ENDPOINT => {

@@ -120,8 +120,9 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
 /// missing or has no ready endpoint leads nowhere, as it does per request; all weights zero leave nothing.
 fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
     let mut backends = Vec::new();
-    // Also of a port that is split per request: what the kernel picks while the proxy is away.
-    let Some(split) = &port.split else {
+    // Also of a port that is split per request: what the kernel picks while the proxy is away. Which requests match it cannot
+    // tell; those that do not are the root's own.
+    let Some(split) = port.split.as_ref().filter(|split| split.matches.is_empty()) else {
         extend(&mut backends, &port.endpoints, port.id, 1.0);
         return backends;
     };
