@@ -34,7 +34,8 @@ pub const CGROUP_PROGRAMS: [&str; 12] = [
 /// The program on the sockmap.
 pub const SK_MSG: &str = "weft_sk_msg";
 
-/// Loads all programs and attaches or replaces each.
+/// Loads the programs of the cgroup and attaches or replaces each. The one on the sockmap comes before
+/// ([`attach_sk_msg`]): nothing may be able to put a socket there without it.
 pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), DataplaneError> {
     let file = cgroup.file()?;
     let cgroup_id = crate::cgroup::id_of(cgroup.path()).map_err(|source| DataplaneError::Cgroup {
@@ -42,8 +43,6 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
         what: "read",
         source,
     })?;
-    // The program on the sockmap before anything can put a socket there.
-    attach_sk_msg(ebpf)?;
     for name in CGROUP_PROGRAMS {
         let pin = links.join(pin_name(name));
         let program = ebpf
@@ -102,7 +101,7 @@ fn reusable(pin: &Path, cgroup_id: u64) -> Result<Option<OwnedFd>, DataplaneErro
 }
 
 /// `weft_tx` holds the program for as long as the map is pinned; sockets already in the map keep the one they joined with.
-fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     let attach_error = |source: io::Error| DataplaneError::Attach {
         program: SK_MSG,
         target: "weft_tx".to_owned(),

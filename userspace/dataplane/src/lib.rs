@@ -14,6 +14,7 @@ mod events;
 mod loader;
 mod lock;
 mod publish;
+mod selftest;
 mod sys;
 mod tables;
 mod uninstall;
@@ -24,7 +25,7 @@ pub use connection::{Connection, Connections};
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
-pub use loader::{Dataplane, DataplaneConfig};
+pub use loader::{Dataplane, DataplaneConfig, ShortCircuit};
 pub use publish::Published;
 pub use sys::netns_cookie;
 pub use tables::{

@@ -20,7 +20,7 @@ use crate::{
     error::DataplaneError,
     lock,
     publish::{Published, Publisher},
-    sys,
+    selftest, sys,
     tables::{Namespaces, errs, errs::KernelError, local, telemetry, telemetry::Edge},
     uninstall,
 };
@@ -60,13 +60,26 @@ pub struct DataplaneConfig {
     /// DNS listener.
     pub dns_port: u16,
     /// Whether short-circuits may be made at all.
-    pub short_circuit: bool,
+    pub short_circuit: ShortCircuit,
+}
+
+/// What of `acceleration` in resources is carried out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ShortCircuit {
+    /// If the self-test finds this kernel fit for it.
+    #[default]
+    Auto,
+    /// None of it.
+    Off,
+    /// All of it, whatever the self-test says.
+    Force,
 }
 
 /// The kernel side, loaded and attached.
 pub struct Dataplane {
     bpffs: PathBuf,
     adopted: bool,
+    unfit: Option<String>,
     /// No other daemon may publish to these maps or attach to this cgroup.
     _locks: Vec<lock::Lock>,
     ebpf: Mutex<Ebpf>,
@@ -99,6 +112,20 @@ impl Dataplane {
         if adopted {
             check_layout(&maps.join("config"))?;
         }
+        let loaded = Self::load(config, &maps, adopted, locks);
+        if loaded.is_err() && !adopted {
+            // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
+            let _ = uninstall::remove_pins(&config.bpffs);
+        }
+        loaded
+    }
+
+    fn load(
+        config: &DataplaneConfig,
+        maps: &Path,
+        adopted: bool,
+        locks: Vec<lock::Lock>,
+    ) -> Result<Self, DataplaneError> {
         let set_retval = u8::from(doctor::has_set_retval());
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &set_retval, true);
@@ -111,6 +138,7 @@ impl Dataplane {
             what: "ask for the network namespace's cookie",
             source,
         })?;
+        let unfit = attach::attach_sk_msg(&mut ebpf).map(|()| selftest::short_circuit(&mut ebpf).err())?;
         let mut publisher = Publisher::adopt(&mut ebpf)?;
         publisher.configure(Config {
             generation: 0,
@@ -121,21 +149,19 @@ impl Dataplane {
             workload_level: config.cgroup.workload_level(),
             proxy_port_be: config.proxy_port.to_be(),
             dns_port_be: config.dns_port.to_be(),
-            short_circuit: u8::from(config.short_circuit),
+            short_circuit: u8::from(match config.short_circuit {
+                ShortCircuit::Auto => unfit.is_none(),
+                ShortCircuit::Off => false,
+                ShortCircuit::Force => true,
+            }),
             pad: [0; 3],
         })?;
-        if let Err(error) = attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links")) {
-            if !adopted {
-                // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
-                drop(ebpf);
-                let _ = uninstall::remove_pins(&config.bpffs);
-            }
-            return Err(error);
-        }
+        attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
         Ok(Self {
             bpffs: config.bpffs.clone(),
             adopted,
+            unfit,
             _locks: locks,
             ebpf: Mutex::new(ebpf),
             publisher: Mutex::new(publisher),
@@ -146,6 +172,11 @@ impl Dataplane {
     /// Whether an earlier daemon's kernel side was taken over.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Why short-circuits are not safe in this kernel; `None`: the self-test found nothing.
+    pub fn unfit_for_short_circuit(&self) -> Option<&str> {
+        self.unfit.as_deref()
     }
 
     /// Where the pins are.

@@ -183,3 +183,11 @@ pub fn watch(ring: aya::maps::RingBuf<aya::maps::MapData>) -> io::Result<EventRi
 
 /// The event ring on the reactor.
 pub type EventRing = tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>;
+
+/// Bytes that a read would find (FIONREAD).
+pub fn unread(socket: impl AsFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open and FIONREAD writes one int to the live place it is given.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, std::ptr::from_mut(&mut count)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
+}

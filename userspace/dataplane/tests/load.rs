@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, find_cgroup2, uninstall};
+use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, ShortCircuit, find_cgroup2, uninstall};
 use weft_policy::Snapshot;
 
 struct Place {
@@ -32,7 +32,7 @@ impl Place {
             daemon_cgroup: 1,
             proxy_port: 15001,
             dns_port: 15053,
-            short_circuit: false,
+            short_circuit: ShortCircuit::Auto,
         }
     }
 }

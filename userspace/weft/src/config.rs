@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use weft_dataplane::ShortCircuit;
 use weft_policy::compile::{DEFAULT_VIP4, DEFAULT_VIP6};
 
 use crate::{
@@ -40,6 +41,7 @@ pub struct DaemonConfig {
     /// Filter of the log on stderr, in the words of `tracing_subscriber::EnvFilter`.
     pub log: String,
     pub access_log: AccessLog,
+    pub short_circuit: ShortCircuit,
 }
 
 /// One line a request, an ended connection or a refusal, on stdout.
@@ -145,6 +147,24 @@ const KEYS: &[Key] = &[
             _ => Err("expected one value".to_owned()),
         },
     },
+    Key {
+        name: "short-circuit",
+        value: "WHEN",
+        many: false,
+        help: "Whether `acceleration` in resources is carried out: auto (if the self-test finds this kernel fit), off, or force [default: auto]",
+        set: |config, values| match values {
+            [value] => {
+                config.short_circuit = match value.as_str() {
+                    "auto" => ShortCircuit::Auto,
+                    "off" => ShortCircuit::Off,
+                    "force" => ShortCircuit::Force,
+                    _ => return Err(format!("`{value}` is not known; expected auto, off or force")),
+                };
+                Ok(())
+            }
+            _ => Err("expected one value".to_owned()),
+        },
+    },
 ];
 
 /// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
@@ -168,6 +188,7 @@ impl Default for DaemonConfig {
             vip6: vec![DEFAULT_VIP6],
             log: "info".to_owned(),
             access_log: AccessLog::default(),
+            short_circuit: ShortCircuit::default(),
         }
     }
 }
@@ -380,12 +401,13 @@ mod tests {
             vip6: vec![DEFAULT_VIP6],
             log: "debug".into(),
             access_log: AccessLog::Json,
+            short_circuit: ShortCircuit::Off,
         };
         let yaml =
-            "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\n";
-        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json"}"#;
+            "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off"}"#;
         let words =
-            "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json";
+            "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));

@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio_util::sync::CancellationToken;
 use weft_control::{AppliedObjects, FilesSource, Source as _};
-use weft_dataplane::Cgroup;
-use weft_policy::{Diagnostic, Explanation, ObjectRef, ObjectState, Store};
+use weft_dataplane::{Cgroup, ShortCircuit};
+use weft_policy::{Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Snapshot, Store};
 
 use super::{doctor, engine::Engine};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         Control, ControlError,
         api::{
             AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
-            ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+            ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
         },
     },
     explain,
@@ -23,6 +23,7 @@ use crate::{
 
 /// The running daemon as the admin API sees it.
 pub struct DaemonControl {
+    pub short_circuit: ShortCircuit,
     pub engine: Arc<Engine>,
     pub applied: std::sync::Mutex<AppliedObjects>,
     pub files: Option<FilesSource>,
@@ -44,6 +45,18 @@ impl DaemonControl {
             doing: "put it in force",
             source,
         })
+    }
+
+    /// Resources ask for short-circuits that are not made, or are made although the self-test warns.
+    fn unaccelerated(&self, snapshot: &Snapshot) -> Option<Degraded> {
+        let asked = snapshot.services.values().any(|service| service.acceleration != Acceleration::Off);
+        let unfit = self.engine.dataplane.unfit_for_short_circuit().filter(|_| asked)?;
+        let instead = match self.short_circuit {
+            ShortCircuit::Auto => "bytes go through TCP; `weft daemon --short-circuit force` does it all the same",
+            ShortCircuit::Force => "it is done all the same (--short-circuit force): only for programs that never ask",
+            ShortCircuit::Off => return None,
+        };
+        Some(Degraded { what: "acceleration".to_owned(), why: unfit.to_owned(), instead: instead.to_owned() })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, AppliedObjects> {
@@ -148,6 +161,7 @@ impl Control for DaemonControl {
                 instead: "the last good state is in force".to_owned(),
             });
         }
+        degraded.extend(self.unaccelerated(snapshot));
         let files = self.files.as_ref().map(FilesSource::status).unwrap_or_default();
         diagnostics.extend(files.unread);
         if let Some(why) = files.problem {
@@ -290,7 +304,13 @@ impl Control for DaemonControl {
     }
 
     fn doctor(&self) -> DoctorReport {
-        doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem())
+        let mut report = doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem());
+        report.features.push(FeatureView {
+            name: "sockets in a sockmap as good as others".to_owned(),
+            present: self.engine.dataplane.unfit_for_short_circuit().is_none(),
+            used_for: "short-circuit (self-test)".to_owned(),
+        });
+        report
     }
 
     fn snapshot(&self) -> serde_json::Value {

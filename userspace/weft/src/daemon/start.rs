@@ -53,7 +53,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         daemon_cgroup,
         proxy_port: PROXY_PORT,
         dns_port: DNS_PORT,
-        short_circuit: true,
+        short_circuit: config.short_circuit,
     })
     .map_err(environment)?;
     let adopted = dataplane.adopted();
@@ -188,6 +188,7 @@ async fn mesh(
     tasks.spawn(watch_workloads(registry));
 
     let control = DaemonControl {
+        short_circuit: config.short_circuit,
         engine,
         applied: Mutex::new(applied),
         files,
