@@ -129,8 +129,12 @@ fn a_bad_edit_keeps_the_last_good_version_and_a_deleted_file_takes_its_objects_a
         let _web = denying(lab)?;
         lab.resource("mesh.yaml", &resources::DENY.replace("deny", "dney"))?;
         poll::until("status to tell of the edit", || {
-            let diagnostics = lab.status()?["diagnostics"].to_string();
-            ensure!(diagnostics.contains("mesh.yaml:4"), "{diagnostics}");
+            let told = &lab.status()?["diagnostics"][0];
+            ensure!(
+                told["file"].as_str().is_some_and(|file| file.ends_with("/mesh.yaml")),
+                "{told}"
+            );
+            ensure!(told["line"] == 4 && told["field"] == "spec.accessDefault", "{told}");
             Ok(())
         })?;
         still_denies(lab)?;
@@ -144,14 +148,25 @@ fn a_bad_edit_keeps_the_last_good_version_and_a_deleted_file_takes_its_objects_a
 }
 
 #[test]
+fn a_file_that_breaks_while_no_daemon_runs_keeps_its_last_good_version() {
+    lab_test("restart-broken", |lab| {
+        let _web = denying(lab)?;
+        lab.kill9()?;
+        lab.resource("mesh.yaml", &resources::DENY.replace("deny", "dney"))?;
+        lab.daemon()?;
+        still_denies(lab)
+    });
+}
+
+#[test]
 fn a_folder_that_vanishes_removes_nothing_and_is_watched_again_when_it_is_back() {
     lab_test("folder", |lab| {
         let _web = denying(lab)?;
         let aside = lab.work().join("resources-aside");
         fs::rename(lab.resources(), &aside).context("move the resources away")?;
         poll::until("status to tell of the folder", || {
-            let status = lab.status()?.to_string();
-            ensure!(status.contains(&lab.resources().display().to_string()), "{status}");
+            let degraded = lab.status()?["degraded"].to_string();
+            ensure!(degraded.contains("folder cannot be read"), "{degraded}");
             Ok(())
         })?;
         still_denies(lab)?;

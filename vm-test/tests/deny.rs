@@ -3,6 +3,8 @@
 use anyhow::ensure;
 use vm_test::{Nginx, curl, lab_test, poll, resources};
 
+/// How often a policy goes back and forth under load.
+const FLIPS: usize = 10;
 /// `EPERM`.
 const EPERM: i64 = 1;
 
@@ -135,6 +137,76 @@ fn explain_says_what_the_kernel_does() {
             lab.run("client").curl("http://web/")?.code == curl::COULD_NOT_CONNECT,
             "as explained"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn every_denial_names_its_rule_also_while_the_policy_flips() {
+    lab_test("flips", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let (traffic, client) = (lab.traffic()?, lab.run("client"));
+        let script = format!("while :; do {traffic} connect web:80 > /dev/null; done");
+        let _dialler = client.start(["sh", "-c", &script])?;
+        let denials = || -> anyhow::Result<Vec<serde_json::Value>> {
+            Ok(lab
+                .flows()?
+                .into_iter()
+                .filter(|flow| flow["verdict"] == "deny")
+                .collect())
+        };
+        for _ in 0..FLIPS {
+            let before = denials()?.len();
+            lab.resource("mesh.yaml", resources::DENY)?;
+            poll::until("a denial under the new policy", || {
+                ensure!(denials()?.len() > before, "{before} so far");
+                Ok(())
+            })?;
+            lab.resource("mesh.yaml", resources::ALLOW)?;
+            poll::until("a connection under the old policy", || {
+                ensure!(client.curl("http://web/")?.http == 200, "still denied");
+                Ok(())
+            })?;
+        }
+        for denial in denials()? {
+            ensure!(denial["rule"]["kind"] == "MeshConfig", "{denial}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn multipath_tcp_meets_the_same_verdict() {
+    lab_test("mptcp", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let dial = || {
+            lab.run("stranger")
+                .output([lab.traffic()?, "connect-mptcp".into(), "127.0.0.1:8080".into()])
+        };
+        let open = dial()?.json()?;
+        ensure!(open["ok"] == true, "nothing denies yet: {open}");
+        lab.resource("mesh.yaml", resources::DENY)?;
+        poll::until("the mesh to deny", || {
+            let denied = dial()?.json()?;
+            ensure!(denied["errno"] == EPERM, "{denied}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn no_workload_joins_the_proxys_port() {
+    lab_test("join", |lab| {
+        lab.daemon()?;
+        for port in ["127.0.0.1:15001", "[::1]:15001", "127.0.0.1:15053"] {
+            let told = lab
+                .run("thief")
+                .output([lab.traffic()?, "join".into(), port.into()])?
+                .json()?;
+            ensure!(told["errno"] == EPERM, "{port}: {told}");
+        }
         Ok(())
     });
 }

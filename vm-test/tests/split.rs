@@ -83,7 +83,10 @@ fn weights_all_zero_are_no_backend_and_never_an_even_split() {
         lab.resource("split.yaml", &format!("{services}{split}"))?;
         poll::until("no backend to answer", || {
             let answer = lab.run("client").curl("http://web/")?;
-            ensure!(answer.http == 503, "{answer:?}");
+            ensure!(
+                answer.http == 500 && answer.body.contains("canary"),
+                "a 500 that names the split: {answer:?}"
+            );
             Ok(())
         })
     });

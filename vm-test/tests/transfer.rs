@@ -15,6 +15,18 @@ const DEFAULT_BYTES: u64 = 64 << 20;
 
 const FAMILIES: [(&str, &str); 2] = [("-4", "ahostsv4"), ("-6", "ahostsv6")];
 
+/// How a connection gets to its server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Proxied,
+    /// The same; and the client's socket is in a sockmap, where blocking reads may answer EAGAIN (`traffic` says why).
+    ShortCircuited,
+}
+
+/// Short-circuits whatever the daemon's self-test says of this kernel.
+const FORCE: &[&str] = &["--short-circuit", "force"];
+
 fn bytes() -> Result<u64> {
     match env::var("WEFT_TEST_BYTES") {
         Ok(text) => text
@@ -25,7 +37,7 @@ fn bytes() -> Result<u64> {
 }
 
 /// Upload to a sink that checks, download from a source, half-close, server that speaks first: all of one path.
-fn opaque(lab: &Lab) -> Result<()> {
+fn opaque(lab: &Lab, way: Way) -> Result<()> {
     let (traffic, bytes) = (lab.traffic()?, bytes()?.to_string());
     let serve = |service: &str, port: &str, words: &[&str]| {
         let words = [traffic.as_str()]
@@ -62,7 +74,12 @@ fn opaque(lab: &Lab) -> Result<()> {
                 .map(ToString::to_string)
                 .collect::<Vec<_>>();
             let output = process::output(lab.run("client").command(words), process::BULK_BOUND)?.ok()?;
-            ensure!(output.json()?["ok"] == true, "{}", output.stdout);
+            let told = output.json()?;
+            ensure!(told["ok"] == true, "{told}");
+            ensure!(
+                way == Way::ShortCircuited || told["spurious_eagain"].as_u64().unwrap_or(0) == 0,
+                "{told}"
+            );
             Ok(())
         };
         client(&["upload", &format!("{host}:1"), &bytes])?;
@@ -77,7 +94,7 @@ fn opaque(lab: &Lab) -> Result<()> {
 fn direct_connections_carry_every_byte() {
     lab_test("direct", |lab| {
         lab.daemon()?;
-        opaque(lab)
+        opaque(lab, Way::Direct)
     });
 }
 
@@ -104,7 +121,7 @@ fn opaque_bytes_pass_the_proxy_unchanged() {
     lab_test("opaque", |lab| {
         lab.resource("bulk.yaml", &through_proxy("off"))?;
         lab.daemon()?;
-        opaque(lab)
+        opaque(lab, Way::Proxied)
     });
 }
 
@@ -112,13 +129,13 @@ fn opaque_bytes_pass_the_proxy_unchanged() {
 fn opaque_bytes_pass_the_proxy_unchanged_with_short_circuit() {
     lab_test("opaque-fast", |lab| {
         lab.resource("bulk.yaml", &through_proxy("proxy"))?;
-        lab.daemon()?;
-        opaque(lab)
+        lab.daemon_with(FORCE)?;
+        opaque(lab, Way::ShortCircuited)
     });
 }
 
 /// curl uploads a file to nginx and downloads another; both are compared with what they were made of.
-fn http(lab: &Lab, acceleration: &str) -> Result<()> {
+fn http(lab: &Lab, acceleration: &str, flags: &[&str]) -> Result<()> {
     let total = bytes()?;
     let service = resources::service("files", 80, "http");
     let route = resources::route("all", "/", &["GET", "PUT"]);
@@ -128,7 +145,7 @@ fn http(lab: &Lab, acceleration: &str) -> Result<()> {
         "files.yaml",
         &format!("{}{service}{route}{access}{policy}", resources::DENY),
     )?;
-    lab.daemon()?;
+    lab.daemon_with(flags)?;
     let nginx = lab.nginx(Nginx::service("files").port(80, 8080))?;
     let source = nginx.files.join("source");
     let mut file = File::create(&source).context("make the file to transfer")?;
@@ -150,8 +167,11 @@ fn http(lab: &Lab, acceleration: &str) -> Result<()> {
         };
         curl(&["-o", &to, "http://files/files/source"])?;
         whole(&received, total)?;
-        curl(&["-T", &from, "http://files/files/uploaded"])?;
-        whole(&nginx.files.join("uploaded"), total)?;
+        // nginx asks how much is unread (FIONREAD), which some kernels answer wrongly for a socket in a sockmap.
+        if flags != FORCE {
+            curl(&["-T", &from, "http://files/files/uploaded"])?;
+            whole(&nginx.files.join("uploaded"), total)?;
+        }
     }
     Ok(())
 }
@@ -179,10 +199,37 @@ fn whole(file: &std::path::Path, total: u64) -> Result<()> {
 
 #[test]
 fn http_bodies_pass_the_proxy_unchanged() {
-    lab_test("http", |lab| http(lab, "off"));
+    lab_test("http", |lab| http(lab, "off", &[]));
 }
 
 #[test]
-fn http_bodies_pass_the_proxy_unchanged_with_short_circuit() {
-    lab_test("http-fast", |lab| http(lab, "proxy"));
+fn http_bodies_pass_unchanged_where_acceleration_is_asked_for() {
+    lab_test("http-auto", |lab| http(lab, "proxy", &[]));
+}
+
+#[test]
+fn http_downloads_pass_unchanged_with_short_circuit() {
+    lab_test("http-fast", |lab| http(lab, "proxy", FORCE));
+}
+
+/// With `--short-circuit auto`, a program is never told wrongly what it can read, on any kernel.
+#[test]
+fn an_accelerated_client_is_told_how_much_it_can_read() {
+    lab_test("unread", |lab| {
+        let policy = resources::service_policy("web", &["acceleration: proxy"]);
+        let access = resources::allow("client-may", "client", "web", ("HTTPRouteGroup", "all"));
+        let route = resources::route("all", "/", &["GET"]);
+        lab.resource("web.yaml", &format!("{}{route}{access}{policy}", resources::DENY))?;
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        poll::until("the server to answer", || {
+            let answer = lab.run("client").curl("http://web/")?;
+            ensure!(answer.http == 200, "{answer:?}");
+            Ok(())
+        })?;
+        lab.run("client")
+            .output([lab.traffic()?, "unread".into(), "web:80".into()])?
+            .ok()?;
+        Ok(())
+    });
 }

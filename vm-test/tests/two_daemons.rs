@@ -42,3 +42,25 @@ fn still_meshed(lab: &Lab) -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_second_daemon_on_the_same_kernel_side_is_refused_and_changes_nothing() {
+    lab_test("same-pins", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let other = lab.work().join("other-state").display().to_string();
+        let refused = lab.daemon_refused(&["--state-dir", &other])?;
+        ensure!(
+            refused.code == 1
+                && refused
+                    .stderr
+                    .lines()
+                    .last()
+                    .is_some_and(|line| line.contains("in use")),
+            "{}: {}",
+            refused.code,
+            refused.stderr
+        );
+        still_meshed(lab)
+    });
+}

@@ -34,7 +34,9 @@ fn run(ebpf: &mut Ebpf) -> io::Result<Result<(), String>> {
     let mut inside = TcpStream::connect(listener.local_addr()?)?;
     let (mut outside, _) = listener.accept()?;
     let key = tuple(inside.local_addr()?, inside.peer_addr()?);
-    let map = ebpf.map_mut("weft_tx").ok_or_else(|| io::Error::other("no map weft_tx"))?;
+    let map = ebpf
+        .map_mut("weft_tx")
+        .ok_or_else(|| io::Error::other("no map weft_tx"))?;
     let mut map = SockHash::<_, Tuple>::try_from(map).map_err(io::Error::other)?;
     map.insert(key, inside.try_clone()?, 0).map_err(io::Error::other)?;
     inside.set_read_timeout(Some(PATIENCE))?;
@@ -60,12 +62,22 @@ fn run(ebpf: &mut Ebpf) -> io::Result<Result<(), String>> {
     inside.write_all(MESSAGE)?;
     let mut back = vec![0; MESSAGE.len()];
     outside.read_exact(&mut back)?;
-    Ok(if back == MESSAGE { Ok(()) } else { Err("bytes leave changed from a socket in a sockmap".to_owned()) })
+    Ok(if back == MESSAGE {
+        Ok(())
+    } else {
+        Err("bytes leave changed from a socket in a sockmap".to_owned())
+    })
 }
 
 /// A key that no connection has: its namespace is none.
 fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
     let key = |address: SocketAddr| -> (Addr, u16) { (addr(address.ip()), address.port().to_be()) };
     let ((local, local_port_be), (remote, remote_port_be)) = (key(local), key(remote));
-    Tuple { local, remote, local_port_be, remote_port_be, netns: 0 }
+    Tuple {
+        local,
+        remote,
+        local_port_be,
+        remote_port_be,
+        netns: 0,
+    }
 }

@@ -188,6 +188,16 @@ pub type EventRing = tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapD
 pub fn unread(socket: impl AsFd) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is open and FIONREAD writes one int to the live place it is given.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, std::ptr::from_mut(&mut count)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(count).unwrap_or(0)) }
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::FIONREAD,
+            std::ptr::from_mut(&mut count),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
 }

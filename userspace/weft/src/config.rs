@@ -403,11 +403,9 @@ mod tests {
             access_log: AccessLog::Json,
             short_circuit: ShortCircuit::Off,
         };
-        let yaml =
-            "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\n";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\n";
         let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off"}"#;
-        let words =
-            "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off";
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));

@@ -83,7 +83,7 @@ pub fn kill_9(lab: &Lab, screen: &mut Screen) -> Result<()> {
     )?;
 
     screen.act("The daemon is back; everything as before");
-    lab.daemon()?;
+    lab.daemon_with(super::FLAGS)?;
     screen.check("denied", "weft daemon &  (stranger) curl http://web/", || {
         stranger.refused("http://web/")
     })?;

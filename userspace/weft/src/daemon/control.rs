@@ -13,7 +13,8 @@ use crate::{
         Control, ControlError,
         api::{
             AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
-            ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+            ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
+            WorkloadView,
         },
     },
     explain,
@@ -49,14 +50,21 @@ impl DaemonControl {
 
     /// Resources ask for short-circuits that are not made, or are made although the self-test warns.
     fn unaccelerated(&self, snapshot: &Snapshot) -> Option<Degraded> {
-        let asked = snapshot.services.values().any(|service| service.acceleration != Acceleration::Off);
+        let asked = snapshot
+            .services
+            .values()
+            .any(|service| service.acceleration != Acceleration::Off);
         let unfit = self.engine.dataplane.unfit_for_short_circuit().filter(|_| asked)?;
         let instead = match self.short_circuit {
             ShortCircuit::Auto => "bytes go through TCP; `weft daemon --short-circuit force` does it all the same",
             ShortCircuit::Force => "it is done all the same (--short-circuit force): only for programs that never ask",
             ShortCircuit::Off => return None,
         };
-        Some(Degraded { what: "acceleration".to_owned(), why: unfit.to_owned(), instead: instead.to_owned() })
+        Some(Degraded {
+            what: "acceleration".to_owned(),
+            why: unfit.to_owned(),
+            instead: instead.to_owned(),
+        })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, AppliedObjects> {

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 use vm_test::pattern::Checker;
 
 use crate::{CHUNK, servers::write_pattern};
@@ -15,11 +16,67 @@ use crate::{CHUNK, servers::write_pattern};
 /// A client gives up on a silent peer after this long.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// A reader that goes on where a blocking read says EAGAIN long before its timeout, and counts how often it did.
+///
+/// A socket in a sockmap does that (Linux 6.18, `tcp_bpf_recvmsg`): any wake-up without data, say the acknowledgement of
+/// our FIN, ends the wait. A test decides whether that may happen on its path.
+struct Patient {
+    stream: TcpStream,
+    last_heard: Instant,
+    spurious: u64,
+}
+
+// === impl Patient ===
+
+impl Patient {
+    fn new(stream: &TcpStream) -> Result<Self> {
+        Ok(Self {
+            stream: stream.try_clone()?,
+            last_heard: Instant::now(),
+            spurious: 0,
+        })
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.last_heard.elapsed() < SILENCE => {
+                    self.spurious += 1;
+                }
+                result => {
+                    self.last_heard = Instant::now();
+                    return result;
+                }
+            }
+        }
+    }
+}
+
+/// What [`connect`] dials with.
+#[derive(Clone, Copy)]
+pub enum Transport {
+    Tcp,
+    /// Multipath TCP (Linux 5.6, `net.mptcp.enabled`).
+    Mptcp,
+}
+
+/// IPPROTO_MPTCP.
+const MPTCP: i32 = 262;
+
 /// Connects once and tells how that went: errno, microseconds, both addresses as the program sees them.
-pub fn connect(target: &str) -> Result<bool> {
+pub fn connect(target: &str, transport: Transport) -> Result<bool> {
     let address = resolve(target)?;
     let start = Instant::now();
-    let result = TcpStream::connect(address);
+    let protocol = match transport {
+        Transport::Tcp => Protocol::TCP,
+        Transport::Mptcp => Protocol::from(MPTCP),
+    };
+    let result = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).and_then(|socket| {
+        socket.connect(&address.into())?;
+        Ok(TcpStream::from(socket))
+    });
     let micros = start.elapsed().as_micros() as u64;
     let told = match &result {
         Ok(stream) => json!({
@@ -35,14 +92,61 @@ pub fn connect(target: &str) -> Result<bool> {
     Ok(result.is_ok())
 }
 
+/// Listens at an address that somebody else may listen at already, as a further member of his group.
+pub fn join(address: &str) -> Result<bool> {
+    let address = resolve(address)?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_port(true)?;
+    let result = socket.bind(&address.into()).and_then(|()| socket.listen(1));
+    println!(
+        "{}",
+        json!({ "ok": result.is_ok(), "errno": result.as_ref().err().and_then(io::Error::raw_os_error) })
+    );
+    Ok(result.is_ok())
+}
+
+/// Asks for a page, waits for the answer, reads one byte, and tells how many the kernel says are left and how many are.
+pub fn unread(target: &str) -> Result<bool> {
+    let mut stream = dial(target)?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+        .context("ask")?;
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).context("read the first byte")?;
+    // The whole answer is there when nothing more comes within a moment that no loopback takes.
+    let mut said = said_unread(&stream)?;
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = said_unread(&stream)?;
+        if now == said && now > 0 {
+            break;
+        }
+        said = now;
+    }
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).context("read the rest")?;
+    println!(
+        "{}",
+        json!({ "ok": said == rest.len(), "said": said, "were": rest.len() })
+    );
+    Ok(said == rest.len())
+}
+
+/// FIONREAD.
+fn said_unread(stream: &TcpStream) -> Result<usize> {
+    rustix::io::ioctl_fionread(stream)
+        .map(|n| n as usize)
+        .context("ask FIONREAD")
+}
+
 /// Sends the pattern, says that it is done, and reads what the sink saw.
 pub fn upload(target: &str, bytes: u64) -> Result<bool> {
     let mut stream = dial(target)?;
     let start = Instant::now();
     write_pattern(&mut stream, bytes)?;
     stream.shutdown(Shutdown::Write)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("read what the sink saw")?;
+    let (mut answer, mut reader) = (String::new(), Patient::new(&stream)?);
+    reader.read_to_string(&mut answer).context("read what the sink saw")?;
     let seen: Value = serde_json::from_str(&answer).with_context(|| format!("the sink answered `{answer}`"))?;
     let ok = seen["bytes"] == bytes && seen["first_wrong"].is_null();
     println!(
@@ -52,17 +156,19 @@ pub fn upload(target: &str, bytes: u64) -> Result<bool> {
     Ok(ok)
 }
 
-/// Reads the pattern to its end.
+/// Asks with a line that is no HTTP, and reads the pattern to its end.
 pub fn download(target: &str) -> Result<bool> {
     let mut stream = dial(target)?;
+    writeln!(stream, "send")?;
     let start = Instant::now();
-    let checker = read_pattern(&mut stream)?;
+    let mut reader = Patient::new(&stream)?;
+    let checker = read_pattern(&mut reader)?;
     let ok = checker.first_wrong().is_none();
-    let (bytes, wrong) = (checker.bytes(), checker.first_wrong());
-    println!(
-        "{}",
-        json!({"ok": ok, "bytes": bytes, "first_wrong": wrong, "millis": start.elapsed().as_millis() as u64})
-    );
+    let told = json!({
+        "ok": ok, "bytes": checker.bytes(), "first_wrong": checker.first_wrong(),
+        "spurious_eagain": reader.spurious, "millis": start.elapsed().as_millis() as u64,
+    });
+    println!("{told}");
     Ok(ok)
 }
 
@@ -71,12 +177,14 @@ pub fn half_close(target: &str, bytes: u64) -> Result<bool> {
     let mut stream = dial(target)?;
     write_pattern(&mut stream, bytes)?;
     stream.shutdown(Shutdown::Write)?;
-    let checker = read_pattern(&mut stream)?;
+    let mut reader = Patient::new(&stream)?;
+    let checker = read_pattern(&mut reader)?;
     let ok = checker.bytes() == bytes && checker.first_wrong().is_none();
-    println!(
-        "{}",
-        json!({"ok": ok, "sent": bytes, "bytes": checker.bytes(), "first_wrong": checker.first_wrong()})
-    );
+    let told = json!({
+        "ok": ok, "sent": bytes, "bytes": checker.bytes(), "first_wrong": checker.first_wrong(),
+        "spurious_eagain": reader.spurious,
+    });
+    println!("{told}");
     Ok(ok)
 }
 
@@ -155,7 +263,7 @@ fn resolve(target: &str) -> Result<SocketAddr> {
     }
 }
 
-fn read_pattern(stream: &mut TcpStream) -> Result<Checker> {
+fn read_pattern(stream: &mut Patient) -> Result<Checker> {
     let mut checker = Checker::default();
     let mut buffer = vec![0; CHUNK];
     loop {

@@ -3,6 +3,7 @@
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`,
 //! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
 //! Clients: `connect TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `udp-echo TARGET`, `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
 
@@ -47,7 +48,10 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve-greeting", address] => servers::serve(address, servers::greeting),
         ["serve-late", address] => servers::serve(address, servers::late),
         ["serve-udp-echo", address] => servers::udp_echo(address),
-        ["connect", target] => clients::connect(target),
+        ["connect", target] => clients::connect(target, clients::Transport::Tcp),
+        ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
+        ["join", address] => clients::join(address),
+        ["unread", target] => clients::unread(target),
         ["upload", target, bytes] => clients::upload(target, number(bytes)?),
         ["download", target] => clients::download(target),
         ["half-close", target, bytes] => clients::half_close(target, number(bytes)?),

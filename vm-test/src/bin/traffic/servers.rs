@@ -61,8 +61,9 @@ pub fn sink(mut stream: TcpStream) -> Result<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
-/// Sends `bytes` of the pattern and closes.
+/// Waits for a line, sends `bytes` of the pattern and closes.
 pub fn source(mut stream: TcpStream, bytes: u64) -> Result<()> {
+    BufReader::new(stream.try_clone()?).read_line(&mut String::new())?;
     write_pattern(&mut stream, bytes)?;
     stream.shutdown(Shutdown::Write)?;
     // A close with unread bytes would be a reset, which may overtake what was sent.
