@@ -1,7 +1,7 @@
 //! Two daemons on one machine, with folders, cgroups and network namespaces of their own, do not see each other.
 
 use anyhow::{Result, ensure};
-use vm_test::{Lab, Nginx, curl, lab_test, poll, resources};
+use vm_test::{Lab, Nginx, curl, lab_test, poll, process, resources};
 
 #[test]
 fn two_daemons_mesh_their_own_workloads_only() {
@@ -49,7 +49,11 @@ fn a_second_daemon_on_the_same_kernel_side_is_refused_and_changes_nothing() {
         lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
         let other = lab.work().join("other-state").display().to_string();
-        let refused = lab.daemon_refused(&["--state-dir", &other])?;
+        let (bpffs, cgroup) = (lab.bpffs().display().to_string(), lab.cgroup().display().to_string());
+        let words = ["daemon", "--state-dir", &other, "--bpffs", &bpffs, "--cgroup", &cgroup];
+        let mut command = lab.command([lab.weft_binary().display().to_string()]);
+        command.args(words);
+        let refused = process::output(command, poll::PATIENCE)?;
         ensure!(
             refused.code == 1
                 && refused
