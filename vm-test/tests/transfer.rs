@@ -212,6 +212,46 @@ fn http_downloads_pass_unchanged_with_short_circuit() {
     lab_test("http-fast", |lab| http(lab, "proxy", FORCE));
 }
 
+#[test]
+fn http_uploads_pass_unchanged_with_short_circuit() {
+    lab_test("http-fast-up", |lab| {
+        let total = bytes()?;
+        let policy = resources::service_policy("sink", &["acceleration: proxy"]);
+        let access = resources::allow("client-may", "client", "sink", ("HTTPRouteGroup", "all"));
+        let route = resources::route("all", "/", &["PUT"]);
+        lab.resource("sink.yaml", &format!("{}{route}{access}{policy}", resources::DENY))?;
+        lab.daemon_with(FORCE)?;
+        let source = lab.work().join("source");
+        let mut file = File::create(&source).context("make the file to transfer")?;
+        std::io::copy(&mut Pattern::default().take(total), &mut file).context("fill it")?;
+        let words = [lab.traffic()?, "serve-http-sink".into(), "[::]:7001".into()];
+        let mut sink = lab.run("sink").port("80:7001").start(words)?;
+        sink.line(1)?;
+        let from = source.display().to_string();
+        for (flag, _) in FAMILIES {
+            let words = [
+                "curl",
+                "-sS",
+                "--fail",
+                "--max-time",
+                "600",
+                flag,
+                "-T",
+                &from,
+                "http://sink/",
+            ];
+            let told = process::output(lab.run("client").command(words), process::BULK_BOUND)?
+                .ok()?
+                .json()?;
+            ensure!(
+                told["bytes"] == total && told["first_wrong"].is_null(),
+                "{flag}: {told}"
+            );
+        }
+        Ok(())
+    });
+}
+
 /// With `--short-circuit auto`, a program is never told wrongly what it can read, on any kernel.
 #[test]
 fn an_accelerated_client_is_told_how_much_it_can_read() {

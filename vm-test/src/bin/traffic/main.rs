@@ -1,6 +1,6 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
-//! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`,
+//! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`,
 //! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
 //! Clients: `connect TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
@@ -41,6 +41,7 @@ fn run(words: &[&str]) -> Result<bool> {
     match *words {
         ["serve-echo", address] => servers::serve(address, servers::echo),
         ["serve-sink", address] => servers::serve(address, servers::sink),
+        ["serve-http-sink", address] => servers::serve(address, servers::http_sink),
         ["serve-source", address, bytes] => {
             let bytes = number(bytes)?;
             servers::serve(address, move |stream| servers::source(stream, bytes))

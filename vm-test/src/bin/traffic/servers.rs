@@ -61,6 +61,45 @@ pub fn sink(mut stream: TcpStream) -> Result<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
+/// One HTTP/1.1 request with a body of known length, read in plain blocking reads; answers with what it saw.
+pub fn http_sink(mut stream: TcpStream) -> Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut length, mut expects) = (0u64, false);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().context("read the length")?;
+        }
+        expects |= line.starts_with("expect:");
+    }
+    if expects {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let mut checker = Checker::default();
+    let mut buffer = vec![0; CHUNK];
+    while checker.bytes() < length {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        checker.take(&buffer[..read]);
+    }
+    let told = json!({"bytes": checker.bytes(), "first_wrong": checker.first_wrong()}).to_string();
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{told}",
+        told.len()
+    )?;
+    Ok(stream.shutdown(Shutdown::Write)?)
+}
+
 /// Waits for a line, sends `bytes` of the pattern and closes.
 pub fn source(mut stream: TcpStream, bytes: u64) -> Result<()> {
     BufReader::new(stream.try_clone()?).read_line(&mut String::new())?;
