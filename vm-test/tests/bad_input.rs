@@ -231,3 +231,22 @@ fn what_keeps_a_daemon_from_starting_is_told_in_one_line() {
         Ok(())
     });
 }
+
+#[test]
+fn an_object_of_the_resources_folder_is_not_applied_beside_it_and_both_places_are_named() {
+    lab_test("both", |lab| {
+        lab.resource("mesh.yaml", resources::DENY)?;
+        lab.daemon()?;
+        let mine = lab.work().join("mine.yaml");
+        fs::write(&mine, resources::DENY).context("write a file to apply")?;
+        let mine = mine.display().to_string();
+        let refused = lab.weft(["apply", "-f", &mine])?.exits(2)?;
+        let folder = lab.resources().join("mesh.yaml").display().to_string();
+        ensure!(
+            refused.stderr.contains(&mine) && refused.stderr.contains(&folder),
+            "{}",
+            refused.stderr
+        );
+        Ok(())
+    });
+}

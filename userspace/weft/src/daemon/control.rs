@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_control::{AppliedObjects, FilesSource, Source as _};
 use weft_dataplane::{Cgroup, ShortCircuit};
-use weft_policy::{Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Snapshot, Store};
+use weft_policy::{
+    Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Snapshot, Store, resource::Object,
+};
 
 use super::{doctor, engine::Engine};
 use crate::{
@@ -83,7 +85,8 @@ impl DaemonControl {
     }
 
     /// Stores one object of an applied text, if nothing else owns it.
-    fn apply_one(&self, object: &ObjectRef, text: &str, outcome: &mut ApplyOutcome) -> Result<(), ControlError> {
+    fn apply_one(&self, new: &Object, outcome: &mut ApplyOutcome) -> Result<(), ControlError> {
+        let (object, text) = (&new.id, &*new.text);
         let applied = self.applied();
         let path = applied.path(object).map_err(|error| ControlError::Invalid {
             reason: error.to_string(),
@@ -94,10 +97,17 @@ impl DaemonControl {
         if let Some(owner) = owner
             && *owner.file != *mine
         {
-            let reason = format!(
-                "{object} is defined by {}:{} already; change it there, or remove it there first",
-                owner.file, owner.line
-            );
+            let reason = format!("it is defined by {}:{} already", owner.file, owner.line);
+            outcome.diagnostics.push(Diagnostic {
+                severity: Severity::Error,
+                file: new.location.file.to_string(),
+                line: new.location.line,
+                column: new.location.column,
+                object: Some(object.clone()),
+                field: String::new(),
+                reason: reason.clone(),
+                instead: Some("change it there, or remove it there first".to_owned()),
+            });
             outcome.objects.push(AppliedObject {
                 key: object.clone(),
                 action: ApplyAction::Refused,
@@ -247,7 +257,7 @@ impl Control for DaemonControl {
             });
         }
         for object in good {
-            self.apply_one(&object.id, &object.text, &mut outcome)?;
+            self.apply_one(&object, &mut outcome)?;
         }
         let changed = outcome
             .objects
