@@ -9,9 +9,6 @@ use nix::{
 
 use crate::error::DataplaneError;
 
-/// Where pins live unless said otherwise.
-pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/weft";
-
 /// Makes `path` a directory on a bpffs: if it is not on one, a bpffs is mounted there.
 ///
 /// # Errors

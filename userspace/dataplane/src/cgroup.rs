@@ -46,15 +46,6 @@ pub fn find_cgroup2() -> Result<PathBuf, DataplaneError> {
         .ok_or(DataplaneError::NoCgroup2)
 }
 
-/// `<cgroup2 mount>/weft.slice`.
-///
-/// # Errors
-///
-/// [`DataplaneError::NoCgroup2`].
-pub fn default_cgroup() -> Result<PathBuf, DataplaneError> {
-    Ok(find_cgroup2()?.join("weft.slice"))
-}
-
 /// cgroup v2 id of a cgroup directory: its inode number (kernfs).
 ///
 /// # Errors

@@ -19,15 +19,13 @@ mod sys;
 mod tables;
 mod uninstall;
 
-pub use bpffs::{DEFAULT_BPFFS, ensure_bpffs};
-pub use cgroup::{Cgroup, default_cgroup, find_cgroup2, id_of};
+pub use cgroup::{Cgroup, find_cgroup2};
 pub use connection::{Connection, Connections};
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig, ShortCircuit};
 pub use publish::Published;
-pub use sys::netns_cookie;
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,

@@ -186,7 +186,7 @@ impl Engine {
             "in force"
         );
         let good = self.store().objects().cloned().collect::<Vec<_>>();
-        if let Err(error) = state.last_good.save(&good) {
+        if let Err(error) = state.last_good.save(good) {
             tracing::warn!(%error, "the last good version of resources is not kept for the next start");
         }
         Ok(published.generation)
