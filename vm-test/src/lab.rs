@@ -48,13 +48,8 @@ impl Lab {
     /// # Errors
     /// No `weft` binary, or the machine refuses a namespace or a cgroup ([`crate::need::kernel`] says why).
     pub fn new(name: &str) -> Result<Self> {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let weft = find_weft()?;
-        let id = format!(
-            "weft-t-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let id = next_id();
         let dir = tempfile::Builder::new()
             .prefix(&format!("{id}-"))
             .tempdir()
@@ -304,6 +299,13 @@ impl Lab {
             tail.join("\n")
         );
     }
+}
+
+/// A name that no other lab has, nor any other process's: of a namespace, a cgroup, a folder.
+pub(crate) fn next_id() -> String {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("weft-t-{}-{number}", std::process::id())
 }
 
 /// `WEFT_BIN`, else the release binary of this checkout.

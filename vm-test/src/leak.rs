@@ -10,7 +10,8 @@ use aya::{
 
 use crate::{cgroup, poll};
 
-/// Kernel objects named `weft_*`, cgroups and network namespaces of labs, and mounts of theirs, at one moment.
+/// Kernel objects named `weft_*`, cgroups and network namespaces of labs, mounts of theirs, and the network devices of
+/// this process's own namespace, at one moment.
 ///
 /// The whole machine's: a daemon that starts or ends elsewhere in between shows up too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,12 @@ impl Snapshot {
         if let Ok(namespaces) = names_in("/run/netns".as_ref()) {
             found.extend(namespaces.into_iter().map(|name| format!("network namespace {name}")));
         }
+        let devices = fs::read_dir("/sys/class/net").context("list network devices")?;
+        found.extend(
+            devices
+                .flatten()
+                .map(|device| format!("network device {}", device.file_name().display())),
+        );
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let ours = mounts
             .lines()

@@ -22,6 +22,7 @@ pub mod cgroup;
 pub mod curl;
 mod daemon;
 mod harness;
+mod hosts;
 mod lab;
 pub mod leak;
 pub mod musl;
@@ -35,7 +36,8 @@ pub mod resources;
 mod workload;
 
 pub use self::{
-    harness::lab_test,
+    harness::{hosts_test, lab_test},
+    hosts::{Host, Hosts, Remote},
     lab::Lab,
     nginx::{Nginx, Server},
     process::{Output, Running},

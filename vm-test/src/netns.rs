@@ -58,8 +58,8 @@ impl Drop for NetNs {
     }
 }
 
-/// Interrupted or not: it takes milliseconds, and half a namespace helps nobody.
-fn ip(words: &[&str]) -> Result<()> {
+/// Runs `ip`, interrupted or not: it takes milliseconds, and half a namespace helps nobody.
+pub(crate) fn ip(words: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(words);
     let output = Running::start(command)?.finish_regardless(process::BOUND)?;

@@ -1,5 +1,7 @@
 //! Resources as users write them, for labs. All in namespace `default` unless they say otherwise.
 
+use std::net::IpAddr;
+
 /// MeshConfig of the whole mesh with `accessDefault: deny`.
 pub const DENY: &str = "\
 apiVersion: weft.mesh/v1alpha1
@@ -21,6 +23,27 @@ pub fn service(name: &str, port: u16, app: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
          spec:\n  ports:\n  - {{name: main, port: {port}, appProtocol: {app}}}\n"
+    )
+}
+
+/// A Service with one port that picks its workloads by the label `app: NAME`. `ports`: its own, and its targetPort.
+pub fn selecting_service(name: &str, ports: (u16, u16), app: &str) -> String {
+    let (port, target) = ports;
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+         spec:\n  selector: {{app: {name}}}\n\
+         \x20 ports:\n  - {{name: main, port: {port}, targetPort: {target}, appProtocol: {app}}}\n"
+    )
+}
+
+/// A Workload with the label `app: APP`, as one writes a peer on another machine.
+pub fn workload(name: &str, app: &str, account: &str, addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(|address| format!("'{address}'")).collect();
+    let addresses = addresses.join(", ");
+    format!(
+        "---\napiVersion: weft.mesh/v1alpha1\nkind: Workload\n\
+         metadata: {{name: {name}, namespace: default, labels: {{app: {app}}}}}\n\
+         spec:\n  addresses: [{addresses}]\n  serviceAccount: {account}\n"
     )
 }
 

@@ -3,7 +3,7 @@
 //! A binary of its own with one test: nothing else of this run makes kernel objects meanwhile.
 
 use anyhow::{Result, ensure};
-use vm_test::{Lab, Nginx, leak, need, resources};
+use vm_test::{Hosts, Lab, Nginx, leak, need, resources};
 
 #[test]
 fn nothing_is_left_after_uninstall_kill_9_or_a_crash_of_the_test() -> Result<()> {
@@ -15,6 +15,22 @@ fn nothing_is_left_after_uninstall_kill_9_or_a_crash_of_the_test() -> Result<()>
     for ending in [End::Uninstalled, End::Killed, End::Dropped] {
         used_lab(ending)?;
         leak::nothing_since(&before)?;
+    }
+    used_hosts()?;
+    leak::nothing_since(&before)
+}
+
+/// Two hosts on a switch, with daemons that still run when they are dropped.
+fn used_hosts() -> Result<()> {
+    let hosts = Hosts::new("leaves-nothing", 2)?;
+    let [a, b] = hosts.all();
+    a.daemon()?;
+    b.daemon()?;
+    let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
+    for address in b.addresses() {
+        let url = format!("http://{}/", std::net::SocketAddr::new(address, 8080));
+        let answer = a.run("client").curl(&url)?;
+        ensure!(answer.http == 200, "{answer:?}");
     }
     Ok(())
 }
