@@ -243,6 +243,9 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// cgroup v2 id of the workload's cgroup, where it is captured on this node.
     pub cgroup: Option<u64>,
+    /// Addresses of its own, by which it is known where no connection's record says more; empty for one that shares the
+    /// node's.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What may reach the workloads of one identity.

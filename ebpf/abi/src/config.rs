@@ -2,7 +2,7 @@
 
 /// Version of every type in this crate. Raised with any change of size or meaning; a daemon refuses to adopt pinned
 /// maps of another layout and says so.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// `weft_config`: ARRAY of one. Read once at the entry of every program.
 #[repr(C)]
@@ -27,16 +27,23 @@ pub struct Config {
     pub dns_port_be: u16,
     /// 1: sk_msg redirects at all (self-test passed and the operator did not switch it off).
     pub short_circuit: u8,
+    /// 1: some network policy isolates somebody, so that dimension is looked at too. Set before the generation that needs
+    /// it and cleared after the last one that did.
+    pub network: u8,
+    /// Inbound listener, wire order.
+    pub inbound_port_be: u16,
     /// Explicit padding, zero.
-    pub pad: [u8; 3],
+    pub pad: u32,
 }
 
 /// `weft_workloads`: cgroup v2 id -> who lives there. Written by the daemon only: this map is the enrolment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// Workload class.
+    /// Number of its service account.
     pub identity: u32,
+    /// Number of its namespace and labels.
+    pub class: u32,
     /// Number of the workload's namespace, for DNS (see `weft_connect4`).
     pub namespace: u16,
     /// Explicit padding, zero.
@@ -44,4 +51,4 @@ pub struct Workload {
 }
 
 const _: () = assert!(size_of::<Config>() == 48);
-const _: () = assert!(size_of::<Workload>() == 8);
+const _: () = assert!(size_of::<Workload>() == 12);

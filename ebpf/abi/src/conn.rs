@@ -12,6 +12,8 @@ pub mod role {
     pub const PASSIVE: u8 = 2;
     /// It listens.
     pub const LISTENER: u8 = 3;
+    /// UDP, bound by its program: others can reach it there.
+    pub const BOUND: u8 = 4;
 }
 
 /// Flags of [`SockRecord`] and [`ConnRecord`].
@@ -30,6 +32,8 @@ pub mod sock_flags {
     pub const CLAIMED: u8 = 32;
     /// Reached ESTABLISHED: opened was counted.
     pub const ESTABLISHED: u8 = 64;
+    /// Never judged: a workload talking to itself, or to the daemon.
+    pub const EXEMPT: u8 = 128;
 }
 
 /// Short-circuit state of one direction; decided at its first byte and kept.
@@ -67,6 +71,8 @@ pub struct SockRecord {
     pub original: Addr,
     /// What a datagram went to instead: an answer from there seems to come from `original`.
     pub translated: Addr,
+    /// [`role::BOUND`]: the address the program bound; the entry in `weft_listen` goes with the socket.
+    pub bound: Addr,
     /// Its port, wire order.
     pub translated_port_be: u16,
     /// Port of `original`, wire order.
@@ -77,8 +83,8 @@ pub struct SockRecord {
     pub flags: u8,
     /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow).
     pub plain: u8,
-    /// Explicit padding, zero.
-    pub pad0: u8,
+    /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
+    pub protocol: u8,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
@@ -87,10 +93,20 @@ pub struct SockRecord {
     pub service: u32,
     /// Rule that decided, 0 = none.
     pub rule: u32,
+    /// Source class.
+    pub source_class: u32,
+    /// Destination class.
+    pub destination_class: u32,
+    /// Low half of the network namespace cookie: packet hooks before Linux 6.15 cannot ask for it.
+    pub netns: u32,
+    /// The port that was judged: the endpoint's, wire order.
+    pub target_port_be: u16,
     /// [`crate::action`].
     pub verdict: u8,
     /// [`circuit`].
     pub circuit: u8,
+    /// Port of `bound`, wire order.
+    pub bound_port_be: u16,
     /// Explicit padding, zero.
     pub pad: [u8; 6],
 }
@@ -123,9 +139,16 @@ pub struct ConnRecord {
     pub service: u32,
     /// Rule that decided.
     pub rule: u32,
-    /// Explicit padding, zero.
-    pub pad: u32,
+    /// Source class.
+    pub source_class: u32,
+    /// Destination class.
+    pub destination_class: u32,
+    /// [`role`] of the end that wrote this: the dialling one, or the accepting one where nobody of this machine's workloads
+    /// dialled.
+    pub writer: u32,
+    /// Cookie of that end's socket (`SO_COOKIE`): whom to reset when it is denied later.
+    pub cookie: u64,
 }
 
-const _: () = assert!(size_of::<SockRecord>() == 120);
-const _: () = assert!(size_of::<ConnRecord>() == 64);
+const _: () = assert!(size_of::<SockRecord>() == 152);
+const _: () = assert!(size_of::<ConnRecord>() == 80);

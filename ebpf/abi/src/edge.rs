@@ -6,6 +6,8 @@ pub mod reporter {
     pub const SOURCE: u8 = 0;
     /// The accepting end.
     pub const DESTINATION: u8 = 1;
+    /// A packet hook of a device (tc): bytes are those of whole packets, as the network layer sees them.
+    pub const DEVICE: u8 = 2;
 }
 
 /// `weft_edges` key.

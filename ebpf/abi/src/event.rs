@@ -16,6 +16,10 @@ impl EventKind {
     pub const LISTEN: u8 = 4;
     /// It does no more.
     pub const UNLISTEN: u8 = 5;
+    /// A connection that would have been denied was let through, under audit.
+    pub const AUDIT: u8 = 6;
+    /// An established flow was cut, since it would now be denied.
+    pub const CUT: u8 = 7;
 }
 
 /// One record on `weft_events`.

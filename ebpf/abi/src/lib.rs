@@ -6,6 +6,7 @@ mod config;
 mod conn;
 mod edge;
 mod event;
+mod flow;
 mod policy;
 mod service;
 mod tuple;
@@ -15,6 +16,7 @@ pub use config::{Config, LAYOUT, Workload};
 pub use conn::{ConnRecord, SockRecord, circuit, role, sock_flags};
 pub use edge::{EdgeCounters, EdgeKey, reporter};
 pub use event::{Event, EventKind};
+pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};
 pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
 pub use service::{Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind};
 pub use tuple::{Addr, ListenKey, ListenValue, Tuple};
@@ -42,6 +44,18 @@ pub mod identity {
     pub const FIRST: u32 = 256;
 }
 
+/// Classes that are no workload's; see `weft_policy::snapshot::Class`, which must say the same.
+pub mod class {
+    /// Nobody knows: no network policy has it as subject or peer.
+    pub const NONE: u32 = 0;
+    /// A local address that no record speaks for.
+    pub const UNKNOWN_LOCAL: u32 = 1;
+    /// Our own proxy.
+    pub const PROXY: u32 = 2;
+    /// An address outside the mesh that no range of a policy contains.
+    pub const OUTSIDE: u32 = 3;
+}
+
 #[cfg(feature = "user")]
 mod pod {
     macro_rules! pod {
@@ -60,6 +74,11 @@ mod pod {
         crate::EdgeKey,
         crate::EdgeCounters,
         crate::Event,
+        crate::AddrOwner,
+        crate::Versioned<crate::AddrOwner>,
+        crate::FlowKey,
+        crate::FlowRecord,
+        crate::RuleCounters,
         crate::PolicyKey,
         crate::Versioned<crate::PolicyValue>,
         crate::DestKey,

@@ -13,14 +13,20 @@ pub mod action {
     pub const REDIRECT: u8 = 2;
     /// EPERM.
     pub const DENY: u8 = 3;
+    /// Let it go on and report that it would have been denied. Only ever the action of a default.
+    pub const AUDIT: u8 = 4;
 }
 
-/// Direction of the initiator, seen from the subject.
+/// Direction of the initiator, seen from the subject, and which numbers subject and peer are.
 pub mod direction {
-    /// The peer connects to the subject.
+    /// Access, by identity: the peer connects to the subject.
     pub const INGRESS: u8 = 0;
-    /// The subject connects to the peer.
+    /// Access, by identity: the subject connects to the peer.
     pub const EGRESS: u8 = 1;
+    /// Network policy, by class: the peer connects to the subject.
+    pub const NET_INGRESS: u8 = 2;
+    /// Network policy, by class: the subject connects to the peer.
+    pub const NET_EGRESS: u8 = 3;
 }
 
 /// `weft_policy` key: a plain HASH, one look-up for each port prefix length in use and each of {peer, any}.
@@ -30,7 +36,7 @@ pub mod direction {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicyKey {
-    /// Identity the rule protects (ingress: the destination).
+    /// Whom the rule is about (ingress: the destination): an identity, or under the network directions a class.
     pub subject: u32,
     /// The other side, or [`ANY_IDENTITY`].
     pub peer: u32,

@@ -58,6 +58,8 @@ pub struct Dest {
     pub set6: u32,
     /// How many backends it has.
     pub count6: u32,
+    /// Class of an endpoint; of a service: that of its first backend.
+    pub class: u32,
     /// [`dest_kind`].
     pub kind: u8,
     /// [`dest_flags`].
@@ -91,6 +93,8 @@ pub struct Backend {
     pub pad: u16,
     /// Identity of the workload there.
     pub identity: u32,
+    /// Its class.
+    pub class: u32,
     /// Service port it was reached by (a split's leaf).
     pub service: u32,
     /// Keep this slot if `random <= threshold`.
@@ -100,5 +104,5 @@ pub struct Backend {
 }
 
 const _: () = assert!(size_of::<DestKey>() == 20);
-const _: () = assert!(size_of::<Dest>() == 28);
-const _: () = assert!(size_of::<Backend>() == 36);
+const _: () = assert!(size_of::<Dest>() == 32);
+const _: () = assert!(size_of::<Backend>() == 40);

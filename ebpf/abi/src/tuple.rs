@@ -95,7 +95,7 @@ impl Tuple {
     }
 }
 
-/// `weft_listen` key: something listens here (TCP). Unspecified addresses as they were bound.
+/// `weft_listen` key: something listens here (TCP) or is bound here (UDP). Unspecified addresses as they were bound.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListenKey {
@@ -105,8 +105,10 @@ pub struct ListenKey {
     pub netns: u32,
     /// Bound port, wire order.
     pub port_be: u16,
+    /// [`crate::protocol`].
+    pub protocol: u8,
     /// Explicit padding, zero.
-    pub pad: u16,
+    pub pad: u8,
 }
 
 /// `weft_listen` value.

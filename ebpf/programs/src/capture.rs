@@ -3,14 +3,16 @@
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32};
 use weft_abi::{
     Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, ListenValue, PolicyValue, SockRecord, Workload,
-    action, circuit, dest_flags, dest_kind, identity, protocol, sock_flags,
+    action, circuit, class, dest_flags, dest_kind, identity, protocol, sock_flags,
 };
 
 use crate::{
     context::SockAddr,
     errs::{self, Site},
+    inbound,
     maps::{BACKENDS, CONFIG, DESTS, LISTEN, LOCAL, WORKLOADS},
-    verdict,
+    telemetry,
+    verdict::{self, Party},
 };
 
 const DNS_PORT_BE: u16 = 53u16.to_be();
@@ -104,7 +106,7 @@ pub fn lookup(addr: &Addr, port_be: u16, protocol: u8, generation: u64) -> Optio
 
 /// Whether a connect to it ends on this machine.
 #[inline(always)]
-fn is_local(addr: &Addr) -> bool {
+pub fn is_local(addr: &Addr) -> bool {
     // SAFETY: shared read of a map value.
     addr.is_loopback() || unsafe { LOCAL.get(addr) }.is_some()
 }
@@ -124,11 +126,12 @@ fn reached(addr: Addr) -> Addr {
 
 /// Who listens at an address: bound to it, or to the unspecified address of its family, or dual-stack.
 #[inline(always)]
-pub fn listener(addr: &Addr, port_be: u16, netns: u32) -> Option<ListenValue> {
+pub fn listener(addr: &Addr, port_be: u16, protocol: u8, netns: u32) -> Option<ListenValue> {
     let mut key = ListenKey {
         addr: *addr,
         netns,
         port_be,
+        protocol,
         pad: 0,
     };
     // SAFETY: shared reads of map values.
@@ -193,7 +196,7 @@ fn ours(config: Epoch, hook: &SockAddr, addr: &Addr, port_be: u16) -> Option<Add
 
 #[inline(always)]
 fn alive(config: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
-    matches!(listener(addr, port_be, netns), Some(found) if found.owner == config.daemon_cgroup)
+    matches!(listener(addr, port_be, protocol::TCP, netns), Some(found) if found.owner == config.daemon_cgroup)
 }
 
 /// A TCP connect of a captured workload.
@@ -201,14 +204,18 @@ fn alive(config: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
 /// Steps: what is the address (service, endpoint, a workload's undeclared port, outside)? pick a backend; judge its
 /// identity and port; deny, go direct, or go to the proxy; no proxy: the declared failure mode.
 #[inline(always)]
-pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, source: u32) -> Way {
+pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, source: &Workload) -> Way {
     let asked = Way::to(reached(hook.addr()), hook.port_be());
     let mut way = asked;
     record.original = asked.addr;
     record.original_port_be = asked.port_be;
-    record.source = source;
+    record.source = source.identity;
+    record.source_class = source.class;
     record.generation = config.generation;
     record.destination = identity::OUTSIDE;
+    record.destination_class = class::OUTSIDE;
+    record.protocol = protocol::TCP;
+    record.target_port_be = asked.port_be;
     record.service = 0;
     record.rule = 0;
     record.verdict = action::ALLOW;
@@ -217,6 +224,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     record.direct_bytes = 0;
 
     let netns = hook.netns_cookie() as u32;
+    record.netns = netns;
     let mut flags = 0u8;
     let mut reachable = true;
     match lookup(&asked.addr, asked.port_be, protocol::TCP, config.generation) {
@@ -224,6 +232,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             flags = found.flags;
             record.service = found.service;
             record.destination = found.identity;
+            record.destination_class = found.class;
             record.flags = sock_flags::TRANSLATED;
             let v6 = hook.is_v6() && !asked.addr.is_v4();
             let (set, count) = if v6 {
@@ -240,6 +249,8 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
                 Some(backend) if backend.port_be != 0 => {
                     way = Way::to(backend.addr, backend.port_be);
                     record.destination = backend.identity;
+                    record.destination_class = backend.class;
+                    record.target_port_be = backend.port_be;
                 }
                 _ if flags & dest_flags::PROXIED != 0 => reachable = false,
                 _ => return asked.refuse(ECONNREFUSED),
@@ -250,11 +261,13 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             flags = found.flags & !dest_flags::PROXIED;
             record.service = found.service;
             record.destination = found.identity;
+            record.destination_class = found.class;
             if is_local(&asked.addr)
-                && let Some(found) = listener(&asked.addr, asked.port_be, netns)
+                && let Some(found) = listener(&asked.addr, asked.port_be, protocol::TCP, netns)
                 && found.owner == record.owner
             {
                 // A workload talking to itself stays within itself.
+                record.flags = sock_flags::EXEMPT;
                 return asked;
             }
         }
@@ -265,17 +278,21 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             {
                 return way;
             }
-            if is_local(&asked.addr)
-                && let Some(found) = listener(&asked.addr, asked.port_be, netns)
-            {
-                if found.owner == record.owner || found.owner == config.daemon_cgroup {
-                    return asked;
-                }
-                // A workload's port that no service declares is still a workload.
-                record.destination = match workload(found.owner) {
-                    Some(peer) => peer.identity,
-                    None => identity::UNKNOWN_LOCAL,
-                };
+            let whose = match is_local(&asked.addr) {
+                true => match listener(&asked.addr, asked.port_be, protocol::TCP, netns) {
+                    Some(found) if found.owner == record.owner || found.owner == config.daemon_cgroup => {
+                        record.flags = sock_flags::EXEMPT;
+                        return asked;
+                    }
+                    // A workload's port that no service declares is still a workload.
+                    Some(found) => Some(inbound::party_of(found.owner)),
+                    None => None,
+                },
+                false => inbound::by_prefix(&asked.addr, config.generation),
+            };
+            if let Some(whose) = whose {
+                record.destination = whose.identity;
+                record.destination_class = whose.class;
             }
         }
     }
@@ -286,8 +303,14 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     } else {
         verdict::judge(
             config,
-            source,
-            record.destination,
+            Party {
+                identity: source.identity,
+                class: source.class,
+            },
+            Party {
+                identity: record.destination,
+                class: record.destination_class,
+            },
             protocol::TCP,
             u16::from_be(way.port_be),
         )
@@ -297,9 +320,14 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     if record.verdict == action::DENY {
         let proxy_judges = dest_flags::PROXIED | dest_flags::MIXED;
         if flags & proxy_judges != proxy_judges {
+            telemetry::decided(ruling);
             return asked.refuse(EPERM);
         }
         record.verdict = action::REDIRECT;
+    }
+    telemetry::decided(ruling);
+    if record.verdict == action::AUDIT {
+        telemetry::audit(record);
     }
     let by_access = record.verdict == action::REDIRECT;
     if by_access || flags & dest_flags::PROXIED != 0 {
@@ -325,7 +353,8 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
 /// Where UDP goes: DNS to our server, a service to one of its backends, all else where it was meant to.
 ///
 /// No verdict here: getaddrinfo connects a datagram socket to every candidate without sending, to sort them, so a
-/// connect must neither fail nor be reported. An address of ours that cannot be reached is answered with loopback.
+/// connect must neither fail nor be reported; what is sent is judged by `weft_skb_out`. An address of ours that cannot be
+/// reached is answered with loopback.
 #[inline(always)]
 pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way {
     let asked = Way::to(reached(hook.addr()), hook.port_be());

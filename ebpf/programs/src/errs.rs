@@ -24,6 +24,10 @@ pub enum Site {
     SockStorage = 6,
     BackendMissing = 7,
     CallbackFlags = 8,
+    FlowsFull = 9,
+    RulesFull = 10,
+    Malformed = 11,
+    Assign = 12,
 }
 
 /// Counts one failure. Costs a hash look-up; only ever on a failing path.

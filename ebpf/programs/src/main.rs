@@ -10,8 +10,12 @@
 mod capture;
 mod context;
 mod errs;
+mod flows;
 mod hooks;
+mod inbound;
+mod listening;
 mod maps;
+mod packet;
 mod telemetry;
 mod verdict;
 

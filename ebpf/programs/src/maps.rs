@@ -1,13 +1,13 @@
 //! All maps. Sizes are upper bounds that user space may lower or raise at load (`map_max_entries`).
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuHashMap, RingBuf, SkStorage, SockHash},
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash},
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, ListenKey, ListenValue,
-    PolicyKey, PolicyValue, SockRecord, Tuple, Versioned, Workload,
+    Addr, AddrOwner, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, FlowKey,
+    FlowRecord, ListenKey, ListenValue, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple, Versioned, Workload,
 };
 
 use crate::errs::ErrKey;
@@ -34,9 +34,35 @@ pub static BACKENDS: HashMap<BackendKey, Versioned<Backend>, 1_048_576, NO_PREAL
 #[btf_map(name = "weft_policy")]
 pub static POLICY: HashMap<PolicyKey, Versioned<PolicyValue>, 524_288, NO_PREALLOC> = HashMap::new();
 
-/// Who made a socket, where it wanted to go, what was decided.
+/// Socket storage that an accepted socket gets a copy of from its listener; aya's `SkStorage` has no flags.
+#[repr(C)]
+pub struct ClonedStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the fields are places for types in BTF; nobody reads them.
+unsafe impl<T> Sync for ClonedStorage<T> {}
+
+impl<T> ClonedStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+}
+
+/// Who made a socket, where it wanted to go, what was decided. An accepted socket has its listener's record until
+/// PASSIVE_ESTABLISHED: whose it is, is then told by the socket itself, also where it was assigned by another hook.
 #[btf_map(name = "weft_socks")]
-pub static SOCKS: SkStorage<SockRecord> = SkStorage::new();
+pub static SOCKS: ClonedStorage<SockRecord> = ClonedStorage::new();
 
 /// The same in short by the dialling end's tuple, for the accepting end.
 ///
@@ -55,6 +81,24 @@ pub static LISTEN: HashMap<ListenKey, ListenValue, 65_536, NO_PREALLOC> = HashMa
 /// reached by these as well. Written by the daemon. Full: the rest counts as outside, and the daemon says so.
 #[btf_map(name = "weft_local")]
 pub static LOCAL: HashMap<Addr, u32, 4_096, NO_PREALLOC> = HashMap::new();
+
+/// Whose an address is, where no record of a connection says more: workloads of other machines, ranges of network
+/// policies. An LPM trie, for few are expected and every prefix length may occur; read once a connection.
+#[btf_map(name = "weft_addrs")]
+pub static ADDRS: LpmTrie<Addr, Versioned<AddrOwner>, 262_144> = LpmTrie::new();
+
+/// Flows of datagrams, and of packets that no socket of ours speaks for. See [`FlowRecord`] for when it is full.
+#[btf_map(name = "weft_flows")]
+pub static FLOWS: HashMap<FlowKey, FlowRecord, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// How often each rule decided. Full: counted in `weft_errs`.
+#[btf_map(name = "weft_rules")]
+pub static RULES: PerCpuHashMap<u32, RuleCounters, 65_536, NO_PREALLOC> = PerCpuHashMap::new();
+
+/// Our inbound listeners by network namespace (low half of the cookie) and family (4, 6). Written by the daemon; a closed
+/// listener leaves by itself, so one that is found lives.
+#[btf_map(name = "weft_inbound")]
+pub static INBOUND: SockHash<[u32; 2], 4_096> = SockHash::new();
 
 /// Aggregated telemetry; read and expired by the daemon. Full: counted in `weft_errs`.
 #[btf_map(name = "weft_edges")]

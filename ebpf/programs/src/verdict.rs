@@ -1,49 +1,86 @@
-//! Who may talk to whom: the L4 policy look-up.
+//! Who may talk to whom: the L4 policy look-up, in both dimensions.
 
-use weft_abi::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
+use weft_abi::{
+    ANY_IDENTITY, PolicyKey, PolicyValue, SockRecord, action, direction, identity, mask_port, rank, role, sock_flags,
+};
 
-use crate::{capture::Epoch, maps::POLICY};
+use crate::{
+    capture::{self, Epoch},
+    maps::POLICY,
+    telemetry,
+};
 
-/// The verdict on `source` connecting to `destination` at `port` (host order).
+/// One end of a connection, as policies name it.
+#[derive(Clone, Copy)]
+pub struct Party {
+    /// Number of its account.
+    pub identity: u32,
+    /// Number of its namespace and labels, or of the range its address is in.
+    pub class: u32,
+}
+
+/// The verdict on `source` connecting to `destination` at `port` (host order): access AND network.
 ///
-/// Steps: for each port prefix length in use, the entry for this peer and the one for any; the highest rank wins; none:
-/// the destination's default; none either: allow (nothing protects it). Two look-ups a prefix length in use, usually
-/// lengths 0 and 16.
+/// A denial of either denies; then an audit of either is reported; else access says whether the proxy must look.
 #[inline(always)]
-pub fn judge(epoch: Epoch, source: u32, destination: u32, protocol: u8, port: u16) -> PolicyValue {
-    let protocol_port = u32::from(protocol) << 16 | u32::from(port);
-    let packed = search(
-        epoch.generation,
-        epoch.port_prefixes,
-        source,
-        destination,
-        protocol_port,
-    );
+pub fn judge(epoch: Epoch, source: Party, destination: Party, protocol: u8, port: u16) -> PolicyValue {
+    if source.identity == identity::PROXY {
+        // It has judged already, or is about to.
+        return PolicyValue::new(0, action::ALLOW, 0, false);
+    }
+    let ask = |subject, peer, direction: u8| {
+        let what = u32::from(direction) << 24 | u32::from(protocol) << 16 | u32::from(port);
+        unpack(search(epoch.generation, epoch.port_prefixes, subject, peer, what))
+    };
+    let access = ask(destination.identity, source.identity, direction::INGRESS);
+    if epoch.network == 0 || access.action() == action::DENY {
+        return access;
+    }
+    let egress = ask(source.class, destination.class, direction::NET_EGRESS);
+    if egress.action() == action::DENY {
+        return egress;
+    }
+    let ingress = ask(destination.class, source.class, direction::NET_INGRESS);
+    if ingress.action() == action::DENY || access.action() == action::ALLOW && ingress.action() == action::AUDIT {
+        return ingress;
+    }
+    if access.action() == action::ALLOW && egress.action() == action::AUDIT {
+        return egress;
+    }
+    access
+}
+
+#[inline(always)]
+fn unpack(packed: u64) -> PolicyValue {
     PolicyValue {
         rule: packed as u32,
         rank: (packed >> 32) as u32,
     }
 }
 
-/// Not inlined: a program's own stack is 512 bytes, and this function's part of it is better its own. Five scalar
-/// arguments and a scalar result are what a BPF-to-BPF call can pass.
+/// One dimension. Steps: for each port prefix length in use, the entry for this peer and the one for any; the highest
+/// rank wins; none: the subject's default; none either: allow (nothing protects it). Two look-ups a prefix length in use,
+/// usually lengths 0 and 16.
+///
+/// `what`: direction, protocol, port, from the top. Not inlined: a program's own stack is 512 bytes, and this function's
+/// part of it is better its own. Five scalar arguments and a scalar result are what a BPF-to-BPF call can pass.
 #[inline(never)]
-fn search(generation: u64, prefixes: u32, source: u32, destination: u32, protocol_port: u32) -> u64 {
-    let (protocol, port) = ((protocol_port >> 16) as u8, protocol_port as u16);
+fn search(generation: u64, prefixes: u32, subject: u32, peer: u32, what: u32) -> u64 {
+    let (protocol, port) = ((what >> 16) as u8, what as u16);
     let mut best = PolicyValue { rule: 0, rank: 0 };
     let mut key = PolicyKey {
-        subject: destination,
+        subject,
         peer: ANY_IDENTITY,
         port: 0,
         prefix: 0,
         protocol,
-        direction: direction::INGRESS,
+        direction: (what >> 24) as u8,
         pad: [0; 3],
     };
     while key.prefix <= 16 {
         if prefixes & (1 << key.prefix) != 0 {
             key.port = mask_port(port, key.prefix);
-            key.peer = source;
+            key.peer = peer;
             consider(&key, generation, &mut best);
             key.peer = ANY_IDENTITY;
             consider(&key, generation, &mut best);
@@ -68,5 +105,54 @@ fn consider(key: &PolicyKey, generation: u64, best: &mut PolicyValue) {
         if found.rank > best.rank {
             *best = *found;
         }
+    }
+}
+
+/// Whether an established connection may go on: the verdict of its record, taken again if the generation moved.
+///
+/// One comparison when it did not. Our own end as it is now (its labels may have changed), the other as it was noted.
+/// Now to be looked at per request, though it goes past the proxy: cut as well, for it can come again and be looked at;
+/// but not where it was let past because there was no proxy.
+#[inline(always)]
+pub fn may_go_on(epoch: Epoch, record: &mut SockRecord) -> bool {
+    if record.generation != epoch.generation {
+        again(epoch, record);
+    }
+    record.verdict != action::DENY
+}
+
+#[inline(always)]
+fn again(epoch: Epoch, record: &mut SockRecord) {
+    record.generation = epoch.generation;
+    let free = sock_flags::EXEMPT | sock_flags::REDIRECTED | sock_flags::PROXY;
+    if record.flags & free != 0 || record.verdict == action::DENY || record.source == identity::PROXY {
+        return;
+    }
+    let Some(own) = capture::workload(record.owner) else {
+        return;
+    };
+    if record.role == role::ACTIVE {
+        (record.source, record.source_class) = (own.identity, own.class);
+    } else {
+        (record.destination, record.destination_class) = (own.identity, own.class);
+    }
+    let ruling = judge(
+        epoch,
+        Party {
+            identity: record.source,
+            class: record.source_class,
+        },
+        Party {
+            identity: record.destination,
+            class: record.destination_class,
+        },
+        record.protocol,
+        u16::from_be(record.target_port_be),
+    );
+    let now = ruling.action();
+    if now == action::DENY || now == action::REDIRECT && record.verdict != action::REDIRECT {
+        record.verdict = action::DENY;
+        record.rule = ruling.rule;
+        telemetry::cut(record);
     }
 }

@@ -127,9 +127,13 @@ impl<'a> Members<'a> {
     /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
     pub fn workloads(self, drafts: &Drafts) -> Vec<Arc<Workload>> {
         let workload = |member: Member<'_>| {
-            let (service, cgroup) = match member.origin {
-                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup)),
-                Origin::Hand(_) => (drafts.first_service.get(&member.name).cloned(), None),
+            let (service, cgroup, addresses) = match member.origin {
+                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new()),
+                Origin::Hand(spec) => (
+                    drafts.first_service.get(&member.name).cloned(),
+                    None,
+                    spec.addresses.clone(),
+                ),
             };
             Arc::new(Workload {
                 name: member.name,
@@ -139,6 +143,7 @@ impl<'a> Members<'a> {
                 identity: member.identity,
                 labels: member.labels.clone(),
                 cgroup,
+                addresses,
             })
         };
         self.all.into_iter().map(workload).collect()
@@ -177,11 +182,9 @@ impl Member<'_> {
 
     /// Where it can be reached on a target port now.
     pub fn ready(&self, target: u16, protocol: Protocol) -> Vec<SocketAddr> {
-        let addresses: BTreeSet<IpAddr> = match (&self.origin, protocol) {
-            (Origin::Hand(spec), _) => spec.addresses.iter().copied().collect(),
-            // Nobody can see that a UDP server is ready.
-            (Origin::Run(_), Protocol::Udp) => LOCAL.into(),
-            (Origin::Run(workload), Protocol::Tcp) => workload
+        let addresses: BTreeSet<IpAddr> = match &self.origin {
+            Origin::Hand(spec) => spec.addresses.iter().copied().collect(),
+            Origin::Run(workload) => workload
                 .listening
                 .iter()
                 .filter(|(address, p)| *p == protocol && address.port() == target)

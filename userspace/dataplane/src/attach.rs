@@ -9,17 +9,20 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, SockHash},
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SkMsg, SockOps, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, SkMsg, SockOps, links::FdLink,
+    },
 };
 
 use crate::{cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
 
 /// Every program that is attached to the captured cgroup, in the order they are attached: telemetry and records first,
 /// so that no decision is taken without them.
-pub const CGROUP_PROGRAMS: [&str; 12] = [
+pub const CGROUP_PROGRAMS: [&str; 15] = [
     "weft_sockcreate",
     "weft_postbind4",
     "weft_postbind6",
+    "weft_sockrel",
     "weft_sockops",
     "weft_getpeer4",
     "weft_getpeer6",
@@ -29,6 +32,8 @@ pub const CGROUP_PROGRAMS: [&str; 12] = [
     "weft_sendmsg6",
     "weft_connect4",
     "weft_connect6",
+    "weft_skb_in",
+    "weft_skb_out",
 ];
 
 /// The program on the sockmap.
@@ -68,9 +73,19 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
             }};
         }
         let link = match name {
-            "weft_sockcreate" | "weft_postbind4" | "weft_postbind6" => {
+            "weft_sockcreate" | "weft_postbind4" | "weft_postbind6" | "weft_sockrel" => {
                 load_and_attach!(<&mut CgroupSock>::try_from(program), CgroupAttachMode::Single)
             }
+            "weft_skb_in" => load_and_attach!(
+                <&mut CgroupSkb>::try_from(program),
+                CgroupSkbAttachType::Ingress,
+                CgroupAttachMode::Single
+            ),
+            "weft_skb_out" => load_and_attach!(
+                <&mut CgroupSkb>::try_from(program),
+                CgroupSkbAttachType::Egress,
+                CgroupAttachMode::Single
+            ),
             "weft_sockops" => load_and_attach!(<&mut SockOps>::try_from(program), CgroupAttachMode::Single),
             _ => load_and_attach!(<&mut CgroupSockAddr>::try_from(program), CgroupAttachMode::Single),
         };
@@ -140,7 +155,7 @@ pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn refused(program: &'static str, source: aya::programs::ProgramError) -> DataplaneError {
+pub fn refused(program: &'static str, source: aya::programs::ProgramError) -> DataplaneError {
     if let aya::programs::ProgramError::LoadError { io_error, .. } = &source
         && io_error.raw_os_error() == Some(libc::EPERM)
     {
@@ -163,7 +178,7 @@ fn refused(program: &'static str, source: aya::programs::ProgramError) -> Datapl
     }
 }
 
-fn to_io(source: aya::programs::ProgramError) -> io::Error {
+pub fn to_io(source: aya::programs::ProgramError) -> io::Error {
     match source {
         aya::programs::ProgramError::SyscallError(error) => error.io_error,
         other => io::Error::other(other),

@@ -8,9 +8,11 @@ mod attach;
 mod bpffs;
 mod cgroup;
 mod connection;
+mod cut;
 mod doctor;
 mod error;
 mod events;
+mod inbound;
 mod loader;
 mod lock;
 mod publish;
@@ -21,14 +23,17 @@ mod uninstall;
 
 pub use cgroup::{Cgroup, find_cgroup2};
 pub use connection::{Connection, Connections};
+pub use cut::Established;
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig, ShortCircuit};
 pub use publish::Published;
+pub use sys::netns_cookie;
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,
-    telemetry::{ip_addr, socket_addr},
+    rules::RuleUse,
+    telemetry::{Listener, ip_addr, socket_addr},
 };
 pub use uninstall::{UninstallReport, uninstall};

@@ -21,15 +21,22 @@ use crate::{
     lock,
     publish::{Published, Publisher},
     selftest, sys,
-    tables::{Namespaces, errs, errs::KernelError, local, telemetry, telemetry::Edge},
+    tables::{
+        Namespaces, errs,
+        errs::KernelError,
+        local, rules,
+        rules::RuleUse,
+        telemetry,
+        telemetry::{Edge, Listener},
+    },
     uninstall,
 };
 
 /// The kernel programs, as `cargo xtask build` made them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 14] = [
+const PINNED_MAPS: [&str; 18] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
@@ -39,6 +46,10 @@ const PINNED_MAPS: [&str; 14] = [
     "weft_conns",
     "weft_listen",
     "weft_local",
+    "weft_addrs",
+    "weft_flows",
+    "weft_rules",
+    "weft_inbound",
     "weft_edges",
     "weft_events",
     "weft_tx",
@@ -57,6 +68,8 @@ pub struct DataplaneConfig {
     pub daemon_cgroup: u64,
     /// Outbound listener.
     pub proxy_port: u16,
+    /// Inbound listener.
+    pub inbound_port: u16,
     /// DNS listener.
     pub dns_port: u16,
     /// Whether short-circuits may be made at all.
@@ -129,9 +142,7 @@ impl Dataplane {
         let set_retval = u8::from(doctor::has_set_retval());
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &set_retval, true);
-        for name in PINNED_MAPS {
-            loader.map_pin_path(name, maps.join(pin_name(name)));
-        }
+        with_pinned_maps(&mut loader, maps);
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         // What the programs must know before the first of them runs.
         let netns_cookie = sys::netns_cookie().map_err(|source| DataplaneError::Os {
@@ -154,7 +165,9 @@ impl Dataplane {
                 ShortCircuit::Off => false,
                 ShortCircuit::Force => true,
             }),
-            pad: [0; 3],
+            network: 0,
+            inbound_port_be: config.inbound_port.to_be(),
+            pad: 0,
         })?;
         attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
@@ -256,13 +269,23 @@ impl Dataplane {
         local::refresh(&self.bpffs.join("maps/local"))
     }
 
-    /// Removes connection records that nobody will ever read; how many. To be called now and then.
+    /// Removes connection records that nobody will ever read and flows that are idle; how many. To be called now and then.
     ///
     /// # Errors
     ///
     /// The kernel refused the read.
     pub fn sweep(&self) -> Result<usize, DataplaneError> {
-        telemetry::sweep_conns(&self.bpffs.join("maps/conns"))
+        let conns = telemetry::sweep_conns(&self.bpffs.join("maps/conns"))?;
+        Ok(conns + telemetry::sweep_flows(&self.bpffs.join("maps/flows"))?)
+    }
+
+    /// How often each rule decided.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn rules(&self) -> Result<Vec<RuleUse>, DataplaneError> {
+        rules::read(&self.bpffs.join("maps/rules"))
     }
 
     /// Every listening address the kernel knows, with its owner's cgroup id: what a restarted daemon starts from.
@@ -270,8 +293,15 @@ impl Dataplane {
     /// # Errors
     ///
     /// The kernel refused the read.
-    pub fn listeners(&self) -> Result<Vec<(u64, std::net::SocketAddr)>, DataplaneError> {
+    pub fn listeners(&self) -> Result<Vec<Listener>, DataplaneError> {
         telemetry::listeners(&self.bpffs.join("maps/listen"))
+    }
+}
+
+/// Names the pin of every map that outlives the process.
+pub fn with_pinned_maps(loader: &mut EbpfLoader<'_>, maps: &Path) {
+    for name in PINNED_MAPS {
+        loader.map_pin_path(name, maps.join(pin_name(name)));
     }
 }
 
@@ -307,7 +337,7 @@ fn check_layout(path: &Path) -> Result<(), DataplaneError> {
     }
 }
 
-fn load_error(source: aya::EbpfError) -> DataplaneError {
+pub fn load_error(source: aya::EbpfError) -> DataplaneError {
     if let Some(io) = find_io(&source)
         && io.raw_os_error() == Some(libc::EPERM)
     {

@@ -96,6 +96,13 @@ pub fn link_cgroup(link: impl AsFd) -> io::Result<u64> {
     Ok(info.cgroup_id)
 }
 
+/// What a link to a network namespace or a device is attached to: the namespace's inode number, the device's index; 0 if it
+/// is gone.
+pub fn link_target(link: impl AsFd) -> io::Result<u32> {
+    // `struct bpf_link_info` has its union where cgroup links have their id; both of these begin with 32 bits.
+    link_cgroup(link).map(|id| id as u32)
+}
+
 /// BPF_OBJ_GET_INFO_BY_FD into `info`, a plain-integer prefix of the object's info struct, all zero before.
 fn object_info<T>(object: impl AsFd, info: &mut T) -> io::Result<()> {
     let mut attr = ObjInfo {
@@ -121,22 +128,33 @@ pub fn wait_for_programs() -> io::Result<()> {
 pub fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
-    let mut cookie = 0u64;
+    option(socket, SO_NETNS_COOKIE)
+}
+
+/// A socket's cookie (SO_COOKIE, Linux 4.12): unlike its address, never another socket's.
+#[cfg(test)]
+pub fn socket_cookie(socket: impl AsFd) -> io::Result<u64> {
+    option(socket, libc::SO_COOKIE)
+}
+
+/// Reads a 64-bit option of the socket level.
+fn option(socket: impl AsFd, name: libc::c_int) -> io::Result<u64> {
+    let mut value = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the socket is open, `cookie` and `length` are live and of the sizes said.
+    // SAFETY: the socket is open, `value` and `length` are live and of the sizes said.
     let result = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
+            name,
+            std::ptr::from_mut(&mut value).cast(),
             &mut length,
         )
     };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(cookie)
+        Ok(value)
     }
 }
 

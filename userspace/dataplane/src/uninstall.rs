@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     bpffs::{is_bpffs, is_mount_point},
     error::DataplaneError,
-    lock,
+    inbound, lock,
 };
 
 /// What was removed.
@@ -50,6 +50,7 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
 /// The pins alone; the directory stays.
 pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     let mut report = UninstallReport::default();
+    inbound::release_all_devices(&bpffs.join("links"))?;
     for folder in ["links", "maps"] {
         let folder = bpffs.join(folder);
         let entries = match fs::read_dir(&folder) {

@@ -31,6 +31,7 @@ impl Place {
             cgroup: Cgroup::open(Some(&self.cgroup)).expect("cgroup"),
             daemon_cgroup: 1,
             proxy_port: 15001,
+            inbound_port: 15006,
             dns_port: 15053,
             short_circuit: ShortCircuit::Auto,
         }

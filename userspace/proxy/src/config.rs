@@ -13,6 +13,9 @@ use crate::{balance::Balance, http::filter::Filter};
 /// Istio's outbound port; captured connections are sent there.
 pub const DEFAULT_PORT: u16 = 15001;
 
+/// Istio's inbound port; connections that arrive at workloads of this node are given to its listeners by the kernel.
+pub const DEFAULT_INBOUND_PORT: u16 = 15006;
+
 /// Ranges of virtual IPs unless the daemon is told otherwise.
 const DEFAULT_VIRTUAL_RANGES: [&str; 2] = ["240.240.0.0/16", "2001:2::/48"];
 

@@ -27,7 +27,7 @@ mod upstream;
 mod watch;
 mod worker;
 
-pub use config::{DEFAULT_PORT, ProxyConfig};
+pub use config::{DEFAULT_INBOUND_PORT, DEFAULT_PORT, ProxyConfig};
 pub use context::{ConnContext, Origin};
 pub use error::{DataError, FaultSide, ProxyError};
 pub use listen::{DrainReport, NetnsListeners, Workers};

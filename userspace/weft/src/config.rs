@@ -23,6 +23,8 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/weft";
 /// Smaller ranges than these hold no mesh: 14 IPv4 services, or none whose IPv6 address can be told from its IPv4 one.
 const MAX_PREFIX4: u8 = 28;
 const MAX_PREFIX6: u8 = 112;
+/// IFNAMSIZ without its end.
+const MAX_DEVICE_NAME: usize = 15;
 /// A config file is a handful of lines; larger is a wrong file.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -42,6 +44,10 @@ pub struct DaemonConfig {
     pub log: String,
     pub access_log: AccessLog,
     pub short_circuit: ShortCircuit,
+    /// Judge and capture what arrives in the daemon's network namespace, also from clients that are not captured.
+    pub inbound: bool,
+    /// Devices of that namespace whose packets are judged.
+    pub devices: Vec<String>,
 }
 
 /// One line a request, an ended connection or a refusal, on stdout.
@@ -165,6 +171,33 @@ const KEYS: &[Key] = &[
             _ => Err("expected one value".to_owned()),
         },
     },
+    Key {
+        name: "inbound",
+        value: "WHERE",
+        many: false,
+        help: "Where connections to workloads are judged before they are accepted, and handed to the proxy where a rule works \
+               per request, also those of clients outside the mesh: off, or netns (the daemon's network namespace) \
+               [default: off: what is denied is dropped at the workload's socket]",
+        set: |config, values| match values {
+            [value] => {
+                config.inbound = match value.as_str() {
+                    "off" => false,
+                    "netns" => true,
+                    _ => return Err(format!("`{value}` is not known; expected off or netns")),
+                };
+                Ok(())
+            }
+            _ => Err("expected one value".to_owned()),
+        },
+    },
+    Key {
+        name: "device",
+        value: "NAME",
+        many: true,
+        help: "Network device whose packets are judged in both directions (tc): for senders that have no socket here, such \
+               as virtual machines behind a bridge; may be repeated",
+        set: set_devices,
+    },
 ];
 
 /// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
@@ -189,6 +222,8 @@ impl Default for DaemonConfig {
             log: "info".to_owned(),
             access_log: AccessLog::default(),
             short_circuit: ShortCircuit::default(),
+            inbound: false,
+            devices: Vec::new(),
         }
     }
 }
@@ -241,6 +276,16 @@ fn one(values: &[String], set: impl FnOnce(&str)) -> Result<(), String> {
         }
         _ => Err("expected one value".to_owned()),
     }
+}
+
+fn set_devices(config: &mut DaemonConfig, values: &[String]) -> Result<(), String> {
+    for value in values {
+        if value.is_empty() || value.len() > MAX_DEVICE_NAME || value.contains(['/', '%']) {
+            return Err(format!("`{value}` is no name of a network device"));
+        }
+    }
+    config.devices = values.to_vec();
+    Ok(())
 }
 
 /// Ranges of a family replace the default of that family.
@@ -402,10 +447,12 @@ mod tests {
             log: "debug".into(),
             access_log: AccessLog::Json,
             short_circuit: ShortCircuit::Off,
+            inbound: true,
+            devices: vec!["eth0".into(), "eth1.7".into()],
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\n";
-        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off"}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"]}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));

@@ -5,7 +5,9 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use weft_abi::{EdgeKey, EventKind, SockRecord, action, circuit, identity, protocol, reporter, role, sock_flags};
+use weft_abi::{
+    EdgeKey, EventKind, SockRecord, action, circuit, class, identity, protocol, reporter, role, sock_flags,
+};
 
 use crate::{
     capture::{self, Epoch},
@@ -38,7 +40,7 @@ fn connect(hook: &SockAddr) -> i32 {
             record.role = role::ACTIVE;
             // SAFETY: the helper has no precondition.
             record.started_ns = unsafe { bpf_ktime_get_ns() };
-            capture::connect_tcp(config, hook, record, workload.identity)
+            capture::connect_tcp(config, hook, record, &workload)
         }
         PROTO_UDP => {
             record.source = workload.identity;
@@ -58,7 +60,9 @@ fn connect(hook: &SockAddr) -> i32 {
 #[inline(always)]
 fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
     record.role = role::ACTIVE;
+    record.protocol = hook.protocol() as u8;
     record.source = identity::PROXY;
+    record.source_class = class::PROXY;
     record.destination = identity::OUTSIDE;
     record.generation = config.generation;
     record.verdict = action::ALLOW;

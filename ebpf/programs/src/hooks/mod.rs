@@ -2,7 +2,10 @@
 
 mod connect;
 mod getpeer;
+mod sk_lookup;
 mod sk_msg;
+mod skb;
 mod sock_create;
 mod sockops;
+mod tc;
 mod udp;

@@ -3,7 +3,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::sk_action::SK_PASS, helpers::bpf_msg_redirect_hash, macros::sk_msg,
+    EbpfContext as _, bindings::sk_action::{SK_DROP, SK_PASS}, helpers::bpf_msg_redirect_hash, macros::sk_msg,
     programs::SkMsgContext,
 };
 use weft_abi::circuit;
@@ -12,6 +12,7 @@ use crate::{
     capture,
     context::{msg_tuple, record},
     maps::RX,
+    verdict,
 };
 
 const BPF_F_INGRESS: u64 = 1;
@@ -20,7 +21,7 @@ const BPF_F_INGRESS: u64 = 1;
 /// and count them (TCP does not see them). Not found at the first byte: this direction stays on TCP for good, for a
 /// later change from TCP to the queue would overtake bytes in flight.
 ///
-/// Always SK_PASS: the helper answers SK_DROP for a miss, and returning that would lose the application's bytes.
+/// Else always SK_PASS: the helper answers SK_DROP for a miss, and returning that would lose the application's bytes.
 #[sk_msg]
 pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     // SAFETY: `sk` of the context, looked at before use as the verifier wants.
@@ -34,8 +35,14 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     if record.circuit == circuit::TCP {
         return SK_PASS;
     }
-    let allowed = matches!(capture::config(), Some(config) if config.short_circuit != 0);
-    if !allowed && record.circuit == circuit::UNDECIDED {
+    let Some(config) = capture::config() else {
+        return SK_PASS;
+    };
+    if !verdict::may_go_on(config, record) {
+        // Bytes that go past TCP meet no packet hook.
+        return SK_DROP;
+    }
+    if config.short_circuit == 0 && record.circuit == circuit::UNDECIDED {
         record.circuit = circuit::TCP;
         return SK_PASS;
     }

@@ -1,22 +1,24 @@
 //! sockops: the record of a connection before its SYN leaves, its end, its listeners.
 
-use core::{
-    intrinsics::{AtomicOrdering, atomic_xadd},
-    ptr::{addr_of, addr_of_mut, read_volatile},
-};
+use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::sock_ops, programs::SockOpsContext};
+use aya_ebpf::{
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
 use weft_abi::{
-    ConnRecord, EdgeKey, EventKind, ListenKey, ListenValue, SockRecord, Tuple, action, identity, protocol, reporter,
-    role, sock_flags,
+    ConnRecord, EdgeKey, EventKind, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter, role,
+    sock_flags,
 };
 
 use crate::{
-    capture,
-    context::{record, record_or_insert, sockops_tuple},
+    capture::{self, Epoch},
+    context::{record, sockops_tuple},
     errs::{self, Site},
-    maps::{CONNS, LISTEN, RX, TX},
-    telemetry,
+    inbound, listening,
+    maps::{CONNS, RX, TX},
+    telemetry, verdict,
 };
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -27,9 +29,8 @@ const TCP_LISTEN_CB: u32 = 11;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 1 << 2;
 
-const BPF_NOEXIST: u64 = 1;
-
 const TCP_CLOSE: u32 = 7;
+const TCP_LISTEN: u32 = 10;
 /// States in which our FIN was acknowledged.
 const FIN_ACKED: [u32; 4] = [5, 6, 9, 11]; // FIN_WAIT2 TIME_WAIT LAST_ACK CLOSING
 /// States in which the peer's FIN was received.
@@ -56,6 +57,12 @@ fn sock_record(ctx: &SockOpsContext) -> Option<&'static mut SockRecord> {
         let sk = read_volatile(addr_of!((*ctx.ops).__bindgen_anon_2.sk));
         if sk.is_null() { None } else { record(sk) }
     }
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes this context.
+    unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
 }
 
 #[inline(always)]
@@ -86,7 +93,10 @@ fn on_connect(ctx: &SockOpsContext) {
         destination: record.destination,
         service: record.service,
         rule: record.rule,
-        pad: 0,
+        source_class: record.source_class,
+        destination_class: record.destination_class,
+        writer: u32::from(role::ACTIVE),
+        cookie: cookie(ctx),
     };
     if let Err(errno) = CONNS.insert(&tuple, &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
@@ -115,86 +125,20 @@ fn on_active(ctx: &SockOpsContext) {
     }
 }
 
-/// Whom the accepted socket belongs to is the listener's owner; who dialled stands in `weft_conns`.
+/// Whom the accepted socket belongs to stands in the record that it has from its listener; who dialled in `weft_conns`.
 #[inline(always)]
 fn on_passive(ctx: &SockOpsContext) {
-    let tuple = sockops_tuple(ctx.ops);
-    let Some(listener) = capture::listener(&tuple.local, tuple.local_port_be, tuple.netns) else {
-        return;
-    };
+    let Some(record) = sock_record(ctx) else { return };
     let Some(config) = capture::config() else { return };
-    let ours = listener.owner == config.daemon_cgroup;
-    let destination = match capture::workload(listener.owner) {
-        Some(workload) => workload.identity,
-        None if ours => identity::PROXY,
-        None => return,
-    };
-    let dialled = tuple.reversed();
-    // SAFETY: shared read of a map value, copied below.
-    let conn = unsafe { CONNS.get(&dialled) };
-    let mut fresh = SockRecord {
-        owner: listener.owner,
-        role: role::PASSIVE,
-        flags: sock_flags::ESTABLISHED | if ours { sock_flags::PROXY } else { 0 },
-        destination,
-        original: tuple.local,
-        original_port_be: tuple.local_port_be,
-        generation: config.generation,
-        verdict: action::ALLOW,
-        ..SockRecord::default()
-    };
-    // SAFETY: the helper has no precondition; a context load at a constant offset.
-    unsafe {
-        fresh.started_ns = bpf_ktime_get_ns();
-        fresh.acked_base = read_volatile(addr_of!((*ctx.ops).bytes_acked));
-    }
-    match conn {
-        Some(conn) => {
-            fresh.peer_owner = conn.owner;
-            fresh.source = conn.source;
-            fresh.service = conn.service;
-            fresh.rule = conn.rule;
-            fresh.verdict = conn.verdict;
-            fresh.generation = conn.generation;
-            fresh.flags |= conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE);
-            if ours && conn.flags & sock_flags::REDIRECTED != 0 {
-                fresh.original = conn.original;
-                fresh.original_port_be = conn.original_port_be;
-                fresh.destination = conn.destination;
-                fresh.flags |= sock_flags::CLAIMED;
-            }
-        }
-        None => {
-            fresh.source = if tuple.remote.is_loopback() {
-                identity::UNKNOWN_LOCAL
-            } else {
-                identity::UNKNOWN
-            }
-        }
-    }
-    let claimed = fresh.flags & sock_flags::CLAIMED != 0;
-    let accelerate = fresh.flags & sock_flags::ACCELERATE != 0;
-    // SAFETY: `sk` of the context, looked at before use as the verifier wants.
-    let record = unsafe {
-        let sk = read_volatile(addr_of!((*ctx.ops).__bindgen_anon_2.sk));
-        if sk.is_null() {
-            None
-        } else {
-            record_or_insert(sk, &mut fresh)
-        }
-    };
-    let Some(record) = record else {
-        errs::count(Site::SockStorage, 0);
+    let tuple = sockops_tuple(ctx.ops);
+    let ours = record.owner == config.daemon_cgroup;
+    if !ours && capture::workload(record.owner).is_none() {
         return;
-    };
-    if claimed {
-        // From here on the record is with the socket; the proxy reads it by descriptor.
-        let _ = CONNS.remove(&dialled);
     }
-    // Towards the proxy only: its own accepted sockets receive, a server it dialled sends.
-    if accelerate && (ours || record.source == identity::PROXY) {
-        join_circuit(ctx, record, ours);
-    }
+    let assigned = ours
+        && record.original_port_be == config.inbound_port_be
+        && tuple.local_port_be != config.inbound_port_be;
+    accepted(ctx, config, record, &tuple, ours, assigned);
     want_states(ctx);
     if ours {
         return;
@@ -205,6 +149,104 @@ fn on_passive(ctx: &SockOpsContext) {
     if record.peer_owner == 0 {
         // Nobody else reports it.
         report(ctx, record, EventKind::OPEN, reporter::DESTINATION, 0, 0);
+    }
+}
+
+/// Makes the listener's record the connection's.
+#[inline(always)]
+fn accepted(
+    ctx: &SockOpsContext,
+    config: Epoch,
+    record: &mut SockRecord,
+    tuple: &Tuple,
+    ours: bool,
+    assigned: bool,
+) {
+    record.role = role::PASSIVE;
+    record.flags = sock_flags::ESTABLISHED | if ours { sock_flags::PROXY } else { 0 };
+    record.original = tuple.local;
+    record.original_port_be = tuple.local_port_be;
+    record.target_port_be = tuple.local_port_be;
+    record.netns = tuple.netns;
+    record.generation = config.generation;
+    record.verdict = action::ALLOW;
+    // SAFETY: the helper has no precondition; a context load at a constant offset.
+    unsafe {
+        record.started_ns = bpf_ktime_get_ns();
+        record.acked_base = read_volatile(addr_of!((*ctx.ops).bytes_acked));
+    }
+    let whose = if assigned {
+        // Whom the client dialled, not us.
+        let listener = capture::listener(&tuple.local, tuple.local_port_be, protocol::TCP, tuple.netns);
+        record.flags |= sock_flags::REDIRECTED | sock_flags::CLAIMED;
+        inbound::party_of(listener.map_or(0, |found| found.owner))
+    } else if ours {
+        verdict::Party {
+            identity: identity::PROXY,
+            class: class::PROXY,
+        }
+    } else {
+        inbound::party_of(record.owner)
+    };
+    record.destination = whose.identity;
+    record.destination_class = whose.class;
+    let Some(conn) = inbound::dialled(tuple) else {
+        let source = inbound::by_address(&tuple.remote, config.generation);
+        record.source = source.identity;
+        record.source_class = source.class;
+        if !ours {
+            note_stranger(ctx, record, tuple);
+        }
+        return;
+    };
+    record.peer_owner = conn.owner;
+    record.source = conn.source;
+    record.source_class = conn.source_class;
+    record.service = conn.service;
+    record.rule = conn.rule;
+    record.verdict = conn.verdict;
+    record.generation = conn.generation;
+    record.flags |= conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::EXEMPT);
+    if ours && conn.flags & sock_flags::REDIRECTED != 0 {
+        record.original = conn.original;
+        record.original_port_be = conn.original_port_be;
+        record.destination = conn.destination;
+        record.destination_class = conn.destination_class;
+        record.flags |= sock_flags::CLAIMED;
+    }
+    if record.flags & sock_flags::CLAIMED != 0 && !assigned {
+        // From here on the record is with the socket; the proxy reads it by descriptor.
+        let _ = CONNS.remove(&tuple.reversed());
+    }
+    // Towards the proxy only: its own accepted sockets receive, a server it dialled sends.
+    if record.flags & sock_flags::ACCELERATE != 0 && (ours || record.source == identity::PROXY) {
+        join_circuit(ctx, record, ours);
+    }
+}
+
+/// A connection that nobody of this machine's workloads dialled gets its entry by the accepting end, so that every
+/// connection stands in `weft_conns`: what is denied later is found there.
+#[inline(always)]
+fn note_stranger(ctx: &SockOpsContext, record: &SockRecord, tuple: &Tuple) {
+    let conn = ConnRecord {
+        owner: 0,
+        generation: record.generation,
+        started_ns: record.started_ns,
+        original: record.original,
+        original_port_be: record.original_port_be,
+        verdict: record.verdict,
+        flags: record.flags,
+        source: record.source,
+        destination: record.destination,
+        service: record.service,
+        rule: record.rule,
+        source_class: record.source_class,
+        destination_class: record.destination_class,
+        writer: u32::from(role::PASSIVE),
+        cookie: cookie(ctx),
+    };
+    if let Err(errno) = CONNS.insert(&tuple.reversed(), &conn, 0) {
+        errs::count(Site::ConnsInsert, errno);
     }
 }
 
@@ -230,73 +272,21 @@ fn listen_key(tuple: &Tuple) -> ListenKey {
         addr: tuple.local,
         netns: tuple.netns,
         port_be: tuple.local_port_be,
+        protocol: protocol::TCP,
         pad: 0,
     }
-}
-
-/// Atomic addition (members of a SO_REUSEPORT group listen from several CPUs). `core::sync::atomic` has no
-/// read-modify-write for this target.
-///
-/// # Safety
-///
-/// `counter` points into a live map value.
-#[inline(always)]
-unsafe fn add(counter: *mut u64, n: u64) {
-    // SAFETY: the caller vouches for the pointer; map values are aligned to 8.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
 }
 
 #[inline(always)]
 fn on_listen(ctx: &SockOpsContext) {
     let Some(record) = sock_record(ctx) else { return };
-    record.role = role::LISTENER;
     want_states(ctx);
     let tuple = sockops_tuple(ctx.ops);
-    let key = listen_key(&tuple);
-    // Members of a SO_REUSEPORT group listen from several CPUs: one makes the entry, all add to it. Its owner is the
-    // first: who joins later does not take the address over.
-    let _ = LISTEN.insert(
-        &key,
-        &ListenValue {
-            owner: record.owner,
-            count: 0,
-        },
-        BPF_NOEXIST,
-    );
-    match LISTEN.get_ptr_mut(&key) {
-        // SAFETY: the value is valid for the run (RCU).
-        Some(found) => unsafe { add(addr_of_mut!((*found).count), 1) },
-        None => errs::count(Site::ListenInsert, 0),
-    }
-    listening(record, &tuple, EventKind::LISTEN);
-}
-
-#[inline(always)]
-fn on_unlisten(ctx: &SockOpsContext, record: &SockRecord) {
-    let tuple = sockops_tuple(ctx.ops);
-    let key = listen_key(&tuple);
-    if let Some(found) = LISTEN.get_ptr_mut(&key) {
-        // SAFETY: as in `on_listen`.
-        let left = unsafe {
-            add(addr_of_mut!((*found).count), u64::MAX);
-            read_volatile(addr_of!((*found).count))
-        };
-        if left == 0 {
-            let _ = LISTEN.remove(&key);
-        }
-    }
-    listening(record, &tuple, EventKind::UNLISTEN);
-}
-
-#[inline(always)]
-fn listening(record: &SockRecord, tuple: &Tuple, kind: u8) {
-    telemetry::event(|event| {
-        event.kind = kind;
-        event.owner = record.owner;
-        event.address = tuple.local;
-        event.port_be = tuple.local_port_be;
-        event.protocol = protocol::TCP;
-    });
+    record.role = role::LISTENER;
+    // Where it listens: what it accepts has another local address if a packet hook assigned it.
+    record.original = tuple.local;
+    record.original_port_be = tuple.local_port_be;
+    listening::begin(record.owner, &listen_key(&tuple));
 }
 
 #[inline(always)]
@@ -313,7 +303,9 @@ fn on_state(ctx: &SockOpsContext) {
     }
     let Some(record) = sock_record(ctx) else { return };
     match record.role {
-        role::LISTENER => on_unlisten(ctx, record),
+        // A socket that is being accepted has its listener's record.
+        role::LISTENER if old == TCP_LISTEN => listening::end(record.owner, &listen_key(&sockops_tuple(ctx.ops))),
+        role::LISTENER => return,
         role::ACTIVE => on_active_close(ctx, record, old),
         role::PASSIVE => on_passive_close(ctx, record, old),
         _ => {}
@@ -376,6 +368,9 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
 fn on_passive_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     if record.flags & sock_flags::PROXY != 0 {
         return;
+    }
+    if record.peer_owner == 0 {
+        let _ = CONNS.remove(&sockops_tuple(ctx.ops).reversed());
     }
     let (sent, received) = payload(ctx, record, old);
     let orderly = orderly(old);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::DataplaneError;
 
 /// Names of `ebpf/programs/src/errs.rs`, `Site`, from 1.
-const SITES: [&str; 8] = [
+const SITES: [&str; 12] = [
     "events_full",
     "edges_full",
     "conns_insert",
@@ -17,6 +17,10 @@ const SITES: [&str; 8] = [
     "sock_storage",
     "backend_missing",
     "callback_flags",
+    "flows_full",
+    "rules_full",
+    "malformed_packet",
+    "assign",
 ];
 
 /// One site and errno.

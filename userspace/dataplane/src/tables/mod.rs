@@ -1,8 +1,10 @@
 //! What the kernel's tables shall hold for a snapshot: pure, compared and written by `publish`.
 
+pub mod addrs;
 pub mod errs;
 pub mod local;
 pub mod policy;
+pub mod rules;
 pub mod services;
 pub mod telemetry;
 
@@ -11,9 +13,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use weft_abi::{Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload};
+use weft_abi::{AddrOwner, Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload, direction};
 use weft_policy::Snapshot;
 
+pub use addrs::Prefix;
 pub use telemetry::Edge;
 
 /// Numbers of namespaces, for the DNS redirection (127.53.X.Y). Only ever appended to while the daemon lives.
@@ -58,6 +61,7 @@ pub struct Tables {
     pub dests: HashMap<DestKey, Dest>,
     pub backends: HashMap<BackendKey, Backend>,
     pub policy: HashMap<PolicyKey, PolicyValue>,
+    pub addrs: HashMap<Prefix, AddrOwner>,
     pub workloads: HashMap<u64, Workload>,
 }
 
@@ -65,18 +69,25 @@ impl Tables {
     pub fn of(snapshot: &Snapshot, namespaces: &Namespaces) -> Self {
         let mut tables = Self {
             policy: policy::entries(snapshot),
+            addrs: addrs::owners(snapshot),
             ..Self::default()
         };
         services::fill(snapshot, &mut tables);
         for (cgroup, workload) in &snapshot.by_cgroup {
             let entry = Workload {
                 identity: workload.identity.0,
+                class: weft_abi::class::NONE,
                 namespace: namespaces.number(&workload.namespace),
                 pad: 0,
             };
             tables.workloads.insert(*cgroup, entry);
         }
         tables
+    }
+
+    /// Whether some network policy isolates somebody.
+    pub fn network(&self) -> bool {
+        self.policy.keys().any(|key| key.direction >= direction::NET_INGRESS)
     }
 
     /// Bit n set: some entry has port prefix length n.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind, protocol};
+use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, class, dest_flags, dest_kind, protocol};
 use weft_policy::{Acceleration, Endpoint, FailureMode, Protocol, Service, ServicePort, Snapshot};
 
 use super::Tables;
@@ -80,6 +80,7 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         count4: fill_set(tables, set4, &v4),
         set6,
         count6: fill_set(tables, set6, &v6),
+        class: class::NONE,
         kind: dest_kind::SERVICE,
         flags,
         pad: [0; 2],
@@ -171,6 +172,7 @@ fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
             port_be,
             pad: 0,
             identity: backend.identity,
+            class: class::NONE,
             service: backend.service,
             threshold,
             alias,

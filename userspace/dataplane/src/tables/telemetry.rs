@@ -6,12 +6,24 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
-use weft_abi::{Addr, ConnRecord, EdgeCounters, EdgeKey, ListenKey, ListenValue, Tuple, sock_flags};
+use weft_abi::{
+    Addr, ConnRecord, EdgeCounters, EdgeKey, FlowKey, FlowRecord, ListenKey, ListenValue, Tuple, flow_flags, protocol,
+    sock_flags,
+};
+use weft_policy::Protocol;
 
 use crate::{error::DataplaneError, sys::monotonic_ns};
 
 /// An accepting end reads its record within a round trip; a minute is beyond every retransmission of the handshake.
 const UNCLAIMED_NS: u64 = 60_000_000_000;
+
+/// A datagram flow is forgotten after so long without a packet: beyond what NATs and conntrack keep (RFC 4787, 4.3 asks for
+/// two minutes).
+const IDLE_UDP_NS: u64 = 180_000_000_000;
+/// TCP of others, seen on devices: RFC 5382, 5 asks for two hours and four minutes.
+const IDLE_TCP_NS: u64 = 7_440_000_000_000;
+/// The same after a FIN.
+const ENDING_TCP_NS: u64 = 120_000_000_000;
 
 /// One edge with its counters summed over CPUs, growing since the edge was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +76,18 @@ pub fn forget_edges(pin: &Path, keys: &[EdgeKey]) -> Result<(), DataplaneError> 
     Ok(())
 }
 
-/// Reads the pinned `weft_listen`: owner's cgroup id and address.
-pub fn listeners(pin: &Path) -> Result<Vec<(u64, SocketAddr)>, DataplaneError> {
+/// Something listens (TCP) or is bound (UDP).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// cgroup id of the workload.
+    pub owner: u64,
+    /// As it was bound.
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+/// Reads the pinned `weft_listen`.
+pub fn listeners(pin: &Path) -> Result<Vec<Listener>, DataplaneError> {
     let fail = |source: MapError| DataplaneError::Map {
         map: "weft_listen",
         what: "read",
@@ -76,7 +98,15 @@ pub fn listeners(pin: &Path) -> Result<Vec<(u64, SocketAddr)>, DataplaneError> {
     let mut found = Vec::new();
     for entry in map.iter() {
         let (key, value) = entry.map_err(fail)?;
-        found.push((value.owner, socket_addr(&key.addr, key.port_be)));
+        found.push(Listener {
+            owner: value.owner,
+            address: socket_addr(&key.addr, key.port_be),
+            protocol: if key.protocol == protocol::UDP {
+                Protocol::Udp
+            } else {
+                Protocol::Tcp
+            },
+        });
     }
     Ok(found)
 }
@@ -102,6 +132,39 @@ pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
     for tuple in &stale {
         // Gone already is as good.
         let _ = map.remove(tuple);
+    }
+    Ok(stale.len())
+}
+
+/// Removes flows that are idle. How many.
+pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_flows",
+        what: "sweep",
+        source: Box::new(source),
+    };
+    let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
+    let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(fail)?;
+    let now = monotonic_ns();
+    let idle = |key: &FlowKey, flow: &FlowRecord| {
+        let allowed = if key.protocol == u32::from(protocol::UDP) {
+            IDLE_UDP_NS
+        } else if flow.flags & flow_flags::ENDING != 0 {
+            ENDING_TCP_NS
+        } else {
+            IDLE_TCP_NS
+        };
+        now.saturating_sub(flow.seen_ns) > allowed
+    };
+    let stale: Vec<FlowKey> = map
+        .iter()
+        .filter_map(Result::ok)
+        .filter(|(key, flow)| idle(key, flow))
+        .map(|(key, _)| key)
+        .collect();
+    for key in &stale {
+        // Gone already is as good.
+        let _ = map.remove(key);
     }
     Ok(stale.len())
 }

@@ -7,6 +7,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -52,6 +53,12 @@ impl NetnsListeners {
     /// Number of workers these were opened for.
     pub fn worker_count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// One listener of each address: by it the kernel finds all that share its port.
+    pub fn first(&self) -> impl Iterator<Item = (SocketAddr, BorrowedFd<'_>)> {
+        let listeners = self.workers.first().into_iter().flatten();
+        self.addresses.iter().copied().zip(listeners.map(AsFd::as_fd))
     }
 
     /// The listeners, worker by worker.

@@ -10,7 +10,7 @@ use prometheus_client::{
 use tokio::time::{MissedTickBehavior, interval};
 use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
 use weft_adapters::{EdgeDelta, FlowProtocol, FlowVerdict, Record, Reporter, Side};
-use weft_dataplane::{Edge, KernelError};
+use weft_dataplane::{Edge, KernelError, RuleUse};
 
 use super::{
     engine::{Engine, InForce},
@@ -30,6 +30,16 @@ const SWEEP_EVERY: u64 = 60;
 #[derive(Debug, Clone, Default)]
 pub struct KernelMetrics {
     errors: Family<ErrorLabels, Counter>,
+    rules: Family<RuleLabels, Counter>,
+}
+
+/// How often a rule decided in the kernel, in connections and datagram flows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabels {
+    kind: String,
+    namespace: String,
+    name: String,
+    verdict: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -41,13 +51,42 @@ struct ErrorLabels {
 // === impl KernelMetrics ===
 
 impl KernelMetrics {
-    /// Registers `weft_kernel_errors_total`.
+    /// Registers `weft_kernel_errors_total` and `weft_rule_decisions_total`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "weft_kernel_errors",
             "Calls that failed inside the kernel programs",
             self.errors.clone(),
         );
+        registry.register(
+            "weft_rule_decisions",
+            "Connections and datagram flows that a rule decided in the kernel",
+            self.rules.clone(),
+        );
+    }
+
+    /// Takes over the kernel's totals; of rules whose object is known.
+    fn update_rules(&self, in_force: &InForce, rules: &[RuleUse]) {
+        for rule in rules {
+            let Some(object) = in_force.rule(rule.rule) else {
+                continue;
+            };
+            for (verdict, count) in [
+                ("allow", rule.counters.allowed),
+                ("deny", rule.counters.denied),
+                ("audit", rule.counters.audited),
+            ] {
+                if count > 0 {
+                    let counter = self.rules.get_or_create(&RuleLabels {
+                        kind: object.kind.clone(),
+                        namespace: object.namespace.clone().unwrap_or_default(),
+                        name: object.name.clone(),
+                        verdict,
+                    });
+                    counter.inc_by(count.saturating_sub(counter.get()));
+                }
+            }
+        }
     }
 
     /// Takes over the kernel's totals; gives the number of flow events that were lost.
@@ -128,6 +167,10 @@ impl Reader {
             }
             Err(error) => tracing::warn!(%error, "the programs' error counters cannot be read now"),
         }
+        match dataplane.rules() {
+            Ok(rules) => self.metrics.update_rules(&self.engine.in_force(), &rules),
+            Err(error) => tracing::warn!(%error, "the rules' counters cannot be read now"),
+        }
         if let Err(error) = dataplane.refresh_local_addresses() {
             tracing::warn!(%error, "this machine's addresses cannot be told to the kernel now");
         }
@@ -165,6 +208,10 @@ impl Reader {
 fn delta(in_force: &InForce, key: &EdgeKey, before: &EdgeCounters, now: &EdgeCounters) -> Option<EdgeDelta> {
     // The proxy's own connections are told by its requests, with the true source.
     if before == now || key.source == identity::PROXY || key.destination == identity::PROXY {
+        return None;
+    }
+    if key.reporter == reporter::DEVICE && key.verdict != action::DENY {
+        // What passes a device is told by the sockets at its ends, where they are ours.
         return None;
     }
     let port = in_force

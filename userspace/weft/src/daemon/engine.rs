@@ -8,13 +8,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
-use weft_dataplane::Dataplane;
-use weft_policy::{Allocations, CompileInput, Diagnostic, ServiceName, Snapshot, Store, compile};
+use weft_dataplane::{Dataplane, Established};
+use weft_policy::{
+    Allocations, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, compile,
+};
 use weft_proxy::SnapshotPublisher;
 
 use super::last_good::LastGood;
@@ -185,11 +188,38 @@ impl Engine {
             changed = published.changed,
             "in force"
         );
+        if published.rejudge {
+            self.cut(&snapshot);
+        }
         let good = self.store().objects().cloned().collect::<Vec<_>>();
         if let Err(error) = state.last_good.save(good) {
             tracing::warn!(%error, "the last good version of resources is not kept for the next start");
         }
         Ok(published.generation)
+    }
+
+    /// Resets the connections past the proxy that are denied now. The kernel drops their packets from the first one under
+    /// the new generation on; this tells their programs.
+    fn cut(&self, snapshot: &Snapshot) {
+        let started = Instant::now();
+        let denied = |connection: &Established| {
+            let source = connection.owner.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
+            let source = source.map_or(Identity(connection.source), |workload| workload.identity);
+            let decision =
+                snapshot.authorize_connection(source, Identity(connection.destination), Protocol::Tcp, connection.port);
+            match decision.verdict {
+                Verdict::Allow => false,
+                Verdict::NeedsHttp => !connection.past_the_proxy,
+                Verdict::Deny => true,
+            }
+        };
+        match self.dataplane.cut(denied) {
+            Ok(0) => {}
+            Ok(cut) => tracing::info!(cut, took = ?started.elapsed(), "connections reset that the new policy denies"),
+            Err(error) => {
+                tracing::warn!(%error, "connections that are denied now are not reset; their packets are dropped")
+            }
+        }
     }
 
     /// The objects; not to be held for long.

@@ -9,7 +9,7 @@ use std::{
 
 use weft_abi::{Event, EventKind, action, protocol, reporter};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
-use weft_dataplane::{Events, ip_addr, monotonic_ns};
+use weft_dataplane::{Events, Listener, ip_addr, monotonic_ns};
 use weft_policy::Protocol;
 
 use super::engine::{Engine, InForce};
@@ -42,7 +42,14 @@ fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
     for event in batch {
         match event.kind {
             EventKind::LISTEN | EventKind::UNLISTEN => {
-                listeners.insert(event.owner);
+                if matters(
+                    engine,
+                    event.owner,
+                    protocol_of(event.protocol),
+                    u16::from_be(event.port_be),
+                ) {
+                    listeners.insert(event.owner);
+                }
             }
             _ => {
                 if let Some(flow) = flow(engine, &in_force, &clock, event) {
@@ -53,6 +60,23 @@ fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
     }
     if !listeners.is_empty() {
         tokio::task::block_in_place(|| refresh_listeners(engine, Some(&listeners)));
+    }
+}
+
+/// Ports that the kernel hands out by itself (net.ipv4.ip_local_port_range, its default): a datagram socket bound there is
+/// a client's, as long as nobody declares the port.
+const FIRST_EPHEMERAL: u16 = 32_768;
+
+/// Whether anybody may want to reach it: every client of UDP that binds would else be a change of the mesh.
+fn matters(engine: &Engine, owner: u64, protocol: Protocol, port: u16) -> bool {
+    protocol == Protocol::Tcp || port < FIRST_EPHEMERAL || engine.registry.declares(owner, protocol, port)
+}
+
+fn protocol_of(number: u8) -> Protocol {
+    if number == protocol::UDP {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
     }
 }
 
@@ -69,9 +93,14 @@ pub fn refresh_listeners(engine: &Engine, owners: Option<&BTreeSet<u64>>) {
     if let Some(owners) = owners {
         by_owner.extend(owners.iter().map(|owner| (*owner, Vec::new())));
     }
-    for (owner, address) in found {
-        if owners.is_none_or(|owners| owners.contains(&owner)) {
-            by_owner.entry(owner).or_default().push((address, Protocol::Tcp));
+    for listener in found {
+        let Listener {
+            owner,
+            address,
+            protocol,
+        } = listener;
+        if owners.is_none_or(|owners| owners.contains(&owner)) && matters(engine, owner, protocol, address.port()) {
+            by_owner.entry(owner).or_default().push((address, protocol));
         }
     }
     for (owner, listening) in by_owner {
@@ -104,7 +133,9 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
     let kind = match event.kind {
         EventKind::OPEN => FlowEvent::Open,
         EventKind::CLOSE => FlowEvent::Close,
-        EventKind::DENY => FlowEvent::Deny,
+        // A flow that was cut is one that was denied, later.
+        EventKind::DENY | EventKind::CUT => FlowEvent::Deny,
+        EventKind::AUDIT => FlowEvent::Open,
         _ => return None,
     };
     let at_source = event.reporter == reporter::SOURCE;
@@ -134,13 +165,19 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         bytes_sent: event.bytes_sent,
         bytes_received: event.bytes_received,
         rtt_us: (event.rtt_us > 0).then_some(event.rtt_us),
-        errno: denied.then_some(i32::from(event.errno)),
+        errno: (denied && event.errno != 0).then_some(i32::from(event.errno)),
     })
 }
 
 /// Why, in an operator's words.
 fn reason(in_force: &InForce, event: &Event) -> String {
     let rule = in_force.rule(event.rule);
+    if event.kind == EventKind::AUDIT {
+        return "it would be denied; enforcement is audit".to_owned();
+    }
+    if event.kind == EventKind::CUT {
+        return "it was allowed when it was opened and is denied now".to_owned();
+    }
     if event.kind != EventKind::DENY {
         return match (event.verdict, rule) {
             (action::REDIRECT, Some(_)) => {
@@ -156,6 +193,17 @@ fn reason(in_force: &InForce, event: &Event) -> String {
             Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
                 "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
             }
+            Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
+            Some(_) | None => "denied".to_owned(),
+        };
+    }
+    if event.verdict == action::REDIRECT && event.reporter != reporter::SOURCE {
+        return "its requests would have to be looked at, and no proxy is there to do it for clients outside the mesh \
+                (weft daemon --inbound)"
+            .to_owned();
+    }
+    if event.verdict == action::DENY && event.reporter != reporter::SOURCE {
+        return match rule {
             Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
             Some(_) | None => "denied".to_owned(),
         };

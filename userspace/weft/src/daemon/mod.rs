@@ -14,6 +14,7 @@ mod dns;
 pub mod doctor;
 mod edges;
 mod engine;
+mod inbound;
 mod kernel;
 mod last_good;
 mod metrics;

@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use weft_adapters::{Pipeline, Report, ReportMetrics, Reporter, ReporterThread, builtin};
 use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
-use weft_proxy::{ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
+use weft_proxy::{NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
-use super::{control::DaemonControl, dns, edges, engine::Engine, kernel, last_good, metrics, origin::KernelOrigin};
+use super::{
+    control::DaemonControl, dns, edges, engine::Engine, inbound, kernel, last_good, metrics, origin::KernelOrigin,
+};
 use crate::{
     admin::Server,
     config::{AccessLog, DaemonConfig},
@@ -32,6 +34,8 @@ use crate::{
 
 /// Istio's outbound port.
 const PROXY_PORT: u16 = weft_proxy::DEFAULT_PORT;
+/// Istio's inbound port.
+const INBOUND_PORT: u16 = weft_proxy::DEFAULT_INBOUND_PORT;
 /// Istio's DNS port.
 const DNS_PORT: u16 = weft_proxy::dns::DEFAULT_PORT;
 /// What connections through the proxy get to finish when the daemon stops.
@@ -52,6 +56,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         cgroup: cgroup.clone(),
         daemon_cgroup,
         proxy_port: PROXY_PORT,
+        inbound_port: INBOUND_PORT,
         dns_port: DNS_PORT,
         short_circuit: config.short_circuit,
     })
@@ -166,11 +171,19 @@ async fn mesh(
     tasks.spawn(dns::follow(Arc::clone(&dns)));
     let server = Server::bind(&config.state, lock)?;
     let fallback = event_reporter.clone();
-    let workers = Workers::start(
-        ProxyConfig {
-            workers: Some(workers),
-            ..proxy
-        },
+    let proxy = ProxyConfig {
+        workers: Some(workers),
+        ..proxy
+    };
+    let mut listeners = vec![NetnsListeners::open(&proxy.addresses, workers)?];
+    if config.inbound {
+        listeners.push(inbound::listen(workers)?);
+    }
+    let inbound_listeners = listeners.get(1);
+    inbound::capture(config, &dataplane, inbound_listeners).map_err(environment)?;
+    let workers = Workers::start_on(
+        listeners,
+        proxy,
         watch,
         origin,
         |_| worker_reporters.pop().unwrap_or_else(|| fallback.clone()),

@@ -183,6 +183,16 @@ impl Registry {
         self.lock().live.values().map(Entry::view).collect()
     }
 
+    /// Whether the workload of this cgroup said (`--port`) that it serves this target port.
+    pub fn declares(&self, cgroup: u64, protocol: Protocol, port: u16) -> bool {
+        let inner = self.lock();
+        let entry = inner.live.values().find(|entry| entry.record.cgroup_id == cgroup);
+        entry.is_some_and(|entry| {
+            let mut ports = entry.record.ports.iter();
+            ports.any(|declared| declared.target == port && declared.protocol == protocol)
+        })
+    }
+
     /// Sets where a workload listens (as the kernel saw it). True if that is news; then [`Registry::changes`] wakes.
     pub fn set_listening(&self, cgroup: u64, mut listening: Vec<(SocketAddr, Protocol)>) -> bool {
         listening.sort_unstable();

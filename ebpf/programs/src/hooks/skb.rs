@@ -1,0 +1,230 @@
+//! cgroup_skb on the captured cgroup: what goes in and out of workloads' sockets, packet by packet.
+//!
+//! The backstop: established connections are judged again when the generation moved, connections that only the accepting
+//! side sees are judged at their SYN, and datagrams at the first of a flow. The usual packet costs a storage look-up and a
+//! comparison.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
+use weft_abi::{SockRecord, action, flow_flags, protocol, reporter, role, sock_flags};
+
+use crate::{
+    capture::{self, Epoch},
+    context::record,
+    errs::{self, Site},
+    flows::{self, Beginning, Way},
+    inbound,
+    packet::{self, ACK, Other, Packet, RST, SYN},
+    verdict,
+};
+
+/// The record of the socket a packet belongs to, with the configuration; `None`: nobody's business.
+#[inline(always)]
+fn ours(skb: *mut __sk_buff) -> Option<(Epoch, &'static mut SockRecord)> {
+    // SAFETY: a context load; the pointer is looked at before use as the verifier wants. The helper itself refuses what
+    // is no full socket.
+    let record = unsafe {
+        let sk = read_volatile(addr_of!((*skb).__bindgen_anon_2.sk));
+        if sk.is_null() { None } else { record(sk) }
+    }?;
+    let config = capture::config()?;
+    if record.owner == config.daemon_cgroup {
+        None
+    } else {
+        Some((config, record))
+    }
+}
+
+#[inline(always)]
+fn is_connection(record: &SockRecord) -> bool {
+    record.role == role::ACTIVE || record.role == role::PASSIVE
+}
+
+/// The end of a connection that was cut may be told.
+#[inline(always)]
+fn is_reset(skb: *mut __sk_buff, record: &SockRecord) -> bool {
+    matches!(packet::parse(skb, 0, record.netns), Ok(packet) if packet.flags & RST != 0)
+}
+
+/// Steps: a connection of TCP -> may it go on? anything else: by what the packet is, for raw sockets write what they like.
+#[inline(always)]
+fn leave(skb: *mut __sk_buff) -> bool {
+    let Some((config, record)) = ours(skb) else { return true };
+    if record.protocol == protocol::TCP {
+        return !is_connection(record) || verdict::may_go_on(config, record) || is_reset(skb, record);
+    }
+    let packet = match packet::parse(skb, 0, record.netns) {
+        Ok(packet) => packet,
+        Err(Other::NoPorts) => return true,
+        Err(Other::Malformed) => {
+            errs::count(Site::Malformed, 0);
+            return false;
+        }
+    };
+    send_datagram(config, record, &packet)
+}
+
+#[inline(always)]
+fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+    let bytes = u64::from(packet.payload);
+    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+        let side = if flow.way == Way::Forth {
+            reporter::SOURCE
+        } else {
+            reporter::DESTINATION
+        };
+        let passes = flow.record.verdict != action::DENY;
+        if passes {
+            flows::count(&flow.key, flow.record, side, |counters| counters.bytes_sent += bytes);
+        }
+        return passes;
+    }
+    let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
+    let listener = if capture::is_local(&remote) {
+        capture::listener(&remote, port_be, packet.protocol, record.netns)
+    } else {
+        None
+    };
+    if matches!(listener, Some(found) if found.owner == config.daemon_cgroup) {
+        // Our DNS; what it answers is let in likewise.
+        return true;
+    }
+    let (destination, mut service) = flows::destination_of(config, &remote, port_be, packet.protocol, record.netns);
+    let mut asked_be = port_be;
+    if record.flags & sock_flags::TRANSLATED != 0
+        && record.translated_port_be == port_be
+        && record.translated == remote
+    {
+        service = record.service;
+        asked_be = record.original_port_be;
+    }
+    let who = Beginning {
+        owner: record.owner,
+        source: inbound::party_of(record.owner),
+        destination,
+        service,
+        port_be: asked_be,
+        reporter: reporter::SOURCE,
+        exempt: matches!(listener, Some(found) if found.owner == record.owner),
+    };
+    if flows::begin(config, &packet.tuple, packet.protocol, &who).action() == action::DENY {
+        return false;
+    }
+    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+        flows::count(&flow.key, flow.record, reporter::SOURCE, |counters| counters.bytes_sent += bytes);
+    }
+    true
+}
+
+/// Steps: a connection -> may it go on? a listener -> the SYN's verdict; a datagram -> its flow's.
+#[inline(always)]
+fn enter(skb: *mut __sk_buff) -> bool {
+    let Some((config, record)) = ours(skb) else { return true };
+    let tcp = record.protocol == protocol::TCP;
+    if tcp && is_connection(record) {
+        return verdict::may_go_on(config, record) || is_reset(skb, record);
+    }
+    if !tcp && record.protocol != protocol::UDP {
+        return true;
+    }
+    let packet = match packet::parse(skb, 0, record.netns) {
+        Ok(packet) => packet,
+        Err(Other::NoPorts) => return true,
+        Err(Other::Malformed) => {
+            errs::count(Site::Malformed, 0);
+            return false;
+        }
+    };
+    if tcp {
+        packet.flags & (SYN | ACK) != SYN || knock(config, record, &packet)
+    } else {
+        receive_datagram(config, record, &packet)
+    }
+}
+
+/// A SYN at a workload's listener. Where `weft_sk_lookup` is attached it has decided before, with a reset for those denied;
+/// here they are dropped.
+#[inline(always)]
+fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+    let tuple = packet.tuple.reversed();
+    let arrival = inbound::arrive(config, &tuple, record.owner, protocol::TCP);
+    let verdict = arrival.ruling.action();
+    // Requests are to be looked at and it comes past the proxy: a captured client's side has decided that it may.
+    let unseen = verdict == action::REDIRECT && !arrival.captured;
+    if verdict == action::DENY || unseen {
+        inbound::refused(config, &arrival, &tuple, protocol::TCP, 0);
+        return false;
+    }
+    if !arrival.captured {
+        inbound::admitted(config, &arrival, &tuple, protocol::TCP);
+    }
+    true
+}
+
+#[inline(always)]
+fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+    let bytes = u64::from(packet.payload);
+    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+        if flow.record.verdict == action::DENY {
+            return false;
+        }
+        let side = if flow.way == Way::Forth {
+            reporter::DESTINATION
+        } else {
+            reporter::SOURCE
+        };
+        let first = flow.way == Way::Forth && flow.record.flags & flow_flags::ARRIVED == 0;
+        if first {
+            flow.record.flags |= flow_flags::ARRIVED;
+        }
+        flows::count(&flow.key, flow.record, side, |counters| {
+            counters.opened += u64::from(first);
+            counters.bytes_received += bytes;
+        });
+        return true;
+    }
+    let (sender, port_be) = (packet.tuple.local, packet.tuple.local_port_be);
+    if capture::is_local(&sender)
+        && matches!(capture::listener(&sender, port_be, protocol::UDP, record.netns), Some(found) if found.owner == config.daemon_cgroup)
+    {
+        return true;
+    }
+    let (_, service) = flows::destination_of(
+        config,
+        &packet.tuple.remote,
+        packet.tuple.remote_port_be,
+        protocol::UDP,
+        record.netns,
+    );
+    let who = Beginning {
+        owner: 0,
+        source: inbound::by_address(&sender, config.generation),
+        // The socket says whose it is; its address alone may be anybody's.
+        destination: inbound::party_of(record.owner),
+        service,
+        port_be: packet.tuple.remote_port_be,
+        reporter: reporter::DESTINATION,
+        exempt: false,
+    };
+    if flows::begin(config, &packet.tuple, protocol::UDP, &who).action() == action::DENY {
+        return false;
+    }
+    if let Some(flow) = flows::find(config, &packet.tuple, protocol::UDP) {
+        flow.record.flags |= flow_flags::ARRIVED;
+        flows::count(&flow.key, flow.record, reporter::DESTINATION, |counters| {
+            counters.bytes_received += bytes
+        });
+    }
+    true
+}
+
+#[cgroup_skb(egress)]
+pub fn weft_skb_out(ctx: SkBuffContext) -> i32 {
+    i32::from(leave(ctx.skb.skb))
+}
+
+#[cgroup_skb(ingress)]
+pub fn weft_skb_in(ctx: SkBuffContext) -> i32 {
+    i32::from(enter(ctx.skb.skb))
+}

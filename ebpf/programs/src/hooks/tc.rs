@@ -1,0 +1,172 @@
+//! tc on a named device, both directions: verdicts on packets of remote senders and of what has no socket here, inbound
+//! capture, counters.
+//!
+//! The only hook that sees packets of machines behind a device (Kata, gVisor, VMs on a bridge). Connections of captured
+//! sockets have been judged where more is known: their packets pass here. All else is judged by address, at the first
+//! packet of a flow; TCP without SYN and without a flow is judged like one, never waved through.
+
+use core::ptr::{addr_of, null_mut, read_volatile};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
+    macros::classifier,
+    programs::TcContext,
+};
+use weft_abi::{Tuple, action, flow_flags, identity, protocol, reporter};
+
+use crate::{
+    capture::{self, Epoch},
+    errs::{self, Site},
+    flows::{self, Beginning, Flow, Way},
+    inbound,
+    maps::{CONNS, FLOWS, INBOUND},
+    packet::{self, ACK, FIN, Other, Packet, RST, SYN},
+};
+
+/// Low half of the network namespace's cookie: loaded once a device, since tc can ask for it only from Linux 6.15 on.
+#[unsafe(no_mangle)]
+static DEVICE_NETNS: u32 = 0;
+/// Bytes before the network header: 14 on Ethernet, 0 on devices without link layer.
+#[unsafe(no_mangle)]
+static DEVICE_LINK: u32 = 14;
+
+const ETH_P_IP_BE: u32 = 0x0800u16.to_be() as u32;
+const ETH_P_IPV6_BE: u32 = 0x86ddu16.to_be() as u32;
+
+#[inline(always)]
+fn global(value: &u32) -> u32 {
+    // SAFETY: a read of our own read-only data; volatile, for user space sets it at load.
+    unsafe { read_volatile(value) }
+}
+
+/// Steps: IP? -> ports -> a connection of a socket here: pass -> a known flow: its verdict -> else judge.
+#[inline(always)]
+fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
+    // SAFETY: a context load at a constant offset.
+    let kind = unsafe { read_volatile(addr_of!((*skb).protocol)) };
+    if kind != ETH_P_IP_BE && kind != ETH_P_IPV6_BE {
+        return true;
+    }
+    let Some(config) = capture::config() else { return true };
+    let packet = match packet::parse(skb, global(&DEVICE_LINK), global(&DEVICE_NETNS)) {
+        Ok(packet) => packet,
+        Err(Other::NoPorts) => return true,
+        Err(Other::Malformed) => {
+            errs::count(Site::Malformed, 0);
+            return false;
+        }
+    };
+    if packet.protocol == protocol::TCP && of_a_socket(&packet.tuple) {
+        return true;
+    }
+    let bytes = u64::from(packet::length(skb));
+    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+        return known(flow, &packet, bytes);
+    }
+    new(config, skb, &packet, arriving, bytes)
+}
+
+/// Whether the sockets' own hooks speak for it.
+#[inline(always)]
+fn of_a_socket(tuple: &Tuple) -> bool {
+    CONNS.get_ptr(tuple).is_some() || CONNS.get_ptr(&tuple.reversed()).is_some()
+}
+
+#[inline(always)]
+fn known(flow: Flow, packet: &Packet, bytes: u64) -> bool {
+    if flow.record.verdict == action::DENY {
+        return false;
+    }
+    if packet.flags & RST != 0 {
+        let _ = FLOWS.remove(&flow.key);
+    } else if packet.flags & FIN != 0 {
+        flow.record.flags |= flow_flags::ENDING;
+    }
+    flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
+        if flow.way == Way::Forth {
+            counters.bytes_sent += bytes;
+        } else {
+            counters.bytes_received += bytes;
+        }
+    });
+    true
+}
+
+/// A flow that nobody knows. Between two that are no business of ours it is not even noted.
+#[inline(always)]
+fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, bytes: u64) -> bool {
+    let tuple = &packet.tuple;
+    let local = capture::is_local(&tuple.remote);
+    if local
+        && let Some(found) = capture::listener(&tuple.remote, tuple.remote_port_be, packet.protocol, tuple.netns)
+        && found.owner == config.daemon_cgroup
+    {
+        return true;
+    }
+    let source = inbound::by_address(&tuple.local, config.generation);
+    let (destination, service) =
+        flows::destination_of(config, &tuple.remote, tuple.remote_port_be, packet.protocol, tuple.netns);
+    if source.identity < identity::FIRST && destination.identity < identity::FIRST {
+        return true;
+    }
+    let who = Beginning {
+        owner: 0,
+        source,
+        destination,
+        service,
+        port_be: tuple.remote_port_be,
+        reporter: reporter::DEVICE,
+        exempt: false,
+    };
+    let ruling = flows::begin(config, tuple, packet.protocol, &who);
+    if ruling.action() == action::DENY {
+        return false;
+    }
+    if let Some(flow) = flows::find(config, tuple, packet.protocol) {
+        flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| counters.bytes_sent += bytes);
+    }
+    if ruling.action() == action::REDIRECT && arriving && local && packet.flags & (SYN | ACK) == SYN {
+        return to_the_proxy(skb, tuple);
+    }
+    true
+}
+
+/// Gives the SYN to our inbound listener of this namespace; what follows finds the socket by itself. Nobody listens: the
+/// sockets' own hooks know what was declared for that.
+#[inline(always)]
+fn to_the_proxy(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
+    let key = [tuple.netns, if tuple.local.is_v4() { 4u32 } else { 6 }];
+    // SAFETY: map and key live; the socket is looked at before use and released after it, as the verifier wants.
+    unsafe {
+        let sk = bpf_map_lookup_elem(
+            core::ptr::from_ref(&INBOUND).cast_mut().cast(),
+            core::ptr::from_ref(&key).cast(),
+        );
+        if sk == null_mut() {
+            return true;
+        }
+        let result = bpf_sk_assign(skb.cast(), sk, 0);
+        bpf_sk_release(sk);
+        if result != 0 {
+            errs::count(Site::Assign, result as i32);
+        }
+    }
+    true
+}
+
+#[inline(always)]
+fn act(passes: bool) -> i32 {
+    // UNSPEC, not OK: whoever else has a program on this device is asked too.
+    if passes { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+#[classifier]
+pub fn weft_tc_in(ctx: TcContext) -> i32 {
+    act(pass(ctx.skb.skb, true))
+}
+
+#[classifier]
+pub fn weft_tc_out(ctx: TcContext) -> i32 {
+    act(pass(ctx.skb.skb, false))
+}

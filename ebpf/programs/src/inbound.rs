@@ -1,0 +1,176 @@
+//! Who comes, and whether they may: what the accepting side knows of a packet or a connection.
+//!
+//! On one host all workloads may share an address, so a connection's own record is asked first, the address second; a
+//! local address without record is `UNKNOWN_LOCAL`, never whoever else has that address.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use weft_abi::{Addr, ConnRecord, EdgeKey, EventKind, PolicyValue, Tuple, action, class, identity, reporter};
+
+use crate::{
+    capture::{self, Epoch},
+    maps::{ADDRS, CONNS},
+    telemetry,
+    verdict::{self, Party},
+};
+
+/// The workload that owns a socket, or nobody we know.
+#[inline(always)]
+pub fn party_of(owner: u64) -> Party {
+    match capture::workload(owner) {
+        Some(found) => Party {
+            identity: found.identity,
+            class: found.class,
+        },
+        None => Party {
+            identity: identity::UNKNOWN_LOCAL,
+            class: class::UNKNOWN_LOCAL,
+        },
+    }
+}
+
+/// Whose a routable address is, as the daemon wrote it: a workload of another machine, a range of a network policy.
+#[inline(always)]
+pub fn by_prefix(addr: &Addr, generation: u64) -> Option<Party> {
+    let found = ADDRS.get(&Key::new(128, *addr))?.at(generation);
+    if found.identity == 0 {
+        None
+    } else {
+        Some(Party {
+            identity: found.identity,
+            class: found.class,
+        })
+    }
+}
+
+/// Who sends from an address that no record of a connection speaks for.
+#[inline(always)]
+pub fn by_address(addr: &Addr, generation: u64) -> Party {
+    if capture::is_local(addr) {
+        return Party {
+            identity: identity::UNKNOWN_LOCAL,
+            class: class::UNKNOWN_LOCAL,
+        };
+    }
+    match by_prefix(addr, generation) {
+        Some(found) if found.identity == identity::OUTSIDE => Party {
+            identity: identity::UNKNOWN,
+            class: found.class,
+        },
+        Some(found) => found,
+        None => Party {
+            identity: identity::UNKNOWN,
+            class: class::OUTSIDE,
+        },
+    }
+}
+
+/// The record that the dialling end of a TCP connection wrote, if it is of this machine. `tuple` as the accepting end sees it.
+#[inline(always)]
+pub fn dialled(tuple: &Tuple) -> Option<&'static ConnRecord> {
+    // SAFETY: shared read of a map value.
+    unsafe { CONNS.get(&tuple.reversed()) }
+}
+
+/// What to do with a new connection to a workload.
+pub struct Arrival {
+    /// cgroup id of the workload that is dialled.
+    pub owner: u64,
+    /// cgroup id of the dialling workload, 0 = not of this machine.
+    pub peer_owner: u64,
+    /// Who dials.
+    pub source: Party,
+    /// Who is dialled.
+    pub destination: Party,
+    pub ruling: PolicyValue,
+    /// What the dialling side decided, [`action::ABSENT`] if nobody did.
+    pub before: u8,
+    /// The dialling side is captured and took its own decision: failure modes were its business.
+    pub captured: bool,
+}
+
+/// The verdict of the accepting side, which is the one that counts. `tuple` as the accepting end sees it.
+#[inline(always)]
+pub fn arrive(epoch: Epoch, tuple: &Tuple, owner: u64, protocol: u8) -> Arrival {
+    let destination = party_of(owner);
+    let port = u16::from_be(tuple.local_port_be);
+    match dialled(tuple) {
+        Some(conn) => {
+            let source = Party {
+                identity: conn.source,
+                class: conn.source_class,
+            };
+            let exempt = conn.flags & weft_abi::sock_flags::EXEMPT != 0;
+            Arrival {
+                owner,
+                peer_owner: conn.owner,
+                source,
+                destination,
+                before: conn.verdict,
+                ruling: if exempt {
+                    PolicyValue::new(0, action::ALLOW, 0, false)
+                } else {
+                    verdict::judge(epoch, source, destination, protocol, port)
+                },
+                captured: true,
+            }
+        }
+        None => {
+            let source = by_address(&tuple.remote, epoch.generation);
+            Arrival {
+                owner,
+                peer_owner: 0,
+                source,
+                destination,
+                before: action::ABSENT,
+                ruling: verdict::judge(epoch, source, destination, protocol, port),
+                captured: false,
+            }
+        }
+    }
+}
+
+/// Counts and tells a refusal of the accepting side. `errno`: what the client's connect answers; 0: it waits in vain.
+#[inline(always)]
+pub fn refused(epoch: Epoch, arrival: &Arrival, tuple: &Tuple, protocol: u8, errno: u8) {
+    telemetry::decided(PolicyValue::new(arrival.ruling.rule, action::DENY, 0, false));
+    let key = EdgeKey {
+        source: arrival.source.identity,
+        destination: arrival.destination.identity,
+        service: 0,
+        port: u16::from_be(tuple.local_port_be),
+        protocol,
+        verdict: action::DENY,
+        reporter: reporter::DESTINATION,
+        pad: [0; 3],
+    };
+    telemetry::edge(&key, |counters| counters.opened += 1);
+    tell(epoch, arrival, tuple, protocol, EventKind::DENY, errno);
+}
+
+/// Counts the decision on a client that nobody judged before; under audit, tells of it.
+#[inline(always)]
+pub fn admitted(epoch: Epoch, arrival: &Arrival, tuple: &Tuple, protocol: u8) {
+    telemetry::decided(arrival.ruling);
+    if arrival.ruling.action() == action::AUDIT {
+        tell(epoch, arrival, tuple, protocol, EventKind::AUDIT, 0);
+    }
+}
+
+#[inline(always)]
+fn tell(epoch: Epoch, arrival: &Arrival, tuple: &Tuple, protocol: u8, kind: u8, errno: u8) {
+    telemetry::event(|event| {
+        event.kind = kind;
+        event.owner = arrival.owner;
+        event.peer_owner = arrival.peer_owner;
+        event.generation = epoch.generation;
+        event.address = tuple.local;
+        event.port_be = tuple.local_port_be;
+        event.protocol = protocol;
+        event.reporter = reporter::DESTINATION;
+        event.verdict = arrival.ruling.action();
+        event.errno = errno;
+        event.source = arrival.source.identity;
+        event.destination = arrival.destination.identity;
+        event.rule = arrival.ruling.rule;
+    });
+}

@@ -1,0 +1,334 @@
+//! The accepting side: sk_lookup in network namespaces, tc on devices, our inbound listeners.
+//!
+//! Both kinds of program have the namespace's cookie in read-only data, so the object is loaded once more for each
+//! namespace or device; all maps are the pinned ones. Links are pinned below `links/` and updated in place.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, SockHash},
+    programs::{
+        ProgramError, SchedClassifier, SkLookup, TcAttachType,
+        links::FdLink,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+};
+
+use crate::{
+    attach::{refused, to_io},
+    error::DataplaneError,
+    loader::{Dataplane, OBJECT, load_error, with_pinned_maps},
+    sys,
+};
+
+/// The program on a network namespace.
+pub const SK_LOOKUP: &str = "weft_sk_lookup";
+/// The programs on a device, by direction.
+pub const TC: [(&str, TcAttachType, &str); 2] = [
+    ("weft_tc_in", TcAttachType::Ingress, "in"),
+    ("weft_tc_out", TcAttachType::Egress, "out"),
+];
+/// Pins of links to namespaces and devices begin so.
+const NETNS_PIN: &str = "netns-";
+const DEVICE_PIN: &str = "dev-";
+/// Pins of programs that stand for filters of the classic tc, which has no links.
+const FILTER_PIN: &str = "tc-";
+/// Stands for a dot in the name of a pin.
+const DOT: &str = "%";
+/// Priority and handle of our filters there: not what others take (1, 49152), so that nobody deletes ours for theirs.
+const FILTER: NlOptions = NlOptions {
+    priority: 0x5746,
+    handle: TcHandle::new(0, 0x5746),
+    classid: None,
+};
+/// ARPHRD_ETHER, ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): devices whose packets have an Ethernet header.
+const WITH_ETHERNET: [u16; 2] = [1, 772];
+const ETHERNET: u32 = 14;
+
+// === impl Dataplane ===
+
+impl Dataplane {
+    /// Judges what arrives in a network namespace before a socket is chosen, and hands what must be looked at per request to
+    /// our inbound listener there ([`Dataplane::listen_inbound`]). `name` tells namespaces apart in pins.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused it (Linux 5.9); what was attached before stays.
+    pub fn capture_netns(&self, name: &str, netns: BorrowedFd<'_>, cookie: u64) -> Result<(), DataplaneError> {
+        let pin = self.link_pin(NETNS_PIN, name);
+        let cookie = cookie as u32;
+        let mut ebpf = self.load_again(|loader| {
+            loader.override_global("LOOKUP_NETNS", &cookie, true);
+        })?;
+        let program: &mut SkLookup = program(&mut ebpf, SK_LOOKUP)?;
+        program.load().map_err(|source| refused(SK_LOOKUP, source))?;
+        let inode = fs::metadata(format!("/proc/self/fd/{}", netns.as_raw_fd()))
+            .map_err(|source| attach_error(SK_LOOKUP, name, source))?
+            .ino() as u32;
+        if let Some(link) = reusable(&pin, inode)? {
+            let fd = program.fd().map_err(|source| refused(SK_LOOKUP, source))?;
+            return sys::link_update(&link, fd.as_fd()).map_err(|source| attach_error(SK_LOOKUP, name, source));
+        }
+        let fail = |source| attach_error(SK_LOOKUP, name, to_io(source));
+        let id = program.attach(netns).map_err(fail)?;
+        let link: FdLink = program.take_link(id).map_err(fail)?.into();
+        keep(link, &pin)
+    }
+
+    /// Detaches from a namespace. One that was never captured, or is gone, is no error.
+    ///
+    /// # Errors
+    ///
+    /// The pin cannot be removed.
+    pub fn release_netns(&self, name: &str) -> Result<(), DataplaneError> {
+        unpin(&self.link_pin(NETNS_PIN, name))
+    }
+
+    /// Tells the kernel our inbound listener of a namespace and family. It leaves the table by itself when it closes.
+    ///
+    /// # Errors
+    ///
+    /// Not a listening TCP socket, or the table is full.
+    pub fn listen_inbound(&self, cookie: u64, v6: bool, listener: BorrowedFd<'_>) -> Result<(), DataplaneError> {
+        let fail = |source| DataplaneError::Map {
+            map: "weft_inbound",
+            what: "tell our inbound listener",
+            source: Box::new(source),
+        };
+        let map = MapData::from_pin(self.bpffs().join("maps/inbound")).map_err(fail)?;
+        let mut map: SockHash<MapData, [u32; 2]> = Map::SockHash(map).try_into().map_err(fail)?;
+        let key = [cookie as u32, if v6 { 6 } else { 4 }];
+        // A socket in its place (an older daemon's) gives way.
+        map.insert(key, listener, 0).map_err(fail)
+    }
+
+    /// Judges the packets of a device of the calling thread's network namespace, both directions.
+    ///
+    /// # Errors
+    ///
+    /// No such device, or the kernel refused it; what was attached before stays.
+    pub fn capture_device(&self, device: &str, cookie: u64) -> Result<(), DataplaneError> {
+        let (index, link_header) = look_at(device).map_err(|source| attach_error(TC[0].0, device, source))?;
+        let cookie = cookie as u32;
+        let mut ebpf = self.load_again(|loader| {
+            loader.override_global("DEVICE_NETNS", &cookie, true);
+            loader.override_global("DEVICE_LINK", &link_header, true);
+        })?;
+        for (name, direction, suffix) in TC {
+            let pin = |kind| self.link_pin(kind, &format!("{device}-{suffix}"));
+            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
+            program.load().map_err(|source| refused(name, source))?;
+            if let Some(link) = reusable(&pin(DEVICE_PIN), index)? {
+                let fd = program.fd().map_err(|source| refused(name, source))?;
+                sys::link_update(&link, fd.as_fd()).map_err(|source| attach_error(name, device, source))?;
+                continue;
+            }
+            let fail = |source: ProgramError| attach_error(name, device, to_io(source));
+            let order = TcAttachOptions::TcxOrder(Default::default());
+            match program.attach_with_options(device, direction, order) {
+                Ok(id) => {
+                    let link = program.take_link(id).map_err(fail)?;
+                    let link = FdLink::try_from(link)
+                        .map_err(|source| attach_error(name, device, io::Error::other(source)))?;
+                    keep(link, &pin(DEVICE_PIN))?;
+                }
+                // Before Linux 6.6 there are no links on devices.
+                Err(error) if is_unknown(&error) => filter(program, name, device, direction, &pin(FILTER_PIN))?,
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches from every device that is not in `kept`.
+    ///
+    /// # Errors
+    ///
+    /// A pin cannot be removed.
+    pub fn release_devices(&self, kept: &[String]) -> Result<(), DataplaneError> {
+        for (pin, device, direction) in device_pins(&self.bpffs().join("links"))? {
+            if !kept.contains(&device) {
+                release(&pin, &device, direction)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_pin(&self, kind: &str, name: &str) -> PathBuf {
+        // bpffs takes no dots in names (of VLAN devices: eth0.100), and nobody takes slashes.
+        let name = name.replace('/', "_").replace('.', DOT);
+        self.bpffs().join("links").join(format!("{kind}{name}"))
+    }
+
+    /// The object once more, with other read-only data and the same maps.
+    fn load_again<'a>(&self, set: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Ebpf, DataplaneError> {
+        let mut loader = EbpfLoader::new();
+        set(&mut loader);
+        with_pinned_maps(&mut loader, &self.bpffs().join("maps"));
+        loader.load(OBJECT).map_err(load_error)
+    }
+}
+
+/// Removes what stands on devices for the pins below `links`; before the pins themselves go.
+pub fn release_all_devices(links: &Path) -> Result<(), DataplaneError> {
+    for (pin, device, direction) in device_pins(links)? {
+        release(&pin, &device, direction)?;
+    }
+    Ok(())
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DataplaneError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let missing = DataplaneError::Missing { what: "program", name };
+    match ebpf.program_mut(name) {
+        Some(program) => program.try_into().map_err(|_| missing),
+        None => Err(missing),
+    }
+}
+
+fn attach_error(program: &'static str, target: &str, source: io::Error) -> DataplaneError {
+    DataplaneError::Attach {
+        program,
+        target: target.to_owned(),
+        source,
+    }
+}
+
+/// The pinned link if it is still attached to this inode or index. One that is not is dropped.
+fn reusable(pin: &Path, target: u32) -> Result<Option<OwnedFd>, DataplaneError> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let fail = |source| DataplaneError::Pin {
+        path: pin.to_path_buf(),
+        source,
+    };
+    let link = sys::obj_get(pin).map_err(fail)?;
+    if sys::link_target(&link).map_err(fail)? == target {
+        return Ok(Some(link));
+    }
+    fs::remove_file(pin).map_err(fail)?;
+    Ok(None)
+}
+
+fn keep(link: FdLink, pin: &Path) -> Result<(), DataplaneError> {
+    link.pin(pin).map(drop).map_err(|source| DataplaneError::Pin {
+        path: pin.to_path_buf(),
+        source: io::Error::other(source),
+    })
+}
+
+fn unpin(pin: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DataplaneError::Pin {
+            path: pin.to_path_buf(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Index of a device and the length of its link header.
+fn look_at(device: &str) -> io::Result<(u32, u32)> {
+    let link = nix::ifaddrs::getifaddrs()?
+        .filter(|interface| interface.interface_name == device)
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "there is no such device in this network namespace",
+            )
+        })?;
+    let header = if WITH_ETHERNET.contains(&link.hatype()) {
+        ETHERNET
+    } else {
+        0
+    };
+    Ok((link.ifindex() as u32, header))
+}
+
+/// What a kernel without TCX says to an attach type that it does not know.
+fn is_unknown(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error)
+        if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+}
+
+/// A filter of the classic tc, in the place of an older one of ours.
+fn filter(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    device: &str,
+    direction: TcAttachType,
+    pin: &Path,
+) -> Result<(), DataplaneError> {
+    let fail = |source: ProgramError| attach_error(name, device, to_io(source));
+    match tc::qdisc_add_clsact(device) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(source) => return Err(attach_error(name, device, io::Error::other(source))),
+    }
+    let id = if pin.exists() {
+        program.attach_to_link(attached(device, direction).map_err(|source| attach_error(name, device, source))?)
+    } else {
+        program.attach_with_options(device, direction, TcAttachOptions::Netlink(FILTER))
+    }
+    .map_err(fail)?;
+    // Detaching is what the drop would do.
+    std::mem::forget(program.take_link(id).map_err(fail)?);
+    unpin(pin)?;
+    program.pin(pin).map_err(|source| DataplaneError::Pin {
+        path: pin.to_path_buf(),
+        source: io::Error::other(source),
+    })
+}
+
+fn attached(device: &str, direction: TcAttachType) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(device, direction, FILTER.priority, FILTER.handle, None)
+}
+
+/// Pins of links and filters on devices: path, device, direction.
+fn device_pins(links: &Path) -> Result<Vec<(PathBuf, String, TcAttachType)>, DataplaneError> {
+    let fail = |source| DataplaneError::Pin {
+        path: links.to_path_buf(),
+        source,
+    };
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(links) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(fail(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(fail)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(rest) = name.strip_prefix(DEVICE_PIN).or_else(|| name.strip_prefix(FILTER_PIN)) else {
+            continue;
+        };
+        for (_, direction, suffix) in TC {
+            if let Some(device) = rest.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('-')) {
+                found.push((path.clone(), device.replace(DOT, "."), direction));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn release(pin: &Path, device: &str, direction: TcAttachType) -> Result<(), DataplaneError> {
+    let filter = pin
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(FILTER_PIN));
+    if filter && let Ok(link) = attached(device, direction) {
+        // A device that is gone took its filters along.
+        drop(link);
+    }
+    unpin(pin)
+}

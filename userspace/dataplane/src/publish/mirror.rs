@@ -1,0 +1,188 @@
+//! One kernel table of versioned values, and what is known to be in it.
+
+use std::{collections::HashMap, hash::Hash};
+
+use aya::{
+    Pod,
+    maps::{HashMap as KernelMap, LpmTrie, MapData, MapError, lpm_trie},
+};
+use weft_abi::{Addr, Versioned};
+
+use super::map_error;
+use crate::{error::DataplaneError, tables::Prefix};
+
+/// What a table is written and read by, whatever its kind.
+pub trait Backing<K, V> {
+    /// Writes one value, over an older one if there is one.
+    fn put(&mut self, key: &K, value: Versioned<V>) -> Result<(), MapError>;
+    /// Removes one; gone already is as good.
+    fn delete(&mut self, key: &K);
+    /// Everything in it.
+    fn all(&self) -> Result<Vec<(K, Versioned<V>)>, MapError>;
+}
+
+impl<K: Pod, V> Backing<K, V> for KernelMap<MapData, K, Versioned<V>>
+where
+    Versioned<V>: Pod,
+{
+    fn put(&mut self, key: &K, value: Versioned<V>) -> Result<(), MapError> {
+        self.insert(key, value, 0)
+    }
+
+    fn delete(&mut self, key: &K) {
+        let _ = self.remove(key);
+    }
+
+    fn all(&self) -> Result<Vec<(K, Versioned<V>)>, MapError> {
+        self.iter().collect()
+    }
+}
+
+impl<V> Backing<Prefix, V> for LpmTrie<MapData, Addr, Versioned<V>>
+where
+    Versioned<V>: Pod,
+{
+    fn put(&mut self, key: &Prefix, value: Versioned<V>) -> Result<(), MapError> {
+        self.insert(&lpm_trie::Key::new(key.bits, key.addr), value, 0)
+    }
+
+    fn delete(&mut self, key: &Prefix) {
+        let _ = self.remove(&lpm_trie::Key::new(key.bits, key.addr));
+    }
+
+    fn all(&self) -> Result<Vec<(Prefix, Versioned<V>)>, MapError> {
+        let entry = |(key, value): (lpm_trie::Key<Addr>, Versioned<V>)| {
+            let key = Prefix {
+                bits: key.prefix_len(),
+                addr: key.data(),
+            };
+            (key, value)
+        };
+        self.iter().map(|found| found.map(entry)).collect()
+    }
+}
+
+/// One table and its contents under the generation in force.
+pub struct Mirror<M, K, V> {
+    name: &'static str,
+    map: M,
+    current: HashMap<K, V>,
+}
+
+/// What staging did: values written, keys that are absent from the next generation on.
+pub struct Staged<K> {
+    pub changed: usize,
+    pub removed: Vec<K>,
+}
+
+impl<M, K, V> Mirror<M, K, V>
+where
+    M: Backing<K, V>,
+    K: Copy + Eq + Hash,
+    V: Copy + Default + PartialEq,
+{
+    /// Takes over a (possibly pinned) table with what is in it.
+    pub fn adopt(name: &'static str, map: M, generation: u64) -> Result<Self, DataplaneError> {
+        let mut current = HashMap::new();
+        let mut stale = Vec::new();
+        for (key, value) in map.all().map_err(map_error(name, "read"))? {
+            let now = *value.at(generation);
+            // A daemon that died between staging and flipping, or before it removed what was absent.
+            if now == V::default() || value.since > generation {
+                stale.push((key, now));
+            }
+            if now != V::default() {
+                current.insert(key, now);
+            }
+        }
+        let mut mirror = Self { name, map, current };
+        for (key, now) in stale {
+            if now == V::default() {
+                mirror.settle(vec![key]);
+            } else {
+                let value = Versioned {
+                    since: generation,
+                    current: now,
+                    previous: now,
+                };
+                mirror.map.put(&key, value).map_err(map_error(name, "write"))?;
+            }
+        }
+        Ok(mirror)
+    }
+
+    /// Writes what differs, to hold from `next` on. An absent value is all zero.
+    pub fn stage(&mut self, desired: HashMap<K, V>, next: u64) -> Result<Staged<K>, DataplaneError> {
+        let mut changed = 0;
+        for (key, value) in &desired {
+            let before = self.current.get(key);
+            if before != Some(value) {
+                let versions = Versioned {
+                    since: next,
+                    current: *value,
+                    previous: before.copied().unwrap_or_default(),
+                };
+                self.map
+                    .put(key, versions)
+                    .map_err(map_error(self.name, "write (is the table full?)"))?;
+                changed += 1;
+            }
+        }
+        let removed: Vec<K> = self
+            .current
+            .keys()
+            .filter(|key| !desired.contains_key(key))
+            .copied()
+            .collect();
+        for key in &removed {
+            let before = self.current.get(key).copied().unwrap_or_default();
+            let versions = Versioned {
+                since: next,
+                current: V::default(),
+                previous: before,
+            };
+            self.map.put(key, versions).map_err(map_error(self.name, "write"))?;
+            changed += 1;
+        }
+        self.current = desired;
+        Ok(Staged { changed, removed })
+    }
+
+    /// Takes back what was staged for a generation that will not come: the kernel's values are read and put right.
+    pub fn unstage(&mut self, next: u64) {
+        let all = self.map.all().unwrap_or_default();
+        for (key, value) in all.iter().filter(|(_, value)| value.since == next) {
+            if value.previous == V::default() {
+                self.map.delete(key);
+            } else {
+                let before = Versioned {
+                    since: 0,
+                    current: value.previous,
+                    previous: value.previous,
+                };
+                let _ = self.map.put(key, before);
+            }
+        }
+        self.current = all
+            .into_iter()
+            .map(|(key, value)| {
+                (
+                    key,
+                    if value.since == next {
+                        value.previous
+                    } else {
+                        value.current
+                    },
+                )
+            })
+            .filter(|(_, value)| *value != V::default())
+            .collect();
+    }
+
+    /// Removes keys that no generation in force needs.
+    pub fn settle(&mut self, removed: Vec<K>) {
+        for key in removed {
+            self.map.delete(&key);
+        }
+    }
+}
