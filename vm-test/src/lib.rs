@@ -30,6 +30,7 @@ pub mod need;
 mod netns;
 mod nginx;
 pub mod pattern;
+mod pods;
 pub mod poll;
 pub mod process;
 pub mod resources;
@@ -40,6 +41,7 @@ pub use self::{
     hosts::{Host, Hosts, Remote},
     lab::Lab,
     nginx::{Nginx, Server},
+    pods::{Pod, Pods},
     process::{Output, Running},
     workload::Run,
 };

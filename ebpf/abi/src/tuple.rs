@@ -82,6 +82,19 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// The key of the connection in `weft_conns`: its network namespace counts only where an end is loopback.
+    ///
+    /// A connection between two namespaces of a machine (pods) has another cookie at each end, but one tuple. Tuples of
+    /// routable addresses are unique on a machine, unless two of its namespaces use the same addresses (tenants behind
+    /// NAT): those must not share a captured cgroup, for one's record could be taken for the other's.
+    #[inline(always)]
+    pub const fn conn_key(mut self) -> Self {
+        if !self.local.is_loopback() && !self.remote.is_loopback() {
+            self.netns = 0;
+        }
+        self
+    }
+
     /// The same connection as the other end sees it.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
@@ -135,6 +148,28 @@ mod tests {
         assert!(v4([127, 53, 0, 1]).is_loopback() && !v4([128, 0, 0, 1]).is_loopback());
         assert!(Addr::LOCALHOST_V6.is_loopback() && !Addr::UNSPECIFIED_V6.is_loopback());
         assert!(Addr::UNSPECIFIED_V4.is_v4() && !Addr::LOCALHOST_V6.is_v4());
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_between_namespaces_have_one_key() {
+        let a = Tuple {
+            local: Addr::v4(0x0a58_0002u32.to_be()),
+            remote: Addr::v4(0x0a58_0003u32.to_be()),
+            local_port_be: 1,
+            remote_port_be: 2,
+            netns: 7,
+        };
+        let b = Tuple {
+            netns: 8,
+            ..a.reversed()
+        };
+        assert_eq!(a.conn_key(), b.reversed().conn_key());
+        let loopback = Tuple {
+            remote: Addr::LOCALHOST_V4,
+            ..a
+        };
+        assert_eq!(loopback.conn_key(), loopback);
+        assert_ne!(loopback.conn_key(), Tuple { netns: 8, ..loopback }.conn_key());
     }
 
     #[test]

@@ -4,11 +4,12 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_abi::{
-    Addr, EdgeCounters, EdgeKey, EventKind, FlowKey, FlowRecord, PolicyValue, Tuple, action, class, flow_flags, identity,
+    Addr, EdgeCounters, EdgeKey, EventKind, FlowKey, FlowRecord, PolicyValue, Tuple, action, class, flow_flags,
+    identity,
 };
 
 use crate::{
-    capture::{self, Epoch, EPERM},
+    capture::{self, EPERM, Epoch},
     errs::{self, Site},
     inbound,
     maps::FLOWS,

@@ -68,7 +68,7 @@ pub fn by_address(addr: &Addr, generation: u64) -> Party {
 #[inline(always)]
 pub fn dialled(tuple: &Tuple) -> Option<&'static ConnRecord> {
     // SAFETY: shared read of a map value.
-    unsafe { CONNS.get(&tuple.reversed()) }
+    unsafe { CONNS.get(&tuple.reversed().conn_key()) }
 }
 
 /// What to do with a new connection to a workload.

@@ -64,7 +64,7 @@ impl<T> ClonedStorage<T> {
 #[btf_map(name = "weft_socks")]
 pub static SOCKS: ClonedStorage<SockRecord> = ClonedStorage::new();
 
-/// The same in short by the dialling end's tuple, for the accepting end.
+/// The same in short by the dialling end's tuple ([`Tuple::conn_key`]), for the accepting end.
 ///
 /// Written by `weft_sockops` at TCP_CONNECT_CB, before the SYN leaves; removed at close (a connection handed to the
 /// proxy: when the accepting end has read it). Not an LRU: an evicted entry would be a misroute. When full, the

@@ -43,9 +43,7 @@ pub enum Other {
 #[inline(always)]
 fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
     // SAFETY: the helper writes exactly the size it is given into a live place of that size, or fails.
-    unsafe {
-        bpf_skb_load_bytes(skb.cast(), offset, from_mut(into).cast(), size_of::<T>() as u32) == 0
-    }
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, from_mut(into).cast(), size_of::<T>() as u32) == 0 }
 }
 
 /// Bytes of the packet, on tc with its link header.

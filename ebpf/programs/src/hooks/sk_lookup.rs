@@ -67,7 +67,9 @@ fn tuple(lookup: *mut bpf_sk_lookup, v4: bool) -> Tuple {
 
 #[inline(always)]
 fn choose(ctx: &SkLookupContext) -> u32 {
-    let Some(config) = capture::config() else { return SK_PASS };
+    let Some(config) = capture::config() else {
+        return SK_PASS;
+    };
     // SAFETY: context loads at constant offsets.
     let (family, transport) = unsafe {
         (
@@ -129,7 +131,11 @@ fn fails_open(config: Epoch, tuple: &Tuple) -> bool {
 #[inline(always)]
 fn datagram(config: Epoch, tuple: &Tuple, owner: u64) -> u32 {
     if let Some(flow) = flows::find(config, &tuple.reversed(), protocol::UDP) {
-        return if flow.record.verdict == action::DENY { SK_DROP } else { SK_PASS };
+        return if flow.record.verdict == action::DENY {
+            SK_DROP
+        } else {
+            SK_PASS
+        };
     }
     if capture::is_local(&tuple.remote)
         && matches!(capture::listener(&tuple.remote, tuple.remote_port_be, protocol::UDP, tuple.netns),

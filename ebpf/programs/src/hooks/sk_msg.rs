@@ -3,7 +3,10 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::sk_action::{SK_DROP, SK_PASS}, helpers::bpf_msg_redirect_hash, macros::sk_msg,
+    EbpfContext as _,
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    helpers::bpf_msg_redirect_hash,
+    macros::sk_msg,
     programs::SkMsgContext,
 };
 use weft_abi::circuit;

@@ -92,9 +92,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     }
     let (destination, mut service) = flows::destination_of(config, &remote, port_be, packet.protocol, record.netns);
     let mut asked_be = port_be;
-    if record.flags & sock_flags::TRANSLATED != 0
-        && record.translated_port_be == port_be
-        && record.translated == remote
+    if record.flags & sock_flags::TRANSLATED != 0 && record.translated_port_be == port_be && record.translated == remote
     {
         service = record.service;
         asked_be = record.original_port_be;
@@ -112,7 +110,9 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         return false;
     }
     if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
-        flows::count(&flow.key, flow.record, reporter::SOURCE, |counters| counters.bytes_sent += bytes);
+        flows::count(&flow.key, flow.record, reporter::SOURCE, |counters| {
+            counters.bytes_sent += bytes
+        });
     }
     true
 }

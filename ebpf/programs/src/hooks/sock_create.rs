@@ -29,8 +29,7 @@ fn bound(ctx: &SockContext, addr: Addr) -> i32 {
     }
     // SAFETY: a context load at a constant offset.
     let port_be = (unsafe { read_volatile(addr_of!((*ctx.sock).src_port)) } as u16).to_be();
-    let ours =
-        port_be == config.proxy_port_be || port_be == config.inbound_port_be || port_be == config.dns_port_be;
+    let ours = port_be == config.proxy_port_be || port_be == config.inbound_port_be || port_be == config.dns_port_be;
     let owner = capture::owner_of_task(config);
     if ours && owner != 0 && owner != config.daemon_cgroup {
         return 0;

@@ -80,7 +80,7 @@ fn on_connect(ctx: &SockOpsContext) {
         return;
     }
     want_states(ctx);
-    let tuple = sockops_tuple(ctx.ops);
+    let key = sockops_tuple(ctx.ops).conn_key();
     let conn = ConnRecord {
         owner: record.owner,
         generation: record.generation,
@@ -98,7 +98,7 @@ fn on_connect(ctx: &SockOpsContext) {
         writer: u32::from(role::ACTIVE),
         cookie: cookie(ctx),
     };
-    if let Err(errno) = CONNS.insert(&tuple, &conn, 0) {
+    if let Err(errno) = CONNS.insert(&key, &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
     }
 }
@@ -135,9 +135,8 @@ fn on_passive(ctx: &SockOpsContext) {
     if !ours && capture::workload(record.owner).is_none() {
         return;
     }
-    let assigned = ours
-        && record.original_port_be == config.inbound_port_be
-        && tuple.local_port_be != config.inbound_port_be;
+    let assigned =
+        ours && record.original_port_be == config.inbound_port_be && tuple.local_port_be != config.inbound_port_be;
     accepted(ctx, config, record, &tuple, ours, assigned);
     want_states(ctx);
     if ours {
@@ -154,14 +153,7 @@ fn on_passive(ctx: &SockOpsContext) {
 
 /// Makes the listener's record the connection's.
 #[inline(always)]
-fn accepted(
-    ctx: &SockOpsContext,
-    config: Epoch,
-    record: &mut SockRecord,
-    tuple: &Tuple,
-    ours: bool,
-    assigned: bool,
-) {
+fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple: &Tuple, ours: bool, assigned: bool) {
     record.role = role::PASSIVE;
     record.flags = sock_flags::ESTABLISHED | if ours { sock_flags::PROXY } else { 0 };
     record.original = tuple.local;
@@ -216,7 +208,7 @@ fn accepted(
     }
     if record.flags & sock_flags::CLAIMED != 0 && !assigned {
         // From here on the record is with the socket; the proxy reads it by descriptor.
-        let _ = CONNS.remove(&tuple.reversed());
+        let _ = CONNS.remove(&tuple.reversed().conn_key());
     }
     // Towards the proxy only: its own accepted sockets receive, a server it dialled sends.
     if record.flags & sock_flags::ACCELERATE != 0 && (ours || record.source == identity::PROXY) {
@@ -245,7 +237,7 @@ fn note_stranger(ctx: &SockOpsContext, record: &SockRecord, tuple: &Tuple) {
         writer: u32::from(role::PASSIVE),
         cookie: cookie(ctx),
     };
-    if let Err(errno) = CONNS.insert(&tuple.reversed(), &conn, 0) {
+    if let Err(errno) = CONNS.insert(&tuple.reversed().conn_key(), &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
     }
 }
@@ -342,7 +334,7 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     let established = record.flags & sock_flags::ESTABLISHED != 0;
     // A connection handed to the proxy may close before it is accepted: its record waits for the accepting end.
     if record.flags & sock_flags::REDIRECTED == 0 || !established {
-        let _ = CONNS.remove(&sockops_tuple(ctx.ops));
+        let _ = CONNS.remove(&sockops_tuple(ctx.ops).conn_key());
     }
     if record.flags & sock_flags::PROXY != 0 {
         return;
@@ -370,7 +362,7 @@ fn on_passive_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
         return;
     }
     if record.peer_owner == 0 {
-        let _ = CONNS.remove(&sockops_tuple(ctx.ops).reversed());
+        let _ = CONNS.remove(&sockops_tuple(ctx.ops).reversed().conn_key());
     }
     let (sent, received) = payload(ctx, record, old);
     let orderly = orderly(old);

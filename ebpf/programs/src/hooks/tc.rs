@@ -70,7 +70,7 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
 /// Whether the sockets' own hooks speak for it.
 #[inline(always)]
 fn of_a_socket(tuple: &Tuple) -> bool {
-    CONNS.get_ptr(tuple).is_some() || CONNS.get_ptr(&tuple.reversed()).is_some()
+    CONNS.get_ptr(&tuple.conn_key()).is_some() || CONNS.get_ptr(&tuple.reversed().conn_key()).is_some()
 }
 
 #[inline(always)]
@@ -105,8 +105,13 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
         return true;
     }
     let source = inbound::by_address(&tuple.local, config.generation);
-    let (destination, service) =
-        flows::destination_of(config, &tuple.remote, tuple.remote_port_be, packet.protocol, tuple.netns);
+    let (destination, service) = flows::destination_of(
+        config,
+        &tuple.remote,
+        tuple.remote_port_be,
+        packet.protocol,
+        tuple.netns,
+    );
     if source.identity < identity::FIRST && destination.identity < identity::FIRST {
         return true;
     }
@@ -124,7 +129,9 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
         return false;
     }
     if let Some(flow) = flows::find(config, tuple, packet.protocol) {
-        flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| counters.bytes_sent += bytes);
+        flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
+            counters.bytes_sent += bytes
+        });
     }
     if ruling.action() == action::REDIRECT && arriving && local && packet.flags & (SYN | ACK) == SYN {
         return to_the_proxy(skb, tuple);
