@@ -72,15 +72,39 @@ fn want_states(ctx: &SockOpsContext) {
     }
 }
 
+/// A workload's connection that no connect hook saw (it is not attached, or somebody else's program let it pass before):
+/// the accepting side shall know who dials all the same.
+#[inline(always)]
+fn undecided(record: &mut SockRecord, tuple: &Tuple) -> bool {
+    let Some(config) = capture::config() else { return false };
+    let Some(own) = capture::workload(record.owner) else {
+        return false;
+    };
+    record.role = role::ACTIVE;
+    record.generation = config.generation;
+    // SAFETY: the helper has no precondition.
+    record.started_ns = unsafe { bpf_ktime_get_ns() };
+    record.original = tuple.remote;
+    record.original_port_be = tuple.remote_port_be;
+    record.target_port_be = tuple.remote_port_be;
+    record.netns = tuple.netns;
+    (record.source, record.source_class) = (own.identity, own.class);
+    (record.destination, record.destination_class) = (identity::OUTSIDE, class::OUTSIDE);
+    (record.service, record.rule, record.flags) = (0, 0, 0);
+    record.verdict = action::ALLOW;
+    true
+}
+
 /// The local port is chosen, the SYN has not left: the accepting end will find who dials.
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext) {
     let Some(record) = sock_record(ctx) else { return };
-    if record.role != role::ACTIVE {
+    let tuple = sockops_tuple(ctx.ops);
+    if record.role != role::ACTIVE && !undecided(record, &tuple) {
         return;
     }
     want_states(ctx);
-    let key = sockops_tuple(ctx.ops).conn_key();
+    let key = tuple.conn_key();
     let conn = ConnRecord {
         owner: record.owner,
         generation: record.generation,

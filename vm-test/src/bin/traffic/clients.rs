@@ -246,6 +246,35 @@ pub fn udp_echo(target: &str) -> Result<bool> {
     Ok(told["ok"] == true)
 }
 
+/// A datagram that loopback or a veth has not brought back by then is lost.
+const LOST: Duration = Duration::from_secs(1);
+
+/// Keeps one connected socket to an echo server: sends each line of its input and tells what came back.
+pub fn udp_hold(target: &str) -> Result<bool> {
+    let address = resolve(target)?;
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any).context("bind")?;
+    socket.connect(address).context("connect")?;
+    socket.set_read_timeout(Some(LOST))?;
+    println!("{}", json!({"local": socket.local_addr()?.to_string()}));
+    let mut buffer = [0; 1500];
+    for line in io::stdin().lines() {
+        let line = line?;
+        let echo = socket.send(line.as_bytes()).and_then(|_| socket.recv(&mut buffer));
+        match echo {
+            Ok(read) => println!("{}", json!({"ok": &buffer[..read] == line.as_bytes()})),
+            Err(error) => println!(
+                "{}",
+                json!({"ok": false, "lost": error.kind() == io::ErrorKind::WouldBlock, "errno": error.raw_os_error()})
+            ),
+        }
+    }
+    Ok(true)
+}
+
 fn dial(target: &str) -> Result<TcpStream> {
     let address = resolve(target)?;
     let stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;

@@ -4,7 +4,7 @@
 //! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
 //! Clients: `connect TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
-//! `hold TARGET`, `udp-echo TARGET`, `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`: one a line of its input) and exit with 0 if
+//! `hold TARGET`, `udp-echo TARGET`, `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
 
 #![forbid(unsafe_code)]
@@ -59,6 +59,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["greeting", target] => clients::greeting(target),
         ["hold", target] => clients::hold(target),
         ["udp-echo", target] => clients::udp_echo(target),
+        ["udp-hold", target] => clients::udp_hold(target),
         ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
         _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),
     }

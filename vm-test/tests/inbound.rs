@@ -1,0 +1,238 @@
+//! The accepting side: clients that nobody judged before, with and without sk_lookup and tc.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use vm_test::{Host, Lab, Nginx, Output, Remote, Server, curl, hosts_test, lab_test, poll, resources};
+
+/// curl gave up waiting.
+const TIMED_OUT: i32 = 28;
+/// An address of the endpoint that is not loopback (every lab has it).
+const OWN_ADDRESS: &str = "http://10.77.0.5:8080/";
+
+/// `friend` may reach web's port 8080, nobody else may.
+fn friends_only(lab: &Lab) -> Result<Server> {
+    let route = resources::tcp_route("web-port", &[8080]);
+    let target = resources::allow("friend-may", "friend", "web", ("TCPRoute", "web-port"));
+    lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+    let web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+    poll::until("friend to be allowed and strangers to be denied", || {
+        let (friend, stranger) = (
+            lab.run("friend").curl("http://web/")?,
+            lab.run("stranger").curl("http://web/")?,
+        );
+        ensure!(
+            friend.http == 200 && stranger.code == curl::COULD_NOT_CONNECT,
+            "{friend:?} {stranger:?}"
+        );
+        Ok(())
+    })?;
+    Ok(web)
+}
+
+/// An uncaptured curl that does not wait for long.
+fn outside(lab: &Lab, url: &str) -> Result<Output> {
+    lab.outside([
+        "curl",
+        "-s",
+        "--max-time",
+        "1",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        url,
+    ])
+}
+
+fn is_refusal(flow: &serde_json::Value, account: &str) -> bool {
+    flow["verdict"] == "deny"
+        && flow["reporter"] == "destination"
+        && flow["source"]["account"] == account
+        && flow["destination"]["account"] == "web"
+        && flow["rule"]["kind"] == "MeshConfig"
+}
+
+/// Takes the connect hooks away, as a foreign program that answers before them would.
+fn without_connect_hooks(lab: &Lab) -> Result<()> {
+    for name in ["connect4", "connect6"] {
+        std::fs::remove_file(lab.bpffs().join("links").join(name))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn two_accounts_on_one_loopback_address_are_told_apart_by_the_accepting_side_alone() {
+    for (name, flags, denied) in [
+        ("accept-skb", &[][..], TIMED_OUT),
+        ("accept-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
+    ] {
+        lab_test(name, |lab| {
+            lab.daemon_with(flags)?;
+            let _web = friends_only(lab)?;
+            without_connect_hooks(lab)?;
+            for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/", OWN_ADDRESS] {
+                let friend = lab.run("friend").curl_with(&["--max-time", "2"], address)?;
+                ensure!(friend.http == 200, "{address}: {friend:?}");
+                let stranger = lab.run("stranger").curl_with(&["--max-time", "1"], address)?;
+                ensure!(stranger.code == denied, "{address}: {stranger:?}");
+            }
+            lab.flow("the refusal of the accepting side", |flow| is_refusal(flow, "stranger"))?;
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_client_outside_the_mesh_is_dropped_at_the_socket_or_reset_before_it() {
+    for (name, flags, denied) in [
+        ("outside-skb", &[][..], TIMED_OUT),
+        ("outside-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
+    ] {
+        lab_test(name, |lab| {
+            lab.daemon_with(flags)?;
+            let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+            for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/", OWN_ADDRESS] {
+                ensure!(
+                    outside(lab, address)?.ok()?.stdout == "200",
+                    "nothing denies yet: {address}"
+                );
+            }
+            lab.resource("mesh.yaml", resources::DENY)?;
+            poll::until("the mesh to deny", || {
+                ensure!(outside(lab, OWN_ADDRESS)?.code == denied, "still answered");
+                Ok(())
+            })?;
+            for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/"] {
+                let output = outside(lab, address)?;
+                ensure!(output.code == denied, "{address}: {output:?}");
+            }
+            lab.flow("the refusal", |flow| is_refusal(flow, "unknown"))?;
+            Ok(())
+        });
+    }
+}
+
+const WEB: Remote<'_> = Remote {
+    service: "web",
+    port: 80,
+    target_port: 8080,
+    account: "web",
+    app: "http",
+};
+
+/// Host a runs no daemon; its addresses are known on b as a workload of account `peer`.
+fn know_as_peer(a: &Host, b: &Host) -> Result<()> {
+    b.resource(
+        "peer.yaml",
+        &resources::workload("peer", "peer", "peer", &a.addresses()),
+    )
+}
+
+fn endpoints(host: &Host) -> impl Iterator<Item = String> {
+    host.addresses()
+        .into_iter()
+        .map(|ip| format!("http://{}/", SocketAddr::new(ip, WEB.target_port)))
+}
+
+#[test]
+fn a_remote_workload_is_known_by_its_address() {
+    for (name, flags, denied) in [
+        ("remote-skb", &[][..], TIMED_OUT),
+        ("remote-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
+        ("remote-tc", &["--device", "eth0"], TIMED_OUT),
+    ] {
+        hosts_test(name, 3, |hosts| {
+            let [a, b, c] = hosts.all();
+            b.daemon_with(flags)?;
+            know_as_peer(a, b)?;
+            let route = resources::tcp_route("web-port", &[8080]);
+            let target = resources::allow("peer-may", "peer", "web", ("TCPRoute", "web-port"));
+            b.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+            let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
+            for url in endpoints(b) {
+                poll::until("the peer to be allowed", || {
+                    ensure!(outside(a, &url)?.stdout == "200", "{url}");
+                    Ok(())
+                })?;
+                let stranger = outside(c, &url)?;
+                ensure!(stranger.code == denied, "{url}: {stranger:?}");
+            }
+            b.flow("the peer's connection with its account", |flow| {
+                flow["event"] == "open"
+                    && flow["source"]["account"] == "peer"
+                    && flow["destination"]["account"] == "web"
+            })?;
+            b.flow("the stranger's refusal", |flow| {
+                flow["verdict"] == "deny"
+                    && flow["source"]["account"] == "unknown"
+                    && flow["destination"]["account"] == "web"
+            })?;
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn requests_of_clients_outside_are_looked_at_where_inbound_capture_is_on() {
+    hosts_test("inbound-l7", 2, |hosts| {
+        let [a, b] = hosts.all();
+        b.daemon_with(&["--inbound", "netns"])?;
+        know_as_peer(a, b)?;
+        let route = resources::route("get", "/", &["GET"]);
+        let target = resources::allow("peer-gets", "peer", "web", ("HTTPRouteGroup", "get"));
+        b.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
+        for url in endpoints(b) {
+            poll::until("GET to be allowed", || {
+                let answer = outside(a, &url)?;
+                ensure!(answer.stdout == "200", "{url}: {answer:?}");
+                Ok(())
+            })?;
+            let words = [
+                "curl",
+                "-s",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "--max-time",
+                "5",
+                "-X",
+                "POST",
+                &url,
+            ];
+            let post = a.outside(words)?.ok()?;
+            ensure!(post.stdout == "403", "{url}: {post:?}");
+        }
+        b.flow("the request with who asked", |flow| {
+            flow["event"] == "request" && flow["source"]["account"] == "peer" && flow["l7"]["status"] == 403
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn without_inbound_capture_a_rule_on_requests_lets_no_client_outside_past() {
+    hosts_test("inbound-off", 2, |hosts| {
+        let [a, b] = hosts.all();
+        b.daemon()?;
+        know_as_peer(a, b)?;
+        let route = resources::route("get", "/", &["GET"]);
+        let target = resources::allow("peer-gets", "peer", "web", ("HTTPRouteGroup", "get"));
+        b.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
+        let url = endpoints(b).next().unwrap_or_default();
+        poll::until("the rule to be in force", || {
+            ensure!(outside(a, &url)?.code == TIMED_OUT, "not dropped");
+            Ok(())
+        })?;
+        b.flow("what could not be looked at", |flow| {
+            flow["verdict"] == "deny"
+                && flow["reason"]
+                    .as_str()
+                    .is_some_and(|reason| reason.contains("--inbound"))
+        })?;
+        Ok(())
+    });
+}

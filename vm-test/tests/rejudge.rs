@@ -1,0 +1,125 @@
+//! Established flows when the policy changes: those now denied are cut, the others go on.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use vm_test::{Lab, Nginx, Running, lab_test, poll, resources};
+
+const ECONNABORTED: i64 = 103;
+const EPERM: i64 = 1;
+
+/// A client that keeps what it opened and sends a line when told to.
+struct Held(Running, usize);
+
+// === impl Held ===
+
+impl Held {
+    fn new(lab: &Lab, account: &str, mode: &str, target: &str) -> Result<Self> {
+        let traffic = lab.traffic()?;
+        let mut client = lab.run(account).start([traffic.as_str(), mode, target])?;
+        client.line(1)?;
+        Ok(Self(client, 1))
+    }
+
+    fn say(&mut self, word: &str) -> Result<Value> {
+        self.0.say(word)?;
+        self.1 += 1;
+        serde_json::from_str(&self.0.line(self.1)?).context("what it told")
+    }
+}
+
+/// `friend` may reach echo's port 7007 by TCP and UDP, nobody else may.
+fn only_friends() -> String {
+    let tcp = resources::tcp_route("echo-tcp", &[7007]);
+    let udp = tcp.replace("TCPRoute", "UDPRoute").replace("echo-tcp", "echo-udp");
+    let rule = |name: &str, kind: &str, route: &str| resources::allow(name, "friend", "echo", (kind, route));
+    let rules = rule("friend-tcp", "TCPRoute", "echo-tcp") + &rule("friend-udp", "UDPRoute", "echo-udp");
+    format!("{}{tcp}{udp}{rules}", resources::DENY)
+}
+
+fn echo(lab: &Lab) -> Result<[Running; 2]> {
+    let traffic = lab.traffic()?;
+    let serve = |mode: &str, port: &str| -> Result<Running> {
+        let mut server = lab
+            .run("echo")
+            .port(port)
+            .start([traffic.as_str(), mode, "[::]:7007"])?;
+        server.line(1)?;
+        Ok(server)
+    };
+    Ok([
+        serve("serve-echo", "7:7007/tcp")?,
+        serve("serve-udp-echo", "7:7007/udp")?,
+    ])
+}
+
+#[test]
+fn connections_and_datagrams_that_are_denied_now_are_cut_and_the_others_go_on() {
+    lab_test("cut", |lab| {
+        lab.daemon()?;
+        let _echo = echo(lab)?;
+        for host in ["127.0.0.1:7007", "[::1]:7007"] {
+            lab.resource("mesh.yaml", resources::ALLOW)?;
+            let open = |account: &str, mode: &str| {
+                poll::until("the echo server to be reached", || {
+                    let mut held = Held::new(lab, account, mode, host)?;
+                    ensure!(held.say("before")?["ok"] == true, "{account} {mode} {host}");
+                    Ok(held)
+                })
+            };
+            let (mut friend, mut stranger) = (open("friend", "hold")?, open("stranger", "hold")?);
+            let (mut friend_udp, mut stranger_udp) = (open("friend", "udp-hold")?, open("stranger", "udp-hold")?);
+            lab.resource("mesh.yaml", &only_friends())?;
+            poll::until("strangers to be denied", || {
+                let denied = lab
+                    .run("stranger")
+                    .output([lab.traffic()?, "connect".into(), host.into()])?;
+                ensure!(denied.json()?["errno"] == EPERM, "{}", denied.stdout);
+                Ok(())
+            })?;
+            let told = stranger.say("after")?;
+            ensure!(told["ok"] == false, "{host}: {told}");
+            ensure!(told["errno"] == ECONNABORTED, "reset, not silence: {told}");
+            let told = stranger_udp.say("after")?;
+            ensure!(told["errno"] == EPERM, "{host}: {told}");
+            for held in [&mut friend, &mut friend_udp] {
+                ensure!(held.say("after")?["ok"] == true, "{host}: a friend was cut");
+            }
+            for protocol in ["tcp", "udp"] {
+                lab.flow("the cut with its rule", |flow| {
+                    flow["verdict"] == "deny"
+                        && flow["source"]["account"] == "stranger"
+                        && flow["protocol"] == protocol
+                        && flow["rule"]["kind"] == "MeshConfig"
+                        && flow["reason"]
+                            .as_str()
+                            .is_some_and(|reason| reason.contains("denied now"))
+                })?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_whose_requests_must_be_looked_at_now_is_cut_so_that_it_comes_again_through_the_proxy() {
+    lab_test("cut-l7", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let mut held = poll::until("web to be reached", || {
+            Held::new(lab, "friend", "hold", "127.0.0.1:8080")
+        })?;
+        let route = resources::route("get", "/", &["GET"]);
+        let target = resources::allow("friend-gets", "friend", "web", ("HTTPRouteGroup", "get"));
+        lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        poll::until("the rule to be in force", || {
+            ensure!(
+                lab.run("friend").curl_with(&["-X", "POST"], "http://web/")?.http == 403,
+                "POST passes"
+            );
+            Ok(())
+        })?;
+        let told = held.say("GET / HTTP/1.0\r\n\r")?;
+        ensure!(told["errno"] == ECONNABORTED, "{told}");
+        Ok(())
+    });
+}
