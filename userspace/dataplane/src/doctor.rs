@@ -14,7 +14,7 @@ use std::{
 use aya::programs::{ProgramType, loaded_programs};
 use serde::{Deserialize, Serialize};
 
-use crate::{attach, cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
+use crate::{attach, cgroup::Cgroup, error::DataplaneError, inbound, loader::pin_name, sys};
 
 /// One program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,12 +74,17 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
             let ran = now.count - count;
             Hook {
                 attached: now.id.is_some(),
-                effective: (now.name != attach::SK_MSG).then_some(ran > 0),
+                effective: (ran > 0 || provoked(&now.name)).then_some(ran > 0),
                 ns_per_run: (ran > 0).then(|| (now.time_ns - time_ns) / ran),
                 name: now.name,
             }
         })
         .collect())
+}
+
+/// Whether the canary does what this program watches: it makes no short-circuit, and nothing of it passes a device.
+fn provoked(name: &str) -> bool {
+    name != attach::SK_MSG && !inbound::TC.iter().any(|(tc, ..)| name.starts_with(tc))
 }
 
 /// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
@@ -162,6 +167,7 @@ fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
             .ok();
         ids.push((name.to_owned(), id));
     }
+    ids.extend(inbound::attached_programs(&bpffs.join("links"))?);
     let mut found = Vec::new();
     let mut sk_msg = None;
     for program in loaded_programs() {
@@ -233,12 +239,12 @@ pub fn features() -> Vec<Feature> {
         feature(
             "sk_lookup",
             program(ProgramType::SkLookup),
-            "inbound capture (not used by this version)",
+            "inbound capture, refusals with a reset (else dropped)",
         ),
         feature(
             "tc",
             program(ProgramType::SchedClassifier),
-            "packets of non-sockets (not used by this version)",
+            "packets of what has no socket here",
         ),
         feature(
             "bpf_set_retval",

@@ -177,6 +177,30 @@ impl Dataplane {
     }
 }
 
+/// Programs on namespaces and devices, `PROGRAM@NAME`, with their numbers; `None`: the link is there, its target is gone.
+pub fn attached_programs(links: &Path) -> Result<Vec<(String, Option<u32>)>, DataplaneError> {
+    let mut found = Vec::new();
+    for name in pin_names(links)? {
+        let program = match name.strip_prefix(NETNS_PIN) {
+            Some(netns) => format!("{SK_LOOKUP}@{netns}"),
+            None => match device_of(&name) {
+                Some((device, side)) => format!("{}@{device}", TC[side].0),
+                None => continue,
+            },
+        };
+        let pin = links.join(&name);
+        let id = sys::obj_get(&pin).and_then(|object| {
+            if name.starts_with(FILTER_PIN) {
+                return sys::program_id(&object).map(Some);
+            }
+            let lives = sys::link_target(&object)? != 0;
+            Ok(if lives { Some(sys::link_program(&object)?) } else { None })
+        });
+        found.push((program, id.ok().flatten()));
+    }
+    Ok(found)
+}
+
 /// Removes what stands on devices for the pins below `links`; before the pins themselves go.
 pub fn release_all_devices(links: &Path) -> Result<(), DataplaneError> {
     for (pin, device, direction) in device_pins(links)? {
@@ -295,31 +319,40 @@ fn attached(device: &str, direction: TcAttachType) -> io::Result<SchedClassifier
     SchedClassifierLink::attached(device, direction, FILTER.priority, FILTER.handle, None)
 }
 
-/// Pins of links and filters on devices: path, device, direction.
-fn device_pins(links: &Path) -> Result<Vec<(PathBuf, String, TcAttachType)>, DataplaneError> {
+/// Names of all pins of links, in order; none if there is no such folder.
+fn pin_names(links: &Path) -> Result<Vec<String>, DataplaneError> {
     let fail = |source| DataplaneError::Pin {
         path: links.to_path_buf(),
         source,
     };
-    let mut found = Vec::new();
     let entries = match fs::read_dir(links) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(fail(error)),
     };
+    let mut names = Vec::new();
     for entry in entries {
-        let path = entry.map_err(fail)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let Some(rest) = name.strip_prefix(DEVICE_PIN).or_else(|| name.strip_prefix(FILTER_PIN)) else {
-            continue;
-        };
-        for (_, direction, suffix) in TC {
-            if let Some(device) = rest.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('-')) {
-                found.push((path.clone(), device.replace(DOT, "."), direction));
-            }
-        }
+        names.extend(entry.map_err(fail)?.file_name().into_string());
     }
-    Ok(found)
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Device and index into [`TC`] of a pin's name.
+fn device_of(pin: &str) -> Option<(String, usize)> {
+    let rest = pin.strip_prefix(DEVICE_PIN).or_else(|| pin.strip_prefix(FILTER_PIN))?;
+    let (device, suffix) = rest.rsplit_once('-')?;
+    let side = TC.iter().position(|(_, _, side)| *side == suffix)?;
+    Some((device.replace(DOT, "."), side))
+}
+
+/// Pins of links and filters on devices: path, device, direction.
+fn device_pins(links: &Path) -> Result<Vec<(PathBuf, String, TcAttachType)>, DataplaneError> {
+    let found = pin_names(links)?.into_iter().filter_map(|name| {
+        let (device, side) = device_of(&name)?;
+        Some((links.join(name), device, TC[side].1))
+    });
+    Ok(found.collect())
 }
 
 fn release(pin: &Path, device: &str, direction: TcAttachType) -> Result<(), DataplaneError> {

@@ -184,6 +184,14 @@ pub fn link_program(link: impl AsFd) -> io::Result<u32> {
     Ok(info.prog_id)
 }
 
+/// The number of a program.
+pub fn program_id(program: impl AsFd) -> io::Result<u32> {
+    // The head of `struct bpf_prog_info`: type, id.
+    let mut info = [0u32; 2];
+    object_info(program, &mut info)?;
+    Ok(info[1])
+}
+
 /// Run count and run time in nanoseconds of a program, counted while BPF_ENABLE_STATS is on.
 pub fn program_runs(program: impl AsFd) -> io::Result<(u64, u64)> {
     // The head of `struct bpf_prog_info`: run_time_ns at byte 192, run_cnt at 200 (include/uapi/linux/bpf.h, Linux 5.1).

@@ -1,0 +1,181 @@
+//! Datagrams: connected and unconnected sockets, both families, verdicts on a flow's initiator, answers that follow it.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use vm_test::{Lab, Running, hosts_test, lab_test, poll, resources};
+
+const EPERM: i64 = 1;
+const ECONNREFUSED: i64 = 111;
+const FAMILIES: [&str; 2] = ["127.0.0.1", "[::1]"];
+
+/// `account` may send to port 7007 of `echo`, nobody else may send to anybody.
+fn only(account: &str) -> String {
+    let route = resources::tcp_route("echo-udp", &[7007]).replace("TCPRoute", "UDPRoute");
+    let allow = resources::allow("may-echo", account, "echo", ("UDPRoute", "echo-udp"));
+    format!("{}{route}{allow}", resources::DENY)
+}
+
+fn echo(lab: &Lab, service: &str, port: &str, address: &str) -> Result<Running> {
+    let traffic = lab.traffic()?;
+    let mut server = lab
+        .run(service)
+        .port(port)
+        .start([traffic.as_str(), "serve-udp-echo", address])?;
+    server.line(1)?;
+    Ok(server)
+}
+
+/// One datagram from an unconnected socket; what the program was told.
+fn unconnected(lab: &Lab, account: &str, target: &str) -> Result<Value> {
+    lab.run(account)
+        .output([lab.traffic()?, "udp-echo".into(), target.into()])?
+        .json()
+}
+
+/// One datagram from a connected socket.
+fn connected(lab: &Lab, account: &str, target: &str) -> Result<Value> {
+    let traffic = lab.traffic()?;
+    let mut client = lab.run(account).start([traffic.as_str(), "udp-hold", target])?;
+    client.line(1)?;
+    client.say("ping")?;
+    serde_json::from_str(&client.line(2)?).context("what it told")
+}
+
+/// The virtual IPs of service `name`.
+fn vips(lab: &Lab, name: &str) -> Result<[String; 2]> {
+    let status = lab.status()?;
+    let services = status["services"].as_array().context("services")?;
+    let service = services
+        .iter()
+        .find(|service| service["name"] == name)
+        .context("the service")?;
+    let vip = |field: &str| service[field].as_str().with_context(|| format!("{field} of {service}"));
+    Ok([vip("vip4")?.to_owned(), format!("[{}]", vip("vip6")?)])
+}
+
+#[test]
+fn a_service_is_reached_by_datagrams_of_connected_and_unconnected_sockets() {
+    lab_test("udp-vip", |lab| {
+        lab.daemon()?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
+        for vip in vips(lab, "echo")? {
+            let target = format!("{vip}:7");
+            poll::until("the endpoint to be there", || {
+                let told = unconnected(lab, "friend", &target)?;
+                ensure!(told["ok"] == true, "{target}: {told}");
+                // The answer comes from whom the question was sent to.
+                ensure!(told["from"] == target.as_str(), "{told}");
+                Ok(())
+            })?;
+            let told = connected(lab, "friend", &target)?;
+            ensure!(told["ok"] == true, "{target}: {told}");
+        }
+        lab.flow("the flow with its service", |flow| {
+            flow["event"] == "open"
+                && flow["protocol"] == "udp"
+                && flow["source"]["account"] == "friend"
+                && flow["destination"]["service"] == "echo"
+                && flow["destination"]["port"] == 7
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_denied_sender_is_told_at_once_on_both_kinds_of_socket() {
+    lab_test("udp-deny", |lab| {
+        lab.daemon()?;
+        lab.resource("access.yaml", &only("friend"))?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
+        let mut targets: Vec<String> = FAMILIES.iter().map(|host| format!("{host}:7007")).collect();
+        targets.extend(vips(lab, "echo")?.into_iter().map(|vip| format!("{vip}:7")));
+        for target in &targets {
+            poll::until("friend to be allowed", || {
+                let told = unconnected(lab, "friend", target)?;
+                ensure!(told["ok"] == true, "{target}: {told}");
+                Ok(())
+            })?;
+            ensure!(connected(lab, "friend", target)?["ok"] == true, "{target}");
+            for told in [
+                unconnected(lab, "stranger", target)?,
+                connected(lab, "stranger", target)?,
+            ] {
+                ensure!(told["errno"] == EPERM, "{target}: {told}");
+            }
+        }
+        lab.flow("the denial", |flow| {
+            flow["verdict"] == "deny"
+                && flow["protocol"] == "udp"
+                && flow["source"]["account"] == "stranger"
+                && flow["rule"]["kind"] == "MeshConfig"
+                && flow["errno"] == EPERM
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn answers_pass_under_default_deny_and_nothing_else_of_the_answering_side() {
+    lab_test("udp-answers", |lab| {
+        lab.daemon()?;
+        lab.resource("access.yaml", &only("friend"))?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
+        let _friend = echo(lab, "friend", "8:7008/udp", "[::]:7008")?;
+        for host in FAMILIES {
+            poll::until("friend to be answered", || {
+                let told = unconnected(lab, "friend", &format!("{host}:7007"))?;
+                ensure!(told["ok"] == true, "{told}");
+                Ok(())
+            })?;
+            let told = unconnected(lab, "echo", &format!("{host}:7008"))?;
+            ensure!(told["errno"] == EPERM, "echo begins a flow of its own: {told}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_sender_on_another_host_is_known_by_its_address() {
+    for (name, flags) in [
+        ("udp-skb", &[][..]),
+        ("udp-lookup", &["--inbound", "netns"]),
+        ("udp-tc", &["--device", "eth0"]),
+    ] {
+        hosts_test(name, 3, |hosts| {
+            let [a, b, c] = hosts.all();
+            b.daemon_with(flags)?;
+            b.resource(
+                "peer.yaml",
+                &resources::workload("peer", "peer", "peer", &a.addresses()),
+            )?;
+            b.resource("access.yaml", &only("peer"))?;
+            let _echo = echo(b, "echo", "7:7007/udp", "[::]:7007")?;
+            let send = |host: &vm_test::Host, target: &str| -> Result<Value> {
+                let traffic = host.traffic()?;
+                let mut client = Running::start(host.command([traffic.as_str(), "udp-hold", target]))?;
+                client.line(1)?;
+                client.say("ping")?;
+                serde_json::from_str(&client.line(2)?).context("what it told")
+            };
+            for address in b.addresses() {
+                let target = std::net::SocketAddr::new(address, 7007).to_string();
+                poll::until("the peer to be answered", || {
+                    let told = send(a, &target)?;
+                    ensure!(told["ok"] == true, "{target}: {told}");
+                    Ok(())
+                })?;
+                let told = send(c, &target)?;
+                ensure!(told["ok"] == false, "{target}: {told}");
+                if flags.contains(&"--inbound") {
+                    ensure!(told["errno"] == ECONNREFUSED, "port unreachable: {told}");
+                } else {
+                    ensure!(told["lost"] == true, "dropped: {told}");
+                }
+            }
+            b.flow("the refusal", |flow| {
+                flow["verdict"] == "deny" && flow["protocol"] == "udp" && flow["source"]["account"] == "unknown"
+            })?;
+            Ok(())
+        });
+    }
+}
