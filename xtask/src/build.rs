@@ -44,6 +44,14 @@ pub fn release(tools: &Tools) -> Result<()> {
     binary(false)
 }
 
+/// The helper program of the real-traffic tests, for labs that no test makes.
+///
+/// # Errors
+/// A compiler's failure.
+pub fn traffic() -> Result<()> {
+    shell::run(cargo("build").args(["--package", "vm-test", "--bin", "traffic"])).context("build traffic")
+}
+
 /// Compiles `ebpf/programs` into [`paths::bpf_object`], unless nothing changed.
 ///
 /// The object is replaced only when its bytes differ, so that cargo does not rebuild the crate that embeds it.

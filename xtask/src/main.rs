@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -31,6 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Bench(bench::Args),
     Build(build::Args),
     Ci(ci::Args),
     Demo(demo::Args),
@@ -41,6 +43,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Bench(args) => bench::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Ci(args) => ci::run(&args),
         Verb::Demo(args) => demo::run(&args),

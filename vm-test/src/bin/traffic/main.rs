@@ -1,8 +1,8 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
-//! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`,
+//! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
 //! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
-//! Clients: `connect TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `udp-echo TARGET`, `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
@@ -47,10 +47,12 @@ fn run(words: &[&str]) -> Result<bool> {
             servers::serve(address, move |stream| servers::source(stream, bytes))
         }
         ["serve-greeting", address] => servers::serve(address, servers::greeting),
+        ["serve-close", address] => servers::close_at_once(address),
         ["serve-late", address] => servers::serve(address, servers::late),
         ["serve-udp-echo", address] => servers::udp_echo(address),
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
+        ["connect-many", target, count] => clients::connect_many(target, number(count)?),
         ["join", address] => clients::join(address),
         ["unread", target] => clients::unread(target),
         ["upload", target, bytes] => clients::upload(target, number(bytes)?),

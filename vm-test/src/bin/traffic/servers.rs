@@ -127,6 +127,16 @@ pub fn late(mut stream: TcpStream) -> Result<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
+/// Accepts and closes, for clients that only want to connect.
+pub fn close_at_once(address: &str) -> Result<bool> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    println!("{}", json!({"listening": listener.local_addr()?.to_string()}));
+    loop {
+        // A client that has reset already is as good as gone.
+        let _ = listener.accept();
+    }
+}
+
 /// Sends back every datagram.
 pub fn udp_echo(address: &str) -> Result<bool> {
     let socket = UdpSocket::bind(address).with_context(|| format!("bind {address}"))?;
