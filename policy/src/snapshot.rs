@@ -370,13 +370,15 @@ impl Decision {
         }
     }
 
-    /// The network's decision together with that on access: the stricter one. Of two refusals the network's, of two
-    /// permissions that of access, which says more, unless it names no rule.
+    /// The network's decision together with that on access: the stricter one. Of two alike that on access, unless it names
+    /// no rule. The kernel programs choose the same (`verdict::judge`).
     pub fn and(self, access: Self) -> Self {
         let (network, other) = (self.verdict.strictness(), access.verdict.strictness());
-        let network_decides =
-            network > other || network == other && (self.verdict != Verdict::Allow || access.rule.is_none());
-        if network_decides { self } else { access }
+        if network > other || network == other && access.rule.is_none() {
+            self
+        } else {
+            access
+        }
     }
 }
 

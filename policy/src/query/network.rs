@@ -15,8 +15,8 @@ impl Snapshot {
     /// The verdict of all NetworkPolicies on a connection (or datagram flow) from a workload or address of class `source` to
     /// `destination` on its `target_port`: `source`'s egress and `destination`'s ingress must both allow.
     ///
-    /// Our proxy passes: it has judged already, or is about to. A denial names the policy that isolates the end that
-    /// denies; what is allowed, the policy of the destination's end where that is isolated. Never [`Verdict::NeedsHttp`].
+    /// Our proxy passes: it has judged already, or is about to. What both ends deny names a policy that isolates the
+    /// source; what they allow or report, one of the destination. Never [`Verdict::NeedsHttp`].
     ///
     /// Costs two hash look-ups and a walk over the rules of both ends.
     pub fn authorize_network(
@@ -37,7 +37,11 @@ impl Snapshot {
                 found.decide(peer, protocol, target_port)
             })
         };
-        decide(egress, destination).and(decide(ingress, source))
+        let egress = decide(egress, destination);
+        if egress.verdict == Verdict::Deny {
+            return egress;
+        }
+        egress.and(decide(ingress, source))
     }
 
     /// The class of the workload that lives in this cgroup.

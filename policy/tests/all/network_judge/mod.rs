@@ -138,14 +138,20 @@ impl World {
     }
 
     fn judge(&self, source: End, destination: End, call: (Protocol, u16)) -> (Verdict, Vec<usize>) {
-        let ends = [
+        let (egress, ingress) = (
             self.at(source, destination, false, call),
             self.at(destination, source, true, call),
-        ];
-        let with = |verdict| ends.iter().find(|(found, _)| *found == verdict).cloned();
-        with(Verdict::Deny)
-            .or_else(|| with(Verdict::Audit))
-            .unwrap_or((Verdict::Allow, Vec::new()))
+        );
+        // Of two denials the source's, of two reports the destination's.
+        for (verdict, ends) in [
+            (Verdict::Deny, [&egress, &ingress]),
+            (Verdict::Audit, [&ingress, &egress]),
+        ] {
+            if let Some(found) = ends.into_iter().find(|(found, _)| *found == verdict) {
+                return found.clone();
+            }
+        }
+        (Verdict::Allow, Vec::new())
     }
 }
 

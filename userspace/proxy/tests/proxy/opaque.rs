@@ -199,26 +199,36 @@ async fn an_audited_connection_is_carried_and_reported() {
     let (server, mut streams) = caught().await;
     let mut spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/"));
     spec.audit = true;
+    let mut mesh = Mesh::start(&spec);
+    // No request, where rules speak of requests only: denied, were it not for the audit.
+    let said = "\x00\x01 not http\r\n";
+    let mut carried = async |mesh: &mut Mesh| {
+        let mut client = mesh.dial(0).await;
+        client.write_all(said.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut served = streams.recv().await.unwrap();
+        assert_eq!(read_all(&mut served).await, said);
+        drop(served);
+        let (opened, closed) = (mesh.flow().await, mesh.flow().await);
+        assert_eq!((opened.event, opened.verdict), (FlowEvent::Open, FlowVerdict::Audit));
+        assert_eq!((closed.event, closed.verdict), (FlowEvent::Close, FlowVerdict::Audit));
+        (opened.rule.as_ref().unwrap().to_string(), opened.reason.clone())
+    };
+    let (rule, reason) = carried(&mut mesh).await;
+    assert_eq!(rule, "TrafficTarget default/target");
+    assert!(
+        reason.contains("(audit): no rule kind for the protocol seen"),
+        "{reason}"
+    );
+
     let mut isolation = closed_but_for([]);
     isolation.audit = true;
-    spec.isolation = Some(isolation);
-    let mut mesh = Mesh::start(&spec);
-    let mut client = mesh.dial(0).await;
-    // No request, where rules speak of requests only: denied, were it not for the audit.
-    client.write_all(b"\x00\x01 not http\r\n").await.unwrap();
-    client.shutdown().await.unwrap();
-    let mut served = streams.recv().await.unwrap();
-    assert_eq!(read_all(&mut served).await, "\x00\x01 not http\r\n");
-    drop(served);
-    let (opened, closed) = (mesh.flow().await, mesh.flow().await);
-    assert_eq!((opened.event, opened.verdict), (FlowEvent::Open, FlowVerdict::Audit));
-    assert_eq!((closed.event, closed.verdict), (FlowEvent::Close, FlowVerdict::Audit));
+    (spec.isolation, spec.access) = (Some(isolation), Access::Everybody);
+    mesh.publish(&spec);
+    let (rule, reason) = carried(&mut mesh).await;
+    assert_eq!(rule, "NetworkPolicy default/closed");
     assert_eq!(
-        opened.rule.as_ref().unwrap().to_string(),
-        "NetworkPolicy default/closed"
-    );
-    assert_eq!(
-        opened.reason,
+        reason,
         "let through and reported (audit): no NetworkPolicy allows it (NetworkPolicy default/closed isolates)"
     );
 }

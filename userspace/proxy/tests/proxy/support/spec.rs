@@ -253,6 +253,7 @@ fn client() -> Workload {
         class: class_of(CLIENT),
         labels: Default::default(),
         cgroup: Some(CLIENT_CGROUP),
+        addresses: Vec::new(),
     }
 }
 
