@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{
-    Account, Decision, HttpRequestView, Identity, ObjectRef, Protocol, Service, ServiceName, ServicePort, Snapshot,
-    Verdict,
+    Account, Class, Decision, HttpRequestView, Identity, ObjectRef, Protocol, Service, ServiceName, ServicePort,
+    Snapshot, Verdict,
 };
 
 /// What somebody wants to know.
@@ -53,13 +53,37 @@ pub struct Explanation {
     pub verdict: Verdict,
     /// The object that decided.
     pub rule: Option<ObjectRef>,
+    /// The NetworkPolicy that decided in its dimension; `None`: none isolates either end there.
+    pub network: Option<ObjectRef>,
+    /// The object that decided about access by account.
+    pub access: Option<ObjectRef>,
     pub path: DataPath,
     /// Why this verdict, on this path.
     pub why: String,
 }
 
-/// Whom a connection may reach: an identity on a target port, and for messages where.
-type Candidate = (Identity, u16, String);
+/// Whom a connection may reach.
+struct Candidate {
+    identity: Identity,
+    class: Class,
+    target: u16,
+    /// For messages.
+    place: String,
+}
+
+/// Who asks. An account's workloads may be of several classes.
+struct Source {
+    identity: Identity,
+    classes: BTreeSet<Class>,
+}
+
+/// What both dimensions said, and which way that goes.
+struct Judged {
+    decision: Decision,
+    network: Decision,
+    access: Decision,
+    path: DataPath,
+}
 
 impl Snapshot {
     /// Tells what would happen. Costs what a connection costs for each endpoint of the service.
@@ -78,6 +102,10 @@ impl Snapshot {
                 Identity::UNKNOWN
             }
         };
+        let source = Source {
+            identity: source,
+            classes: self.classes_of(&input.from),
+        };
         let port = match &input.to {
             ExplainTarget::Service(name) => match self.services.get(name) {
                 Some(service) => self.find_port(service, input, &mut steps),
@@ -85,7 +113,7 @@ impl Snapshot {
             },
             ExplainTarget::Address(address) => match self.vip(*address) {
                 Some(service) => self.find_port(service, input, &mut steps),
-                None => return self.explain_address(source, address.to_canonical(), input, steps),
+                None => return self.explain_address(&source, address.to_canonical(), input, steps),
             },
         };
         let Some((service, port)) = port else {
@@ -98,7 +126,7 @@ impl Snapshot {
         if candidates.is_empty() {
             return self.nowhere("there is no endpoint: the connection is refused".to_owned(), steps);
         }
-        self.judge(source, candidates, port.proxied.as_deref(), port.http, input, steps)
+        self.judge(&source, candidates, port.proxied.as_deref(), port.http, input, steps)
     }
 
     fn find_port<'s>(
@@ -163,14 +191,26 @@ impl Snapshot {
         for (name, port) in reached {
             for endpoint in &port.endpoints {
                 let place = format!("{} ({}, service {name})", endpoint.address, endpoint.workload);
-                candidates.push((endpoint.identity, endpoint.address.port(), place));
+                candidates.push(Candidate {
+                    identity: endpoint.identity,
+                    class: endpoint.class,
+                    target: endpoint.address.port(),
+                    place,
+                });
             }
             if port.pending {
                 steps.push(format!(
                     "service {name}: no endpoint listens yet, callers wait in the proxy"
                 ));
-                let starting = port.targets.iter();
-                candidates.extend(starting.map(|(identity, target)| (*identity, *target, "starting".to_owned())));
+                for (identity, target) in &port.targets {
+                    let workloads = self.workloads.iter().filter(|w| w.identity == *identity);
+                    candidates.extend(workloads.map(|workload| Candidate {
+                        identity: *identity,
+                        class: workload.class,
+                        target: *target,
+                        place: "starting".to_owned(),
+                    }));
+                }
             }
         }
         candidates
@@ -178,68 +218,69 @@ impl Snapshot {
 
     fn explain_address(
         &self,
-        source: Identity,
+        source: &Source,
         address: IpAddr,
         input: &ExplainInput,
         mut steps: Vec<String>,
     ) -> Explanation {
         let key = (SocketAddr::new(address, input.port), input.protocol);
-        if let Some(owner) = self.by_endpoint.get(&key) {
+        let mut http = false;
+        let identity = if let Some(owner) = self.by_endpoint.get(&key) {
             steps.push(format!(
                 "{} is an endpoint of service {}: {}",
                 key.0, owner.service, owner.endpoint.workload
             ));
-            let http = self
+            http = self
                 .services
                 .get(&owner.service)
                 .and_then(|s| s.ports.get(owner.port))
                 .is_some_and(|p| p.http);
-            let candidate = (owner.endpoint.identity, input.port, key.0.to_string());
-            return self.judge(source, vec![candidate], None, http, input, steps);
-        }
-        if let Some(identity) = self.listener(key.0, key.1) {
-            let account = self.account(identity).map(Account::to_string).unwrap_or_default();
+            owner.endpoint.identity
+        } else if let Some(listener) = self.listener(key.0, key.1) {
+            let account = self
+                .account(listener.identity)
+                .map(Account::to_string)
+                .unwrap_or_default();
             steps.push(format!(
                 "a workload of account {account} listens on {}; no service leads there",
                 key.0
             ));
-            return self.judge(
-                source,
-                vec![(identity, input.port, key.0.to_string())],
-                None,
-                false,
-                input,
-                steps,
-            );
-        }
-        if address.is_loopback() {
+            listener.identity
+        } else if address.is_loopback() {
             steps.push(format!("{} is on this machine and no workload's", key.0));
-            return self.judge(
-                source,
-                vec![(Identity::UNKNOWN_LOCAL, input.port, key.0.to_string())],
-                None,
-                false,
-                input,
-                steps,
-            );
+            Identity::UNKNOWN_LOCAL
+        } else {
+            steps.push(format!(
+                "{} is neither a virtual IP nor an endpoint: it is outside the mesh",
+                key.0
+            ));
+            Identity::OUTSIDE
+        };
+        let candidate = Candidate {
+            identity,
+            class: self.class_of_destination(key.0, key.1, identity),
+            target: input.port,
+            place: key.0.to_string(),
+        };
+        self.judge(source, vec![candidate], None, http, input, steps)
+    }
+
+    /// Classes of an account's workloads; of one that has none: nobody's.
+    fn classes_of(&self, account: &Account) -> BTreeSet<Class> {
+        let own = |w: &&std::sync::Arc<crate::snapshot::Workload>| {
+            w.namespace == account.namespace && w.account == account.name
+        };
+        let found: BTreeSet<Class> = self.workloads.iter().filter(own).map(|w| w.class).collect();
+        if found.is_empty() {
+            BTreeSet::from([Class::UNKNOWN])
+        } else {
+            found
         }
-        steps.push(format!(
-            "{} is neither a virtual IP nor an endpoint: it is outside the mesh",
-            key.0
-        ));
-        self.judge(
-            source,
-            vec![(Identity::OUTSIDE, input.port, key.0.to_string())],
-            None,
-            false,
-            input,
-            steps,
-        )
     }
 
     fn judge(
         &self,
-        source: Identity,
+        source: &Source,
         candidates: Vec<Candidate>,
         proxied: Option<&str>,
         http: bool,
@@ -247,51 +288,79 @@ impl Snapshot {
         mut steps: Vec<String>,
     ) -> Explanation {
         let request = Request::of(input);
-        let mut strictest: Option<(Decision, DataPath)> = None;
-        let mut classes = BTreeSet::new();
-        for (destination, target, place) in candidates {
-            if !classes.insert((destination, target)) {
+        let mut strictest: Option<Judged> = None;
+        let mut seen = BTreeSet::new();
+        for candidate in candidates {
+            let (identity, target) = (candidate.identity, candidate.target);
+            if !seen.insert((identity, candidate.class, target)) {
                 continue;
             }
-            let connection = self.authorize_connection(source, destination, input.protocol, target);
+            let connection = self.authorize_connection(source.identity, identity, input.protocol, target);
             let by_proxy =
                 proxied.is_some() && connection.verdict != Verdict::Deny || connection.verdict == Verdict::NeedsHttp;
-            let (decision, path) = match &request {
+            let (access, path) = match &request {
                 Some(request) if by_proxy && (http || connection.verdict == Verdict::NeedsHttp) => (
-                    self.authorize_request(source, destination, target, request),
+                    self.authorize_request(source.identity, identity, target, request),
                     DataPath::Proxy,
                 ),
                 _ if by_proxy => (connection, DataPath::Proxy),
                 _ => (connection, DataPath::Kernel),
             };
-            let account = match self.account(destination) {
+            let account = match self.account(identity) {
                 Some(account) => format!("account {account}"),
                 None => "no account".to_owned(),
             };
+            let place = candidate.place;
             steps.push(format!(
                 "{place}: {account}, target port {target}: {}",
-                self.say(decision)
+                self.say(access)
             ));
-            let stricter = strictest
-                .as_ref()
-                .is_none_or(|(old, _)| rank(decision.verdict) > rank(old.verdict));
-            if stricter {
-                strictest = Some((decision, path));
+            for class in &source.classes {
+                let network = self.authorize_network(*class, candidate.class, input.protocol, target);
+                if network.rule.is_some() {
+                    steps.push(format!(
+                        "- network, {} to {}: {}",
+                        self.describe_class(*class),
+                        self.describe_class(candidate.class),
+                        self.say(network)
+                    ));
+                }
+                let judged = Judged {
+                    decision: network.and(access),
+                    network,
+                    access,
+                    // What the network denies is denied before it gets anywhere.
+                    path: if network.verdict == Verdict::Deny {
+                        DataPath::Kernel
+                    } else {
+                        path
+                    },
+                };
+                let strictness = |judged: &Judged| judged.decision.verdict.strictness();
+                if strictest
+                    .as_ref()
+                    .is_none_or(|old| strictness(&judged) > strictness(old))
+                {
+                    strictest = Some(judged);
+                }
             }
         }
-        let Some((decision, path)) = strictest else {
+        let Some(judged) = strictest else {
             return self.nowhere("nobody is there".to_owned(), steps);
         };
-        let way = match (path, proxied) {
+        let way = match (judged.path, proxied) {
             (DataPath::Kernel, _) => "the kernel decides at connect".to_owned(),
             (DataPath::Proxy, Some(reason)) => format!("through the proxy: {reason}"),
             (DataPath::Proxy, None) => "through the proxy: an access rule speaks about requests".to_owned(),
         };
+        let object = |decision: Decision| decision.rule.and_then(|rule| self.rule(rule)).cloned();
         Explanation {
-            why: format!("{}; {way}", self.say(decision)),
-            verdict: decision.verdict,
-            rule: decision.rule.and_then(|rule| self.rule(rule)).cloned(),
-            path,
+            why: format!("{}; {way}", self.say(judged.decision)),
+            verdict: judged.decision.verdict,
+            rule: object(judged.decision),
+            network: object(judged.network),
+            access: object(judged.access),
+            path: judged.path,
             steps,
         }
     }
@@ -304,13 +373,17 @@ impl Snapshot {
             }
             .to_owned();
         };
-        let by_default = object.kind == "MeshConfig";
-        match (decision.verdict, by_default) {
-            (Verdict::Allow, true) => format!("allowed by the default of {object}"),
-            (Verdict::Allow, false) => format!("allowed by {object}"),
-            (Verdict::Deny, true) => format!("denied by the default of {object}: no rule allows it"),
-            (Verdict::Deny, false) => format!("denied: the request matches no route of {object}"),
-            (Verdict::NeedsHttp, _) => format!("{object} decides about each request"),
+        let refusal = match object.kind.as_str() {
+            "MeshConfig" => format!("the default of {object}: no rule allows it"),
+            "NetworkPolicy" => format!("{object}, which isolates: no NetworkPolicy allows it"),
+            _ => format!("{object}: the request matches none of its routes"),
+        };
+        match decision.verdict {
+            Verdict::Allow if object.kind == "MeshConfig" => format!("allowed by the default of {object}"),
+            Verdict::Allow => format!("allowed by {object}"),
+            Verdict::Audit => format!("let through and reported (audit); else denied by {refusal}"),
+            Verdict::Deny => format!("denied by {refusal}"),
+            Verdict::NeedsHttp => format!("{object} decides about each request"),
         }
     }
 
@@ -320,17 +393,11 @@ impl Snapshot {
             steps,
             verdict: Verdict::Deny,
             rule: None,
+            network: None,
+            access: None,
             path: DataPath::Kernel,
             why,
         }
-    }
-}
-
-fn rank(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Allow => 0,
-        Verdict::NeedsHttp => 1,
-        Verdict::Deny => 2,
     }
 }
 

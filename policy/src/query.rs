@@ -2,14 +2,16 @@
 //!
 //! The judge here is the definition: what the kernel tables decide must agree with [`Snapshot::authorize_connection`].
 
+mod network;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use crate::snapshot::{
-    AccessDefault, AccessRule, Account, Decision, HttpMatch, HttpRequestView, Identity, ObjectRef, Protocol, RuleId,
-    Service, ServiceName, ServicePort, Snapshot, Verdict,
+    AccessDefault, AccessPolicy, AccessRule, Account, Decision, HttpMatch, HttpRequestView, Identity, Listener,
+    ObjectRef, Protocol, RuleId, Service, ServiceName, ServicePort, Snapshot, Verdict,
 };
 
 /// What our DNS says about a name.
@@ -40,9 +42,9 @@ impl Snapshot {
         self.services.get(self.by_vip.get(&address.to_canonical())?)
     }
 
-    /// The identity that listens on this address, whether or not a service leads there. What is bound to all addresses
+    /// Who listens on this address, whether or not a service leads there. What is bound to all addresses
     /// is found by loopback ones, and by the unspecified one, which Linux takes for loopback.
-    pub fn listener(&self, address: SocketAddr, protocol: Protocol) -> Option<Identity> {
+    pub fn listener(&self, address: SocketAddr, protocol: Protocol) -> Option<Listener> {
         let ip = address.ip().to_canonical();
         let find = |ip| {
             self.listeners
@@ -71,7 +73,8 @@ impl Snapshot {
     /// The verdict on a connection (or datagram flow) to an endpoint of identity `destination` on its `target_port`.
     ///
     /// - Our proxy passes: it has judged already, or is about to.
-    /// - [`Identity::OUTSIDE`] follows `outboundDefault`; other destinations without a policy are no business of ours.
+    /// - [`Identity::OUTSIDE`] and [`Identity::UNKNOWN_LOCAL`] follow `outboundDefault`; other destinations without a policy are no business of ours.
+    /// - What an audited default denies is [`Verdict::Audit`].
     /// - A rule about connections allows at once; if only rules about requests speak of this source and port, the
     ///   requests decide.
     ///
@@ -83,42 +86,37 @@ impl Snapshot {
         protocol: Protocol,
         target_port: u16,
     ) -> Decision {
-        let (default, default_rule) = match self.default_for(source, destination) {
-            Ok(default) => default,
+        let policy = match self.policy_for(source, destination) {
+            Ok(policy) => policy,
             Err(decision) => return decision,
         };
-        if default == AccessDefault::Allow {
-            return Decision {
-                verdict: Verdict::Allow,
-                rule: Some(default_rule),
-            };
-        }
         let mut needs_http = None;
-        for rule in self.rules_for(source, destination, protocol, target_port) {
+        for rule in policy.rules_for(source, protocol, target_port) {
             if rule.http.is_none() {
-                return Decision {
-                    verdict: Verdict::Allow,
-                    rule: Some(rule.rule),
-                };
+                return Decision::new(Verdict::Allow, rule.rule);
             }
             needs_http.get_or_insert(rule.rule);
         }
         match needs_http {
-            Some(rule) => Decision {
-                verdict: Verdict::NeedsHttp,
-                rule: Some(rule),
-            },
-            None => Decision {
-                verdict: Verdict::Deny,
-                rule: Some(default_rule),
-            },
+            Some(rule) => Decision::new(Verdict::NeedsHttp, rule),
+            None => policy.denial(),
+        }
+    }
+
+    /// The verdict on a TCP connection that is known not to carry HTTP, so that rules about requests allow none of it:
+    /// never [`Verdict::NeedsHttp`].
+    pub fn authorize_opaque(&self, source: Identity, destination: Identity, target_port: u16) -> Decision {
+        let decision = self.authorize_connection(source, destination, Protocol::Tcp, target_port);
+        match self.access.get(&destination) {
+            Some(policy) if decision.verdict == Verdict::NeedsHttp => policy.mismatch(source, target_port),
+            _ => decision,
         }
     }
 
     /// The verdict on one HTTP request; never [`Verdict::NeedsHttp`].
     ///
-    /// A denial names the first rule that speaks of this source and port (its routes do not match the request), else
-    /// the MeshConfig whose default denies.
+    /// A denial names the first rule that speaks of this source and port (its routes do not match the request) and is not
+    /// audited, else the MeshConfig whose default denies.
     pub fn authorize_request(
         &self,
         source: Identity,
@@ -126,33 +124,17 @@ impl Snapshot {
         target_port: u16,
         request: &dyn HttpRequestView,
     ) -> Decision {
-        let (default, default_rule) = match self.default_for(source, destination) {
-            Ok(default) => default,
+        let policy = match self.policy_for(source, destination) {
+            Ok(policy) => policy,
             Err(decision) => return decision,
         };
-        if default == AccessDefault::Allow {
-            return Decision {
-                verdict: Verdict::Allow,
-                rule: Some(default_rule),
-            };
-        }
-        let mut speaks = None;
-        for rule in self.rules_for(source, destination, Protocol::Tcp, target_port) {
-            let allows = match &rule.http {
-                None => true,
-                Some(matches) => matches.iter().any(|m| m.matches(request)),
-            };
-            if allows {
-                return Decision {
-                    verdict: Verdict::Allow,
-                    rule: Some(rule.rule),
-                };
-            }
-            speaks.get_or_insert(rule.rule);
-        }
-        Decision {
-            verdict: Verdict::Deny,
-            rule: Some(speaks.unwrap_or(default_rule)),
+        let allows = |rule: &&AccessRule| match &rule.http {
+            None => true,
+            Some(matches) => matches.iter().any(|m| m.matches(request)),
+        };
+        match policy.rules_for(source, Protocol::Tcp, target_port).find(allows) {
+            Some(rule) => Decision::new(Verdict::Allow, rule.rule),
+            None => policy.mismatch(source, target_port),
         }
     }
 
@@ -177,51 +159,53 @@ impl Snapshot {
         }
     }
 
-    /// The default of the destination, or the decision where no access rule has a say.
-    fn default_for(&self, source: Identity, destination: Identity) -> Result<(AccessDefault, RuleId), Decision> {
+    /// The policy whose rules decide, or the decision where no access rule has a say.
+    fn policy_for(&self, source: Identity, destination: Identity) -> Result<&AccessPolicy, Decision> {
         if source == Identity::PROXY {
-            return Err(Decision {
-                verdict: Verdict::Allow,
-                rule: None,
-            });
+            return Err(Decision::UNRESTRICTED);
         }
-        if destination == Identity::OUTSIDE {
+        if matches!(destination, Identity::OUTSIDE | Identity::UNKNOWN_LOCAL) {
             return Err(match self.outbound_default {
-                Some((AccessDefault::Deny, rule)) => Decision {
-                    verdict: Verdict::Deny,
-                    rule: Some(rule),
-                },
-                Some((AccessDefault::Allow, rule)) => Decision {
-                    verdict: Verdict::Allow,
-                    rule: Some(rule),
-                },
-                None => Decision {
-                    verdict: Verdict::Allow,
-                    rule: None,
-                },
+                Some((AccessDefault::Deny, rule)) if self.outbound_audit => Decision::new(Verdict::Audit, rule),
+                Some((AccessDefault::Deny, rule)) => Decision::new(Verdict::Deny, rule),
+                Some((AccessDefault::Allow, rule)) => Decision::new(Verdict::Allow, rule),
+                None => Decision::UNRESTRICTED,
             });
         }
-        match self.access.get(&destination) {
-            Some(policy) => Ok((policy.default, policy.default_rule)),
-            None => Err(Decision {
-                verdict: Verdict::Allow,
-                rule: None,
-            }),
+        let policy = self.access.get(&destination).ok_or(Decision::UNRESTRICTED)?;
+        match policy.default {
+            AccessDefault::Allow => Err(Decision::new(Verdict::Allow, policy.default_rule)),
+            AccessDefault::Deny => Ok(policy),
         }
     }
+}
 
-    fn rules_for(
-        &self,
-        source: Identity,
-        destination: Identity,
-        protocol: Protocol,
-        target_port: u16,
-    ) -> impl Iterator<Item = &AccessRule> {
-        self.access
-            .get(&destination)
-            .into_iter()
-            .flat_map(|policy| &policy.allow)
+// === impl AccessPolicy ===
+
+impl AccessPolicy {
+    fn rules_for(&self, source: Identity, protocol: Protocol, target_port: u16) -> impl Iterator<Item = &AccessRule> {
+        self.allow
+            .iter()
             .filter(move |rule| rule.speaks_of(source, protocol, target_port))
+    }
+
+    /// No rule speaks of it.
+    fn denial(&self) -> Decision {
+        let verdict = if self.audit { Verdict::Audit } else { Verdict::Deny };
+        Decision::new(verdict, self.default_rule)
+    }
+
+    /// No rule allows what a TCP connection carries. Rules that speak of its source and port are all about requests then:
+    /// the first that enforces denies, and if all are audited, the first of them reports.
+    fn mismatch(&self, source: Identity, target_port: u16) -> Decision {
+        let speaking = || self.rules_for(source, Protocol::Tcp, target_port);
+        let (verdict, rule) = match (speaking().find(|rule| !rule.audit), speaking().next()) {
+            (Some(enforcing), _) if self.audit => (Verdict::Audit, enforcing),
+            (Some(enforcing), _) => (Verdict::Deny, enforcing),
+            (None, Some(audited)) => (Verdict::Audit, audited),
+            (None, None) => return self.denial(),
+        };
+        Decision::new(verdict, rule.rule)
     }
 }
 
@@ -332,7 +316,11 @@ mod tests {
     fn what_is_bound_to_all_addresses_is_found_on_loopback() {
         let mut snapshot = snapshot();
         let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, 80).into();
-        snapshot.listeners.insert((any, Protocol::Tcp), Identity::FIRST);
+        let listener = Listener {
+            identity: Identity::FIRST,
+            class: crate::snapshot::Class::FIRST,
+        };
+        snapshot.listeners.insert((any, Protocol::Tcp), listener);
         for (address, expect) in [("127.0.0.2:80", true), ("[::1]:80", true), ("192.0.2.1:80", false)] {
             let found = snapshot.listener(address.parse().unwrap(), Protocol::Tcp).is_some();
             assert_eq!(found, expect, "{address}");

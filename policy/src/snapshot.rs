@@ -3,6 +3,8 @@
 //! Kernel tables (`weft-dataplane`), routes and access checks of the proxy, DNS answers and `weft explain` are all
 //! read from one [`Snapshot`]; none of them looks at resources again. It is plain data: no I/O, no clock, no locks.
 
+mod network;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -12,6 +14,9 @@ use std::{
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::network::range_key;
+pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
 
 /// Number the kernel compares instead of names; one per (namespace, service account). See [`Identity::FIRST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -150,15 +155,31 @@ pub struct Snapshot {
     pub access: HashMap<Identity, Arc<AccessPolicy>>,
     /// What captured workloads may reach outside the mesh, and the object that says so.
     pub outbound_default: Option<(AccessDefault, RuleId)>,
+    /// What `outbound_default` denies is let through and reported.
+    pub outbound_audit: bool,
+    /// NetworkPolicies: a dimension of its own beside `access`; both must allow.
+    pub network: Network,
+    /// What the classes stand for, also those that are gone.
+    pub classes: BTreeMap<Class, ClassName>,
     pub rules: HashMap<RuleId, ObjectRef>,
     pub statuses: Vec<ObjectStatus>,
     /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
     pub by_vip: HashMap<IpAddr, ServiceName>,
     pub by_endpoint: HashMap<(SocketAddr, Protocol), EndpointOwner>,
     pub by_cgroup: HashMap<u64, Arc<Workload>>,
+    /// Addresses by which workloads on other machines are known, and those of this machine that a workload bound itself to
+    /// ([`Class::UNKNOWN_LOCAL`]: others here have them too). [`Class::UNKNOWN`]: of workloads of several classes.
+    pub by_address: HashMap<IpAddr, Class>,
     /// Every address a captured workload listens on as it bound it (so 0.0.0.0 and :: occur), whether or not a service
     /// port leads there: dialling it is dialling that workload, and meets its access policy.
-    pub listeners: BTreeMap<(SocketAddr, Protocol), Identity>,
+    pub listeners: BTreeMap<(SocketAddr, Protocol), Listener>,
+}
+
+/// Who listens on an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    pub identity: Identity,
+    pub class: Class,
 }
 
 /// Whose an endpoint address is.
@@ -207,6 +228,7 @@ pub struct Endpoint {
     /// Where to connect; a workload that listens on both families has two endpoints.
     pub address: SocketAddr,
     pub identity: Identity,
+    pub class: Class,
     /// Name of the workload ([`Workload::name`]).
     pub workload: String,
 }
@@ -240,6 +262,7 @@ pub struct Workload {
     pub service: Option<String>,
     pub account: String,
     pub identity: Identity,
+    pub class: Class,
     pub labels: BTreeMap<String, String>,
     /// cgroup v2 id of the workload's cgroup, where it is captured on this node.
     pub cgroup: Option<u64>,
@@ -254,6 +277,8 @@ pub struct AccessPolicy {
     pub default: AccessDefault,
     /// The MeshConfig that says so.
     pub default_rule: RuleId,
+    /// What the default denies is let through and reported.
+    pub audit: bool,
     /// Additive; empty under `AccessDefault::Allow` (the rules are NotEnforced then).
     pub allow: Vec<AccessRule>,
 }
@@ -262,6 +287,8 @@ pub struct AccessPolicy {
 pub struct AccessRule {
     pub rule: RuleId,
     pub object: ObjectRef,
+    /// Requests of these sources on these ports that match none of `http` are let through and reported.
+    pub audit: bool,
     pub sources: BTreeSet<Identity>,
     pub protocol: Protocol,
     /// Target ports (those of endpoints); `None`: every port.
@@ -298,6 +325,8 @@ pub enum Verdict {
     Deny,
     /// L4 cannot tell: the request decides.
     NeedsHttp,
+    /// Would be denied; is let through and reported.
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,6 +334,52 @@ pub struct Decision {
     pub verdict: Verdict,
     /// The rule that decided; a default deny names the MeshConfig's.
     pub rule: Option<RuleId>,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Whether it may go on now: allowed, or only reported.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Allow | Self::Audit)
+    }
+
+    pub(crate) fn strictness(self) -> u8 {
+        match self {
+            Self::Allow => 0,
+            Self::Audit => 1,
+            Self::NeedsHttp => 2,
+            Self::Deny => 3,
+        }
+    }
+}
+
+// === impl Decision ===
+
+impl Decision {
+    /// `rule: None`: nothing has a say.
+    pub const UNRESTRICTED: Self = Self {
+        verdict: Verdict::Allow,
+        rule: None,
+    };
+
+    pub(crate) fn new(verdict: Verdict, rule: RuleId) -> Self {
+        Self {
+            verdict,
+            rule: Some(rule),
+        }
+    }
+
+    /// The network's decision together with that on access: the stricter one. Of two alike that on access, unless it names
+    /// no rule. The kernel programs choose the same (`verdict::judge`).
+    pub fn and(self, access: Self) -> Self {
+        let (network, other) = (self.verdict.strictness(), access.verdict.strictness());
+        if network > other || network == other && access.rule.is_none() {
+            self
+        } else {
+            access
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

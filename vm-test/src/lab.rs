@@ -212,6 +212,22 @@ impl Lab {
         })
     }
 
+    /// The same, while `act` is done again and again to make it.
+    ///
+    /// # Errors
+    /// As [`Lab::flow`], or what `act` says.
+    pub fn flow_while(
+        &self,
+        what: &str,
+        matches: impl Fn(&Value) -> bool,
+        act: impl Fn() -> Result<()>,
+    ) -> Result<Value> {
+        poll::until(&format!("a flow event: {what}"), || {
+            act()?;
+            self.flows()?.into_iter().find(&matches).context("none yet")
+        })
+    }
+
     /// `weft status -o json`.
     ///
     /// # Errors

@@ -184,26 +184,26 @@ fn requests_of_clients_outside_are_looked_at_where_inbound_capture_is_on() {
         b.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
         let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
         for url in endpoints(b) {
-            poll::until("GET to be allowed", || {
+            poll::until("GET to be allowed and POST to be denied", || {
                 let answer = outside(a, &url)?;
                 ensure!(answer.stdout == "200", "{url}: {answer:?}");
+                let words = [
+                    "curl",
+                    "-s",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    "--max-time",
+                    "5",
+                    "-X",
+                    "POST",
+                    &url,
+                ];
+                let post = a.outside(words)?.ok()?;
+                ensure!(post.stdout == "403", "{url}: {post:?}");
                 Ok(())
             })?;
-            let words = [
-                "curl",
-                "-s",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code}",
-                "--max-time",
-                "5",
-                "-X",
-                "POST",
-                &url,
-            ];
-            let post = a.outside(words)?.ok()?;
-            ensure!(post.stdout == "403", "{url}: {post:?}");
         }
         b.flow("the request with who asked", |flow| {
             flow["event"] == "request" && flow["source"]["account"] == "peer" && flow["l7"]["status"] == 403

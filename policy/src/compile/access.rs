@@ -7,7 +7,7 @@ use std::{
 
 use super::{Allocations, members::Members, report::Report, services::Drafts, smi, sources::Sources};
 use crate::{
-    resource::smi::TrafficTargetSpec,
+    resource::{AUDIT_ANNOTATION, smi::TrafficTargetSpec},
     snapshot::{
         AccessDefault, AccessPolicy, AccessRule, Account, HttpMatch, Identity, ObjectRef, ObjectState, Protocol, RuleId,
     },
@@ -31,6 +31,7 @@ pub(super) struct Grant<'a> {
 pub(super) struct Access {
     pub policies: HashMap<Identity, Arc<AccessPolicy>>,
     pub outbound_default: Option<(AccessDefault, RuleId)>,
+    pub outbound_audit: bool,
 }
 
 impl Access {
@@ -54,6 +55,7 @@ impl Access {
                 let policy = AccessPolicy {
                     default,
                     default_rule,
+                    audit: sources.is_audited(Some(&account.namespace)),
                     allow: Vec::new(),
                 };
                 (allocations.identity(account), policy)
@@ -75,14 +77,28 @@ impl Access {
                 );
                 continue;
             }
+            let audit = object.is_audited();
+            let speaks_of_requests = lowered.grants.iter().any(|grant| grant.http.is_some());
             for grant in lowered.grants {
                 let identity = allocations.identity(grant.destination);
                 if let Some(policy) = policies.get_mut(&identity) {
-                    policy.allow.push(grant.rule(rule, identity, &served, allocations));
+                    policy
+                        .allow
+                        .push(grant.rule(rule, audit, identity, &served, allocations));
                 }
             }
             if missing.is_empty() {
-                report.status(&object.id, ObjectState::Accepted, "enforced");
+                let says = match (audit, speaks_of_requests) {
+                    (false, _) => "enforced".to_owned(),
+                    (true, true) => {
+                        "audited: requests that match none of its routes are let through and reported".to_owned()
+                    }
+                    (true, false) => format!(
+                        "enforced; {AUDIT_ANNOTATION} changes nothing: it denies no connection, {} does",
+                        defaults.object(default_rule)
+                    ),
+                };
+                report.status(&object.id, ObjectState::Accepted, says);
             } else {
                 report.status(
                     &object.id,
@@ -98,6 +114,7 @@ impl Access {
         Self {
             policies,
             outbound_default: defaults.outbound,
+            outbound_audit: sources.is_audited(None),
         }
     }
 
@@ -115,7 +132,14 @@ impl Access {
 // === impl Grant ===
 
 impl Grant<'_> {
-    fn rule(self, rule: RuleId, destination: Identity, served: &Served, allocations: &mut Allocations) -> AccessRule {
+    fn rule(
+        self,
+        rule: RuleId,
+        audit: bool,
+        destination: Identity,
+        served: &Served,
+        allocations: &mut Allocations,
+    ) -> AccessRule {
         let ports = self.ports.map(|mut ports| {
             let behind = served.get(&(destination, self.protocol)).into_iter().flatten();
             let targets: Vec<u16> = behind
@@ -128,6 +152,7 @@ impl Grant<'_> {
         AccessRule {
             rule,
             object: self.object.clone(),
+            audit,
             sources: self
                 .sources
                 .into_iter()

@@ -1,4 +1,4 @@
-//! Numbers and addresses that must not change: virtual IPs, identities, service port ids, rule ids.
+//! Numbers and addresses that must not change: virtual IPs, identities, classes, service port ids, rule ids.
 //!
 //! The daemon keeps them as JSON across restarts. Nothing is ever taken back by itself: an entry costs about a hundred
 //! bytes, and an application may hold on to a virtual IP, an event to a rule, long after the resource went. Only a
@@ -12,7 +12,7 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{Account, Identity, ObjectRef, Protocol, RuleId, ServiceName};
+use crate::snapshot::{Account, Class, ClassName, Identity, ObjectRef, Protocol, RuleId, ServiceName};
 
 /// Virtual IPs unless the operator says otherwise: class E, which no network routes.
 pub const DEFAULT_VIP4: Ipv4Net = match Ipv4Net::new(Ipv4Addr::new(240, 240, 0, 0), 16) {
@@ -28,7 +28,8 @@ pub const DEFAULT_VIP6: Ipv6Net = match Ipv6Net::new(Ipv6Addr::new(0x2001, 2, 0,
 /// Places of an IPv6 range that are used: more services than this do not fit into anything else either.
 const MAX_HOSTS6: u32 = 24;
 
-/// Keys are `NAMESPACE/NAME` (`NAMESPACE/NAME/PORT/PROTOCOL` of ports); rules are in a list, as their objects are.
+/// Keys are `NAMESPACE/NAME` (`NAMESPACE/NAME/PORT/PROTOCOL` of ports); rules and classes are in lists, as what they stand
+/// for is no text.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Allocations {
@@ -36,6 +37,7 @@ pub struct Allocations {
     identities: BTreeMap<String, Identity>,
     ports: BTreeMap<String, u32>,
     rules: Vec<(ObjectRef, RuleId)>,
+    classes: Vec<(ClassName, Class)>,
     /// Made from the lists above when it is first needed.
     #[serde(skip)]
     index: Option<Index>,
@@ -53,7 +55,9 @@ struct Index {
     next_identity: u32,
     next_port: u32,
     next_rule: u32,
+    next_class: u32,
     rules: BTreeMap<ObjectRef, RuleId>,
+    classes: BTreeMap<ClassName, Class>,
 }
 
 // === impl Allocations ===
@@ -159,6 +163,24 @@ impl Allocations {
         self.rules.iter()
     }
 
+    /// The class of workloads with the same labels, or of an address range.
+    pub(crate) fn class(&mut self, name: &ClassName) -> Class {
+        let index = self.index();
+        if let Some(class) = index.classes.get(name) {
+            return *class;
+        }
+        let class = Class(index.next_class);
+        index.next_class += 1;
+        index.classes.insert(name.clone(), class);
+        self.classes.push((name.clone(), class));
+        class
+    }
+
+    /// All that ever had a class.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = &(ClassName, Class)> {
+        self.classes.iter()
+    }
+
     /// The index; what was read from a file is mended first, for a file may have been edited.
     fn index(&mut self) -> &mut Index {
         self.index.get_or_insert_with(|| {
@@ -187,6 +209,15 @@ impl Allocations {
                 fresh
             });
             index.next_rule = seen.iter().max().map_or(1, |n| n.saturating_add(1));
+            let mut seen = HashSet::new();
+            self.classes.retain(|(name, class)| {
+                let fresh = *class >= Class::FIRST && !index.classes.contains_key(name) && seen.insert(class.0);
+                if fresh {
+                    index.classes.insert(name.clone(), *class);
+                }
+                fresh
+            });
+            index.next_class = seen.iter().max().map_or(Class::FIRST.0, |n| n.saturating_add(1));
             index
         })
     }
@@ -199,6 +230,7 @@ impl PartialEq for Allocations {
             && self.identities == other.identities
             && self.ports == other.ports
             && self.rules == other.rules
+            && self.classes == other.classes
     }
 }
 
@@ -246,6 +278,13 @@ mod tests {
         }
     }
 
+    fn class(app: &str) -> ClassName {
+        ClassName::Workloads {
+            namespace: "shop".into(),
+            labels: BTreeMap::from([("app".into(), app.into())]),
+        }
+    }
+
     const NETS: (&[Ipv4Net], &[Ipv6Net]) = (&[DEFAULT_VIP4], &[DEFAULT_VIP6]);
 
     #[test]
@@ -267,6 +306,8 @@ mod tests {
                 a.identity(&account),
                 a.port(&name("web"), 80, Protocol::Tcp),
                 a.rule(&object),
+                a.class(&class("web")),
+                a.class(&ClassName::Range("10.0.0.0/8".parse().unwrap())),
             )
         };
         let first = given(&mut before);
@@ -274,6 +315,7 @@ mod tests {
             namespace: "a".into(),
             name: "a".into(),
         });
+        before.class(&class("api"));
         let json = serde_json::to_string(&before).unwrap();
         let mut after: Allocations = serde_json::from_str(&json).unwrap();
         assert_eq!(given(&mut after), first);
@@ -285,6 +327,10 @@ mod tests {
             first.1
         );
         assert_eq!(first.1, Identity(256));
+        assert_eq!(
+            (first.4, first.5, after.class(&class("new"))),
+            (Class(256), Class(257), Class(259))
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use super::{Allocations, RuntimeWorkload, services::Drafts, sources::Sources};
 use crate::{
     resource::weft::WorkloadSpec,
-    snapshot::{Account, Identity, Protocol, ServiceName, Workload},
+    snapshot::{Account, Class, ClassName, Identity, Protocol, ServiceName, Workload},
 };
 
 const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -29,6 +29,7 @@ pub(super) struct Member<'a> {
     pub namespace: &'a str,
     pub account: Account,
     pub identity: Identity,
+    pub class: Class,
     pub labels: &'a BTreeMap<String, String>,
     pub origin: Origin<'a>,
 }
@@ -46,6 +47,13 @@ pub(super) fn account_of(workload: &RuntimeWorkload) -> Account {
     }
 }
 
+fn class_of(allocations: &mut Allocations, namespace: &str, labels: &BTreeMap<String, String>) -> Class {
+    allocations.class(&ClassName::Workloads {
+        namespace: namespace.to_owned(),
+        labels: labels.clone(),
+    })
+}
+
 // === impl Members ===
 
 impl<'a> Members<'a> {
@@ -56,6 +64,7 @@ impl<'a> Members<'a> {
                 name: workload.name.clone(),
                 namespace: &workload.namespace,
                 identity: allocations.identity(&account),
+                class: class_of(allocations, &workload.namespace, &workload.labels),
                 account,
                 labels: &workload.labels,
                 origin: Origin::Run(workload),
@@ -71,6 +80,7 @@ impl<'a> Members<'a> {
                 name: format!("{}/{}", object.namespace(), object.id.name),
                 namespace: object.namespace(),
                 identity: allocations.identity(&account),
+                class: class_of(allocations, object.namespace(), &object.labels),
                 account,
                 labels: &object.labels,
                 origin: Origin::Hand(spec),
@@ -141,6 +151,7 @@ impl<'a> Members<'a> {
                 service,
                 account: member.account.name,
                 identity: member.identity,
+                class: member.class,
                 labels: member.labels.clone(),
                 cgroup,
                 addresses,

@@ -8,7 +8,8 @@
 //!                                        |
 //!       smi: TrafficTargets -> Grant ----+-> access: one policy an identity
 //!       (further dialects lower to       |
-//!        Grants and splits too)          v
+//!        Grants and splits too)          +-> network: NetworkPolicies, one policy a class
+//!                                        v
 //!                        splits, what works per request, what visits the proxy
 //! ```
 //!
@@ -17,6 +18,7 @@
 mod access;
 mod allocations;
 mod members;
+mod network;
 mod report;
 mod services;
 mod smi;
@@ -33,12 +35,21 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6};
-use self::{access::Access, members::Members, report::Report, services::Drafts, sources::Sources};
+use self::{
+    access::Access,
+    members::{Members, Origin},
+    report::Report,
+    services::Drafts,
+    sources::Sources,
+};
 use crate::{
     diagnostic::Diagnostic,
-    snapshot::{EndpointOwner, Identity, Protocol, Service, ServiceName, Snapshot, Workload},
+    snapshot::{Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot, Workload},
     store::Store,
 };
+
+/// Label of every workload of `weft run`, with the name of its service, so that policies can select it by that.
+pub const SERVICE_LABEL: &str = "weft.mesh/service";
 
 /// Everything a [`Snapshot`] is made of.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +72,7 @@ pub struct RuntimeWorkload {
     pub namespace: String,
     pub service: String,
     pub account: String,
+    /// With [`SERVICE_LABEL`].
     pub labels: BTreeMap<String, String>,
     /// cgroup v2 id.
     pub cgroup: u64,
@@ -95,10 +107,12 @@ pub fn compile(input: &CompileInput<'_>, allocations: &mut Allocations) -> Compi
     let members = Members::gather(&sources, input.workloads, allocations);
     let drafts = services::draft(input, &sources, &members, allocations, &mut report);
     let access = Access::compile(&sources, &members, &drafts, allocations, &mut report);
+    let network = network::compile(&sources, &members, &drafts, allocations, &mut report);
     let services = split::finish(&sources, &drafts, &access, allocations, &mut report);
     report.services(&sources, &services);
     report.refusals(input.store);
-    assemble(input, allocations, members, drafts, access, services, report)
+    let policies = (access, network);
+    assemble(input, allocations, members, drafts, policies, services, report)
 }
 
 fn assemble(
@@ -106,10 +120,12 @@ fn assemble(
     allocations: &Allocations,
     members: Members<'_>,
     drafts: Drafts,
-    access: Access,
+    (access, network): (Access, Network),
     services: BTreeMap<ServiceName, Arc<Service>>,
     report: Report,
 ) -> Compiled {
+    let listeners = listeners(&members);
+    let by_address = by_address(&members);
     let workloads: Vec<Arc<Workload>> = members.workloads(&drafts);
     let mut by_vip = HashMap::with_capacity(2 * services.len());
     for service in services.values() {
@@ -126,13 +142,20 @@ fn assemble(
         generation: input.generation,
         by_endpoint: owners(&services, &workloads),
         by_cgroup: workloads.iter().filter_map(|w| Some((w.cgroup?, w.clone()))).collect(),
-        listeners: listeners(input.workloads, &identities),
+        by_address,
+        listeners,
         services,
         workloads,
         accounts,
         identities,
         access: access.policies,
         outbound_default: access.outbound_default,
+        outbound_audit: access.outbound_audit,
+        network,
+        classes: allocations
+            .classes()
+            .map(|(name, class)| (*class, name.clone()))
+            .collect(),
         rules: allocations
             .rules()
             .map(|(object, rule)| (*rule, object.clone()))
@@ -179,18 +202,40 @@ fn owners(
     owners
 }
 
-fn listeners(
-    workloads: &[RuntimeWorkload],
-    identities: &HashMap<crate::snapshot::Account, Identity>,
-) -> BTreeMap<(SocketAddr, Protocol), Identity> {
+fn listeners(members: &Members<'_>) -> BTreeMap<(SocketAddr, Protocol), Listener> {
     let mut found = BTreeMap::new();
-    for workload in workloads {
-        let Some(identity) = identities.get(&members::account_of(workload)) else {
-            continue;
+    for member in &members.all {
+        let Origin::Run(workload) = member.origin else { continue };
+        let listener = Listener {
+            identity: member.identity,
+            class: member.class,
         };
         for (address, protocol) in &workload.listening {
             let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-            found.entry((address, *protocol)).or_insert(*identity);
+            found.entry((address, *protocol)).or_insert(listener);
+        }
+    }
+    found
+}
+
+fn by_address(members: &Members<'_>) -> HashMap<IpAddr, Class> {
+    let mut found: HashMap<IpAddr, Class> = HashMap::new();
+    let mut add = |address: IpAddr, class| {
+        let one = found.entry(address.to_canonical()).or_insert(class);
+        if *one != class {
+            *one = Class::UNKNOWN;
+        }
+    };
+    for member in &members.all {
+        match member.origin {
+            Origin::Hand(spec) => spec.addresses.iter().for_each(|address| add(*address, member.class)),
+            // The machine's own: others here dial from it, too.
+            Origin::Run(workload) => workload
+                .listening
+                .iter()
+                .map(|(address, _)| address.ip())
+                .filter(|ip| !ip.is_unspecified() && !ip.to_canonical().is_loopback())
+                .for_each(|ip| add(ip, Class::UNKNOWN_LOCAL)),
         }
     }
     found

@@ -16,7 +16,7 @@ use crate::{
     decode::Located,
     diagnostic::{Diagnostic, Severity},
     resource::{Object, k8s::ServicePortSpec},
-    snapshot::{AppProtocol, Endpoint, Identity, ObjectState, Protocol, ServiceName},
+    snapshot::{AppProtocol, Class, Endpoint, Identity, ObjectState, Protocol, ServiceName},
 };
 
 #[derive(Default)]
@@ -41,6 +41,8 @@ pub(super) struct PortDraft {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Identities and target ports behind it, ready or not.
     pub targets: BTreeSet<(Identity, u16)>,
+    /// The same by class.
+    pub class_targets: BTreeSet<(Class, u16)>,
     pub pending: bool,
 }
 
@@ -151,7 +153,7 @@ fn draft_port(
     spec: ServicePortSpec,
     target: Option<u16>,
     joined: &[&Member<'_>],
-    taken: &mut HashMap<(SocketAddr, Protocol), (String, Identity)>,
+    taken: &mut HashMap<(SocketAddr, Protocol), (String, Identity, Class)>,
     report: &mut Report,
 ) -> PortDraft {
     let ServicePortSpec {
@@ -163,20 +165,22 @@ fn draft_port(
     } = spec;
     let mut endpoints = Vec::new();
     let mut targets = BTreeSet::new();
+    let mut class_targets = BTreeSet::new();
     let mut waited_for = false;
     for member in joined {
         let Some(target) = member.target(port, protocol, target) else {
             continue;
         };
         targets.insert((member.identity, target));
+        class_targets.insert((member.class, target));
         let ready = member.ready(target, protocol);
         waited_for |= ready.is_empty() && member.promises(port, protocol);
         for address in ready {
-            // One address belongs to one workload: the kernel tells identities by it.
-            let (holder, identity) = taken
+            // One address belongs to one workload: the kernel tells identities and classes by it.
+            let (holder, identity, class) = taken
                 .entry((address, protocol))
-                .or_insert_with(|| (member.name.clone(), member.identity));
-            if *identity != member.identity {
+                .or_insert_with(|| (member.name.clone(), member.identity, member.class));
+            if (*identity, *class) != (member.identity, member.class) {
                 // That a UDP server is there is a guess, and no reason to complain.
                 if protocol == Protocol::Tcp {
                     report.diagnostics.push(clash(address, protocol, holder, member));
@@ -186,6 +190,7 @@ fn draft_port(
             let endpoint = Endpoint {
                 address,
                 identity: member.identity,
+                class: member.class,
                 workload: member.name.clone(),
             };
             endpoints.push(Arc::new(endpoint));
@@ -200,6 +205,7 @@ fn draft_port(
         app,
         endpoints,
         targets,
+        class_targets,
         pending,
     }
 }
@@ -213,7 +219,7 @@ fn clash(address: SocketAddr, protocol: Protocol, holder: &str, member: &Member<
         object: None,
         field: String::new(),
         reason: format!(
-            "workload {} is left out at {address}/{protocol}: workload {holder}, of another account, is there",
+            "workload {} is left out at {address}/{protocol}: workload {holder}, of another account or with other labels, is there",
             member.name
         ),
         instead: Some("give each workload an address or a port of its own".to_owned()),

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     resource::{
         Object, Spec,
-        k8s::ServiceSpec,
+        k8s::{NetworkPolicySpec, ServiceSpec},
         smi::{HttpRouteGroupSpec, PortRouteSpec, TrafficSplitSpec, TrafficTargetSpec},
-        weft::{MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
+        weft::{Enforcement, MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
     },
     snapshot::{Account, ServiceName},
     store::Store,
@@ -20,6 +20,10 @@ pub(super) type Name<'a> = (&'a str, &'a str);
 pub(super) struct Sources<'a> {
     pub services: BTreeMap<ServiceName, (&'a Object, &'a ServiceSpec)>,
     pub targets: Vec<(&'a Object, &'a TrafficTargetSpec)>,
+    /// By namespace and name.
+    pub network_policies: Vec<(&'a Object, &'a NetworkPolicySpec)>,
+    /// Labels of those that a Namespace declares.
+    pub namespaces: BTreeMap<&'a str, &'a BTreeMap<String, String>>,
     pub http_groups: BTreeMap<Name<'a>, &'a HttpRouteGroupSpec>,
     pub tcp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
     pub udp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
@@ -48,7 +52,10 @@ impl<'a> Sources<'a> {
                         .services
                         .insert(service_name(object, &object.id.name), (object, spec));
                 }
-                Spec::Namespace => {}
+                Spec::Namespace => {
+                    sources.namespaces.insert(&object.id.name, &object.labels);
+                }
+                Spec::NetworkPolicy(spec) => sources.network_policies.push((object, spec)),
                 Spec::ServiceAccount => {
                     let account = Account {
                         namespace: name.0.to_owned(),
@@ -83,6 +90,12 @@ impl<'a> Sources<'a> {
             }
         }
         sources
+    }
+
+    /// Whether denials of a namespace (`None`: of the mesh) are only reported.
+    pub fn is_audited(&self, namespace: Option<&str>) -> bool {
+        let of = |key: Option<&str>| self.configs.get(&key).and_then(|(_, config)| config.enforcement);
+        namespace.and_then(|namespace| of(Some(namespace))).or_else(|| of(None)) == Some(Enforcement::Audit)
     }
 }
 

@@ -10,8 +10,8 @@ pub mod weft;
 
 use crate::snapshot::ObjectRef;
 
+pub use self::object::{AUDIT_ANNOTATION, DEFAULT_NAMESPACE, Location, Object};
 pub(crate) use self::object::{Body, Key, Parsed, parse_file};
-pub use self::object::{DEFAULT_NAMESPACE, Location, Object};
 
 /// What an object says, by kind.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub enum Spec {
     Service(k8s::ServiceSpec),
     Namespace,
     ServiceAccount,
+    NetworkPolicy(k8s::NetworkPolicySpec),
     TrafficTarget(smi::TrafficTargetSpec),
     HttpRouteGroup(smi::HttpRouteGroupSpec),
     TcpRoute(smi::PortRouteSpec),
@@ -34,6 +35,7 @@ pub(crate) const KINDS: &[&KindInfo] = &[
     &k8s::SERVICE,
     &k8s::NAMESPACE,
     &k8s::SERVICE_ACCOUNT,
+    &k8s::NETWORK_POLICY,
     &smi::TRAFFIC_TARGET,
     &smi::HTTP_ROUTE_GROUP,
     &smi::TCP_ROUTE,

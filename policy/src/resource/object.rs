@@ -14,6 +14,11 @@ use crate::{
 /// Namespace of an object that does not say one.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// `"true"` on a rule: report what it denies, do not deny it.
+pub const AUDIT_ANNOTATION: &str = "weft.mesh/audit";
+
+const AUDITED_KINDS: [&str; 2] = ["NetworkPolicy", "TrafficTarget"];
+
 /// An object that was understood.
 #[derive(Debug)]
 pub struct Object {
@@ -204,10 +209,14 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
         .optional("labels")
         .and_then(|v| v.string_map())
         .unwrap_or_default();
-    let annotations = metadata
-        .optional("annotations")
-        .and_then(|v| v.string_map())
-        .unwrap_or_default();
+    let annotations = match metadata.optional("annotations") {
+        Some(value) => {
+            let found = value.string_map().unwrap_or_default();
+            check_audit(&value, &found, info);
+            found
+        }
+        None => BTreeMap::new(),
+    };
     // What an API server adds.
     metadata.tolerate(&[
         "uid",
@@ -232,6 +241,25 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
         annotations,
         fields,
     })
+}
+
+/// A misspelt wish to audit would enforce.
+fn check_audit(value: &Value<'_>, annotations: &BTreeMap<String, String>, info: &KindInfo) {
+    let Some(wish) = annotations.get(AUDIT_ANNOTATION) else {
+        return;
+    };
+    if !matches!(wish.as_str(), "true" | "false") {
+        let reason = format!("{AUDIT_ANNOTATION} is `{}`", shorten(wish));
+        value.error(reason, "write \"true\" or \"false\"");
+    } else if !AUDITED_KINDS.contains(&info.kind) {
+        value.warn(
+            format!("{AUDIT_ANNOTATION} has no effect on a {}", info.kind),
+            format!(
+                "known on {}; for a namespace write `enforcement: audit` into its MeshConfig",
+                AUDITED_KINDS.join(" and ")
+            ),
+        );
+    }
 }
 
 /// The kind that is meant; else says which known ones are near.
@@ -338,6 +366,13 @@ impl Object {
     /// Namespace; empty for objects of the whole mesh.
     pub fn namespace(&self) -> &str {
         self.id.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Whether it is annotated to be audited.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.annotations
+            .get(AUDIT_ANNOTATION)
+            .is_some_and(|wish| wish == "true")
     }
 
     /// A message about a field of this object.

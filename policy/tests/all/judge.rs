@@ -25,6 +25,8 @@ const ROUTES: usize = 3;
 struct World {
     /// Of the mesh, then of each namespace.
     denies: [Option<bool>; 3],
+    /// `enforcement` of the same.
+    audits: [Option<bool>; 3],
     targets: Vec<Target>,
     /// Of each namespace.
     http: [[Option<Vec<Match>>; ROUTES]; 2],
@@ -41,6 +43,7 @@ struct Match {
 #[derive(Debug, Clone)]
 struct Target {
     namespace: usize,
+    audit: bool,
     destination: usize,
     sources: Vec<(usize, usize)>,
     rules: Vec<Rule>,
@@ -67,26 +70,31 @@ fn world() -> impl Strategy<Value = World> {
     ];
     let target = (
         0..2usize,
+        prop::bool::weighted(0.3),
         0..ACCOUNTS,
         prop::collection::vec((0..2usize, 0..ACCOUNTS), 1..3),
         prop::collection::vec(rule, 1..4),
     )
-        .prop_map(|(namespace, destination, sources, rules)| Target {
+        .prop_map(|(namespace, audit, destination, sources, rules)| Target {
             namespace,
+            audit,
             destination,
             sources,
             rules,
         });
     let default = || prop::option::weighted(0.6, prop::bool::weighted(0.8));
+    let audit = || prop::option::weighted(0.3, any::<bool>());
     (
         [default(), default(), default()],
+        [audit(), audit(), audit()],
         prop::collection::vec(target, 0..5),
         prop::array::uniform2(prop::array::uniform3(group)),
         prop::array::uniform2(prop::array::uniform3(route.clone())),
         prop::array::uniform2(prop::array::uniform3(route)),
     )
-        .prop_map(|(denies, targets, http, tcp, udp)| World {
+        .prop_map(|(denies, audits, targets, http, tcp, udp)| World {
             denies,
+            audits,
             targets,
             http,
             tcp,
@@ -107,24 +115,32 @@ fn target_port(account: usize, port: u16) -> u16 {
 
 fn yaml(world: &World) -> String {
     let mut out = String::new();
-    let word = |denies: bool| if denies { "deny" } else { "allow" };
-    if let Some(denies) = world.denies[0] {
-        let _ = writeln!(
-            out,
-            "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {{name: mesh}}\n\
-             spec: {{accessDefault: {}}}\n---",
-            word(denies)
-        );
-    }
-    for (n, namespace) in NAMESPACES.iter().enumerate() {
-        if let Some(denies) = world.denies[n + 1] {
+    let places = ["name: mesh", "name: own, namespace: n0", "name: own, namespace: n1"];
+    for (i, place) in places.into_iter().enumerate() {
+        let default = world.denies[i].map(|denies| {
+            if denies {
+                "accessDefault: deny"
+            } else {
+                "accessDefault: allow"
+            }
+        });
+        let audit = world.audits[i].map(|audit| {
+            if audit {
+                "enforcement: audit"
+            } else {
+                "enforcement: enforce"
+            }
+        });
+        let spec: Vec<&str> = default.into_iter().chain(audit).collect();
+        if !spec.is_empty() {
             let _ = writeln!(
                 out,
-                "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {{name: own, namespace: {namespace}}}\n\
-                 spec: {{accessDefault: {}}}\n---",
-                word(denies)
+                "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {{{place}}}\nspec: {{{}}}\n---",
+                spec.join(", ")
             );
         }
+    }
+    for (n, namespace) in NAMESPACES.iter().enumerate() {
         for r in 0..ROUTES {
             if let Some(matches) = &world.http[n][r] {
                 let _ = writeln!(
@@ -158,8 +174,9 @@ fn yaml(world: &World) -> String {
         let _ = writeln!(
             out,
             "apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\n\
-             metadata: {{name: t{i}, namespace: {}}}\nspec:\n  destination: {{kind: ServiceAccount, name: a{}}}\n  sources:",
-            NAMESPACES[target.namespace], target.destination
+             metadata: {{name: t{i}, namespace: {}, annotations: {{weft.mesh/audit: \"{}\"}}}}\nspec:\n  \
+             destination: {{kind: ServiceAccount, name: a{}}}\n  sources:",
+            NAMESPACES[target.namespace], target.audit, target.destination
         );
         for (n, a) in &target.sources {
             let _ = writeln!(
@@ -249,6 +266,10 @@ impl World {
         self.denies[namespace + 1].or(self.denies[0]).unwrap_or(false)
     }
 
+    fn audits(&self, namespace: usize) -> bool {
+        self.audits[namespace + 1].or(self.audits[0]).unwrap_or(false)
+    }
+
     /// Whether this target allows the call; `request`: `None` where it is not known yet.
     fn allows(&self, target: &Target, call: &Call, request: Option<Request>) -> bool {
         let (n, a) = call.destination;
@@ -309,7 +330,7 @@ impl World {
         {
             Verdict::Allow
         } else if possible.is_empty() {
-            Verdict::Deny
+            self.denial(call)
         } else {
             Verdict::NeedsHttp
         }
@@ -318,7 +339,33 @@ impl World {
     fn request(&self, call: &Call, request: Request) -> Verdict {
         let allowed =
             !self.denies(call.destination.0) || self.targets.iter().any(|t| self.allows(t, call, Some(request)));
-        if allowed { Verdict::Allow } else { Verdict::Deny }
+        if allowed { Verdict::Allow } else { self.mismatch(call) }
+    }
+
+    /// A connection that carries no HTTP.
+    fn opaque(&self, call: &Call) -> Verdict {
+        match self.connection(call) {
+            Verdict::NeedsHttp => self.mismatch(call),
+            decided => decided,
+        }
+    }
+
+    /// No target allows what is sent, whichever speak of it.
+    fn mismatch(&self, call: &Call) -> Verdict {
+        let speaking: Vec<&Target> = self.targets.iter().filter(|t| self.allows(t, call, None)).collect();
+        if !speaking.is_empty() && speaking.iter().all(|target| target.audit) {
+            Verdict::Audit
+        } else {
+            self.denial(call)
+        }
+    }
+
+    fn denial(&self, call: &Call) -> Verdict {
+        if self.audits(call.destination.0) {
+            Verdict::Audit
+        } else {
+            Verdict::Deny
+        }
     }
 }
 
@@ -408,6 +455,8 @@ fn check(world: &World, snapshot: &Snapshot, call: &Call) -> Result<(), TestCase
     if call.protocol == Protocol::Udp {
         return Ok(());
     }
+    let opaque = snapshot.authorize_opaque(source, destination, call.target_port).verdict;
+    prop_assert_eq!(opaque, world.opaque(call), "{}", yaml(world));
     for request in (0..METHODS.len()).flat_map(|m| (0..PATHS.len()).map(move |p| Request(m, p))) {
         let found = snapshot
             .authorize_request(source, destination, call.target_port, &request)

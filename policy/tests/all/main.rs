@@ -4,4 +4,5 @@ mod cases;
 mod examples;
 mod garbage;
 mod judge;
+mod network_judge;
 mod support;

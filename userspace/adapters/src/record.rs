@@ -85,6 +85,8 @@ pub enum Side {
 pub enum FlowVerdict {
     Allow,
     Deny,
+    /// Would have been denied; was let through and is reported. `rule` and `reason` say by what.
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -195,6 +197,7 @@ impl FlowVerdict {
         match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
+            Self::Audit => "audit",
         }
     }
 }

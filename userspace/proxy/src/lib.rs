@@ -16,6 +16,7 @@ pub mod dns;
 mod error;
 pub mod http;
 mod io;
+mod judge;
 pub mod limits;
 pub mod listen;
 mod metrics;

@@ -95,9 +95,15 @@ pub(crate) fn deny_words(rule: Option<&ObjectRef>, destination: &Destination) ->
             format!("the destination is outside the mesh ({rule}: outboundDefault deny)")
         }
         Some(rule) if rule.kind == "MeshConfig" => format!("no TrafficTarget allows it ({rule}: accessDefault deny)"),
+        Some(rule) if rule.kind == "NetworkPolicy" => format!("no NetworkPolicy allows it ({rule} isolates)"),
         Some(rule) => format!("{rule} allows other requests only"),
         None => "no rule allows it".to_owned(),
     }
+}
+
+/// What is said of something that is audited: `why` it would be denied.
+pub(crate) fn audit_words(why: &str) -> String {
+    format!("let through and reported (audit): {why}")
 }
 
 /// The object behind a rule number.

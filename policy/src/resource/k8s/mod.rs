@@ -1,9 +1,17 @@
-//! Kinds of the core group of Kubernetes.
+//! Kinds of Kubernetes' own groups.
 
+mod label_selector;
 mod namespace;
+mod network_policy;
 mod service;
 mod service_account;
 
 pub(crate) use self::service::protocol;
-pub use self::service::{ServicePortSpec, ServiceSpec};
-pub(crate) use self::{namespace::NAMESPACE, service::SERVICE, service_account::SERVICE_ACCOUNT};
+pub use self::{
+    label_selector::LabelSelector,
+    network_policy::{NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule, PortMatch},
+    service::{ServicePortSpec, ServiceSpec},
+};
+pub(crate) use self::{
+    namespace::NAMESPACE, network_policy::NETWORK_POLICY, service::SERVICE, service_account::SERVICE_ACCOUNT,
+};

@@ -1,4 +1,4 @@
-//! `v1` Namespace: accepted, so that a folder of Kubernetes resources applies as it is. Namespaces need no declaration.
+//! `v1` Namespace: its labels, for the `namespaceSelector` of a NetworkPolicy. Namespaces need no declaration.
 
 use crate::resource::{Body, KindInfo, NameRule, Scope, Spec};
 

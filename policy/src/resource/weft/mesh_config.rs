@@ -20,6 +20,16 @@ pub struct MeshConfigSpec {
     pub access_default: Option<AccessDefault>,
     /// Of the mesh only. `None`: allow.
     pub outbound_default: Option<AccessDefault>,
+    /// `None`: as the mesh says; there: enforce.
+    pub enforcement: Option<Enforcement>,
+}
+
+/// What becomes of that which is denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforcement {
+    Enforce,
+    /// It is let through and reported.
+    Audit,
 }
 
 const DEFAULTS: &[(&str, AccessDefault)] = &[("allow", AccessDefault::Allow), ("deny", AccessDefault::Deny)];
@@ -36,9 +46,13 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
         }
         value.choice(DEFAULTS)
     });
+    let enforcement = spec
+        .optional("enforcement")
+        .and_then(|value| value.choice(&[("enforce", Enforcement::Enforce), ("audit", Enforcement::Audit)]));
     spec.finish();
     Some(Spec::MeshConfig(MeshConfigSpec {
         access_default,
         outbound_default,
+        enforcement,
     }))
 }

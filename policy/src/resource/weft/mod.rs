@@ -6,7 +6,7 @@ mod workload;
 
 pub(crate) use self::{mesh_config::MESH_CONFIG, service_policy::SERVICE_POLICY, workload::WORKLOAD};
 pub use self::{
-    mesh_config::MeshConfigSpec,
+    mesh_config::{Enforcement, MeshConfigSpec},
     service_policy::ServicePolicySpec,
     workload::{WorkloadPort, WorkloadSpec},
 };

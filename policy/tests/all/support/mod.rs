@@ -4,6 +4,8 @@
 //! #! run NAMESPACE/SERVICE/INSTANCE [account=A] [label=K=V] [port=80:8080/tcp] [listen=0.0.0.0:8080/tcp]
 //! #! explain NAMESPACE/ACCOUNT SERVICE|ADDRESS PORT [METHOD PATH]
 //! ```
+//!
+//! Running workloads have the label that `weft run` gives them, [`SERVICE_LABEL`].
 
 pub mod render;
 
@@ -11,7 +13,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use weft_policy::{
     Account, Allocations, CompileInput, Compiled, ExplainInput, ExplainTarget, Protocol, RuntimePort, RuntimeWorkload,
-    ServiceName, Store, compile,
+    SERVICE_LABEL, ServiceName, Store, compile,
 };
 
 /// What the directives of a case say.
@@ -63,7 +65,7 @@ pub fn workload(name: &str, options: &[&str], cgroup: u64) -> RuntimeWorkload {
         namespace: namespace.to_owned(),
         service: service.to_owned(),
         account: service.to_owned(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([(SERVICE_LABEL.to_owned(), service.to_owned())]),
         cgroup,
         ports: Vec::new(),
         listening: Vec::new(),

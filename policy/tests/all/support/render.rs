@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use weft_policy::{AccessPolicy, Compiled, Diagnostic, HttpMatch, ServicePort, Snapshot};
+use weft_policy::{
+    AccessPolicy, ClassName, Compiled, Diagnostic, HttpMatch, Isolation, NetworkAllow, ServicePort, Snapshot,
+};
 
 use super::Script;
 
@@ -59,9 +61,10 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
                 .ports
                 .as_ref()
                 .map_or("every port".to_owned(), |ports| format!("ports {ports:?}"));
+            let audit = if rule.audit { " (audited)" } else { "" };
             let _ = writeln!(
                 out,
-                "  allow {} {} {ports} by {}",
+                "  allow {} {} {ports} by {}{audit}",
                 sources.join(", "),
                 rule.protocol,
                 rule.object
@@ -74,10 +77,12 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
     if let Some((default, rule)) = snapshot.outbound_default {
         let _ = writeln!(
             out,
-            "outbound: {default:?} by {}",
-            snapshot.rule(rule).expect("an object")
+            "outbound: {default:?} by {}{}",
+            snapshot.rule(rule).expect("an object"),
+            if snapshot.outbound_audit { " (audited)" } else { "" }
         );
     }
+    network(snapshot, out);
     for status in &snapshot.statuses {
         let _ = writeln!(out, "status {}: {:?}: {}", status.object, status.state, status.reason);
     }
@@ -85,10 +90,57 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
 
 fn access(snapshot: &Snapshot, policy: &AccessPolicy) -> String {
     format!(
-        "{:?} by {}",
+        "{:?} by {}{}",
         policy.default,
-        snapshot.rule(policy.default_rule).expect("an object")
+        snapshot.rule(policy.default_rule).expect("an object"),
+        if policy.audit { " (audited)" } else { "" }
     )
+}
+
+/// Isolated classes by what they stand for: their numbers depend on what else is in the case.
+fn network(snapshot: &Snapshot, out: &mut String) {
+    let mut isolated: Vec<_> = snapshot.network.isolation.iter().collect();
+    isolated.sort_by_key(|(class, _)| &snapshot.classes[class]);
+    for (class, policy) in isolated {
+        let name = snapshot.describe_class(*class);
+        for (direction, isolation) in [("into", &policy.ingress), ("out of", &policy.egress)] {
+            let Some(isolation) = isolation else { continue };
+            let _ = writeln!(out, "network {direction} {name}: {}", isolated_by(snapshot, isolation));
+            for rule in &isolation.allow {
+                let _ = writeln!(out, "  allow {}", network_allow(snapshot, rule));
+            }
+        }
+    }
+    for (net, class) in &snapshot.network.ranges {
+        assert_eq!(snapshot.classes[class], ClassName::Range(*net));
+        let _ = writeln!(out, "range {net}");
+    }
+}
+
+fn isolated_by(snapshot: &Snapshot, isolation: &Isolation) -> String {
+    let object = snapshot.rule(isolation.default_rule).expect("an object");
+    let audit = if isolation.audit { " (audited)" } else { "" };
+    format!("isolated by {object}{audit}")
+}
+
+fn network_allow(snapshot: &Snapshot, rule: &NetworkAllow) -> String {
+    let peers = match &rule.peers {
+        None => "everybody".to_owned(),
+        Some(peers) => {
+            let mut names: Vec<String> = peers.iter().map(|class| snapshot.describe_class(*class)).collect();
+            names.sort();
+            names.join(" | ")
+        }
+    };
+    let protocol = rule
+        .protocol
+        .map_or("every protocol".to_owned(), |protocol| protocol.to_string());
+    let ports = match &rule.ports {
+        None => "every port".to_owned(),
+        Some(ports) => format!("ports {ports:?}"),
+    };
+    let object = snapshot.rule(rule.rule).expect("an object");
+    format!("{peers}, {protocol}, {ports} by {object}")
 }
 
 fn service_port(port: &ServicePort, out: &mut String) {

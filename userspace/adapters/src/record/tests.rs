@@ -134,7 +134,7 @@ fn the_names_in_code_are_those_of_the_json() {
     for side in [Side::Source, Side::Destination, Side::Proxy] {
         assert_eq!(side.as_str(), json(side));
     }
-    for verdict in [FlowVerdict::Allow, FlowVerdict::Deny] {
+    for verdict in [FlowVerdict::Allow, FlowVerdict::Deny, FlowVerdict::Audit] {
         assert_eq!(verdict.as_str(), json(verdict));
     }
     for protocol in [

@@ -1,8 +1,12 @@
 //! Whose addresses are, as entries of `weft_addrs`.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
-use weft_abi::{Addr, AddrOwner, class};
+use ipnet::{IpNet, Ipv4Net};
+use weft_abi::{Addr, AddrOwner, class, identity};
 use weft_policy::Snapshot;
 
 use super::services::addr;
@@ -14,6 +18,11 @@ pub struct Prefix {
     pub addr: Addr,
 }
 
+const ALL_V4: IpNet = IpNet::V4(match Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0) {
+    Ok(net) => net,
+    Err(_) => panic!("0 is a prefix length"),
+});
+
 // === impl Prefix ===
 
 impl Prefix {
@@ -24,20 +33,113 @@ impl Prefix {
             addr: addr(ip),
         }
     }
+
+    /// All addresses of a range.
+    pub fn of(net: &IpNet) -> Self {
+        let before = if net.addr().is_ipv4() { 96 } else { 0 };
+        Self {
+            bits: before + u32::from(net.prefix_len()),
+            addr: addr(net.network()),
+        }
+    }
 }
 
-/// Workloads with addresses of their own. Loopback is nobody's: every machine has it.
+/// Workloads with addresses of their own, and the ranges that network policies tell apart. Loopback is nobody's: every
+/// machine has it.
 pub fn owners(snapshot: &Snapshot) -> HashMap<Prefix, AddrOwner> {
     let mut owners = HashMap::new();
     for workload in &snapshot.workloads {
         for address in workload.addresses.iter().filter(|address| !address.is_loopback()) {
             let owner = AddrOwner {
                 identity: workload.identity.0,
-                class: class::NONE,
+                class: snapshot.class_of_address(*address).0,
             };
-            // Two with one address: the first, as for endpoints.
+            // Two with one address: the first, as for endpoints; their class is nobody's if they have two.
             owners.entry(Prefix::host(*address)).or_insert(owner);
         }
     }
+    for (net, class) in &snapshot.network.ranges {
+        let owner = AddrOwner {
+            identity: identity::OUTSIDE,
+            class: class.0,
+        };
+        owners.entry(Prefix::of(net)).or_insert(owner);
+    }
+    if snapshot
+        .network
+        .ranges
+        .iter()
+        .any(|(net, _)| matches!(net, IpNet::V6(_)))
+    {
+        // A range of IPv6 that has the v4-mapped addresses in it does not mean IPv4.
+        let owner = AddrOwner {
+            identity: identity::OUTSIDE,
+            class: class::OUTSIDE,
+        };
+        owners.entry(Prefix::of(&ALL_V4)).or_insert(owner);
+    }
     owners
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use weft_policy::{Class, Identity, Workload};
+
+    use super::*;
+
+    /// The longest prefix that has an address, as the kernel's trie finds it.
+    fn find(owners: &HashMap<Prefix, AddrOwner>, address: &str) -> (u32, u32) {
+        let wanted = u128::from_be_bytes(addr(address.parse().unwrap()).octets());
+        let has = |prefix: &&Prefix| {
+            let shift = 128 - prefix.bits;
+            let own = u128::from_be_bytes(prefix.addr.octets());
+            own.checked_shr(shift) == wanted.checked_shr(shift)
+        };
+        let longest = owners.keys().filter(has).max_by_key(|prefix| prefix.bits);
+        longest.map_or((0, 0), |prefix| (owners[prefix].identity, owners[prefix].class))
+    }
+
+    #[test]
+    fn workloads_go_before_ranges_and_no_range_has_addresses_of_the_other_family() {
+        let mut snapshot = Snapshot::default();
+        let workload = Workload {
+            name: "shop/far".into(),
+            namespace: "shop".into(),
+            service: None,
+            account: "far".into(),
+            identity: Identity(256),
+            class: Class(257),
+            labels: Default::default(),
+            cgroup: None,
+            addresses: vec!["10.0.0.7".parse().unwrap()],
+        };
+        snapshot.by_address.insert(workload.addresses[0], workload.class);
+        snapshot.workloads.push(Arc::new(workload));
+        let check = |snapshot: &Snapshot, address: &str, identity, class| {
+            assert_eq!(find(&owners(snapshot), address), (identity, class), "{address}");
+            assert_eq!(
+                snapshot.class_of_address(address.parse().unwrap()).0,
+                class,
+                "{address}"
+            );
+        };
+        snapshot.network.ranges = vec![("::/0".parse().unwrap(), Class(300))];
+        check(&snapshot, "2001:db8::1", identity::OUTSIDE, 300);
+        check(&snapshot, "10.0.0.1", identity::OUTSIDE, class::OUTSIDE);
+        check(&snapshot, "10.0.0.7", 256, 257);
+        snapshot.network.ranges = [
+            ("10.0.0.7/32", 301),
+            ("10.0.0.0/8", 302),
+            ("0.0.0.0/0", 303),
+            ("::/0", 300),
+        ]
+        .map(|(net, class)| (net.parse().unwrap(), Class(class)))
+        .into();
+        check(&snapshot, "10.0.0.7", 256, 257);
+        check(&snapshot, "10.0.0.8", identity::OUTSIDE, 302);
+        check(&snapshot, "192.0.2.1", identity::OUTSIDE, 303);
+        check(&snapshot, "2001:db8::1", identity::OUTSIDE, 300);
+    }
 }

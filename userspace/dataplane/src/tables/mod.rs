@@ -76,7 +76,7 @@ impl Tables {
         for (cgroup, workload) in &snapshot.by_cgroup {
             let entry = Workload {
                 identity: workload.identity.0,
-                class: weft_abi::class::NONE,
+                class: workload.class.0,
                 namespace: namespaces.number(&workload.namespace),
                 pad: 0,
             };

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, class, dest_flags, dest_kind, protocol};
+use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind, protocol};
 use weft_policy::{Acceleration, Endpoint, FailureMode, Protocol, Service, ServicePort, Snapshot};
 
 use super::Tables;
@@ -16,6 +16,7 @@ struct Weighted {
     /// `None`: a share of a split that leads nowhere (the service or its port is missing, or nothing listens).
     address: Option<SocketAddr>,
     identity: u32,
+    class: u32,
     service: u32,
     weight: f64,
 }
@@ -65,22 +66,23 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     if port.protocol == Protocol::Tcp && port.proxied.is_some() {
         flags |= dest_flags::PROXIED;
     }
-    let mut identities = backends
+    let network = !snapshot.network.isolation.is_empty();
+    let mut parties = backends
         .iter()
         .filter(|backend| backend.address.is_some())
-        .map(|backend| backend.identity);
-    let first = identities.next().unwrap_or(0);
-    if identities.any(|identity| identity != first) {
+        .map(|backend| (backend.identity, if network { backend.class } else { 0 }));
+    let first = parties.next().unwrap_or_default();
+    if parties.any(|party| party != first) {
         flags |= dest_flags::MIXED;
     }
     let dest = Dest {
         service: port.id,
-        identity: first,
+        identity: first.0,
         set4,
         count4: fill_set(tables, set4, &v4),
         set6,
         count6: fill_set(tables, set6, &v6),
-        class: class::NONE,
+        class: first.1,
         kind: dest_kind::SERVICE,
         flags,
         pad: [0; 2],
@@ -110,6 +112,7 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         tables.dests.entry(key).or_insert(Dest {
             service: port.id,
             identity: endpoint.identity.0,
+            class: endpoint.class.0,
             kind: dest_kind::ENDPOINT,
             flags: policy,
             ..Dest::default()
@@ -135,6 +138,7 @@ fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
             _ => backends.push(Weighted {
                 address: None,
                 identity: 0,
+                class: 0,
                 service: port.id,
                 weight,
             }),
@@ -154,6 +158,7 @@ fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u3
             backends.push(Weighted {
                 address: Some(endpoint.address),
                 identity: endpoint.identity.0,
+                class: endpoint.class.0,
                 service,
                 weight: weight / family.len() as f64,
             });
@@ -172,7 +177,7 @@ fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
             port_be,
             pad: 0,
             identity: backend.identity,
-            class: class::NONE,
+            class: backend.class,
             service: backend.service,
             threshold,
             alias,

@@ -50,7 +50,7 @@ fn candidates<'a>(endpoints: &'a [Arc<Endpoint>], skip: &'a [SocketAddr]) -> imp
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use weft_policy::Identity;
+    use weft_policy::{Class, Identity};
 
     use super::*;
 
@@ -60,6 +60,7 @@ pub(crate) mod tests {
                 Arc::new(Endpoint {
                     address: ([127, 0, 0, 1], 1000 + index).into(),
                     identity: Identity::FIRST,
+                    class: Class::FIRST,
                     workload: format!("default/web/{index}"),
                 })
             })

@@ -111,12 +111,28 @@ impl Exchange {
         self.told.borrow_mut().rule = rule;
     }
 
+    /// The endpoint that was picked may be asked.
+    pub(crate) fn allowed(&self, rule: Option<ObjectRef>) {
+        let mut told = self.told.borrow_mut();
+        (told.verdict, told.rule) = (FlowVerdict::Allow, rule);
+    }
+
+    /// It may be asked all the same: what would have denied it is audited.
+    pub(crate) fn audited(&self, rule: Option<ObjectRef>, why: &str) {
+        let mut told = self.told.borrow_mut();
+        (told.verdict, told.rule) = (FlowVerdict::Audit, rule);
+        told.reason = report::audit_words(why);
+    }
+
     /// The answer's head goes to the client.
     pub(crate) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
         self.status.set(status.as_u16());
         self.outcome.set(RequestOutcome::Forwarded);
         self.note_grpc_status(headers);
-        "answered".clone_into(&mut self.told.borrow_mut().reason);
+        let mut told = self.told.borrow_mut();
+        if told.verdict != FlowVerdict::Audit {
+            "answered".clone_into(&mut told.reason);
+        }
     }
 
     /// The client gets an answer of ours.

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     balance::InFlight,
     error::DataError,
+    judge,
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report,
@@ -97,26 +98,24 @@ async fn reach(
     }
 }
 
-/// The operator's access rules, on the endpoint that was picked.
+/// The operator's rules, on the endpoint that was picked.
 fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
-    let conn = &exchange.conn;
-    let judge = |view: &View<'_>| {
-        picked
-            .snapshot
-            .authorize_request(conn.context.source, picked.identity, picked.address.port(), view)
-    };
-    let mut decision = judge(view);
-    if decision.verdict == Verdict::Allow
+    let mut decision = judge::request(&exchange.conn, picked, view);
+    if decision.verdict.passes()
         && let Some(resolved) = View::resolved(head)
     {
-        decision = judge(&resolved);
+        decision = decision.and(judge::request(&exchange.conn, picked, &resolved));
     }
     let rule = report::rule_object(&picked.snapshot, decision.rule);
     if decision.verdict == Verdict::Allow {
-        exchange.set_rule(rule.or_else(|| picked.split.clone()));
+        exchange.allowed(rule.or_else(|| picked.split.clone()));
         return Ok(());
     }
     let why = report::deny_words(rule.as_ref(), &picked.destination);
+    if decision.verdict == Verdict::Audit {
+        exchange.audited(rule, &why);
+        return Ok(());
+    }
     Err(denied(exchange, head, StatusCode::FORBIDDEN, rule, &why))
 }
 

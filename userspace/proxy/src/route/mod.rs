@@ -2,10 +2,7 @@
 
 mod split;
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use ipnet::IpNet;
 use weft_policy::{AppProtocol, EndpointOwner, Identity, ObjectRef, Protocol, Service, ServicePort, Snapshot, Verdict};
@@ -103,28 +100,10 @@ pub fn target(
     Ok(Target::Outside(original))
 }
 
-/// Whose port it is, by the snapshot, else by what the kernel said.
+/// Whose port it is, by the snapshot, else by what the kernel said. The kernel programs look in the same order.
 fn workload(snapshot: &Snapshot, address: SocketAddr, destination: Identity) -> Option<Identity> {
-    listener(snapshot, address).or((destination >= Identity::FIRST).then_some(destination))
-}
-
-/// Whose port it is. An address of the whole machine may be anybody's that is bound to all addresses, and only on
-/// loopback is it known to be on this machine; the kernel programs look in the same order.
-fn listener(snapshot: &Snapshot, address: SocketAddr) -> Option<Identity> {
-    let find = |ip| {
-        snapshot
-            .listeners
-            .get(&(SocketAddr::new(ip, address.port()), Protocol::Tcp))
-            .copied()
-    };
-    find(address.ip()).or_else(|| {
-        // Linux takes a connect to the unspecified address for one to loopback.
-        if !address.ip().is_loopback() && !address.ip().is_unspecified() {
-            return None;
-        }
-        let any4 = address.is_ipv4().then(|| find(Ipv4Addr::UNSPECIFIED.into())).flatten();
-        any4.or_else(|| find(Ipv6Addr::UNSPECIFIED.into()))
-    })
+    let listener = snapshot.listener(address, Protocol::Tcp).map(|found| found.identity);
+    listener.or((destination >= Identity::FIRST).then_some(destination))
 }
 
 /// What is known about the protocol of `original` before a byte was read, for a connection of `source`.

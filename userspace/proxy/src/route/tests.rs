@@ -4,7 +4,8 @@ use std::{
 };
 
 use weft_policy::{
-    Acceleration, Endpoint, HttpMatch, HttpRequestView, Identity, RuleId, ServiceName, Split, SplitBackend,
+    Acceleration, Class, Endpoint, HttpMatch, HttpRequestView, Identity, Listener, RuleId, ServiceName, Split,
+    SplitBackend,
 };
 
 use super::*;
@@ -37,6 +38,7 @@ fn endpoint(port: u16) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address: (Ipv4Addr::LOCALHOST, port).into(),
         identity: Identity::FIRST,
+        class: Class::FIRST,
         workload: "default/web/1".into(),
     })
 }
@@ -202,15 +204,11 @@ fn a_port_declared_opaque_is_never_parsed() {
 fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
     let (exact, any) = (Identity(300), Identity(301));
     let mut snapshot = Snapshot::default();
-    snapshot
-        .listeners
-        .insert((([127, 0, 0, 1], 9000).into(), Protocol::Tcp), exact);
-    snapshot
-        .listeners
-        .insert(((Ipv4Addr::UNSPECIFIED, 9001).into(), Protocol::Tcp), any);
-    snapshot
-        .listeners
-        .insert(((Ipv6Addr::UNSPECIFIED, 9002).into(), Protocol::Tcp), any);
+    for (address, identity) in [("127.0.0.1:9000", exact), ("0.0.0.0:9001", any), ("[::]:9002", any)] {
+        let class = Class::FIRST;
+        let key = (address.parse().unwrap(), Protocol::Tcp);
+        snapshot.listeners.insert(key, Listener { identity, class });
+    }
     for (address, expect) in [
         ("127.0.0.1:9000", Some(exact)),
         ("127.0.0.2:9000", None),

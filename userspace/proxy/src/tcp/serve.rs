@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, rc::Rc};
 
 use weft_adapters::{FlowEvent, FlowVerdict};
-use weft_policy::{Decision, Protocol, Verdict};
+use weft_policy::{Decision, Verdict};
 
 use super::{Outcome, Relay, reset};
 use crate::{
     conn::Conn,
     error::{DataError, chain},
     io::{Prefixed, Socket},
+    judge,
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report::{self, TcpFlow},
@@ -47,8 +48,8 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
             Ok(picked) => picked,
             Err(error) => return Err(failed.unwrap_or_else(|| unroutable(conn, &error))),
         };
-        let decision = judge(conn, &picked);
-        if decision.verdict != Verdict::Allow {
+        let decision = judge::opaque(conn, &picked, &picked.snapshot);
+        if !decision.verdict.passes() {
             return Err(denial(conn, &picked, decision));
         }
         match connect(picked.address).await {
@@ -75,15 +76,6 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
     }
 }
 
-fn judge(conn: &Conn, picked: &Picked) -> Decision {
-    picked.snapshot.authorize_connection(
-        conn.context.source,
-        picked.identity,
-        Protocol::Tcp,
-        picked.address.port(),
-    )
-}
-
 fn flow(conn: &Conn, picked: &Picked, rule: Option<weft_policy::RuleId>) -> TcpFlow {
     TcpFlow {
         source: conn.source.clone(),
@@ -94,12 +86,7 @@ fn flow(conn: &Conn, picked: &Picked, rule: Option<weft_policy::RuleId>) -> TcpF
 
 fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
     let flow = flow(conn, picked, decision.rule);
-    let why = match decision.verdict {
-        Verdict::NeedsHttp => {
-            "no rule kind for the protocol seen: the rules speak of HTTP requests, this is not HTTP".to_owned()
-        }
-        Verdict::Deny | Verdict::Allow => report::deny_words(flow.rule.as_ref(), &picked.destination),
-    };
+    let why = deny_words(&flow);
     let reason = format!(
         "connection {} denied: {why}",
         report::from_to(&conn.source, &picked.destination)
@@ -108,6 +95,16 @@ fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
         flow,
         reason,
         denied: true,
+    }
+}
+
+/// A TrafficTarget denies no connection by itself, but what is no request to rules about requests.
+fn deny_words(flow: &TcpFlow) -> String {
+    match &flow.rule {
+        Some(rule) if rule.kind == "TrafficTarget" => {
+            "no rule kind for the protocol seen: the rules speak of HTTP requests, this is not HTTP".to_owned()
+        }
+        rule => report::deny_words(rule.as_ref(), &flow.destination),
     }
 }
 
@@ -126,15 +123,13 @@ fn unroutable(conn: &Conn, error: &DataError) -> Refused {
 
 async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<Socket>, server: Socket) {
     let _load = conn.worker.loads.begin(picked.address);
-    let decision = judge(conn, picked);
+    let decision = judge::opaque(conn, picked, &picked.snapshot);
     let told = flow(conn, picked, decision.rule);
-    told.tell(
-        &conn.worker,
-        FlowEvent::Open,
-        FlowVerdict::Allow,
-        "opened".to_owned(),
-        (0, 0),
-    );
+    let (verdict, opened) = match decision.verdict {
+        Verdict::Audit => (FlowVerdict::Audit, report::audit_words(&deny_words(&told))),
+        _ => (FlowVerdict::Allow, "opened".to_owned()),
+    };
+    told.tell(&conn.worker, FlowEvent::Open, verdict, opened, (0, 0));
     let mut relay = Relay::new(client, Prefixed::new(bytes::Bytes::new(), server));
     let ended = tokio::select! {
         outcome = relay.run() => Ended::Itself(outcome),
@@ -147,7 +142,7 @@ async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<Socket>, server: S
                 Outcome::Finished => "closed".to_owned(),
                 Outcome::Broken(error) => format!("reset: {error}"),
             };
-            told.tell(&conn.worker, FlowEvent::Close, FlowVerdict::Allow, reason, bytes);
+            told.tell(&conn.worker, FlowEvent::Close, verdict, reason, bytes);
         }
         Ended::Denied(Refused { flow, reason, .. }) => {
             relay.reset();
@@ -168,13 +163,8 @@ async fn denied_later(conn: &Conn, picked: &Picked) -> Refused {
         snapshots.mark();
         let now = snapshots.load_full();
         if now.generation != picked.snapshot.generation {
-            let decision = now.authorize_connection(
-                conn.context.source,
-                picked.identity,
-                Protocol::Tcp,
-                picked.address.port(),
-            );
-            if decision.verdict != Verdict::Allow {
+            let decision = judge::opaque(conn, picked, &now);
+            if !decision.verdict.passes() {
                 return denial(
                     conn,
                     &Picked {

@@ -8,8 +8,9 @@ use weft_adapters::{Bag, Check, CheckResult, FlowVerdict};
 use weft_proxy::ProxyConfig;
 
 use crate::support::{
-    Access, H1, Mesh, Port, Spec, allow_paths,
+    Access, CLIENT, H1, Mesh, Port, Spec, allow_paths, class_of,
     client::raw,
+    closed_but_for,
     server::{Server, text},
 };
 
@@ -47,6 +48,60 @@ async fn a_policy_change_acts_on_the_next_request_of_a_running_connection() {
     mesh.publish(&open);
     assert_eq!(client.get("/admin").await.status, StatusCode::OK);
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn network_and_access_must_both_allow_a_request() {
+    let server = Server::named("web").await;
+    let mut spec = Spec::of([Port::http("web", [server.address])]);
+    spec.isolation = Some(closed_but_for([]));
+    let mut mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let answer = client.get("/").await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_eq!(answer.header("x-weft-denied-by"), Some("NetworkPolicy default/closed"));
+    assert_eq!(
+        answer.body,
+        "weft: GET / from default/client to default/web denied: no NetworkPolicy allows it (NetworkPolicy \
+         default/closed isolates)\n"
+    );
+    assert_eq!(mesh.flow().await.verdict, FlowVerdict::Deny);
+    // Labels decide on the next request, not on the next connection.
+    spec.isolation = Some(closed_but_for([class_of(CLIENT)]));
+    mesh.publish(&spec);
+    assert_eq!(client.get("/").await.status, StatusCode::OK);
+    mesh.publish(&spec.clone().with_access(Access::Nobody));
+    let answer = client.get("/").await;
+    assert_eq!(answer.header("x-weft-denied-by"), Some("MeshConfig mesh"));
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn an_audited_denial_is_answered_and_reported() {
+    let server = Server::named("web").await;
+    let mut spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/public"));
+    spec.audit = true;
+    let mut mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(client.get("/public").await.status, StatusCode::OK);
+    assert_eq!(mesh.flow().await.verdict, FlowVerdict::Allow);
+    // Also where only one reading of the path would be denied.
+    for path in ["/admin", "/public/../admin"] {
+        assert_eq!(client.get(path).await.status, StatusCode::OK);
+        let flow = mesh.flow().await;
+        assert_eq!(flow.verdict, FlowVerdict::Audit, "{path}");
+        assert_eq!(flow.rule.as_ref().unwrap().to_string(), "TrafficTarget default/target");
+        assert_eq!(
+            flow.reason,
+            "let through and reported (audit): TrafficTarget default/target allows other requests only"
+        );
+        assert_eq!(flow.l7.as_ref().unwrap().status, 200);
+    }
+    // One dimension under audit lets nothing through that the other denies.
+    spec.isolation = Some(closed_but_for([]));
+    mesh.publish(&spec);
+    assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(mesh.flow().await.verdict, FlowVerdict::Deny);
 }
 
 #[tokio::test]

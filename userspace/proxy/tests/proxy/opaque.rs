@@ -10,7 +10,10 @@ use tokio::{
 use weft_adapters::{FlowEvent, FlowVerdict};
 use weft_policy::AppProtocol;
 
-use crate::support::{Access, Mesh, Port, Spec, allow_paths, bodies::Pattern, client::read_all, server::Server};
+use crate::support::{
+    Access, CLIENT, Mesh, Port, Spec, allow_paths, bodies::Pattern, class_of, client::read_all, closed_but_for,
+    server::Server,
+};
 
 fn opaque(server: &Server) -> Spec {
     let mut port = Port::undeclared("db", [server.address]);
@@ -166,6 +169,68 @@ async fn a_running_connection_that_a_new_policy_denies_is_reset() {
     let error = client.read_u8().await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(mesh.flow().await.event, FlowEvent::Deny);
+}
+
+#[tokio::test]
+async fn the_network_denies_and_cuts_connections() {
+    let (server, mut streams) = caught().await;
+    let mut spec = opaque(&server);
+    spec.isolation = Some(closed_but_for([class_of(CLIENT)]));
+    let mut mesh = Mesh::start(&spec);
+    let mut client = mesh.dial(0).await;
+    let _served = streams.recv().await.unwrap();
+    let flow = mesh.flow().await;
+    assert_eq!((flow.event, flow.verdict), (FlowEvent::Open, FlowVerdict::Allow));
+    spec.isolation = Some(closed_but_for([]));
+    mesh.publish(&spec);
+    let error = client.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let flow = mesh.flow().await;
+    assert_eq!((flow.event, flow.verdict), (FlowEvent::Deny, FlowVerdict::Deny));
+    assert_eq!(flow.rule.as_ref().unwrap().to_string(), "NetworkPolicy default/closed");
+    let mut again = mesh.dial(0).await;
+    let error = again.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(mesh.flow().await.event, FlowEvent::Deny);
+}
+
+#[tokio::test]
+async fn an_audited_connection_is_carried_and_reported() {
+    let (server, mut streams) = caught().await;
+    let mut spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/"));
+    spec.audit = true;
+    let mut mesh = Mesh::start(&spec);
+    // No request, where rules speak of requests only: denied, were it not for the audit.
+    let said = "\x00\x01 not http\r\n";
+    let mut carried = async |mesh: &mut Mesh| {
+        let mut client = mesh.dial(0).await;
+        client.write_all(said.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut served = streams.recv().await.unwrap();
+        assert_eq!(read_all(&mut served).await, said);
+        drop(served);
+        let (opened, closed) = (mesh.flow().await, mesh.flow().await);
+        assert_eq!((opened.event, opened.verdict), (FlowEvent::Open, FlowVerdict::Audit));
+        assert_eq!((closed.event, closed.verdict), (FlowEvent::Close, FlowVerdict::Audit));
+        (opened.rule.as_ref().unwrap().to_string(), opened.reason.clone())
+    };
+    let (rule, reason) = carried(&mut mesh).await;
+    assert_eq!(rule, "TrafficTarget default/target");
+    assert!(
+        reason.contains("(audit): no rule kind for the protocol seen"),
+        "{reason}"
+    );
+
+    let mut isolation = closed_but_for([]);
+    isolation.audit = true;
+    (spec.isolation, spec.access) = (Some(isolation), Access::Everybody);
+    mesh.publish(&spec);
+    let (rule, reason) = carried(&mut mesh).await;
+    assert_eq!(rule, "NetworkPolicy default/closed");
+    assert_eq!(
+        reason,
+        "let through and reported (audit): no NetworkPolicy allows it (NetworkPolicy default/closed isolates)"
+    );
 }
 
 #[tokio::test]

@@ -152,6 +152,8 @@ impl Control for Memory {
             steps: vec![request.to.clone()],
             verdict: Verdict::Allow,
             rule: None,
+            network: None,
+            access: None,
             path: DataPath::Kernel,
             why: String::new(),
         })

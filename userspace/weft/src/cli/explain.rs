@@ -84,6 +84,7 @@ fn print(explanation: &Explanation) -> io::Result<()> {
     let verdict = match explanation.verdict {
         Verdict::Allow => "allow",
         Verdict::Deny => "DENY",
+        Verdict::Audit => "allow and report (audit): it would be denied",
         Verdict::NeedsHttp => "depends on the request (say --method and --path)",
     };
     let path = match explanation.path {
@@ -94,6 +95,14 @@ fn print(explanation: &Explanation) -> io::Result<()> {
     match &explanation.rule {
         Some(rule) => writeln!(out, "rule     {rule}")?,
         None => writeln!(out, "rule     none speaks about it")?,
+    }
+    // Beside each other only where both dimensions have a say.
+    if let Some(network) = &explanation.network {
+        writeln!(out, "network  {network}")?;
+        match &explanation.access {
+            Some(access) => writeln!(out, "access   {access}")?,
+            None => writeln!(out, "access   none speaks about it")?,
+        }
     }
     writeln!(out, "path     {path}")?;
     writeln!(out, "why      {}", explanation.why)?;

@@ -48,6 +48,8 @@ pub struct Flows {
 enum Verdict {
     Allow,
     Deny,
+    /// Let through, but a policy under audit would deny it
+    Audit,
 }
 
 impl Flows {
@@ -88,6 +90,7 @@ impl Flows {
         let verdict = self.verdict.map(|verdict| match verdict {
             Verdict::Allow => "allow".to_owned(),
             Verdict::Deny => "deny".to_owned(),
+            Verdict::Audit => "audit".to_owned(),
         });
         let last = self.last.map(|last| last.to_string());
         let follow = self.follow.then(|| "1".to_owned());

@@ -236,10 +236,10 @@ fn delta(in_force: &InForce, key: &EdgeKey, before: &EdgeCounters, now: &EdgeCou
         } else {
             FlowProtocol::Tcp
         },
-        verdict: if key.verdict == action::DENY {
-            FlowVerdict::Deny
-        } else {
-            FlowVerdict::Allow
+        verdict: match key.verdict {
+            action::DENY => FlowVerdict::Deny,
+            action::AUDIT => FlowVerdict::Audit,
+            _ => FlowVerdict::Allow,
         },
         opened: now.opened.saturating_sub(before.opened),
         closed: now.closed.saturating_sub(before.closed),

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
 use weft_dataplane::{Dataplane, Established};
 use weft_policy::{
-    Allocations, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, compile,
+    Allocations, Class, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -203,12 +203,19 @@ impl Engine {
     fn cut(&self, snapshot: &Snapshot) {
         let started = Instant::now();
         let denied = |connection: &Established| {
-            let source = connection.owner.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
-            let source = source.map_or(Identity(connection.source), |workload| workload.identity);
-            let decision =
+            let owner = connection.owner.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
+            let noted = (Identity(connection.source), Class(connection.source_class));
+            let (source, class) = owner.map_or(noted, |workload| (workload.identity, workload.class));
+            let access =
                 snapshot.authorize_connection(source, Identity(connection.destination), Protocol::Tcp, connection.port);
-            match decision.verdict {
-                Verdict::Allow => false,
+            let network = snapshot.authorize_network(
+                class,
+                Class(connection.destination_class),
+                Protocol::Tcp,
+                connection.port,
+            );
+            match network.and(access).verdict {
+                Verdict::Allow | Verdict::Audit => false,
                 Verdict::NeedsHttp => !connection.past_the_proxy,
                 Verdict::Deny => true,
             }

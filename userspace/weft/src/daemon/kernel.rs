@@ -10,7 +10,7 @@ use std::{
 use weft_abi::{Event, EventKind, action, protocol, reporter};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
 use weft_dataplane::{Events, Listener, ip_addr, monotonic_ns};
-use weft_policy::Protocol;
+use weft_policy::{ObjectRef, Protocol};
 
 use super::engine::{Engine, InForce};
 
@@ -131,11 +131,12 @@ impl Clock {
 
 fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Option<Flow> {
     let kind = match event.kind {
-        EventKind::OPEN => FlowEvent::Open,
+        // Told when it was judged.
+        EventKind::OPEN if event.verdict == action::AUDIT => return None,
+        EventKind::OPEN | EventKind::AUDIT => FlowEvent::Open,
         EventKind::CLOSE => FlowEvent::Close,
         // A flow that was cut is one that was denied, later.
         EventKind::DENY | EventKind::CUT => FlowEvent::Deny,
-        EventKind::AUDIT => FlowEvent::Open,
         _ => return None,
     };
     let at_source = event.reporter == reporter::SOURCE;
@@ -151,7 +152,11 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         time: clock.time(event.time_ns),
         event: kind,
         reporter: if at_source { Side::Source } else { Side::Destination },
-        verdict: if denied { FlowVerdict::Deny } else { FlowVerdict::Allow },
+        verdict: match (denied, event.verdict) {
+            (true, _) => FlowVerdict::Deny,
+            (false, action::AUDIT) => FlowVerdict::Audit,
+            (false, _) => FlowVerdict::Allow,
+        },
         reason: reason(in_force, event),
         rule: in_force.rule(event.rule),
         source: source.unwrap_or_else(|| in_force.peer(event.source)),
@@ -172,14 +177,14 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
 /// Why, in an operator's words.
 fn reason(in_force: &InForce, event: &Event) -> String {
     let rule = in_force.rule(event.rule);
-    if event.kind == EventKind::AUDIT {
-        return "it would be denied; enforcement is audit".to_owned();
-    }
     if event.kind == EventKind::CUT {
         return "it was allowed when it was opened and is denied now".to_owned();
     }
     if event.kind != EventKind::DENY {
         return match (event.verdict, rule) {
+            (action::AUDIT, rule) => {
+                format!("let through and reported (audit): {}", deny_words(rule.as_ref(), event))
+            }
             (action::REDIRECT, Some(_)) => {
                 "its rule works per request and the proxy is away; the service's failure mode is open".to_owned()
             }
@@ -188,25 +193,14 @@ fn reason(in_force: &InForce, event: &Event) -> String {
             (_, None) => "nothing restricts it".to_owned(),
         };
     }
-    if event.errno == EPERM {
-        return match rule {
-            Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
-                "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
-            }
-            Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
-            Some(_) | None => "denied".to_owned(),
-        };
+    let by_destination = event.verdict == action::DENY && event.reporter != reporter::SOURCE;
+    if event.errno == EPERM || by_destination {
+        return deny_words(rule.as_ref(), event);
     }
     if event.verdict == action::REDIRECT && event.reporter != reporter::SOURCE {
         return "its requests would have to be looked at, and no proxy is there to do it for clients outside the mesh \
                 (weft daemon --inbound)"
             .to_owned();
-    }
-    if event.verdict == action::DENY && event.reporter != reporter::SOURCE {
-        return match rule {
-            Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
-            Some(_) | None => "denied".to_owned(),
-        };
     }
     if event.verdict == action::REDIRECT {
         return "the rule that allows it works per request and the proxy is away; the service's failure mode is closed"
@@ -227,5 +221,17 @@ fn reason(in_force: &InForce, event: &Event) -> String {
         }
         Some((name, port)) => format!("this share of the split of {name} port {} leads nowhere", port.port),
         None => "the service has no such port".to_owned(),
+    }
+}
+
+/// What a rule says that denies a connection.
+fn deny_words(rule: Option<&ObjectRef>, event: &Event) -> String {
+    match rule {
+        Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
+            "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
+        }
+        Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
+        Some(rule) if rule.kind == "NetworkPolicy" => "it isolates, and no NetworkPolicy allows it".to_owned(),
+        Some(_) | None => "denied".to_owned(),
     }
 }

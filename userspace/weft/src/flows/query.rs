@@ -28,7 +28,7 @@ pub enum Party {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueryError {
-    #[error("verdict `{found}`: expected `allow` or `deny`")]
+    #[error("verdict `{found}`: expected `allow`, `deny` or `audit`")]
     Verdict { found: String },
     #[error("last `{found}`: expected a number of flows")]
     Last { found: String },
@@ -51,6 +51,7 @@ impl FlowQuery {
                 self.verdict = Some(match value {
                     "allow" => FlowVerdict::Allow,
                     "deny" => FlowVerdict::Deny,
+                    "audit" => FlowVerdict::Audit,
                     _ => {
                         return Err(QueryError::Verdict {
                             found: value.to_owned(),
@@ -226,7 +227,7 @@ pub(crate) mod tests {
     fn a_bad_parameter_says_what_was_expected() {
         let mut query = FlowQuery::default();
         let error = query.set("verdict", "no").expect_err("no verdict");
-        assert_eq!(error.to_string(), "verdict `no`: expected `allow` or `deny`");
+        assert_eq!(error.to_string(), "verdict `no`: expected `allow`, `deny` or `audit`");
         assert!(query.set("last", "-1").is_err());
         assert!(query.set("lats", "1").is_err());
     }

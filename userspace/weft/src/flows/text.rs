@@ -10,6 +10,7 @@ use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict};
 const WIDEST_COLUMN: usize = 60;
 
 const RED: &str = "\x1b[31m";
+const YELLOW: &str = "\x1b[33m";
 const GREEN: &str = "\x1b[32m";
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -25,7 +26,7 @@ pub struct FlowPrinter {
 // === impl FlowPrinter ===
 
 impl FlowPrinter {
-    /// With `colour` verdicts are red and green and the small print is dim (for terminals).
+    /// With `colour` verdicts are red, yellow and green and the small print is dim (for terminals).
     pub fn new(colour: bool) -> Self {
         Self {
             colour,
@@ -47,6 +48,7 @@ impl FlowPrinter {
         let (verdict, colour) = match flow.verdict {
             FlowVerdict::Allow => ("allow", GREEN),
             FlowVerdict::Deny => ("DENY ", RED),
+            FlowVerdict::Audit => ("AUDIT", YELLOW),
         };
         let line = format!(
             "{}  {:parties_width$}  {:what_width$}  {}{verdict}{}  {}{}{}",

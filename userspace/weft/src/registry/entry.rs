@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 use weft_adapters::Peer;
-use weft_policy::{Protocol, RuntimePort, RuntimeWorkload};
+use weft_policy::{Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL};
 
 use crate::admin::api::{RegisterRequest, WorkloadState, WorkloadView};
 
@@ -142,12 +142,14 @@ impl Record {
 impl Entry {
     pub fn runtime(&self) -> RuntimeWorkload {
         let record = &self.record;
+        let mut labels = record.labels.clone();
+        labels.insert(SERVICE_LABEL.to_owned(), record.service.clone());
         RuntimeWorkload {
             name: record.name(),
             namespace: record.namespace.clone(),
             service: record.service.clone(),
             account: record.account.clone(),
-            labels: record.labels.clone(),
+            labels,
             cgroup: record.cgroup_id,
             ports: record.ports.clone(),
             listening: self.listening.clone(),

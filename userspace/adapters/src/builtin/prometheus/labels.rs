@@ -37,7 +37,7 @@ pub(super) struct RequestLabels {
     pub denied: bool,
 }
 
-/// Who was refused what by which object.
+/// Who was (or would be) refused what by which object.
 #[derive(Debug, Clone)]
 pub(super) struct DenyLabels {
     pub reporter: Side,

@@ -2,7 +2,8 @@
 //!
 //! What counts where, so that nothing counts twice: `istio_requests_*` come from request events; `istio_tcp_*` come from
 //! the kernel's edges only, opaque connections through the proxy included; `weft_flow_denied_total` comes from deny
-//! events and refused requests. Open and close events count nothing here.
+//! events and refused requests, `weft_flow_audited_total` from open events and requests that were let through though a rule
+//! would deny them. Other open and close events count nothing here.
 
 use std::{hash::Hash, sync::Arc};
 
@@ -73,6 +74,7 @@ pub struct Prometheus {
     tcp_refused: Counters<EdgeLabels>,
     tcp_reset: Counters<EdgeLabels>,
     denied: Counters<DenyLabels>,
+    audited: Counters<DenyLabels>,
 }
 
 /// How many series there are, and may be.
@@ -112,6 +114,7 @@ impl Prometheus {
             tcp_refused: Family::default(),
             tcp_reset: Family::default(),
             denied: Family::default(),
+            audited: Family::default(),
         };
         adapter.register(registry);
         Ok(adapter)
@@ -185,6 +188,12 @@ impl Prometheus {
         );
         add(
             registry,
+            "weft_flow_audited",
+            "Connections and requests that a policy under audit would refuse",
+            &self.audited,
+        );
+        add(
+            registry,
             "weft_metrics_series",
             "Series of mesh traffic that exist",
             &self.room.series,
@@ -198,16 +207,15 @@ impl Prometheus {
     }
 
     fn on_flow(&mut self, flow: &Flow) {
-        match (flow.event, &flow.l7) {
-            (FlowEvent::Request, Some(l7)) => {
-                self.on_request(flow, l7);
-                if flow.verdict == FlowVerdict::Deny {
-                    self.on_deny(flow);
-                }
-            }
-            (FlowEvent::Request | FlowEvent::Deny, _) if flow.verdict == FlowVerdict::Deny => self.on_deny(flow),
-            _ => {}
+        if let (FlowEvent::Request, Some(l7)) = (flow.event, &flow.l7) {
+            self.on_request(flow, l7);
         }
+        let count = match (flow.verdict, flow.event) {
+            (FlowVerdict::Deny, FlowEvent::Request | FlowEvent::Deny) => &self.denied,
+            (FlowVerdict::Audit, FlowEvent::Request | FlowEvent::Open) => &self.audited,
+            _ => return,
+        };
+        self.room.update(count, &deny_labels(flow), |metric| metric.inc());
     }
 
     fn on_request(&mut self, flow: &Flow, l7: &L7) {
@@ -233,17 +241,6 @@ impl Prometheus {
         self.room.update(&self.response_bytes, &labels, |metric| {
             metric.observe(l7.response_bytes as f64)
         });
-    }
-
-    fn on_deny(&mut self, flow: &Flow) {
-        let labels = DenyLabels {
-            reporter: flow.reporter,
-            source: flow.source.clone(),
-            destination: flow.destination.clone(),
-            protocol: flow.protocol,
-            rule: flow.rule.clone(),
-        };
-        self.room.update(&self.denied, &labels, |metric| metric.inc());
     }
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
@@ -314,6 +311,16 @@ impl Room {
         self.used += 1;
         self.series.inc();
         update(&family.get_or_create(labels));
+    }
+}
+
+fn deny_labels(flow: &Flow) -> DenyLabels {
+    DenyLabels {
+        reporter: flow.reporter,
+        source: flow.source.clone(),
+        destination: flow.destination.clone(),
+        protocol: flow.protocol,
+        rule: flow.rule.clone(),
     }
 }
 

@@ -231,6 +231,42 @@ fn a_deny_names_its_rule() {
 }
 
 #[test]
+fn an_audited_request_counts_as_any_other_and_names_the_rule_that_would_deny_it() {
+    let audited = || Flow {
+        verdict: FlowVerdict::Audit,
+        rule: Some(ObjectRef {
+            kind: "NetworkPolicy".into(),
+            namespace: Some("shop".into()),
+            name: "closed".into(),
+        }),
+        ..request("client", 200)
+    };
+    let connection = |event| Flow {
+        event,
+        protocol: FlowProtocol::Tcp,
+        l7: None,
+        ..audited()
+    };
+    let records = [
+        flow(audited()),
+        flow(connection(FlowEvent::Open)),
+        flow(connection(FlowEvent::Close)),
+    ];
+    let text = scrape(Config::default(), &records);
+    let closed = r#"rule_name="closed""#;
+    for protocol in [r#"protocol="http""#, r#"protocol="tcp""#] {
+        assert_eq!(
+            value(&text, &["weft_flow_audited_total", protocol, closed]),
+            "1",
+            "{text}"
+        );
+    }
+    assert!(!text.contains("weft_flow_denied_total{"), "{text}");
+    let answered = [r#"response_code="200""#, r#"response_flags="-""#];
+    assert_eq!(value(&text, &["istio_requests_total", answered[0], answered[1]]), "1");
+}
+
+#[test]
 fn the_port_is_no_label_and_makes_no_series() {
     let other = Flow {
         destination: destination(9090),

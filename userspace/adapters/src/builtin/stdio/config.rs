@@ -97,7 +97,7 @@ impl Level {
             Self::Warning
         } else if status >= 500 || GRPC_SERVER_FAULTS.contains(&grpc) {
             Self::Error
-        } else if status >= 400 || grpc > 0 {
+        } else if status >= 400 || grpc > 0 || flow.verdict == FlowVerdict::Audit {
             Self::Warning
         } else {
             Self::Info

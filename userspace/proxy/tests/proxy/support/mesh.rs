@@ -18,7 +18,7 @@ use weft_adapters::{Check, Flow, Pipeline, Record, Report, ReportMetrics, Report
 use weft_policy::Identity;
 use weft_proxy::{ConnContext, Origin, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
-use super::spec::{CLIENT, Spec, vip};
+use super::spec::{CLIENT, CLIENT_CGROUP, Spec, vip};
 
 /// What the kernel would know, by the client's address.
 #[derive(Default)]
@@ -120,7 +120,7 @@ impl Mesh {
             original,
             destination: Identity::OUTSIDE,
             source: CLIENT,
-            source_workload: None,
+            source_workload: Some(CLIENT_CGROUP),
             rule: None,
         };
         let local = socket.local_addr().unwrap().as_socket().unwrap();

@@ -8,4 +8,4 @@ pub mod spec;
 
 pub use client::{H1, H2, Text};
 pub use mesh::Mesh;
-pub use spec::{Access, Port, Spec, allow_paths};
+pub use spec::{Access, CLIENT, Port, Spec, allow_paths, class_of, closed_but_for};

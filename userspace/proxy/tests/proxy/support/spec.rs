@@ -7,16 +7,21 @@ use std::{
 };
 
 use weft_policy::{
-    Acceleration, AccessDefault, AccessPolicy, AccessRule, Account, AppProtocol, Endpoint, EndpointOwner, HttpMatch,
-    Identity, ObjectRef, Protocol, RuleId, Service, ServiceName, ServicePort, Snapshot, Split, SplitBackend,
+    Acceleration, AccessDefault, AccessPolicy, AccessRule, Account, AppProtocol, Class, ClassPolicy, Endpoint,
+    EndpointOwner, HttpMatch, Identity, Isolation, Listener, NetworkAllow, ObjectRef, Protocol, RuleId, Service,
+    ServiceName, ServicePort, Snapshot, Split, SplitBackend, Workload,
 };
 
 /// default/client, who calls in every test.
 pub const CLIENT: Identity = Identity(256);
 
+/// Where it lives. Only snapshots with an [`Spec::isolation`] know it.
+pub const CLIENT_CGROUP: u64 = 7;
+
 const MESH_RULE: RuleId = RuleId(1);
 const SPLIT_RULE: RuleId = RuleId(2);
 const TARGET_RULE: RuleId = RuleId(3);
+const NETWORK_RULE: RuleId = RuleId(4);
 
 /// Who may call the services of a mesh.
 #[derive(Clone, Default)]
@@ -45,6 +50,10 @@ pub struct Port {
 pub struct Spec {
     pub ports: Vec<Port>,
     pub access: Access,
+    /// What access denies is let through and reported.
+    pub audit: bool,
+    /// Whom the network lets in to every service.
+    pub isolation: Option<Isolation>,
     /// Ports without a service, and the service whose workload listens there.
     pub listening: Vec<(SocketAddr, &'static str)>,
 }
@@ -97,10 +106,22 @@ impl Spec {
             (MESH_RULE, object("MeshConfig", None, "mesh")),
             (SPLIT_RULE, object("TrafficSplit", Some("default"), "split")),
             (TARGET_RULE, object("TrafficTarget", Some("default"), "target")),
+            (NETWORK_RULE, object("NetworkPolicy", Some("default"), "closed")),
         ]
         .into();
         for (index, port) in self.ports.iter().enumerate() {
             self.add_service(&mut snapshot, index, port);
+        }
+        if let Some(isolation) = &self.isolation {
+            let policy = ClassPolicy {
+                ingress: Some(isolation.clone()),
+                egress: None,
+            };
+            for index in 0..self.ports.len() {
+                let class = class_of(Identity(CLIENT.0 + 1 + index as u32));
+                snapshot.network.isolation.insert(class, policy.clone());
+            }
+            snapshot.by_cgroup.insert(CLIENT_CGROUP, Arc::new(client()));
         }
         for (address, service) in &self.listening {
             let account = Account {
@@ -108,7 +129,10 @@ impl Spec {
                 name: (*service).into(),
             };
             let identity = snapshot.identities[&account];
-            snapshot.listeners.insert((*address, Protocol::Tcp), identity);
+            let class = class_of(identity);
+            snapshot
+                .listeners
+                .insert((*address, Protocol::Tcp), Listener { identity, class });
         }
         snapshot
     }
@@ -125,6 +149,7 @@ impl Spec {
                 Arc::new(Endpoint {
                     address,
                     identity,
+                    class: class_of(identity),
                     workload: format!("default/{}/1", port.name),
                 })
             })
@@ -186,6 +211,7 @@ impl Spec {
                 let rule = AccessRule {
                     rule: TARGET_RULE,
                     object: object("TrafficTarget", Some("default"), "target"),
+                    audit: false,
                     sources: BTreeSet::from([CLIENT]),
                     protocol: Protocol::Tcp,
                     ports: None,
@@ -197,9 +223,43 @@ impl Spec {
         AccessPolicy {
             default,
             default_rule: MESH_RULE,
+            audit: self.audit,
             allow,
         }
     }
+}
+
+/// Lets in nobody but these.
+pub fn closed_but_for(peers: impl Into<BTreeSet<Class>>) -> Isolation {
+    Isolation {
+        default_rule: NETWORK_RULE,
+        audit: false,
+        allow: vec![NetworkAllow {
+            rule: NETWORK_RULE,
+            peers: Some(Arc::new(peers.into())),
+            protocol: None,
+            ports: None,
+        }],
+    }
+}
+
+fn client() -> Workload {
+    Workload {
+        name: "default/client/1".into(),
+        namespace: "default".into(),
+        service: Some("client".into()),
+        account: "client".into(),
+        identity: CLIENT,
+        class: class_of(CLIENT),
+        labels: Default::default(),
+        cgroup: Some(CLIENT_CGROUP),
+        addresses: Vec::new(),
+    }
+}
+
+/// Classes go with identities here.
+pub fn class_of(identity: Identity) -> Class {
+    Class(identity.0 + 1000)
 }
 
 /// Virtual IP of the n-th service of a spec.
