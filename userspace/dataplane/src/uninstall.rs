@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::{
     bpffs::{is_bpffs, is_mount_point},
     error::DataplaneError,
-    inbound, lock,
+    inbound,
+    lock::Lock,
 };
 
 /// What was removed.
@@ -32,7 +33,7 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     if !is_bpffs(bpffs) {
         return Ok(UninstallReport::default());
     }
-    let lock = lock::exclusive(bpffs)?;
+    let lock = Lock::exclusive(bpffs)?;
     let mut report = remove_pins(bpffs)?;
     drop(lock);
     if is_mount_point(bpffs) {
@@ -80,8 +81,8 @@ fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), DataplaneE
 
 /// What is in a folder, listed before anything is removed from it.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
-    let listed: io::Result<Vec<PathBuf>> = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    let listed: io::Result<Vec<PathBuf>> =
+        fs::read_dir(folder).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
     listed.map_err(pin_error(folder))
 }
 
@@ -108,7 +109,10 @@ mod tests {
         let is_link = |pin: &PathBuf| pin.starts_with(place.join("links"));
         assert!(report.pins[..2].iter().all(is_link), "{report:?}");
         assert_eq!(entries(&place).expect("listed"), Vec::<PathBuf>::new());
-        assert_eq!(remove_pins(&place).expect("nothing is no error").pins, Vec::<PathBuf>::new());
+        assert_eq!(
+            remove_pins(&place).expect("nothing is no error").pins,
+            Vec::<PathBuf>::new()
+        );
         fs::remove_dir(place).expect("empty");
     }
 }
