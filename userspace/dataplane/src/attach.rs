@@ -91,7 +91,9 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
             Program::CgroupSock(program) => attach!(program, mode),
             Program::CgroupSockAddr(program) => attach!(program, mode),
             Program::SockOps(program) => attach!(program, mode),
-            Program::CgroupSkb(program) if name == "weft_skb_in" => attach!(program, CgroupSkbAttachType::Ingress, mode),
+            Program::CgroupSkb(program) if name == "weft_skb_in" => {
+                attach!(program, CgroupSkbAttachType::Ingress, mode)
+            }
             Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
             _ => return Err(DataplaneError::Missing { what: "program", name }),
         };

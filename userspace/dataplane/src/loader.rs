@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -107,7 +107,7 @@ pub struct Dataplane {
     unfit: Option<String>,
     fixed: Config,
     cgroup: Cgroup,
-    locks: Locks,
+    locks: Mutex<Option<Locks>>,
     ebpf: Mutex<Ebpf>,
     publisher: Mutex<Publisher>,
     namespaces: Namespaces,
@@ -164,10 +164,8 @@ impl Dataplane {
                 source,
             })?;
         }
+        check_pins(&config.bpffs)?;
         let adopted = maps.join("config").exists();
-        if adopted {
-            check_layout(&maps.join("config"))?;
-        }
         let loaded = Self::load(config, &maps, adopted, locks, namespaces);
         if loaded.is_err() && !adopted {
             // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
@@ -224,7 +222,7 @@ impl Dataplane {
             unfit,
             fixed,
             cgroup: config.cgroup.clone(),
-            locks,
+            locks: Mutex::new(Some(locks)),
             ebpf: Mutex::new(ebpf),
             publisher: Mutex::new(publisher),
             namespaces,
@@ -246,9 +244,24 @@ impl Dataplane {
         attach::attach_all(&mut ebpf, &self.cgroup, &self.bpffs.join("links"))
     }
 
-    /// The locks, to be handed over: of the bpffs directory, of the captured cgroup.
-    pub fn locks(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
-        (self.locks.bpffs.as_fd(), self.locks.cgroup.as_fd())
+    /// Copies of the locks, to be handed over: of the bpffs directory, of the captured cgroup. `None` after
+    /// [`Dataplane::let_go`].
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is free.
+    pub fn locks(&self) -> std::io::Result<Option<(OwnedFd, OwnedFd)>> {
+        let locks = self.locks.lock().expect("no panic under this lock");
+        let copy = |lock: &Lock| lock.as_fd().try_clone_to_owned();
+        locks
+            .as_ref()
+            .map(|locks| Ok((copy(&locks.bpffs)?, copy(&locks.cgroup)?)))
+            .transpose()
+    }
+
+    /// The successor has the locks; from here on this process must write no table.
+    pub fn let_go(&self) {
+        self.locks.lock().expect("no panic under this lock").take();
     }
 
     /// Whether an earlier daemon's kernel side was taken over.
@@ -377,6 +390,16 @@ pub fn with_pinned_maps(loader: &mut EbpfLoader<'_>, maps: &Path) {
 /// Pin name of a map or program: without the prefix.
 pub fn pin_name(name: &str) -> &str {
     name.strip_prefix("weft_").unwrap_or(name)
+}
+
+/// Whether this binary can adopt what is pinned below `bpffs`, if anything is. Changes nothing.
+///
+/// # Errors
+///
+/// [`DataplaneError::Layout`], in words; or the pin cannot be read.
+pub fn check_pins(bpffs: &Path) -> Result<(), DataplaneError> {
+    let config = bpffs.join("maps/config");
+    if config.exists() { check_layout(&config) } else { Ok(()) }
 }
 
 fn check_layout(path: &Path) -> Result<(), DataplaneError> {
