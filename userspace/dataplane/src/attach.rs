@@ -9,9 +9,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, SockHash},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, SkMsg, SockOps, links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, links::FdLink},
 };
 
 use crate::{cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
@@ -39,7 +37,25 @@ pub const CGROUP_PROGRAMS: [&str; 15] = [
 /// The program on the sockmap.
 pub const SK_MSG: &str = "weft_sk_msg";
 
-/// Loads the programs of the cgroup and attaches or replaces each. The one on the sockmap comes before
+/// Loads (verifies) every program; nothing is attached yet.
+pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+    let programs = CGROUP_PROGRAMS.into_iter().chain([SK_MSG]);
+    for name in programs {
+        let program = program(ebpf, name)?;
+        macro_rules! load {
+            ($($kind:ident)*) => {
+                match program {
+                    $(Program::$kind(program) => program.load(),)*
+                    _ => return Err(DataplaneError::Missing { what: "program", name }),
+                }
+            };
+        }
+        load!(CgroupSock SockOps CgroupSockAddr CgroupSkb SkMsg).map_err(|source| refused(name, source))?;
+    }
+    Ok(())
+}
+
+/// Attaches the loaded programs of the cgroup, or puts each behind its pinned link. The one on the sockmap comes before
 /// ([`attach_sk_msg`]): nothing may be able to put a socket there without it.
 pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), DataplaneError> {
     let file = cgroup.file()?;
@@ -50,44 +66,36 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
     })?;
     for name in CGROUP_PROGRAMS {
         let pin = links.join(pin_name(name));
-        let program = ebpf
-            .program_mut(name)
-            .ok_or(DataplaneError::Missing { what: "program", name })?;
         let attach_error = |source: io::Error| DataplaneError::Attach {
             program: name,
             target: cgroup.path().display().to_string(),
             source,
         };
-        macro_rules! load_and_attach {
-            ($program:expr, $($argument:expr),*) => {{
-                let program = $program.map_err(|_| DataplaneError::Missing { what: "program", name })?;
-                program.load().map_err(|source| refused(name, source))?;
-                if let Some(link) = reusable(&pin, cgroup_id)? {
-                    let fd = program.fd().map_err(|source| refused(name, source))?;
-                    sys::link_update(&link, fd.as_fd()).map_err(attach_error)?;
-                    continue;
-                }
-                let id = program.attach(&file, $($argument),*).map_err(|source| attach_error(to_io(source)))?;
-                let link = program.take_link(id).map_err(|source| attach_error(to_io(source)))?;
-                FdLink::try_from(link).map_err(|source| attach_error(io::Error::other(source)))?
-            }};
+        let program = program(ebpf, name)?;
+        if let Some(link) = reusable(&pin, cgroup_id)? {
+            let fd = program.fd().map_err(|source| refused(name, source))?;
+            sys::link_update(&link, fd.as_fd()).map_err(attach_error)?;
+            continue;
         }
-        let link = match name {
-            "weft_sockcreate" | "weft_postbind4" | "weft_postbind6" | "weft_sockrel" => {
-                load_and_attach!(<&mut CgroupSock>::try_from(program), CgroupAttachMode::Single)
+        macro_rules! attach {
+            ($program:ident $(, $how:expr)*) => {
+                $program
+                    .attach(&file $(, $how)*)
+                    .and_then(|id| $program.take_link(id))
+                    .map_err(|source| attach_error(to_io(source)))
+                    .and_then(|link| FdLink::try_from(link).map_err(|source| attach_error(io::Error::other(source))))?
+            };
+        }
+        let mode = CgroupAttachMode::Single;
+        let link = match program {
+            Program::CgroupSock(program) => attach!(program, mode),
+            Program::CgroupSockAddr(program) => attach!(program, mode),
+            Program::SockOps(program) => attach!(program, mode),
+            Program::CgroupSkb(program) if name == "weft_skb_in" => {
+                attach!(program, CgroupSkbAttachType::Ingress, mode)
             }
-            "weft_skb_in" => load_and_attach!(
-                <&mut CgroupSkb>::try_from(program),
-                CgroupSkbAttachType::Ingress,
-                CgroupAttachMode::Single
-            ),
-            "weft_skb_out" => load_and_attach!(
-                <&mut CgroupSkb>::try_from(program),
-                CgroupSkbAttachType::Egress,
-                CgroupAttachMode::Single
-            ),
-            "weft_sockops" => load_and_attach!(<&mut SockOps>::try_from(program), CgroupAttachMode::Single),
-            _ => load_and_attach!(<&mut CgroupSockAddr>::try_from(program), CgroupAttachMode::Single),
+            Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
+            _ => return Err(DataplaneError::Missing { what: "program", name }),
         };
         // The kernel keeps the link for as long as the pin exists; dropping our descriptor changes nothing.
         link.pin(&pin).map_err(|source| DataplaneError::Pin {
@@ -96,6 +104,11 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
         })?;
     }
     Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, DataplaneError> {
+    ebpf.program_mut(name)
+        .ok_or(DataplaneError::Missing { what: "program", name })
 }
 
 /// The pinned link, if it still belongs to this cgroup. One that belongs to another (removed and made again) is dropped.
@@ -139,15 +152,12 @@ pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
         }
     }
     .map_err(|source| attach_error(io::Error::other(source)))?;
-    let program = ebpf.program_mut(SK_MSG).ok_or(DataplaneError::Missing {
-        what: "program",
-        name: SK_MSG,
-    })?;
-    let program = <&mut SkMsg>::try_from(program).map_err(|_| DataplaneError::Missing {
-        what: "program",
-        name: SK_MSG,
-    })?;
-    program.load().map_err(|source| refused(SK_MSG, source))?;
+    let Program::SkMsg(program) = program(ebpf, SK_MSG)? else {
+        return Err(DataplaneError::Missing {
+            what: "program",
+            name: SK_MSG,
+        });
+    };
     let id = program.attach(&fd).map_err(|source| attach_error(to_io(source)))?;
     let link = program.take_link(id).map_err(|source| attach_error(to_io(source)))?;
     // Detaching is what the drop would do; the kernel side outlives this process.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -18,7 +19,7 @@ use crate::{
     cgroup::Cgroup,
     doctor,
     error::DataplaneError,
-    lock,
+    lock::Lock,
     publish::{Published, Publisher},
     selftest, sys,
     tables::{
@@ -88,16 +89,34 @@ pub enum ShortCircuit {
     Force,
 }
 
+/// What a running daemon hands over to [`Dataplane::take_over`].
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its lock of the bpffs directory.
+    pub bpffs_lock: OwnedFd,
+    /// Its lock of the captured cgroup.
+    pub cgroup_lock: OwnedFd,
+    /// [`Namespaces::names`]: what it answers about numbers must stay true while both answer.
+    pub namespaces: Vec<String>,
+}
+
 /// The kernel side, loaded and attached.
 pub struct Dataplane {
     bpffs: PathBuf,
     adopted: bool,
     unfit: Option<String>,
-    /// No other daemon may publish to these maps or attach to this cgroup.
-    _locks: Vec<lock::Lock>,
+    fixed: Config,
+    cgroup: Cgroup,
+    locks: Mutex<Option<Locks>>,
     ebpf: Mutex<Ebpf>,
     publisher: Mutex<Publisher>,
     namespaces: Namespaces,
+}
+
+/// No other daemon may publish to these maps or attach to this cgroup.
+struct Locks {
+    bpffs: Lock,
+    cgroup: Lock,
 }
 
 impl Dataplane {
@@ -113,7 +132,31 @@ impl Dataplane {
             return Err(DataplaneError::NoObject);
         }
         ensure_bpffs(&config.bpffs)?;
-        let locks = vec![lock::exclusive(&config.bpffs)?, lock::exclusive(config.cgroup.path())?];
+        let locks = Locks {
+            bpffs: Lock::exclusive(&config.bpffs)?,
+            cgroup: Lock::exclusive(config.cgroup.path())?,
+        };
+        Self::start_locked(config, locks, Namespaces::default())
+    }
+
+    /// The same in the place of a daemon that still serves, and goes on serving until it is told otherwise; it must write
+    /// no table meanwhile ([`Dataplane::reclaim`] puts things right for it if this one gives up).
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::start`].
+    pub fn take_over(config: &DataplaneConfig, inherited: Inherited) -> Result<Self, DataplaneError> {
+        if OBJECT.is_empty() {
+            return Err(DataplaneError::NoObject);
+        }
+        let locks = Locks {
+            bpffs: Lock::handed_over(&config.bpffs, inherited.bpffs_lock)?,
+            cgroup: Lock::handed_over(config.cgroup.path(), inherited.cgroup_lock)?,
+        };
+        Self::start_locked(config, locks, Namespaces::known(inherited.namespaces))
+    }
+
+    fn start_locked(config: &DataplaneConfig, locks: Locks, namespaces: Namespaces) -> Result<Self, DataplaneError> {
         let maps = config.bpffs.join("maps");
         for folder in [&maps, &config.bpffs.join("links")] {
             fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin {
@@ -121,11 +164,9 @@ impl Dataplane {
                 source,
             })?;
         }
+        check_pins(&config.bpffs)?;
         let adopted = maps.join("config").exists();
-        if adopted {
-            check_layout(&maps.join("config"))?;
-        }
-        let loaded = Self::load(config, &maps, adopted, locks);
+        let loaded = Self::load(config, &maps, adopted, locks, namespaces);
         if loaded.is_err() && !adopted {
             // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
             let _ = uninstall::remove_pins(&config.bpffs);
@@ -137,13 +178,16 @@ impl Dataplane {
         config: &DataplaneConfig,
         maps: &Path,
         adopted: bool,
-        locks: Vec<lock::Lock>,
+        locks: Locks,
+        namespaces: Namespaces,
     ) -> Result<Self, DataplaneError> {
         let set_retval = u8::from(doctor::has_set_retval());
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &set_retval, true);
         with_pinned_maps(&mut loader, maps);
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+        // What the verifier refuses is refused before anything is changed.
+        attach::load_all(&mut ebpf)?;
         // What the programs must know before the first of them runs.
         let netns_cookie = sys::netns_cookie().map_err(|source| DataplaneError::Os {
             what: "ask for the network namespace's cookie",
@@ -151,7 +195,7 @@ impl Dataplane {
         })?;
         let unfit = attach::attach_sk_msg(&mut ebpf).map(|()| selftest::short_circuit(&mut ebpf).err())?;
         let mut publisher = Publisher::adopt(&mut ebpf)?;
-        publisher.configure(Config {
+        let fixed = Config {
             generation: 0,
             daemon_cgroup: config.daemon_cgroup,
             netns_cookie,
@@ -168,18 +212,56 @@ impl Dataplane {
             network: 0,
             inbound_port_be: config.inbound_port.to_be(),
             pad: 0,
-        })?;
+        };
+        publisher.configure(fixed)?;
         attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
         Ok(Self {
             bpffs: config.bpffs.clone(),
             adopted,
             unfit,
-            _locks: locks,
+            fixed,
+            cgroup: config.cgroup.clone(),
+            locks: Mutex::new(Some(locks)),
             ebpf: Mutex::new(ebpf),
             publisher: Mutex::new(publisher),
-            namespaces: Namespaces::default(),
+            namespaces,
         })
+    }
+
+    /// Takes back what [`Dataplane::take_over`] of another process began and did not finish: our programs behind the links,
+    /// our settings, and what is really in the tables. To be followed by a publication.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused one of them; what is in force is then the other's or ours, program by program, of one layout.
+    pub fn reclaim(&self) -> Result<(), DataplaneError> {
+        let mut ebpf = self.ebpf.lock().expect("no panic under this lock");
+        let mut publisher = self.publisher.lock().expect("no panic under this lock");
+        publisher.adopt_again()?;
+        publisher.configure(self.fixed)?;
+        attach::attach_sk_msg(&mut ebpf)?;
+        attach::attach_all(&mut ebpf, &self.cgroup, &self.bpffs.join("links"))
+    }
+
+    /// Copies of the locks, to be handed over: of the bpffs directory, of the captured cgroup. `None` after
+    /// [`Dataplane::let_go`].
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is free.
+    pub fn locks(&self) -> std::io::Result<Option<(OwnedFd, OwnedFd)>> {
+        let locks = self.locks.lock().expect("no panic under this lock");
+        let copy = |lock: &Lock| lock.as_fd().try_clone_to_owned();
+        locks
+            .as_ref()
+            .map(|locks| Ok((copy(&locks.bpffs)?, copy(&locks.cgroup)?)))
+            .transpose()
+    }
+
+    /// The successor has the locks; from here on this process must write no table.
+    pub fn let_go(&self) {
+        self.locks.lock().expect("no panic under this lock").take();
     }
 
     /// Whether an earlier daemon's kernel side was taken over.
@@ -308,6 +390,16 @@ pub fn with_pinned_maps(loader: &mut EbpfLoader<'_>, maps: &Path) {
 /// Pin name of a map or program: without the prefix.
 pub fn pin_name(name: &str) -> &str {
     name.strip_prefix("weft_").unwrap_or(name)
+}
+
+/// Whether this binary can adopt what is pinned below `bpffs`, if anything is. Changes nothing.
+///
+/// # Errors
+///
+/// [`DataplaneError::Layout`], in words; or the pin cannot be read.
+pub fn check_pins(bpffs: &Path) -> Result<(), DataplaneError> {
+    let config = bpffs.join("maps/config");
+    if config.exists() { check_layout(&config) } else { Ok(()) }
 }
 
 fn check_layout(path: &Path) -> Result<(), DataplaneError> {

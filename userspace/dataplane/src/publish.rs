@@ -59,10 +59,7 @@ impl Publisher {
         let config_map: Array<MapData, Config> = take(ebpf, "weft_config")?;
         let config = config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
         let workloads_map: KernelMap<MapData, u64, Workload> = take(ebpf, "weft_workloads")?;
-        let workloads = workloads_map
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(map_error("weft_workloads", "read"))?;
+        let workloads = enrolled(&workloads_map)?;
         Ok(Self {
             dests: Mirror::adopt("weft_dests", take(ebpf, "weft_dests")?, config.generation)?,
             backends: Mirror::adopt("weft_backends", take(ebpf, "weft_backends")?, config.generation)?,
@@ -73,6 +70,17 @@ impl Publisher {
             workloads_map,
             workloads,
         })
+    }
+
+    /// Looks again at tables that another process may have written meanwhile.
+    pub fn adopt_again(&mut self) -> Result<(), DataplaneError> {
+        self.config = self.config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
+        self.dests.read(self.config.generation)?;
+        self.backends.read(self.config.generation)?;
+        self.policy.read(self.config.generation)?;
+        self.addrs.read(self.config.generation)?;
+        self.workloads = enrolled(&self.workloads_map)?;
+        Ok(())
     }
 
     /// The generation in force.
@@ -183,6 +191,12 @@ impl Publisher {
             .set(0, self.config, 0)
             .map_err(map_error("weft_config", "write"))
     }
+}
+
+fn enrolled(map: &KernelMap<MapData, u64, Workload>) -> Result<HashMap<u64, Workload>, DataplaneError> {
+    map.iter()
+        .collect::<Result<_, _>>()
+        .map_err(map_error("weft_workloads", "read"))
 }
 
 /// Waits until no program runs under an older generation.

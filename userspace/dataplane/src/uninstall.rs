@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::{
     bpffs::{is_bpffs, is_mount_point},
     error::DataplaneError,
-    inbound, lock,
+    inbound,
+    lock::Lock,
 };
 
 /// What was removed.
@@ -22,7 +23,7 @@ pub struct UninstallReport {
     pub unmounted: bool,
 }
 
-/// Removes every pin below `bpffs`: links first, so that no program runs without its maps. Unmounts it if it is a mount
+/// Removes every pin below `bpffs`, however deep: links first, so that no program runs without its maps. Unmounts it if it is a mount
 /// of its own. Nothing there is no error.
 ///
 /// # Errors
@@ -32,7 +33,7 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     if !is_bpffs(bpffs) {
         return Ok(UninstallReport::default());
     }
-    let lock = lock::exclusive(bpffs)?;
+    let lock = Lock::exclusive(bpffs)?;
     let mut report = remove_pins(bpffs)?;
     drop(lock);
     if is_mount_point(bpffs) {
@@ -47,34 +48,71 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     Ok(report)
 }
 
-/// The pins alone; the directory stays.
+/// The pins alone; the directory stays. All that is in it is ours, whatever its name.
 pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     let mut report = UninstallReport::default();
     inbound::release_all_devices(&bpffs.join("links"))?;
-    for folder in ["links", "maps"] {
-        let folder = bpffs.join(folder);
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(DataplaneError::Pin { path: folder, source }),
-        };
-        for entry in entries {
-            let path = entry
-                .map_err(|source| DataplaneError::Pin {
-                    path: folder.clone(),
-                    source,
-                })?
-                .path();
-            fs::remove_file(&path).map_err(|source| DataplaneError::Pin {
-                path: path.clone(),
-                source,
-            })?;
-            report.pins.push(path);
-        }
-        fs::remove_dir(&folder).map_err(|source| DataplaneError::Pin {
-            path: folder.clone(),
-            source,
-        })?;
+    for folder in ["links", "maps"].map(|name| bpffs.join(name)) {
+        remove_tree(&folder, &mut report.pins)?;
+    }
+    for entry in entries(bpffs)? {
+        remove_tree(&entry, &mut report.pins)?;
     }
     Ok(report)
+}
+
+/// A pin, or a folder with all that is below it. bpffs has no symbolic links to elsewhere that this could follow.
+fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), DataplaneError> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(pin_error(path)(source)),
+    };
+    if kind.is_dir() {
+        for entry in entries(path)? {
+            remove_tree(&entry, removed)?;
+        }
+        return fs::remove_dir(path).map_err(pin_error(path));
+    }
+    fs::remove_file(path).map_err(pin_error(path))?;
+    removed.push(path.to_path_buf());
+    Ok(())
+}
+
+/// What is in a folder, listed before anything is removed from it.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let listed: io::Result<Vec<PathBuf>> =
+        fs::read_dir(folder).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    listed.map_err(pin_error(folder))
+}
+
+fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DataplaneError {
+    let path = path.to_path_buf();
+    move |source| DataplaneError::Pin { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_in_folders_go_and_links_go_before_maps() {
+        let place = std::env::temp_dir().join(format!("weft-uninstall-{}", std::process::id()));
+        for file in ["maps/config", "other/x", "links/netns-7/sk_lookup", "links/connect4"] {
+            let file = place.join(file);
+            fs::create_dir_all(file.parent().expect("below the place")).expect("made");
+            fs::write(file, "").expect("written");
+        }
+        fs::create_dir(place.join("links/dev-empty")).expect("made");
+        let report = remove_pins(&place).expect("removed");
+        assert_eq!(report.pins.len(), 4);
+        let is_link = |pin: &PathBuf| pin.starts_with(place.join("links"));
+        assert!(report.pins[..2].iter().all(is_link), "{report:?}");
+        assert_eq!(entries(&place).expect("listed"), Vec::<PathBuf>::new());
+        assert_eq!(
+            remove_pins(&place).expect("nothing is no error").pins,
+            Vec::<PathBuf>::new()
+        );
+        fs::remove_dir(place).expect("empty");
+    }
 }

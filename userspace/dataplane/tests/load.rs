@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, ShortCircuit, find_cgroup2, uninstall};
+use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, Inherited, ShortCircuit, find_cgroup2, uninstall};
 use weft_policy::Snapshot;
 
 struct Place {
@@ -62,4 +62,38 @@ fn a_second_start_adopts_what_the_first_published() {
     let second = Dataplane::start(&place.config()).expect("second start");
     assert!(second.adopted());
     assert_eq!(second.next_generation(), 2, "the generation in force survives");
+}
+
+fn publish(dataplane: &Dataplane) -> u64 {
+    let snapshot = Snapshot {
+        generation: dataplane.next_generation(),
+        ..Snapshot::default()
+    };
+    dataplane.publish(&snapshot).expect("publish").generation
+}
+
+#[test]
+fn what_a_successor_began_is_taken_back_and_what_it_finished_is_its_own() {
+    let Some(place) = Place::new("hand-over") else { return };
+    let first = Dataplane::start(&place.config()).expect("first start");
+    assert_eq!(publish(&first), 1);
+    let inherited = || {
+        let (bpffs_lock, cgroup_lock) = first.locks().expect("descriptors").expect("held");
+        Inherited {
+            bpffs_lock,
+            cgroup_lock,
+            namespaces: first.namespaces().names(),
+        }
+    };
+    let second = Dataplane::take_over(&place.config(), inherited()).expect("taken over");
+    assert_eq!(publish(&second), 2);
+    drop(second);
+    first.reclaim().expect("taken back");
+    assert_eq!(publish(&first), 3, "on top of what is really in the tables");
+
+    let third = Dataplane::take_over(&place.config(), inherited()).expect("taken over again");
+    first.let_go();
+    let other = Dataplane::start(&place.config()).err().expect("refused").to_string();
+    assert!(other.contains("in use by another weft daemon"), "{other}");
+    assert_eq!(publish(&third), 4);
 }

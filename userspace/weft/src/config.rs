@@ -5,6 +5,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
@@ -28,6 +29,12 @@ const MAX_DEVICE_NAME: usize = 15;
 /// A config file is a handful of lines; larger is a wrong file.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
+/// Connections through the proxy end within this after a hand-over, or are cut. Longer: an upgrade leaves the old process,
+/// with the policy it had, around for longer; shorter: more is cut that would have ended.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+/// A day: more is not a drain.
+const MAX_DRAIN_SECONDS: u64 = 86_400;
+
 /// Everything the daemon is told. Paths are as they were written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonConfig {
@@ -48,6 +55,10 @@ pub struct DaemonConfig {
     pub inbound: bool,
     /// Devices of that namespace whose packets are judged.
     pub devices: Vec<String>,
+    /// Take over from a daemon that runs, instead of being refused.
+    pub take_over: bool,
+    /// What connections through the proxy get to end after another daemon took over.
+    pub drain: Duration,
 }
 
 /// One line a request, an ended connection or a refusal, on stdout.
@@ -198,7 +209,40 @@ const KEYS: &[Key] = &[
                as virtual machines behind a bridge; may be repeated",
         set: set_devices,
     },
+    Key {
+        name: TAKE_OVER,
+        value: "BOOL",
+        many: false,
+        help: "Take over from the daemon that runs with the same folders, without a gap; it drains and ends. With none there, an ordinary start [default: false: refused]",
+        set: |config, values| {
+            let [value] = values else {
+                return Err("expected one value".to_owned());
+            };
+            let known = || format!("`{value}` is not known; expected true or false");
+            config.take_over = value.parse().map_err(|_| known())?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "drain",
+        value: "SECONDS",
+        many: false,
+        help: "What connections through the proxy get to end after another daemon took over; the rest is cut [default: 30]",
+        set: |config, values| {
+            let seconds = values
+                .first()
+                .filter(|_| values.len() == 1)
+                .and_then(|value| value.parse().ok());
+            let seconds = seconds.filter(|seconds| *seconds <= MAX_DRAIN_SECONDS);
+            let expected = || format!("expected a number of seconds, at most {MAX_DRAIN_SECONDS}");
+            config.drain = seconds.map(Duration::from_secs).ok_or_else(expected)?;
+            Ok(())
+        },
+    },
 ];
+
+/// The key that a daemon adds when it starts its own successor.
+pub const TAKE_OVER: &str = "take-over";
 
 /// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
 #[derive(Debug, Clone, Default)]
@@ -224,6 +268,8 @@ impl Default for DaemonConfig {
             short_circuit: ShortCircuit::default(),
             inbound: false,
             devices: Vec::new(),
+            take_over: false,
+            drain: DEFAULT_DRAIN,
         }
     }
 }
@@ -317,12 +363,16 @@ fn set_vip_cidrs(config: &mut DaemonConfig, values: &[String]) -> Result<(), Str
 
 impl Key {
     fn arg(&self) -> Arg {
-        Arg::new(self.name)
+        let arg = Arg::new(self.name)
             .long(self.name)
             .value_name(self.value)
             .help(self.help)
             .value_parser(ValueParser::string())
-            .action(if self.many { ArgAction::Append } else { ArgAction::Set })
+            .action(if self.many { ArgAction::Append } else { ArgAction::Set });
+        if self.value == "BOOL" {
+            return arg.num_args(0..=1).require_equals(true).default_missing_value("true");
+        }
+        arg
     }
 
     fn values(&self, node: &Node) -> Result<Vec<String>, String> {
@@ -449,10 +499,12 @@ mod tests {
             short_circuit: ShortCircuit::Off,
             inbound: true,
             devices: vec!["eth0".into(), "eth1.7".into()],
+            take_over: true,
+            drain: Duration::from_secs(5),
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\n";
-        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"]}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\ntake-over: true\ndrain: 5\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"],"take-over":true,"drain":5}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7 --take-over --drain 5";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));
@@ -490,6 +542,14 @@ mod tests {
             (
                 "vip-cidr: 10.0.0.0/30\n",
                 "weft.yaml:1:11: vip-cidr: `10.0.0.0/30` is too small",
+            ),
+            (
+                "take-over: maybe\n",
+                "weft.yaml:1:12: take-over: `maybe` is not known; expected true or false",
+            ),
+            (
+                "drain: 30s\n",
+                "weft.yaml:1:8: drain: expected a number of seconds, at most 86400",
             ),
             ("- a\n", "weft.yaml:1:1: expected keys and values"),
             ("a: [\n", "weft.yaml:2:1: not YAML"),

@@ -1,13 +1,14 @@
 //! Where the daemon keeps what must survive it, and how it makes sure to be alone there.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
-
-use nix::fcntl::{Flock, FlockArg};
 
 const RUN_DIR: &str = "/run/weft";
 const LIB_DIR: &str = "/var/lib/weft";
@@ -19,10 +20,11 @@ pub struct StateDir {
     lib: PathBuf,
 }
 
-/// Held by the daemon as long as it lives; the kernel releases it when the process ends, however it ends.
+/// Held by the daemon as long as it lives; the kernel releases it when the process ends, however it ends. It belongs to the
+/// open file, not to the process: whoever is passed the descriptor holds it, too.
 #[derive(Debug)]
 pub struct StateLock {
-    _file: Flock<File>,
+    file: File,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -115,12 +117,34 @@ impl StateDir {
             .mode(0o600)
             .open(&path)
             .map_err(io("open lock file", &path))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                write_pid(&mut file).map_err(io("write lock file", &path))?;
-                Ok(StateLock { _file: file })
-            }
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+        let mut lock = self.hold(file)?;
+        lock.write_pid().map_err(io("write lock file", &path))?;
+        Ok(lock)
+    }
+
+    /// The lock that another daemon handed over; it goes on holding it until it closes its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor is of another file, or that daemon did not hold the lock.
+    pub fn handed_over(&self, lock: OwnedFd) -> Result<StateLock, StateError> {
+        let path = self.lock_file();
+        let file = File::from(lock);
+        let (theirs, ours) = file
+            .metadata()
+            .and_then(|theirs| Ok((theirs, fs::metadata(&path)?)))
+            .map_err(io("look at lock file", &path))?;
+        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+            let other = io::Error::other("the lock that was handed over is of another file");
+            return Err(io("take over", &path)(other));
+        }
+        self.hold(file)
+    }
+
+    fn hold(&self, mut file: File) -> Result<StateLock, StateError> {
+        match file.try_lock() {
+            Ok(()) => Ok(StateLock { file }),
+            Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = (&mut file).take(32).read_to_string(&mut pid);
                 Err(StateError::InUse {
@@ -128,15 +152,30 @@ impl StateDir {
                     pid: pid.trim().to_owned(),
                 })
             }
-            Err((_, errno)) => Err(io("lock", &path)(errno.into())),
+            Err(TryLockError::Error(source)) => Err(io("lock", &self.lock_file())(source)),
         }
     }
 }
 
-fn write_pid(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+// === impl StateLock ===
+
+impl StateLock {
+    /// Tells the next daemon that this process holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn write_pid(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", std::process::id())
+    }
+}
+
+impl AsFd for StateLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {

@@ -95,6 +95,8 @@ impl Control for Registrar {
         serde_json::Value::Null
     }
 
+    fn hand_over(&self, _: tokio::net::UnixStream) {}
+
     fn shutdown(&self) {}
 }
 

@@ -83,9 +83,20 @@ where
 {
     /// Takes over a (possibly pinned) table with what is in it.
     pub fn adopt(name: &'static str, map: M, generation: u64) -> Result<Self, DataplaneError> {
+        let mut mirror = Self {
+            name,
+            map,
+            current: HashMap::new(),
+        };
+        mirror.read(generation)?;
+        Ok(mirror)
+    }
+
+    /// Takes what is in the table under `generation` for what is known to be there.
+    pub fn read(&mut self, generation: u64) -> Result<(), DataplaneError> {
         let mut current = HashMap::new();
         let mut stale = Vec::new();
-        for (key, value) in map.all().map_err(map_error(name, "read"))? {
+        for (key, value) in self.map.all().map_err(map_error(self.name, "read"))? {
             let now = *value.at(generation);
             // A daemon that died between staging and flipping, or before it removed what was absent.
             if now == V::default() || value.since > generation {
@@ -95,20 +106,20 @@ where
                 current.insert(key, now);
             }
         }
-        let mut mirror = Self { name, map, current };
+        self.current = current;
         for (key, now) in stale {
             if now == V::default() {
-                mirror.settle(vec![key]);
+                self.settle(vec![key]);
             } else {
                 let value = Versioned {
                     since: generation,
                     current: now,
                     previous: now,
                 };
-                mirror.map.put(&key, value).map_err(map_error(name, "write"))?;
+                self.map.put(&key, value).map_err(map_error(self.name, "write"))?;
             }
         }
-        Ok(mirror)
+        Ok(())
     }
 
     /// Writes what differs, to hold from `next` on. An absent value is all zero.

@@ -30,6 +30,20 @@ impl Default for Namespaces {
 }
 
 impl Namespaces {
+    /// As an earlier daemon numbered them ([`Namespaces::names`]).
+    pub fn known(mut names: Vec<String>) -> Self {
+        names.truncate(usize::from(u16::MAX) + 1);
+        if names.is_empty() {
+            return Self::default();
+        }
+        Self(Arc::new(RwLock::new(names)))
+    }
+
+    /// All of them, by number.
+    pub fn names(&self) -> Vec<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The number of a namespace; 0 (`default`) when all 65,536 are taken.
     pub fn number(&self, namespace: &str) -> u16 {
         let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);

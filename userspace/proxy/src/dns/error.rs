@@ -11,4 +11,9 @@ pub enum DnsError {
         #[source]
         source: io::Error,
     },
+    #[error("use a DNS socket that another process opened")]
+    Socket {
+        #[source]
+        source: io::Error,
+    },
 }

@@ -27,4 +27,4 @@ pub use config::{DnsConfig, ResolvConf};
 pub use error::DnsError;
 pub use limits::{FORWARD_BUDGET, TTL};
 pub use metrics::DnsMetrics;
-pub use server::{DEFAULT_PORT, DnsServer, Namespaces};
+pub use server::{DEFAULT_PORT, DnsServer, DnsSockets, Namespaces};

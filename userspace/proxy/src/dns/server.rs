@@ -52,11 +52,11 @@ pub struct DnsServer {
     tasks: TaskTracker,
 }
 
-/// The sockets of one port.
-struct Bound {
-    port: u16,
-    udp: Vec<Udp>,
-    tcp: Vec<tokio::net::TcpListener>,
+/// The sockets of one port: UDP and TCP, IPv4 and, where there is IPv6, IPv6.
+#[derive(Debug)]
+pub struct DnsSockets {
+    pub udp: Vec<UdpSocket>,
+    pub tcp: Vec<TcpListener>,
 }
 
 /// What the tasks share.
@@ -92,11 +92,43 @@ impl DnsServer {
         snapshot: Arc<ArcSwap<Snapshot>>,
         namespaces: Namespaces,
     ) -> Result<Self, DnsError> {
-        let bound = Bound::new(config.port)?;
-        let resolv = Arc::new(ArcSwap::from_pointee(config.resolv_conf));
+        Self::start_on(DnsSockets::open(config.port)?, config.resolv_conf, snapshot, namespaces)
+    }
+
+    /// The same on sockets that are open already: those of an earlier process, with what waits in their queues.
+    ///
+    /// # Errors
+    /// [`DnsError::Socket`]: one of them is not what it should be; nothing is served then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as tokio's sockets do.
+    pub fn start_on(
+        sockets: DnsSockets,
+        resolv_conf: ResolvConf,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        namespaces: Namespaces,
+    ) -> Result<Self, DnsError> {
+        let unusable = |source| DnsError::Socket { source };
+        let port = match sockets.tcp.first() {
+            Some(listener) => listener.local_addr().map_err(unusable)?.port(),
+            None => return Err(unusable(ErrorKind::NotFound.into())),
+        };
+        let udp: Vec<Udp> = sockets
+            .udp
+            .into_iter()
+            .map(Udp::new)
+            .collect::<Result<_, _>>()
+            .map_err(unusable)?;
+        let tcp: Vec<tokio::net::TcpListener> = sockets
+            .tcp
+            .into_iter()
+            .map(tokio::net::TcpListener::from_std)
+            .collect::<Result<_, _>>()
+            .map_err(unusable)?;
+        let resolv = Arc::new(ArcSwap::from_pointee(resolv_conf));
         let metrics = DnsMetrics::default();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let own = bound.udp.iter().map(Udp::local).collect();
+        let own = udp.iter().map(Udp::local).collect();
         let server = Arc::new(Server {
             snapshot,
             namespaces,
@@ -106,14 +138,14 @@ impl DnsServer {
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
-        for socket in bound.udp {
+        for socket in udp {
             tasks.spawn(serve_udp(socket, server.clone()));
         }
-        for listener in bound.tcp {
+        for listener in tcp {
             tasks.spawn(tcp::serve(listener, server.clone()));
         }
         Ok(Self {
-            port: bound.port,
+            port,
             resolv,
             metrics,
             stop,
@@ -257,11 +289,14 @@ async fn send(socket: &Udp, response: &[u8], path: super::udp::Path) {
     }
 }
 
-// === impl Bound ===
+// === impl DnsSockets ===
 
-impl Bound {
-    /// UDP and TCP of one number, IPv4 and, where there is IPv6, IPv6.
-    fn new(port: u16) -> Result<Self, DnsError> {
+impl DnsSockets {
+    /// Binds all of them in this thread's network namespace. Port 0 becomes one number that is free for all.
+    ///
+    /// # Errors
+    /// [`DnsError::Bind`]: the port is taken; nothing stays bound.
+    pub fn open(port: u16) -> Result<Self, DnsError> {
         let mut outcome = Self::at(port);
         // The number that was free for one socket may be taken for another.
         for _ in 1..MAX_PORT_TRIES {
@@ -278,7 +313,6 @@ impl Bound {
         // TCP first: its port tells the kernel side that we live.
         let (tcp, port) = listen((Ipv4Addr::UNSPECIFIED, port).into())?;
         let mut bound = Self {
-            port,
             udp: vec![udp((Ipv4Addr::UNSPECIFIED, port).into())?],
             tcp: vec![tcp],
         };
@@ -299,9 +333,9 @@ fn no_ipv6(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
 }
 
-fn udp(address: SocketAddr) -> Result<Udp, DnsError> {
+fn udp(address: SocketAddr) -> Result<UdpSocket, DnsError> {
     bind(address, Type::DGRAM, Protocol::UDP)
-        .and_then(|socket| Udp::new(UdpSocket::from(socket)))
+        .map(UdpSocket::from)
         .map_err(|source| DnsError::Bind {
             address,
             transport: "UDP",
@@ -309,13 +343,13 @@ fn udp(address: SocketAddr) -> Result<Udp, DnsError> {
         })
 }
 
-fn listen(address: SocketAddr) -> Result<(tokio::net::TcpListener, u16), DnsError> {
+fn listen(address: SocketAddr) -> Result<(TcpListener, u16), DnsError> {
     bind(address, Type::STREAM, Protocol::TCP)
         .and_then(|socket| {
             socket.listen(BACKLOG)?;
             let listener = TcpListener::from(socket);
             let port = listener.local_addr()?.port();
-            Ok((tokio::net::TcpListener::from_std(listener)?, port))
+            Ok((listener, port))
         })
         .map_err(|source| DnsError::Bind {
             address,

@@ -45,6 +45,43 @@ impl NetnsListeners {
         Ok(opened)
     }
 
+    /// Sockets that listen already, spread over `workers` workers: those that an earlier process opened, with what waits in
+    /// their queues. Every one is served by somebody, whatever the number of workers was there.
+    ///
+    /// # Errors
+    /// A socket that does not say where it listens.
+    pub fn of_sockets(sockets: Vec<TcpListener>, workers: usize) -> io::Result<Self> {
+        let mut opened = Self {
+            addresses: Vec::new(),
+            workers: (0..workers.max(1)).map(|_| Vec::new()).collect(),
+        };
+        // By address, so that each worker gets its share of each.
+        let mut by_address: Vec<(SocketAddr, usize)> = Vec::new();
+        for socket in sockets {
+            socket.set_nonblocking(true)?;
+            let address = socket.local_addr()?;
+            let worker = match by_address.iter_mut().find(|(known, _)| *known == address) {
+                Some((_, count)) => {
+                    *count += 1;
+                    *count - 1
+                }
+                None => {
+                    by_address.push((address, 1));
+                    opened.addresses.push(address);
+                    0
+                }
+            };
+            let count = opened.workers.len();
+            opened.workers[worker % count].push(socket);
+        }
+        Ok(opened)
+    }
+
+    /// The sockets alone, for [`NetnsListeners::of_sockets`]: of this process, or of another that they are passed to.
+    pub fn into_sockets(self) -> Vec<TcpListener> {
+        self.workers.into_iter().flatten().collect()
+    }
+
     /// Addresses in use, with real ports.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -134,6 +171,22 @@ mod tests {
                 .iter()
                 .all(|w| w.len() == 1 && w[0].local_addr().unwrap().port() == port)
         );
+    }
+
+    #[test]
+    fn every_inherited_socket_has_a_worker() {
+        let opened = NetnsListeners::open(&[(Ipv4Addr::LOCALHOST, 0).into()], 3).unwrap();
+        let address = opened.addresses()[0];
+        let copies: Vec<TcpListener> = opened
+            .into_sockets()
+            .iter()
+            .map(|socket| socket.try_clone().unwrap())
+            .collect();
+        std::net::TcpStream::connect(address).expect("the copies still listen");
+        let taken = NetnsListeners::of_sockets(copies, 2).unwrap();
+        assert_eq!(taken.addresses(), [address]);
+        let counts: Vec<usize> = taken.into_workers().iter().map(Vec::len).collect();
+        assert_eq!(counts, [2, 1]);
     }
 
     #[test]

@@ -14,7 +14,11 @@ use super::api::{
     ApplyOutcome, DeleteOutcome, DoctorReport, ErrorBody, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest,
     RegisterResponse, Status,
 };
-use crate::state_dir::StateDir;
+use crate::{daemon::hand_over::PROTOCOL, state_dir::StateDir};
+
+/// How often, and after which pause, a request goes to the next daemon when the one asked has handed over.
+const MISDIRECTED_TRIES: usize = 50;
+const MISDIRECTED_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// A line of flows longer than this is not from a daemon.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -145,6 +149,24 @@ impl Client {
         self.json(Method::POST, "/v1/shutdown", NOTHING).await
     }
 
+    /// Makes this connection the channel of a hand-over.
+    pub async fn hand_over(&self) -> Result<UnixStream, ClientError> {
+        let broken = |source| self.broken(source);
+        let response = self
+            .send(Method::POST, "/v1/hand-over", PROTOCOL, &Bytes::new())
+            .await?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
+        match upgraded.downcast::<TokioIo<UnixStream>>() {
+            // The daemon waits for our first word.
+            Ok(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),
+            Ok(_) | Err(_) => Err(ClientError::Refused {
+                status: StatusCode::BAD_REQUEST,
+                error: "the daemon speaks out of turn".to_owned(),
+                details: Vec::new(),
+            }),
+        }
+    }
+
     /// `parameters` are those of `GET /v1/flows`.
     pub async fn flows(&self, parameters: &[(&str, &str)]) -> Result<FlowReader, ClientError> {
         let parameters = form_urlencoded::Serializer::new(String::new())
@@ -180,26 +202,51 @@ impl Client {
         content_type: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
+        let mut tries = 0;
+        loop {
+            match self.send(method.clone(), path, content_type, &body).await {
+                // A daemon that has just handed over did nothing; the next connection is the other's.
+                Err(ClientError::Refused { status, .. })
+                    if status == StatusCode::MISDIRECTED_REQUEST && tries < MISDIRECTED_TRIES =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(MISDIRECTED_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// `wants`: the body's type, or the protocol of an upgrade.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        wants: &str,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| self.not_connected(source))?;
         let broken = |source| self.broken(source);
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the connection; its errors come out of the request, too.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
+        let upgrade = wants == PROTOCOL;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "weft")
-            .header(header::CONTENT_TYPE, content_type)
-            .body(Full::new(body))
+            .header(if upgrade { header::UPGRADE } else { header::CONTENT_TYPE }, wants)
+            .header(header::CONNECTION, if upgrade { "upgrade" } else { "keep-alive" })
+            .body(Full::new(body.clone()))
             .map_err(|error| ClientError::Refused {
                 status: StatusCode::BAD_REQUEST,
                 error: format!("`{path}` cannot be asked for: {error}"),
                 details: Vec::new(),
             })?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status().is_success() {
+        if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let status = response.status();

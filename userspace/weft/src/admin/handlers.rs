@@ -7,17 +7,22 @@ use futures_util::{StreamExt, stream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{net::UnixStream, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_policy::ObjectRef;
 
 use super::{
     Control, ControlError,
     api::{ApplyRequest, ErrorBody, ObjectQuery},
+    stall::StallGuard,
 };
-use crate::flows::{FlowQuery, Followed, Follower};
+use crate::{
+    daemon::hand_over::PROTOCOL,
+    flows::{FlowQuery, Followed, Follower},
+};
 
 /// Largest YAML text that `PUT /v1/objects` takes; policy's own limit is lower and says so better.
 pub const MAX_YAML_BYTES: usize = 8 << 20;
@@ -69,6 +74,7 @@ impl Handlers {
             (&Method::GET, ["v1", "status"]) => self.get(|control| control.status()).await,
             (&Method::GET, ["v1", "doctor"]) => self.get(|control| control.doctor()).await,
             (&Method::GET, ["v1", "snapshot"]) => self.get(|control| control.snapshot()).await,
+            (&Method::POST, ["v1", "hand-over"]) => self.hand_over(Request::from_parts(head, body)),
             (&Method::POST, ["v1", "shutdown"]) => self.get(|control| control.shutdown()).await,
 
             (&Method::GET, ["v1", "workloads"]) => self.get(|control| control.workloads()).await,
@@ -112,6 +118,36 @@ impl Handlers {
                 format!("no such request: {method} {}", head.uri.path()),
             )),
         }
+    }
+
+    /// The connection becomes the channel of a hand-over, if both speak the same protocol.
+    fn hand_over(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let asked = request.headers().get(header::UPGRADE);
+        if asked.is_none_or(|token| token.as_bytes() != PROTOCOL.as_bytes()) {
+            return Err(Refusal::new(
+                StatusCode::UPGRADE_REQUIRED,
+                format!("this daemon hands over by {PROTOCOL} only: stop it, then start the other one"),
+            ));
+        }
+        let upgrade = hyper::upgrade::on(&mut request);
+        let control = Arc::clone(&self.control);
+        tokio::spawn(async move {
+            let parts = match upgrade.await {
+                Ok(upgraded) => upgraded.downcast::<TokioIo<StallGuard<UnixStream>>>(),
+                Err(error) => return tracing::warn!(%error, "hand-over"),
+            };
+            match parts {
+                // The other end says nothing before it has seen our answer's end, so nothing of it was read yet.
+                Ok(parts) if parts.read_buf.is_empty() => control.hand_over(parts.io.into_inner().into_inner()),
+                Ok(_) | Err(_) => tracing::warn!("hand-over: the other end speaks out of turn"),
+            }
+        });
+        let mut response = with_type("application/json", Full::from("").boxed_unsync());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, header::HeaderValue::from_static(PROTOCOL));
+        Ok(response)
     }
 
     /// What always has an answer.
@@ -319,6 +355,7 @@ impl From<ControlError> for Refusal {
             },
             ControlError::Conflict { .. } => Self::new(StatusCode::CONFLICT, text),
             ControlError::Unavailable { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
+            ControlError::HandedOver(_) => Self::new(StatusCode::MISDIRECTED_REQUEST, text),
             ControlError::Failed { source, .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{text}: {source:#}"))
             }

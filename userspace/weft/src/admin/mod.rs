@@ -16,6 +16,7 @@
 //! | `POST /v1/explain` | [`api::ExplainRequest`] -> [`Explanation`] |
 //! | `GET /v1/doctor` | [`api::DoctorReport`] |
 //! | `GET /v1/snapshot` | what is in force, for debugging; its shape is no contract |
+//! | `POST /v1/hand-over`, `Upgrade: weft-hand-over/N` | 101; then the protocol of [`crate::daemon::hand_over`] |
 //! | `POST /v1/shutdown` | nothing; the daemon then stops |
 //! | `GET /healthz` | `{"status":"ok"}` |
 
@@ -31,13 +32,14 @@ use api::{
     ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest,
     RegisterResponse, Status, WorkloadView,
 };
+use tokio::net::UnixStream;
 use weft_policy::{Explanation, ObjectRef};
 
 pub use client::{Client, ClientError, FlowLine, FlowReader};
 pub use handlers::MAX_YAML_BYTES;
 pub use server::{Server, ServerError};
 
-use crate::flows::FlowStore;
+use crate::{daemon::hand_over::HandedOver, flows::FlowStore};
 
 /// What the admin API can ask the daemon for.
 ///
@@ -59,6 +61,8 @@ pub trait Control: Send + Sync + 'static {
     fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ControlError>;
     fn doctor(&self) -> DoctorReport;
     fn snapshot(&self) -> serde_json::Value;
+    /// Another daemon wants to take over, and speaks by this connection.
+    fn hand_over(&self, connection: UnixStream);
     /// Starts the orderly stop of the daemon; returns at once.
     fn shutdown(&self);
 }
@@ -78,6 +82,9 @@ pub enum ControlError {
     /// 503: not now.
     #[error("{reason}")]
     Unavailable { reason: String },
+    /// 421: another daemon is in charge, nothing was done here.
+    #[error(transparent)]
+    HandedOver(#[from] HandedOver),
     /// 500.
     #[error("{doing}")]
     Failed {

@@ -1,4 +1,16 @@
-use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +41,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// The file of the socket is another daemon's, and stays when this one ends.
+    anothers: Arc<AtomicBool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +86,47 @@ impl Server {
         let listener = UnixListener::bind(&temporary).map_err(during("bind admin socket"))?;
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).map_err(during("protect admin socket"))?;
         fs::rename(&temporary, &path).map_err(during("publish admin socket"))?;
-        Ok(Self { listener, path })
+        Ok(Self::on(listener, path, false))
+    }
+
+    /// Serves the socket that an earlier daemon bound, with who waits in its queue.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor is no such socket.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn handed_over(
+        state: &StateDir,
+        listener: std::os::unix::net::UnixListener,
+        _lock: &StateLock,
+    ) -> Result<Self, ServerError> {
+        let path = state.socket();
+        let during = |doing| {
+            let path = path.clone();
+            move |source| ServerError::Io { doing, path, source }
+        };
+        listener
+            .set_nonblocking(true)
+            .map_err(during("take over admin socket"))?;
+        let listener = UnixListener::from_std(listener).map_err(during("take over admin socket"))?;
+        Ok(Self::on(listener, path, true))
+    }
+
+    fn on(listener: UnixListener, path: PathBuf, anothers: bool) -> Self {
+        Self {
+            listener,
+            path,
+            anothers: Arc::new(AtomicBool::new(anothers)),
+        }
+    }
+
+    /// Whether the file of the socket is another daemon's, and stays when this one ends: set for one that was handed over,
+    /// until the earlier daemon has let go; to be set again when this one has.
+    pub fn anothers(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.anothers)
     }
 
     /// Serves until `stop`; then what is being answered gets [`DRAIN`], followers are hung up, the socket is removed.
@@ -110,10 +164,18 @@ impl Server {
     }
 }
 
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
-        // We hold the lock as long as we serve, so the socket of this name is ours.
-        let _ = fs::remove_file(&self.path);
+        // We hold the lock as long as we serve, so the socket of this name is ours, unless it was passed on.
+        if !self.anothers.load(Ordering::Acquire) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -127,6 +189,7 @@ async fn serve_connection(stream: UnixStream, handlers: Arc<Handlers>, stop: Can
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(StallGuard::new(stream, READER_PATIENCE)), service)
+            .with_upgrades()
     );
     let result = tokio::select! {
         result = connection.as_mut() => result,

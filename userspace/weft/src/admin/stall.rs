@@ -29,6 +29,11 @@ impl<S> StallGuard<S> {
         }
     }
 
+    /// The stream alone, without the guard.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
     fn guard<T>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if progress.is_ready() {
             self.waiting = None;

@@ -167,6 +167,8 @@ impl Control for Memory {
         serde_json::json!({ "generation": 1 })
     }
 
+    fn hand_over(&self, _connection: UnixStream) {}
+
     fn shutdown(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
+use tokio::{net::UnixStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use weft_control::{AppliedObjects, FilesSource, Source as _};
 use weft_dataplane::{Cgroup, ShortCircuit};
@@ -9,7 +10,7 @@ use weft_policy::{
     Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Snapshot, Store, resource::Object,
 };
 
-use super::{doctor, engine::Engine};
+use super::{doctor, engine::Engine, hand_over::Gate};
 use crate::{
     admin::{
         Control, ControlError,
@@ -38,6 +39,9 @@ pub struct DaemonControl {
     pub started: Instant,
     pub started_text: String,
     pub stop: CancellationToken,
+    pub gate: Arc<Gate>,
+    /// Daemons that want to take over; one at a time.
+    pub successors: mpsc::Sender<UnixStream>,
 }
 
 // === impl DaemonControl ===
@@ -142,6 +146,7 @@ impl DaemonControl {
 
 impl Control for DaemonControl {
     fn register_workload(&self, request: RegisterRequest) -> Result<RegisterResponse, ControlError> {
+        let _pass = self.gate.enter()?;
         let record = self.engine.registry.register(request)?;
         if let Err(error) = self.publish() {
             // Not in force: the command must not start as if it were.
@@ -158,6 +163,7 @@ impl Control for DaemonControl {
     }
 
     fn deregister_workload(&self, name: &str) -> Result<(), ControlError> {
+        let _pass = self.gate.enter()?;
         self.engine.registry.deregister(name)?;
         self.publish().map(drop)
     }
@@ -241,6 +247,7 @@ impl Control for DaemonControl {
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
+        let _pass = self.gate.enter()?;
         // A store of its own tells which objects of the text are good.
         let mut text = Store::default();
         let mut outcome = ApplyOutcome {
@@ -279,6 +286,7 @@ impl Control for DaemonControl {
     }
 
     fn delete(&self, object: &ObjectRef) -> Result<DeleteOutcome, ControlError> {
+        let _pass = self.gate.enter()?;
         let object = self.find(object)?;
         let applied = self.applied();
         let failed = |source: weft_control::SourceError| ControlError::Failed {
@@ -342,6 +350,12 @@ impl Control for DaemonControl {
             "rules": snapshot.rules.iter().map(|(rule, object)| (rule.0.to_string(), object)).collect::<std::collections::BTreeMap<_, _>>(),
             "statuses": snapshot.statuses,
         })
+    }
+
+    fn hand_over(&self, connection: UnixStream) {
+        if self.successors.try_send(connection).is_err() {
+            tracing::warn!("two daemons want to take over at once; the second one is hung up on");
+        }
     }
 
     fn shutdown(&self) {

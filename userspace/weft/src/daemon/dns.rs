@@ -11,15 +11,19 @@ use prometheus_client::registry::Registry;
 use tokio::time::{MissedTickBehavior, interval};
 use weft_dataplane::Dataplane;
 use weft_policy::Snapshot;
-use weft_proxy::dns::{DEFAULT_PORT, DnsConfig, DnsServer, ResolvConf};
+use weft_proxy::dns::{DEFAULT_PORT, DnsServer, DnsSockets, ResolvConf};
+
+use super::hand_over::{Sockets, names};
 
 /// The system's resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How often it is looked at again: DHCP clients and VPNs change it.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Binds and serves, in this thread's network namespace.
+/// Binds, in this thread's network namespace, what no earlier daemon passed, and serves.
 pub fn start(
+    inherited: &mut Sockets,
+    ours: &mut Sockets,
     snapshot: Arc<ArcSwap<Snapshot>>,
     dataplane: &Dataplane,
     registry: &Mutex<Registry>,
@@ -29,12 +33,26 @@ pub fn start(
         tracing::warn!(%error, "{RESOLV_CONF} cannot be read; other names than the mesh's are asked of 127.0.0.1");
         String::new()
     });
-    let config = DnsConfig {
-        port: DEFAULT_PORT,
-        resolv_conf: ResolvConf::parse(&text),
+    let mut opened = DnsSockets {
+        tcp: inherited.take(names::DNS_TCP),
+        udp: inherited.take(names::DNS_UDP),
     };
+    if opened.tcp.is_empty() {
+        opened = DnsSockets::open(DEFAULT_PORT)?;
+    }
+    for listener in &opened.tcp {
+        ours.add_copy(names::DNS_TCP, listener)?;
+    }
+    for socket in &opened.udp {
+        ours.add_copy(names::DNS_UDP, socket)?;
+    }
     let namespaces = dataplane.namespaces();
-    let server = DnsServer::start(config, snapshot, Arc::new(move |number| namespaces.name(number)))?;
+    let server = DnsServer::start_on(
+        opened,
+        ResolvConf::parse(&text),
+        snapshot,
+        Arc::new(move |number| namespaces.name(number)),
+    )?;
     server
         .metrics()
         .register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));

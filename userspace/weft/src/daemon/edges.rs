@@ -1,6 +1,10 @@
 //! The kernel's edge counters as deltas for the reporter.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -106,36 +110,24 @@ impl KernelMetrics {
     }
 }
 
-/// Reads until the daemon stops.
-pub async fn read(engine: Arc<Engine>, reporter: Reporter, flows: Arc<FlowStore>, metrics: KernelMetrics) {
-    let mut reader = Reader {
-        engine,
-        reporter,
-        flows,
-        metrics,
-        seen: HashMap::new(),
-        lost: 0,
-    };
+/// Reads until the daemon stops or hands over.
+pub async fn read(reader: Arc<Mutex<Reader>>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for tick in 1.. {
+    loop {
         ticks.tick().await;
         // System calls by the thousand: not on a thread that answers DNS.
-        let work = tokio::task::spawn_blocking(move || {
-            reader.tick(tick);
-            reader
-        });
-        match work.await {
-            Ok(back) => reader = back,
-            Err(error) => {
-                tracing::error!(%error, "edges are not read any more");
-                return;
-            }
+        let reader = Arc::clone(&reader);
+        let work = tokio::task::spawn_blocking(move || reader.lock().unwrap_or_else(PoisonError::into_inner).tick());
+        if let Err(error) = work.await {
+            tracing::error!(%error, "edges are not read any more");
+            return;
         }
     }
 }
 
-struct Reader {
+/// What was read last, kept while nobody reads.
+pub struct Reader {
     engine: Arc<Engine>,
     reporter: Reporter,
     flows: Arc<FlowStore>,
@@ -144,12 +136,27 @@ struct Reader {
     seen: HashMap<EdgeKey, (EdgeCounters, u64)>,
     /// Events that the ring had no room for.
     lost: u64,
+    ticks: u64,
 }
 
 // === impl Reader ===
 
 impl Reader {
-    fn tick(&mut self, tick: u64) {
+    pub fn new(engine: Arc<Engine>, reporter: Reporter, flows: Arc<FlowStore>, metrics: KernelMetrics) -> Self {
+        Self {
+            engine,
+            reporter,
+            flows,
+            metrics,
+            seen: HashMap::new(),
+            lost: 0,
+            ticks: 0,
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        let tick = self.ticks;
         let dataplane = Arc::clone(&self.engine.dataplane);
         match dataplane.edges() {
             Ok(edges) => self.report(tick, edges),

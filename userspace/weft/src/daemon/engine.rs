@@ -140,6 +140,22 @@ impl Engine {
         result
     }
 
+    /// Puts everything back in force that a successor which gave up may have replaced: programs, tables, files.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::publish`], or the kernel did not take programs or settings back.
+    pub fn reclaim(&self) -> anyhow::Result<u64> {
+        let reclaimed = self.dataplane.reclaim().context("take the kernel side back");
+        {
+            let mut state = self.state();
+            state.saved.clear();
+            state.last_good.forget_saved();
+        }
+        let generation = self.publish()?;
+        reclaimed.map(|()| generation)
+    }
+
     fn try_publish(&self, state: &mut State) -> anyhow::Result<u64> {
         self.seen.store(*self.registry.changes().borrow(), Ordering::Release);
         let workloads = self.registry.runtime();

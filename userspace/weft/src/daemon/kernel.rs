@@ -23,7 +23,8 @@ const EPERM: u8 = 1;
 /// # Cancel safety
 ///
 /// What was taken from the ring is handed on before the next wait.
-pub async fn read(engine: Arc<Engine>, mut events: Events, reporter: Reporter) {
+pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, reporter: Reporter) {
+    let mut events = events.lock().await;
     loop {
         match events.next(BATCH).await {
             Ok(batch) => handle(&engine, &batch, &reporter),

@@ -51,6 +51,12 @@ impl LastGood {
         }
     }
 
+    /// Another daemon may have written the file: the next [`LastGood::save`] writes it in any case.
+    pub fn forget_saved(&mut self) {
+        self.saved.clear();
+        self.objects.clear();
+    }
+
     /// Writes what is in force now, if that is another text than before.
     pub fn save(&mut self, objects: Vec<Arc<Object>>) -> io::Result<()> {
         if objects.len() == self.objects.len() && objects.iter().zip(&self.objects).all(|(a, b)| Arc::ptr_eq(a, b)) {

@@ -40,13 +40,14 @@ pub struct Endpoint {
 /// # Errors
 ///
 /// The port is taken.
-pub async fn bind() -> anyhow::Result<Vec<TcpListener>> {
+pub fn bind() -> anyhow::Result<Vec<std::net::TcpListener>> {
     let mut listeners = Vec::new();
     for address in [
         SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, PORT)),
     ] {
-        match TcpListener::bind(address).await {
+        let bound = std::net::TcpListener::bind(address);
+        match bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener)) {
             Ok(listener) => listeners.push(listener),
             Err(error) if address.is_ipv6() && error.kind() == std::io::ErrorKind::AddrNotAvailable => {}
             Err(error) => return Err(net_error("metrics and health", address, error)),

@@ -14,13 +14,17 @@ mod dns;
 pub mod doctor;
 mod edges;
 mod engine;
+pub mod hand_over;
 mod inbound;
+mod keepers;
 mod kernel;
 mod last_good;
 mod metrics;
 mod names;
+mod notify;
 mod origin;
 mod start;
+mod successor;
 
 use std::{io::IsTerminal as _, path::Path};
 
@@ -29,7 +33,7 @@ use crate::{
     error::{Code as _, Coded, INVALID, UNSUPPORTED},
 };
 
-/// Runs until it is told to stop (SIGTERM, SIGINT, `POST /v1/shutdown`).
+/// Runs until it is told to stop (SIGTERM, SIGINT, `POST /v1/shutdown`) or another daemon has taken over.
 ///
 /// # Errors
 ///

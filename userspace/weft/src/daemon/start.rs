@@ -13,15 +13,23 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::{signal::unix, sync::mpsc, task::JoinSet};
+use tokio::{net::TcpListener, signal::unix, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use weft_adapters::{Pipeline, Report, ReportMetrics, Reporter, ReporterThread, builtin};
 use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
-use weft_proxy::{NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
+use weft_proxy::{DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
 use super::{
-    control::DaemonControl, dns, edges, engine::Engine, inbound, kernel, last_good, metrics, origin::KernelOrigin,
+    control::DaemonControl,
+    dns, edges,
+    engine::Engine,
+    hand_over::{self, Channel, Gate, Giver, HandedOver, Sockets, Taken, names},
+    inbound,
+    keepers::Keepers,
+    kernel, last_good, metrics, notify,
+    origin::KernelOrigin,
+    successor,
 };
 use crate::{
     admin::Server,
@@ -47,11 +55,19 @@ const CHANGES: usize = 16;
 
 /// From nothing to a stopped daemon.
 pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
-    let lock = config.state.lock()?;
     raise_descriptor_limit();
     let cgroup = Cgroup::open(config.cgroup.as_deref()).map_err(environment)?;
+    let mut taken = if config.take_over {
+        Taken::ask(&config, cgroup.path()).await?
+    } else {
+        None
+    };
+    let lock = match &mut taken {
+        Some(taken) => taken.state_lock(&config)?,
+        None => config.state.lock()?,
+    };
     let daemon_cgroup = cgroup.enter_daemon().map_err(environment)?;
-    let dataplane = Dataplane::start(&DataplaneConfig {
+    let wanted = DataplaneConfig {
         bpffs: config.bpffs.clone(),
         cgroup: cgroup.clone(),
         daemon_cgroup,
@@ -59,10 +75,14 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         inbound_port: INBOUND_PORT,
         dns_port: DNS_PORT,
         short_circuit: config.short_circuit,
-    })
+    };
+    let dataplane = match &mut taken {
+        Some(taken) => Dataplane::take_over(&wanted, taken.inherited()?),
+        None => Dataplane::start(&wanted),
+    }
     .map_err(environment)?;
     let adopted = dataplane.adopted();
-    let result = mesh(&config, &lock, cgroup, Arc::new(dataplane)).await;
+    let result = mesh(&config, lock, cgroup, Arc::new(dataplane), taken).await;
     if result.is_err() && !adopted {
         // It never ran: what it put into the kernel would only be in the way.
         if let Err(error) = weft_dataplane::uninstall(&config.bpffs) {
@@ -92,10 +112,17 @@ fn environment(error: weft_dataplane::DataplaneError) -> anyhow::Error {
 
 async fn mesh(
     config: &DaemonConfig,
-    lock: &StateLock,
+    mut lock: StateLock,
     cgroup: Cgroup,
     dataplane: Arc<Dataplane>,
+    mut taken: Option<Taken>,
 ) -> anyhow::Result<()> {
+    // What an earlier daemon listens at, and copies of all we listen at for the next one.
+    let mut inherited = taken
+        .as_mut()
+        .map(|taken| std::mem::take(&mut taken.sockets))
+        .unwrap_or_default();
+    let mut sockets = Sockets::default();
     let stop = CancellationToken::new();
     let registry = Arc::new(Registry::open(&config.state.workloads(), cgroup.path())?);
     let current = Arc::new(ArcSwap::default());
@@ -164,23 +191,34 @@ async fn mesh(
         ready: Arc::new(AtomicBool::new(false)),
     };
     let mut tasks = JoinSet::new();
-    for listener in metrics::bind().await? {
-        tasks.spawn(metrics::serve(listener, endpoint.clone()));
+    for listener in inherited.or_open(names::METRICS, &mut sockets, metrics::bind)? {
+        tasks.spawn(metrics::serve(TcpListener::from_std(listener)?, endpoint.clone()));
     }
-    let dns = Arc::new(dns::start(current, &dataplane, &endpoint.registry)?);
+    let dns = dns::start(&mut inherited, &mut sockets, current, &dataplane, &endpoint.registry)?;
+    let dns = Arc::new(dns);
     tasks.spawn(dns::follow(Arc::clone(&dns)));
-    let server = Server::bind(&config.state, lock)?;
+    let server = match inherited.take_one(names::ADMIN) {
+        Some(listener) => Server::handed_over(&config.state, listener, &lock)?,
+        None => Server::bind(&config.state, &lock)?,
+    };
+    let socket_is_anothers = server.anothers();
+    sockets.add_copy(names::ADMIN, &server)?;
+    let outbound = inherited.or_open(names::OUTBOUND, &mut sockets, || {
+        Ok(NetnsListeners::open(&proxy.addresses, workers)?.into_sockets())
+    })?;
     let fallback = event_reporter.clone();
     let proxy = ProxyConfig {
         workers: Some(workers),
         ..proxy
     };
-    let mut listeners = vec![NetnsListeners::open(&proxy.addresses, workers)?];
+    let mut listeners = vec![NetnsListeners::of_sockets(outbound, workers)?];
     if config.inbound {
-        listeners.push(inbound::listen(workers)?);
+        let opened = inherited.or_open(names::INBOUND, &mut sockets, || {
+            Ok(inbound::listen(workers)?.into_sockets())
+        })?;
+        listeners.push(NetnsListeners::of_sockets(opened, workers)?);
     }
-    let inbound_listeners = listeners.get(1);
-    inbound::capture(config, &dataplane, inbound_listeners).map_err(environment)?;
+    inbound::capture(config, &dataplane, listeners.get(1)).map_err(environment)?;
     let workers = Workers::start_on(
         listeners,
         proxy,
@@ -190,15 +228,36 @@ async fn mesh(
         Arc::new(Pipeline::new(Vec::new())),
         proxy_metrics,
     )?;
-    tasks.spawn(kernel::read(Arc::clone(&engine), events, event_reporter));
-    tasks.spawn(edges::read(
-        Arc::clone(&engine),
-        edge_reporter,
-        Arc::clone(&flows),
-        kernel_metrics,
-    ));
-    tasks.spawn(republish(Arc::clone(&engine), changes));
-    tasks.spawn(watch_workloads(registry));
+    if let Some(taken) = taken {
+        // Until here the earlier daemon could take everything back; from here on it does nothing but drain.
+        let earlier = taken.serving(inherited, &flows).await?;
+        tasks.spawn(earlier.keep_flows(Arc::clone(&flows)));
+        socket_is_anothers.store(false, Ordering::Release);
+        lock.write_pid().context("write lock file")?;
+    }
+    let gate = Arc::new(Gate::default());
+    let edges = edges::Reader::new(Arc::clone(&engine), edge_reporter, Arc::clone(&flows), kernel_metrics);
+    let (successors, mut asked) = mpsc::channel(1);
+    let mut giver = Giver {
+        engine: Arc::clone(&engine),
+        gate: Arc::clone(&gate),
+        keepers: Keepers {
+            engine: Arc::clone(&engine),
+            gate: Arc::clone(&gate),
+            events: Arc::new(tokio::sync::Mutex::new(events)),
+            event_reporter,
+            edges: Arc::new(Mutex::new(edges)),
+            changes: Arc::new(tokio::sync::Mutex::new(changes)),
+        },
+        flows: Arc::clone(&flows),
+        sockets,
+        lock,
+        config: config.clone(),
+        bpffs: hand_over::absolute(&config.bpffs),
+        cgroup: cgroup.path().to_path_buf(),
+        netns: own_netns()?,
+    };
+    let mut keepers = giver.keepers.start();
 
     let control = DaemonControl {
         short_circuit: config.short_circuit,
@@ -213,16 +272,67 @@ async fn mesh(
         started: Instant::now(),
         started_text: rfc3339(SystemTime::now()),
         stop: stop.clone(),
+        gate,
+        successors,
     };
     endpoint.ready.store(true, Ordering::Release);
     tracing::info!(state_dir = %config.state.dirs()[0].display(), cgroup = %control.cgroup.path().display(), "ready");
     let served = tokio::spawn(server.serve(Arc::new(control), stop.clone()));
-    signalled(&stop).await?;
+    let mut signals = Signals::new()?;
+    notify::ready();
+    let given = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Stop => break None,
+                Signal::Reload => if let Err(error) = successor::start() {
+                    tracing::error!(error = format!("{error:#}"), "no successor; this daemon goes on");
+                },
+            },
+            () = stop.cancelled() => break None,
+            Some(connection) = asked.recv() => match giver.give(Channel::new(connection), &mut keepers).await {
+                Ok(given) => break Some(given),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "not handed over; this daemon goes on"),
+            },
+        }
+    };
 
-    tracing::info!("stopping; kernel policy stays in force (`weft uninstall` removes it)");
     endpoint.ready.store(false, Ordering::Release);
+    let deadline = match given {
+        Some(_) => {
+            socket_is_anothers.store(true, Ordering::Release);
+            config.drain
+        }
+        None => {
+            tracing::info!("stopping; kernel policy stays in force (`weft uninstall` removes it)");
+            notify::stopping();
+            DRAIN
+        }
+    };
+    let handed_over = given.is_some();
+    let telling = given.map(|given| tokio::spawn(given.tell_flows()));
+    keepers.shutdown().await;
+    // Closes the copies of our listeners; the proxy closes its own when it drains. A successor keeps the sockets alive.
+    drop((giver, asked));
     stop.cancel();
-    let drained = workers.drain(DRAIN).await;
+    let mut quiet = Box::pin(async move {
+        tasks.shutdown().await;
+        if let Some(dns) = Arc::into_inner(dns) {
+            dns.shutdown().await;
+        }
+    });
+    let drain = async {
+        tokio::select! {
+            drained = workers.drain(deadline) => drained,
+            () = signals.stop(), if handed_over => DrainReport::default(),
+        }
+    };
+    // After a hand-over the successor answers, and only what was asked before is answered by us.
+    let quieten = async {
+        if handed_over {
+            quiet.as_mut().await;
+        }
+    };
+    let (drained, ()) = tokio::join!(drain, quieten);
     if drained.cut > 0 {
         tracing::warn!(
             cut = drained.cut,
@@ -231,11 +341,16 @@ async fn mesh(
         );
     }
     served.await.context("admin server")?;
-    drop(dns);
-    tasks.shutdown().await;
+    if !handed_over {
+        quiet.await;
+    }
     tokio::task::spawn_blocking(move || reporter_thread.shutdown(FLUSH))
         .await
         .context("reporter")??;
+    if let Some(telling) = telling {
+        // Ends when the last owner of the flows is gone.
+        let _ = tokio::time::timeout(FLUSH, telling).await;
+    }
     Ok(())
 }
 
@@ -274,7 +389,12 @@ async fn publish(engine: &Arc<Engine>) -> anyhow::Result<u64> {
 }
 
 /// Publishes whenever resources or workloads changed.
-async fn republish(engine: Arc<Engine>, mut changes: mpsc::Receiver<Change>) {
+pub(super) async fn republish(
+    engine: Arc<Engine>,
+    gate: Arc<Gate>,
+    changes: Arc<tokio::sync::Mutex<mpsc::Receiver<Change>>>,
+) {
+    let mut changes = changes.lock().await;
     let mut workloads = engine.registry.changes();
     let mut files_live = true;
     loop {
@@ -298,26 +418,59 @@ async fn republish(engine: Arc<Engine>, mut changes: mpsc::Receiver<Change>) {
                 }
             }
         }
-        // A failure is logged and kept for `weft status`; the next change tries again.
-        let _ = publish(&engine).await;
+        let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
+        let published = tokio::task::spawn_blocking(move || {
+            let _pass = gate.enter()?;
+            // A failure is logged and kept for `weft status`; the next change tries again.
+            let _ = engine.publish();
+            Ok::<_, HandedOver>(())
+        });
+        if !matches!(published.await, Ok(Ok(()))) {
+            return;
+        }
     }
 }
 
-async fn watch_workloads(registry: Arc<Registry>) {
+pub(super) async fn watch_workloads(registry: Arc<Registry>) {
     if let Err(error) = registry.watch().await {
         tracing::error!(%error, "cgroups cannot be watched any more; workloads that end stay listed");
     }
 }
 
-async fn signalled(stop: &CancellationToken) -> anyhow::Result<()> {
-    let mut term = unix::signal(unix::SignalKind::terminate())?;
-    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-        () = stop.cancelled() => {}
+/// SIGTERM and SIGINT stop, SIGHUP starts a successor.
+struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hang_up: unix::Signal,
+}
+
+enum Signal {
+    Stop,
+    Reload,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: unix::signal(unix::SignalKind::terminate())?,
+            interrupt: unix::signal(unix::SignalKind::interrupt())?,
+            hang_up: unix::signal(unix::SignalKind::hangup())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.hang_up.recv() => Signal::Reload,
+        }
+    }
+
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Signal::Stop) {}
+    }
 }
 
 fn rfc3339(time: SystemTime) -> String {
