@@ -91,6 +91,20 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts a further daemon that takes over from the one that runs; returns when that one has ended, with what it said.
+    ///
+    /// # Errors
+    /// It does not take over, or the old one does not end: the text has their log.
+    pub fn take_over(&self, flags: &[&str]) -> Result<Output> {
+        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = slot.take().context("no daemon runs")?;
+        let words: Vec<&str> = flags.iter().copied().chain(["--take-over"]).collect();
+        let new = Running::start_logging(self.daemon_command(&words), self.append_log()?, self.append_log()?)?;
+        *slot = Some(Daemon(new));
+        let ended = old.0.finish(process::BOUND);
+        ended.with_context(|| format!("the daemons' log:\n{}", self.log()))
+    }
+
     /// Process number of the daemon.
     ///
     /// # Errors

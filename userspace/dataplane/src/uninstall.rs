@@ -55,7 +55,15 @@ pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     for folder in ["links", "maps"].map(|name| bpffs.join(name)) {
         remove_tree(&folder, &mut report.pins)?;
     }
-    for entry in entries(bpffs)? {
+    // The kernel's own files there (`maps.debug`, `progs.debug`) have dots, which no pin may have; they go with the mount.
+    let is_pin = |path: &PathBuf| {
+        !path
+            .to_string_lossy()
+            .rsplit('/')
+            .next()
+            .is_some_and(|name| name.contains('.'))
+    };
+    for entry in entries(bpffs)?.into_iter().filter(is_pin) {
         remove_tree(&entry, &mut report.pins)?;
     }
     Ok(report)

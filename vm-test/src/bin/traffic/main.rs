@@ -2,7 +2,7 @@
 //!
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
 //! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
-//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `dial TARGET` (one HTTP request a connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `udp-echo TARGET`, `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
@@ -52,6 +52,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve-udp-echo", address] => servers::udp_echo(address),
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
+        ["dial", target] => clients::dial_until_told(target),
         ["connect-many", target, count] => clients::connect_many(target, number(count)?),
         ["join", address] => clients::join(address),
         ["unread", target] => clients::unread(target),
