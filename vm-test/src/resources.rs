@@ -96,3 +96,19 @@ pub fn service_policy(service: &str, fields: &[&str]) -> String {
          spec:\n  service: {service}\n{fields}"
     )
 }
+
+/// Resources that send ports 1 to 4 of `service` through the proxy: a split with HTTP matches does; what is no HTTP passes
+/// there as opaque bytes. `acceleration` is `off` or `proxy`.
+pub fn through_proxy(service: &str, acceleration: &str) -> String {
+    let ports: String = (1..=4)
+        .map(|port| format!("  - {{name: p{port}, port: {port}}}\n"))
+        .collect();
+    let any = route("any", "/", &["GET"]);
+    let policy = service_policy(service, &[&format!("acceleration: {acceleration}")]);
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: default}}\nspec:\n  ports:\n{ports}\
+         {any}---\napiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\n\
+         metadata: {{name: through-proxy, namespace: default}}\nspec:\n  service: {service}\n\
+         \x20 matches: [{{kind: HTTPRouteGroup, name: any}}]\n  backends: [{{service: {service}-next, weight: 1}}]\n{policy}"
+    )
+}

@@ -98,28 +98,10 @@ fn direct_connections_carry_every_byte() {
     });
 }
 
-/// A split with HTTP matches sends a port through the proxy; what is no HTTP passes it as opaque bytes.
-fn through_proxy(acceleration: &str) -> String {
-    let services = ["bulk"].map(|name| {
-        format!(
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  ports:\n{}",
-            (1..=4)
-                .map(|port| format!("  - {{name: p{port}, port: {port}}}\n"))
-                .collect::<String>()
-        )
-    });
-    let route = resources::route("any", "/", &["GET"]);
-    let split = "---\napiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\n\
-                 metadata: {name: through-proxy, namespace: default}\nspec:\n  service: bulk\n\
-                 \x20 matches: [{kind: HTTPRouteGroup, name: any}]\n  backends: [{service: bulk-next, weight: 1}]\n";
-    let policy = resources::service_policy("bulk", &[&format!("acceleration: {acceleration}")]);
-    format!("{}{route}{split}{policy}", services.concat())
-}
-
 #[test]
 fn opaque_bytes_pass_the_proxy_unchanged() {
     lab_test("opaque", |lab| {
-        lab.resource("bulk.yaml", &through_proxy("off"))?;
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "off"))?;
         lab.daemon()?;
         opaque(lab, Way::Proxied)
     });
@@ -128,7 +110,7 @@ fn opaque_bytes_pass_the_proxy_unchanged() {
 #[test]
 fn opaque_bytes_pass_the_proxy_unchanged_with_short_circuit() {
     lab_test("opaque-fast", |lab| {
-        lab.resource("bulk.yaml", &through_proxy("proxy"))?;
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "proxy"))?;
         lab.daemon_with(FORCE)?;
         opaque(lab, Way::ShortCircuited)
     });

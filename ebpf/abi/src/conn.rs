@@ -59,11 +59,17 @@ pub struct SockRecord {
     pub peer_owner: u64,
     /// Generation the verdict was taken under.
     pub generation: u64,
-    /// `bpf_ktime_get_ns` at connect (active) or at PASSIVE_ESTABLISHED.
+    /// `bpf_ktime_get_ns` at TCP_CONNECT_CB (active) or at PASSIVE_ESTABLISHED.
     pub started_ns: u64,
     /// Bytes this socket sent past TCP (short-circuit).
     pub direct_bytes: u64,
-    /// `bytes_acked` at ESTABLISHED: the SYN's own sequence number is not payload.
+    /// What of `direct_bytes` its edge has already.
+    pub flushed_direct: u64,
+    /// Payload acknowledged by the peer that its edge has already.
+    pub flushed_acked: u64,
+    /// Payload received that its edge has already.
+    pub flushed_received: u64,
+    /// What `bytes_acked` counts that is not this connection's payload: the SYN's own sequence number (active).
     pub acked_base: u64,
     /// `bytes_received` on entering FIN_WAIT2: tells whether the peer's FIN came before the end.
     pub received_base: u64,
@@ -107,8 +113,20 @@ pub struct SockRecord {
     pub circuit: u8,
     /// Port of `bound`, wire order.
     pub bound_port_be: u16,
+    /// 1: its edge found no room; all of it is counted on the overflow edge, so that what opens there closes there.
+    pub overflowed: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 6],
+    pub pad: u8,
+    /// When its TCP counts went to its edge last, in units of 2^20 ns (wraps after 52 days).
+    pub flushed_at: u32,
+    /// The same of `direct_bytes`.
+    pub direct_flushed_at: u32,
+    /// Segments sent that its edge has already.
+    pub flushed_segments_sent: u32,
+    /// Segments received that its edge has already.
+    pub flushed_segments_received: u32,
+    /// Retransmits that its edge has already.
+    pub flushed_retransmits: u32,
 }
 
 /// The same in short for hooks that have no socket (`weft_conns`, HASH by the dialling end's [`crate::Tuple`]).
@@ -150,5 +168,5 @@ pub struct ConnRecord {
     pub cookie: u64,
 }
 
-const _: () = assert!(size_of::<SockRecord>() == 152);
+const _: () = assert!(size_of::<SockRecord>() == 192);
 const _: () = assert!(size_of::<ConnRecord>() == 80);

@@ -14,7 +14,7 @@ mod versioned;
 
 pub use config::{Config, LAYOUT, Workload};
 pub use conn::{ConnRecord, SockRecord, circuit, role, sock_flags};
-pub use edge::{EdgeCounters, EdgeKey, reporter};
+pub use edge::{EdgeCounters, EdgeKey, LATENCY_BUCKETS, LatencyHistogram, latency_bound_us, latency_bucket, reporter};
 pub use event::{Event, EventKind};
 pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};
 pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};

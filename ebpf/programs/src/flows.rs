@@ -180,7 +180,9 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
         _ => EventKind::OPEN,
     };
     tell(&key, &record, kind, who.reporter);
-    count(&key, &record, who.reporter, |counters| counters.opened += 1);
+    count(&key, &record, who.reporter, |counters| {
+        telemetry::add(&mut counters.opened, 1)
+    });
     ruling
 }
 

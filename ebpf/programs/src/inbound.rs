@@ -143,7 +143,7 @@ pub fn refused(epoch: Epoch, arrival: &Arrival, tuple: &Tuple, protocol: u8, err
         reporter: reporter::DESTINATION,
         pad: [0; 3],
     };
-    telemetry::edge(&key, |counters| counters.opened += 1);
+    telemetry::edge(&key, |counters| telemetry::add(&mut counters.opened, 1));
     tell(epoch, arrival, tuple, protocol, EventKind::DENY, errno);
 }
 

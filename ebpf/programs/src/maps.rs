@@ -100,7 +100,12 @@ pub static RULES: PerCpuHashMap<u32, RuleCounters, 65_536, NO_PREALLOC> = PerCpu
 #[btf_map(name = "weft_inbound")]
 pub static INBOUND: SockHash<[u32; 2], 4_096> = SockHash::new();
 
-/// Aggregated telemetry; read and expired by the daemon. Full: counted in `weft_errs`.
+/// Aggregated telemetry; read and expired by the daemon.
+///
+/// An entry takes 280 bytes a CPU, and memory only when it is made: 4.6 MB a CPU with all 16,384 in use, 9 MB on 2 CPUs,
+/// 290 MB on 64. Full: counts go to an overflow edge (`EdgeKey::overflow`), made by the daemon beforehand, and the miss
+/// is counted in `weft_errs`. Not an LRU, which would lose counts.
+/// Proved by: `vm-test/tests/telemetry.rs`.
 #[btf_map(name = "weft_edges")]
 pub static EDGES: PerCpuHashMap<EdgeKey, EdgeCounters, 16_384, NO_PREALLOC> = PerCpuHashMap::new();
 

@@ -1,14 +1,33 @@
 //! Edges and events.
 
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr::read_volatile,
+};
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_abi::{
-    EdgeCounters, EdgeKey, Event, EventKind, PolicyValue, RuleCounters, SockRecord, action, identity, reporter, role,
+    EdgeCounters, EdgeKey, Event, EventKind, LatencyHistogram, PolicyValue, RuleCounters, SockRecord, action, identity,
+    latency_bucket, protocol, reporter, role, sock_flags,
 };
 
 use crate::{
     errs::{self, Site},
     maps::{EDGES, EVENTS, RULES},
 };
+
+/// A connection that lives gives its counts to its edge at most this often (units of 2^20 ns: one second). What the last
+/// second brought waits for the next callback, or the close. Shorter costs more at every flush and shows no more: the
+/// daemon reads once a second.
+const FLUSH_TICKS: u32 = 954;
+
+/// What a new entry holds. Read-only data: 280 bytes on a stack of 512 would be too much.
+static ZERO: EdgeCounters = EdgeCounters::ZERO;
+
+/// One of so many connections gets its open and its close reported (`--flow-sample`); denials always are. Read-only data,
+/// set at load.
+#[unsafe(no_mangle)]
+static FLOW_SAMPLE: u32 = 1;
 
 /// The port of an edge: that which was dialled; 0 for destinations outside the mesh, whose ports are without number.
 #[inline(always)]
@@ -20,20 +39,101 @@ pub fn edge_port(record: &SockRecord) -> u16 {
     }
 }
 
-/// Adds to an edge's counters on this CPU.
+/// The edge of a connection, as this end sees it. Whatever sent it to the proxy, access rules or routing: REDIRECT, unless
+/// audit is to be seen.
 #[inline(always)]
-pub fn edge(key: &EdgeKey, add: impl FnOnce(&mut EdgeCounters)) {
-    if EDGES.get_ptr_mut(key).is_none()
-        && let Err(errno) = EDGES.insert(key, &EdgeCounters::default(), 0)
-    {
-        errs::count(Site::EdgesFull, errno);
-        return;
+pub fn edge_key(record: &SockRecord) -> EdgeKey {
+    let reporter = if record.role == role::ACTIVE {
+        reporter::SOURCE
+    } else {
+        reporter::DESTINATION
+    };
+    if record.overflowed != 0 {
+        return EdgeKey::overflow(reporter, protocol::TCP, record.verdict);
     }
-    if let Some(counters) = EDGES.get_ptr_mut(key) {
-        // SAFETY: a per-CPU value; cgroup programs do not migrate within a run, and a nested run on this CPU can at
-        // worst lose one addition.
-        add(unsafe { &mut *counters });
+    EdgeKey {
+        source: record.source,
+        destination: record.destination,
+        service: record.service,
+        port: edge_port(record),
+        protocol: protocol::TCP,
+        verdict: if record.flags & sock_flags::REDIRECTED != 0 && record.verdict == action::ALLOW {
+            action::REDIRECT
+        } else {
+            record.verdict
+        },
+        reporter,
+        pad: [0; 3],
     }
+}
+
+/// Adds to an edge's counters on this CPU, by [`add`] and [`observe`]. `false`: it found no room, and the overflow edge
+/// was added to instead.
+#[inline(always)]
+pub fn edge(key: &EdgeKey, count: impl FnOnce(&mut EdgeCounters)) -> bool {
+    let mut found = EDGES.get_ptr_mut(key);
+    let mut room = true;
+    if found.is_none() {
+        if let Err(errno) = EDGES.insert(key, &ZERO, 0) {
+            errs::count(Site::EdgesFull, errno);
+            room = false;
+            found = EDGES.get_ptr_mut(EdgeKey::overflow(key.reporter, key.protocol, key.verdict));
+        } else {
+            found = EDGES.get_ptr_mut(key);
+        }
+    }
+    if let Some(counters) = found {
+        // SAFETY: a per-CPU value, valid for the run (RCU). A run in an interrupt on this CPU may add to it meanwhile:
+        // hence the atomic additions.
+        count(unsafe { &mut *counters });
+    }
+    room
+}
+
+/// Adds to a counter of an edge. Atomic: a plain addition in a system call loses what an interrupt on the same CPU adds
+/// between its load and its store. No other CPU writes there, so it costs little.
+#[inline(always)]
+pub fn add(counter: &mut u64, n: u64) {
+    // SAFETY: an aligned map value. `core::sync::atomic` has no read-modify-write for this target.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
+}
+
+/// Adds a sample to a histogram of an edge.
+#[inline(always)]
+pub fn observe(histogram: &mut LatencyHistogram, us: u32) {
+    add(&mut histogram.sum_us, u64::from(us));
+    if let Some(bucket) = histogram.buckets.get_mut(latency_bucket(us)) {
+        // SAFETY: as in `add`.
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(bucket, 1) };
+    }
+}
+
+/// The clock of [`due`].
+#[inline(always)]
+pub fn ticks() -> u32 {
+    // SAFETY: the helper has no precondition.
+    (unsafe { bpf_ktime_get_ns() } >> 20) as u32
+}
+
+/// Whether it is time for a flush; notes that it was.
+#[inline(always)]
+pub fn due(last: &mut u32) -> bool {
+    let now = ticks();
+    let due = now.wrapping_sub(*last) >= FLUSH_TICKS;
+    if due {
+        *last = now;
+    }
+    due
+}
+
+/// Whether the open and the close of a connection are reported: the same answer for both, without a place to keep it.
+#[inline(always)]
+pub fn sampled(record: &SockRecord) -> bool {
+    // SAFETY: a read of our own read-only data; volatile, for user space sets it at load.
+    let one_of = unsafe { read_volatile(&FLOW_SAMPLE) };
+    // Times of neighbours differ in their low bits: spread them (the golden ratio, Knuth), then scale to 0..one_of.
+    let spread = record.started_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    one_of <= 1 || (spread * u64::from(one_of)) >> 32 == 0
 }
 
 /// Puts an event on the ring, filled by `fill`.
@@ -70,11 +170,12 @@ pub fn decided(ruling: PolicyValue) {
     if let Some(counters) = RULES.get_ptr_mut(&ruling.rule) {
         // SAFETY: a per-CPU value, as in `edge`.
         let counters = unsafe { &mut *counters };
-        match ruling.action() {
-            action::DENY => counters.denied += 1,
-            action::AUDIT => counters.audited += 1,
-            _ => counters.allowed += 1,
-        }
+        let counter = match ruling.action() {
+            action::DENY => &mut counters.denied,
+            action::AUDIT => &mut counters.audited,
+            _ => &mut counters.allowed,
+        };
+        add(counter, 1);
     }
 }
 

@@ -7,10 +7,11 @@
 use std::{
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
+use weft_abi::LatencyHistogram;
 use weft_policy::ObjectRef;
 
 mod json;
@@ -21,7 +22,10 @@ pub(crate) use json::rfc3339::format as format_time;
 #[derive(Debug, Clone)]
 pub enum Record {
     Flow(Arc<Flow>),
-    Edge(EdgeDelta),
+    /// Boxed: twenty times the size of the other.
+    Edge(Box<EdgeDelta>),
+    /// Everything that the kernel had counted up to then was told.
+    EdgesRead(Instant),
 }
 
 /// One event of one connection or request.
@@ -140,12 +144,14 @@ pub struct L7 {
     pub user_agent: Option<String>,
 }
 
-/// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read.
+/// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read, told
+/// by one of its ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeDelta {
     pub reporter: Side,
     pub source: Arc<Peer>,
     pub destination: Arc<Destination>,
+    /// HTTP: a proxy looks at its requests, and tells of each by a [`Flow`].
     pub protocol: FlowProtocol,
     pub verdict: FlowVerdict,
     /// Connections established.
@@ -154,12 +160,24 @@ pub struct EdgeDelta {
     pub closed: u64,
     /// Connections that the destination did not accept.
     pub refused: u64,
-    /// Connections that ended by a reset.
+    /// Connections that policy refused.
+    pub denied: u64,
+    /// Connections that ended by a reset, or by giving up.
     pub reset: u64,
-    /// Bytes from source to destination.
+    /// Payload bytes from source to destination.
     pub bytes_sent: u64,
-    /// Bytes from destination to source.
+    /// Payload bytes from destination to source.
     pub bytes_received: u64,
+    /// Segments from source to destination, as this end counts them.
+    pub segments_sent: u64,
+    /// Segments from destination to source, as this end counts them.
+    pub segments_received: u64,
+    /// Segments that this end sent again.
+    pub retransmits: u64,
+    /// From the SYN to the established connection; told by the source.
+    pub connect: LatencyHistogram,
+    /// Smoothed round trip time as this end measures it: at least a sample a connection, at most one a second.
+    pub rtt: LatencyHistogram,
 }
 
 // === impl Side ===

@@ -90,15 +90,23 @@ impl Reporter {
     /// Hands a record over. Never blocks and never allocates; a full ring (or an ended reporter) drops the record and
     /// counts it in `weft_report_dropped_total`.
     pub fn record(&self, record: Record) {
-        if self.ring.try_send(record).is_err() {
+        if !self.offer(record) {
             self.metrics.dropped.inc();
-            return;
+        }
+    }
+
+    /// The same for what can be told later: `false` if there was no room, and nothing is counted.
+    #[must_use]
+    pub fn offer(&self, record: Record) -> bool {
+        if self.ring.try_send(record).is_err() {
+            return false;
         }
         // Either we see `asleep` here, or the thread sees the record in the look it takes after setting it.
         fence(Ordering::SeqCst);
         if self.shared.asleep.load(Ordering::Relaxed) {
             self.shared.wake();
         }
+        true
     }
 
     /// Records of all workers that were lost so far.

@@ -27,7 +27,7 @@ pub use cut::Established;
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
-pub use loader::{Dataplane, DataplaneConfig, Inherited, ShortCircuit, check_pins};
+pub use loader::{Dataplane, DataplaneConfig, Inherited, SIZED_MAPS, ShortCircuit, check_pins};
 pub use publish::Published;
 pub use sys::netns_cookie;
 pub use tables::{

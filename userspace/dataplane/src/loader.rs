@@ -75,7 +75,14 @@ pub struct DataplaneConfig {
     pub dns_port: u16,
     /// Whether short-circuits may be made at all.
     pub short_circuit: ShortCircuit,
+    /// One of so many connections gets its open and its close reported; 1 = all.
+    pub flow_sample: u32,
+    /// Other sizes of maps ([`SIZED_MAPS`], without the prefix). Maps that an earlier daemon made keep theirs.
+    pub map_sizes: Vec<(String, u32)>,
 }
+
+/// Maps whose size is for the operator to choose: `edges` in entries, `events` in bytes (a power of two of pages).
+pub const SIZED_MAPS: [&str; 2] = ["edges", "events"];
 
 /// What of `acceleration` in resources is carried out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -184,6 +191,15 @@ impl Dataplane {
         let set_retval = u8::from(doctor::has_set_retval());
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &set_retval, true);
+        loader.override_global("FLOW_SAMPLE", &config.flow_sample, true);
+        let sizes: Vec<(String, u32)> = config
+            .map_sizes
+            .iter()
+            .map(|(name, size)| (format!("weft_{name}"), *size))
+            .collect();
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
         with_pinned_maps(&mut loader, maps);
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         // What the verifier refuses is refused before anything is changed.
@@ -214,6 +230,7 @@ impl Dataplane {
             pad: 0,
         };
         publisher.configure(fixed)?;
+        telemetry::make_overflow_edges(&maps.join("edges"))?;
         attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
         Ok(Self {

@@ -34,6 +34,8 @@ impl Place {
             inbound_port: 15006,
             dns_port: 15053,
             short_circuit: ShortCircuit::Auto,
+            flow_sample: 1,
+            map_sizes: Vec::new(),
         }
     }
 }

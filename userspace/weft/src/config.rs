@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_dataplane::ShortCircuit;
+use weft_dataplane::{SIZED_MAPS, ShortCircuit};
 use weft_policy::compile::{DEFAULT_VIP4, DEFAULT_VIP6};
 
 use crate::{
@@ -59,6 +59,10 @@ pub struct DaemonConfig {
     pub take_over: bool,
     /// What connections through the proxy get to end after another daemon took over.
     pub drain: Duration,
+    /// One of so many connections gets its open and its close reported by the kernel. At least 1, which is all.
+    pub flow_sample: u32,
+    /// Sizes of kernel tables that differ from what the programs say.
+    pub map_sizes: Vec<(String, u32)>,
 }
 
 /// One line a request, an ended connection or a refusal, on stdout.
@@ -202,6 +206,23 @@ const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "flow-sample",
+        value: "N",
+        many: false,
+        help: "Report the open and close of 1 in N connections as flow events; denials and counters are always whole [default: 1]",
+        set: |config, values| match values {
+            [value] => {
+                config.flow_sample = value
+                    .parse()
+                    .ok()
+                    .filter(|n| *n >= 1)
+                    .ok_or_else(|| format!("`{value}` is no sample; expected a whole number of at least 1"))?;
+                Ok(())
+            }
+            _ => Err("expected one value".to_owned()),
+        },
+    },
+    Key {
         name: "device",
         value: "NAME",
         many: true,
@@ -239,10 +260,51 @@ const KEYS: &[Key] = &[
             Ok(())
         },
     },
+    Key {
+        name: "map-size",
+        value: "MAP=N",
+        many: true,
+        help: "Size of a kernel table when it is first made: edges=ENTRIES [default: 16384], events=BYTES [default: 1048576]; may be repeated",
+        set: |config, values| {
+            config.map_sizes = values.iter().map(|value| map_size(value)).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+    },
 ];
 
 /// The key that a daemon adds when it starts its own successor.
 pub const TAKE_OVER: &str = "take-over";
+
+/// The kernel makes a ring buffer of whole pages, of which there is a power of two.
+const MIN_RING_BYTES: u32 = 4096;
+/// The overflow edges, and one more.
+const MIN_EDGES: u32 = 13;
+
+fn map_size(text: &str) -> Result<(String, u32), String> {
+    let (name, size) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` names no size; expected one like edges=65536"))?;
+    if !SIZED_MAPS.contains(&name) {
+        return Err(format!(
+            "`{name}` has a fixed size; expected one of {}",
+            SIZED_MAPS.join(", ")
+        ));
+    }
+    let good = |size: &u32| match name {
+        "events" => size.is_power_of_two() && *size >= MIN_RING_BYTES,
+        _ => *size >= MIN_EDGES,
+    };
+    let expected = match name {
+        "events" => format!("a power of two, at least {MIN_RING_BYTES}"),
+        _ => format!("a number of at least {MIN_EDGES}"),
+    };
+    let size = size
+        .parse()
+        .ok()
+        .filter(good)
+        .ok_or_else(|| format!("`{size}` is no size of {name}; expected {expected}"))?;
+    Ok((name.to_owned(), size))
+}
 
 /// The flags of `weft daemon`; they become a config by [`DaemonArgs::config`].
 #[derive(Debug, Clone, Default)]
@@ -270,6 +332,8 @@ impl Default for DaemonConfig {
             devices: Vec::new(),
             take_over: false,
             drain: DEFAULT_DRAIN,
+            flow_sample: 1,
+            map_sizes: Vec::new(),
         }
     }
 }
@@ -501,10 +565,12 @@ mod tests {
             devices: vec!["eth0".into(), "eth1.7".into()],
             take_over: true,
             drain: Duration::from_secs(5),
+            flow_sample: 100,
+            map_sizes: vec![("edges".into(), 64), ("events".into(), 8192)],
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\ntake-over: true\ndrain: 5\n";
-        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"],"take-over":true,"drain":5}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7 --take-over --drain 5";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\ntake-over: true\ndrain: 5\nflow-sample: 100\nmap-size: [edges=64, events=8192]\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"],"take-over":true,"drain":5,"flow-sample":100,"map-size":["edges=64","events=8192"]}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7 --take-over --drain 5 --flow-sample 100 --map-size edges=64 --map-size events=8192";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));
@@ -550,6 +616,18 @@ mod tests {
             (
                 "drain: 30s\n",
                 "weft.yaml:1:8: drain: expected a number of seconds, at most 86400",
+            ),
+            (
+                "flow-sample: 0\n",
+                "weft.yaml:1:14: flow-sample: `0` is no sample; expected a whole number",
+            ),
+            (
+                "map-size: policy=1\n",
+                "weft.yaml:1:11: map-size: `policy` has a fixed size; expected one of edges, events",
+            ),
+            (
+                "map-size: events=5000\n",
+                "weft.yaml:1:11: map-size: `5000` is no size of events; expected a power of two, at least 4096",
             ),
             ("- a\n", "weft.yaml:1:1: expected keys and values"),
             ("a: [\n", "weft.yaml:2:1: not YAML"),

@@ -19,8 +19,8 @@ use weft::{
     admin::{
         Control, ControlError, Server,
         api::{
-            ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, ExplainRequest, ObjectQuery, ObjectView,
-            RegisterRequest, RegisterResponse, Status, WorkloadView,
+            ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery,
+            ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
         },
     },
     flows::FlowStore,
@@ -77,6 +77,10 @@ impl Control for Registrar {
         })
     }
 
+    fn edges(&self) -> EdgesView {
+        EdgesView::default()
+    }
+
     fn flows(&self) -> &FlowStore {
         &self.flows
     }
@@ -126,7 +130,7 @@ impl Daemon {
         let dir = StateDir::new(Some(state.path()));
         let control = Arc::new(Registrar {
             registry: Registry::open(&dir.workloads(), &root).expect("opened"),
-            flows: FlowStore::new(),
+            flows: FlowStore::default(),
             netns: AtomicU64::new(own_netns().expect("ours")),
         });
         let stop = CancellationToken::new();

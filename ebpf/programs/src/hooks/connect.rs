@@ -1,10 +1,6 @@
 //! cgroup/connect4 and connect6: the L4 verdict and the way.
 
-use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, bpf_set_retval},
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
 use weft_abi::{
     EdgeKey, EventKind, SockRecord, action, circuit, class, identity, protocol, reporter, role, sock_flags,
 };
@@ -38,8 +34,6 @@ fn connect(hook: &SockAddr) -> i32 {
     let way = match protocol {
         PROTO_TCP => {
             record.role = role::ACTIVE;
-            // SAFETY: the helper has no precondition.
-            record.started_ns = unsafe { bpf_ktime_get_ns() };
             capture::connect_tcp(config, hook, record, &workload)
         }
         PROTO_UDP => {
@@ -107,9 +101,9 @@ fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
     };
     telemetry::edge(&key, |counters| {
         if errno == capture::EPERM {
-            counters.opened += 1;
+            telemetry::add(&mut counters.opened, 1);
         } else {
-            counters.refused += 1;
+            telemetry::add(&mut counters.refused, 1);
         }
     });
     telemetry::event(|event| {

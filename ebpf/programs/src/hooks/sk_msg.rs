@@ -9,13 +9,13 @@ use aya_ebpf::{
     macros::sk_msg,
     programs::SkMsgContext,
 };
-use weft_abi::circuit;
+use weft_abi::{SockRecord, circuit, sock_flags};
 
 use crate::{
     capture,
     context::{msg_tuple, record},
     maps::RX,
-    verdict,
+    telemetry, verdict,
 };
 
 const BPF_F_INGRESS: u64 = 1;
@@ -62,9 +62,23 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     if result == i64::from(SK_PASS) {
         record.circuit = circuit::DIRECT;
         record.direct_bytes += u64::from(ctx.size());
+        flush(record);
     } else {
         // From DIRECT this is the one safe change: the peer is gone, and its queue is read before TCP's.
         record.circuit = circuit::TCP;
     }
     SK_PASS
+}
+
+/// A connection that lives shows its bytes: no callback of TCP comes where TCP carries nothing.
+#[inline(always)]
+fn flush(record: &mut SockRecord) {
+    if record.flags & sock_flags::PROXY != 0 || !telemetry::due(&mut record.direct_flushed_at) {
+        return;
+    }
+    let grown = record.direct_bytes - record.flushed_direct;
+    record.flushed_direct = record.direct_bytes;
+    telemetry::edge(&telemetry::edge_key(record), |counters| {
+        telemetry::add(&mut counters.bytes_sent, grown);
+    });
 }

@@ -16,7 +16,7 @@ use crate::{
     flows::{self, Beginning, Way},
     inbound,
     packet::{self, ACK, Other, Packet, RST, SYN},
-    verdict,
+    telemetry, verdict,
 };
 
 /// The record of the socket a packet belongs to, with the configuration; `None`: nobody's business.
@@ -76,7 +76,9 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         };
         let passes = flow.record.verdict != action::DENY;
         if passes {
-            flows::count(&flow.key, flow.record, side, |counters| counters.bytes_sent += bytes);
+            flows::count(&flow.key, flow.record, side, |counters| {
+                telemetry::add(&mut counters.bytes_sent, bytes)
+            });
         }
         return passes;
     }
@@ -111,7 +113,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     }
     if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
         flows::count(&flow.key, flow.record, reporter::SOURCE, |counters| {
-            counters.bytes_sent += bytes
+            telemetry::add(&mut counters.bytes_sent, bytes)
         });
     }
     true
@@ -179,8 +181,8 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
             flow.record.flags |= flow_flags::ARRIVED;
         }
         flows::count(&flow.key, flow.record, side, |counters| {
-            counters.opened += u64::from(first);
-            counters.bytes_received += bytes;
+            telemetry::add(&mut counters.opened, u64::from(first));
+            telemetry::add(&mut counters.bytes_received, bytes);
         });
         return true;
     }
@@ -213,7 +215,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
     if let Some(flow) = flows::find(config, &packet.tuple, protocol::UDP) {
         flow.record.flags |= flow_flags::ARRIVED;
         flows::count(&flow.key, flow.record, reporter::DESTINATION, |counters| {
-            counters.bytes_received += bytes
+            telemetry::add(&mut counters.bytes_received, bytes)
         });
     }
     true

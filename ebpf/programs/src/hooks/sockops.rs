@@ -3,13 +3,14 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
+    bindings::bpf_sock_ops,
     helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use weft_abi::{
-    ConnRecord, EdgeKey, EventKind, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter, role,
-    sock_flags,
+    ConnRecord, EdgeCounters, EventKind, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter,
+    role, sock_flags,
 };
 
 use crate::{
@@ -26,10 +27,19 @@ const ACTIVE_ESTABLISHED_CB: u32 = 4;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const TCP_LISTEN_CB: u32 = 11;
+const RTT_CB: u32 = 12;
+const HDR_OPT_LEN_CB: u32 = 14;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 1 << 2;
+/// `BPF_SOCK_OPS_RTT_CB_FLAG`: at every sample of the round trip time, so wherever sent bytes are acknowledged.
+const RTT_CB_FLAG: i32 = 1 << 3;
+/// `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG`: before every segment that is sent, bare acknowledgements among them. The only
+/// callback that a socket gets which does nothing but receive. We write no option.
+const WRITE_HDR_OPT_CB_FLAG: i32 = 1 << 6;
 
+const TCP_ESTABLISHED: u32 = 1;
 const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LISTEN: u32 = 10;
 /// States in which our FIN was acknowledged.
 const FIN_ACKED: [u32; 4] = [5, 6, 9, 11]; // FIN_WAIT2 TIME_WAIT LAST_ACK CLOSING
@@ -45,6 +55,7 @@ pub fn weft_sockops(ctx: SockOpsContext) -> u32 {
         PASSIVE_ESTABLISHED_CB => on_passive(&ctx),
         TCP_LISTEN_CB => on_listen(&ctx),
         STATE_CB => on_state(&ctx),
+        RTT_CB | HDR_OPT_LEN_CB => on_progress(&ctx),
         _ => {}
     }
     1
@@ -65,9 +76,10 @@ fn cookie(ctx: &SockOpsContext) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
 }
 
+/// Asks for the state callback, and for `more`.
 #[inline(always)]
-fn want_states(ctx: &SockOpsContext) {
-    if let Err(errno) = ctx.set_cb_flags(STATE_CB_FLAG) {
+fn want_states(ctx: &SockOpsContext, more: i32) {
+    if let Err(errno) = ctx.set_cb_flags(STATE_CB_FLAG | more) {
         errs::count(Site::CallbackFlags, errno);
     }
 }
@@ -82,8 +94,6 @@ fn undecided(record: &mut SockRecord, tuple: &Tuple) -> bool {
     };
     record.role = role::ACTIVE;
     record.generation = config.generation;
-    // SAFETY: the helper has no precondition.
-    record.started_ns = unsafe { bpf_ktime_get_ns() };
     record.original = tuple.remote;
     record.original_port_be = tuple.remote_port_be;
     record.target_port_be = tuple.remote_port_be;
@@ -103,7 +113,18 @@ fn on_connect(ctx: &SockOpsContext) {
     if record.role != role::ACTIVE && !undecided(record, &tuple) {
         return;
     }
-    want_states(ctx);
+    want_states(ctx, 0);
+    // A socket whose last connect failed goes on counting from there.
+    // SAFETY: context loads at constant offsets; the helper has no precondition.
+    unsafe {
+        record.started_ns = bpf_ktime_get_ns();
+        record.acked_base = read_volatile(addr_of!((*ctx.ops).bytes_acked));
+        record.flushed_segments_sent = read_volatile(addr_of!((*ctx.ops).segs_out));
+        record.flushed_segments_received = read_volatile(addr_of!((*ctx.ops).segs_in));
+        record.flushed_retransmits = read_volatile(addr_of!((*ctx.ops).total_retrans));
+    }
+    (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
+    record.overflowed = 0;
     let key = tuple.conn_key();
     let conn = ConnRecord {
         owner: record.owner,
@@ -135,18 +156,39 @@ fn on_active(ctx: &SockOpsContext) {
     }
     record.flags |= sock_flags::ESTABLISHED;
     // SAFETY: a context load at a constant offset.
-    record.acked_base = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_acked)) };
-    if record.flags & sock_flags::ACCELERATE != 0 && record.acked_base <= 1 {
+    let acked = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_acked)) };
+    record.acked_base += 1;
+    if record.flags & sock_flags::ACCELERATE != 0 && acked <= record.acked_base {
         // More than the SYN acknowledged: data went with it (TCP Fast Open), so this direction began on TCP.
         join_circuit(ctx, record, record.flags & sock_flags::PROXY != 0);
     }
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    telemetry::edge(&edge_key(record, reporter::SOURCE), |counters| counters.opened += 1);
+    want_states(ctx, RTT_CB_FLAG | WRITE_HDR_OPT_CB_FLAG);
+    // SAFETY: the helper has no precondition.
+    let took_us = (unsafe { bpf_ktime_get_ns() } - record.started_ns) / 1_000;
+    let took_us = if took_us > u64::from(u32::MAX) {
+        u32::MAX
+    } else {
+        took_us as u32
+    };
+    begin(record, |counters| telemetry::observe(&mut counters.connect, took_us));
     if record.flags & sock_flags::REDIRECTED == 0 {
-        report(ctx, record, EventKind::OPEN, reporter::SOURCE, 0, 0);
+        report(ctx, record, EventKind::OPEN, 0, 0);
     }
+}
+
+/// Counts a connection that reached ESTABLISHED. Its first flush comes a second later.
+#[inline(always)]
+fn begin(record: &mut SockRecord, more: impl FnOnce(&mut EdgeCounters)) {
+    record.flushed_at = telemetry::ticks();
+    record.direct_flushed_at = record.flushed_at;
+    let room = telemetry::edge(&telemetry::edge_key(record), |counters| {
+        telemetry::add(&mut counters.opened, 1);
+        more(counters);
+    });
+    record.overflowed = u8::from(!room);
 }
 
 /// Whom the accepted socket belongs to stands in the record that it has from its listener; who dialled in `weft_conns`.
@@ -162,16 +204,15 @@ fn on_passive(ctx: &SockOpsContext) {
     let assigned =
         ours && record.original_port_be == config.inbound_port_be && tuple.local_port_be != config.inbound_port_be;
     accepted(ctx, config, record, &tuple, ours, assigned);
-    want_states(ctx);
     if ours {
+        want_states(ctx, 0);
         return;
     }
-    telemetry::edge(&edge_key(record, reporter::DESTINATION), |counters| {
-        counters.opened += 1
-    });
+    want_states(ctx, RTT_CB_FLAG | WRITE_HDR_OPT_CB_FLAG);
+    begin(record, |_| {});
     if record.peer_owner == 0 {
         // Nobody else reports it.
-        report(ctx, record, EventKind::OPEN, reporter::DESTINATION, 0, 0);
+        report(ctx, record, EventKind::OPEN, 0, 0);
     }
 }
 
@@ -191,6 +232,10 @@ fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple:
         record.started_ns = bpf_ktime_get_ns();
         record.acked_base = read_volatile(addr_of!((*ctx.ops).bytes_acked));
     }
+    // The listener's socket may have dialled before it listened.
+    (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
+    (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
+    (record.flushed_retransmits, record.direct_bytes, record.overflowed) = (0, 0, 0);
     let whose = if assigned {
         // Whom the client dialled, not us.
         let listener = capture::listener(&tuple.local, tuple.local_port_be, protocol::TCP, tuple.netns);
@@ -296,7 +341,7 @@ fn listen_key(tuple: &Tuple) -> ListenKey {
 #[inline(always)]
 fn on_listen(ctx: &SockOpsContext) {
     let Some(record) = sock_record(ctx) else { return };
-    want_states(ctx);
+    want_states(ctx, 0);
     let tuple = sockops_tuple(ctx.ops);
     record.role = role::LISTENER;
     // Where it listens: what it accepts has another local address if a packet hook assigned it.
@@ -329,10 +374,28 @@ fn on_state(ctx: &SockOpsContext) {
     record.role = role::NONE;
 }
 
-/// Payload this end sent and received. `bytes_acked` and `bytes_received` count the sequence numbers of SYN and FIN
-/// (RFC 4898 says octets; `tcp_snd_una_update`, `tcp_rcv_nxt_update` count what moves the window).
+/// A callback of a connection that lives: once a second its counts go to its edge. Costs a look-up and a clock reading
+/// otherwise.
 #[inline(always)]
-fn payload(ctx: &SockOpsContext, record: &SockRecord, old: u32) -> (u64, u64) {
+fn on_progress(ctx: &SockOpsContext) {
+    let Some(record) = sock_record(ctx) else { return };
+    if !telemetry::due(&mut record.flushed_at) || record.flags & sock_flags::ESTABLISHED == 0 {
+        return;
+    }
+    // SAFETY: a context load at a constant offset.
+    let state = unsafe { read_volatile(addr_of!((*ctx.ops).state)) };
+    // A FIN may be among the acknowledged and the received: taken off here wherever it can be, it is not missing at the
+    // close, which knows.
+    let fin_acked = state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT;
+    let fin_received = state != TCP_ESTABLISHED;
+    let (acked, received) = payload(ctx, record, fin_acked, fin_received);
+    settle(ctx.ops, record, acked, received, ending::NONE);
+}
+
+/// Payload that TCP carried: acknowledged, received. `bytes_acked` and `bytes_received` count the sequence numbers of SYN
+/// and FIN (RFC 4898 says octets; `tcp_snd_una_update`, `tcp_rcv_nxt_update` count what moves the window).
+#[inline(always)]
+fn payload(ctx: &SockOpsContext, record: &SockRecord, fin_acked: bool, fin_received: bool) -> (u64, u64) {
     // SAFETY: context loads at constant offsets.
     let (acked, received) = unsafe {
         (
@@ -340,17 +403,100 @@ fn payload(ctx: &SockOpsContext, record: &SockRecord, old: u32) -> (u64, u64) {
             read_volatile(addr_of!((*ctx.ops).bytes_received)),
         )
     };
-    let fin_acked = u64::from(FIN_ACKED[0] == old || FIN_ACKED[1] == old || FIN_ACKED[2] == old || FIN_ACKED[3] == old);
+    (
+        acked.saturating_sub(record.acked_base + u64::from(fin_acked)),
+        received.saturating_sub(u64::from(fin_received)),
+    )
+}
+
+/// How a connection ended, for [`settle`].
+mod ending {
+    /// It lives.
+    pub const NONE: u32 = 0;
+    /// By the FIN exchange.
+    pub const ORDERLY: u32 = 1;
+    /// In any other way.
+    pub const RESET: u32 = 2;
+    /// It never began.
+    pub const REFUSED: u32 = 3;
+}
+
+/// Gives the edge what it does not have yet, and notes what it has: counted once, whenever the counting happens.
+///
+/// Not inlined: three callers, and a stack of its own.
+#[inline(never)]
+fn settle(ops: *mut bpf_sock_ops, record: &mut SockRecord, acked: u64, received: u64, end: u32) {
+    // SAFETY: context loads at constant offsets.
+    let (segments_sent, segments_received, retransmits, rtt_us_8) = unsafe {
+        (
+            read_volatile(addr_of!((*ops).segs_out)),
+            read_volatile(addr_of!((*ops).segs_in)),
+            read_volatile(addr_of!((*ops).total_retrans)),
+            read_volatile(addr_of!((*ops).srtt_us)),
+        )
+    };
+    let sent = acked.saturating_sub(record.flushed_acked) + (record.direct_bytes - record.flushed_direct);
+    let got = received.saturating_sub(record.flushed_received);
+    let segments_out = segments_sent.wrapping_sub(record.flushed_segments_sent);
+    let segments_in = segments_received.wrapping_sub(record.flushed_segments_received);
+    let again = retransmits.wrapping_sub(record.flushed_retransmits);
+    if acked > record.flushed_acked {
+        record.flushed_acked = acked;
+    }
+    if received > record.flushed_received {
+        record.flushed_received = received;
+    }
+    record.flushed_direct = record.direct_bytes;
+    record.flushed_segments_sent = segments_sent;
+    record.flushed_segments_received = segments_received;
+    record.flushed_retransmits = retransmits;
+    let _ = telemetry::edge(&telemetry::edge_key(record), |counters| {
+        telemetry::add(&mut counters.bytes_sent, sent);
+        telemetry::add(&mut counters.bytes_received, got);
+        telemetry::add(&mut counters.segments_sent, u64::from(segments_out));
+        telemetry::add(&mut counters.segments_received, u64::from(segments_in));
+        telemetry::add(&mut counters.retransmits, u64::from(again));
+        // Eight times the smoothed time; 0 = no sample yet (never less than 1 with one: `tcp_rtt_estimator`).
+        if rtt_us_8 > 0 {
+            telemetry::observe(&mut counters.rtt, rtt_us_8 >> 3);
+        }
+        match end {
+            ending::NONE => {}
+            ending::REFUSED => telemetry::add(&mut counters.refused, 1),
+            _ => {
+                telemetry::add(&mut counters.closed, 1);
+                if end == ending::RESET {
+                    telemetry::add(&mut counters.reset, 1);
+                }
+            }
+        }
+    });
+}
+
+/// The last settlement, and the event of it. `seen_by_us`: the event is ours to report.
+#[inline(always)]
+fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool) {
+    // SAFETY: a context load at a constant offset.
+    let all_received = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_received)) };
+    let fin_acked = fin_acked(old);
     // FIN_WAIT2 ends by the peer's FIN, or (an orphan, `tcp_time_wait` early) without it: then nothing came since.
-    let fin_received = u64::from(
-        FIN_RECEIVED[0] == old
-            || FIN_RECEIVED[1] == old
-            || FIN_RECEIVED[2] == old
-            || FIN_RECEIVED[3] == old
-            || (old == TCP_FIN_WAIT2 && received > record.received_base),
-    );
-    let sent = acked.saturating_sub(record.acked_base).saturating_sub(fin_acked) + record.direct_bytes;
-    (sent, received.saturating_sub(fin_received))
+    let fin_received = FIN_RECEIVED[0] == old
+        || FIN_RECEIVED[1] == old
+        || FIN_RECEIVED[2] == old
+        || FIN_RECEIVED[3] == old
+        || (old == TCP_FIN_WAIT2 && all_received > record.received_base);
+    let (acked, received) = payload(ctx, record, fin_acked, fin_received);
+    let how = if record.flags & sock_flags::ESTABLISHED == 0 {
+        ending::REFUSED
+    } else if fin_acked {
+        ending::ORDERLY
+    } else {
+        ending::RESET
+    };
+    settle(ctx.ops, record, acked, received, how);
+    if seen_by_us {
+        report(ctx, record, EventKind::CLOSE, acked + record.direct_bytes, received);
+    }
 }
 
 #[inline(always)]
@@ -363,21 +509,7 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    let (sent, received) = payload(ctx, record, old);
-    let orderly = orderly(old);
-    telemetry::edge(&edge_key(record, reporter::SOURCE), |counters| {
-        if established {
-            counters.closed += 1;
-            counters.reset += u64::from(!orderly);
-            counters.bytes_sent += sent;
-            counters.bytes_received += received;
-        } else {
-            counters.refused += 1;
-        }
-    });
-    if record.flags & sock_flags::REDIRECTED == 0 {
-        report(ctx, record, EventKind::CLOSE, reporter::SOURCE, sent, received);
-    }
+    end(ctx, record, old, record.flags & sock_flags::REDIRECTED == 0);
 }
 
 #[inline(always)]
@@ -388,41 +520,27 @@ fn on_passive_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     if record.peer_owner == 0 {
         let _ = CONNS.remove(&sockops_tuple(ctx.ops).reversed().conn_key());
     }
-    let (sent, received) = payload(ctx, record, old);
-    let orderly = orderly(old);
-    telemetry::edge(&edge_key(record, reporter::DESTINATION), |counters| {
-        counters.closed += 1;
-        counters.reset += u64::from(!orderly);
-        counters.bytes_sent += sent;
-        counters.bytes_received += received;
-    });
-    if record.peer_owner == 0 {
-        // Seen from the dialling end: what we received, it sent.
-        report(ctx, record, EventKind::CLOSE, reporter::DESTINATION, received, sent);
-    }
+    // Where the dialling end is of this node, it reports.
+    end(ctx, record, old, record.peer_owner == 0);
 }
 
+/// Whether the peer had acknowledged our FIN.
 #[inline(always)]
-fn orderly(old: u32) -> bool {
+fn fin_acked(old: u32) -> bool {
     FIN_ACKED[0] == old || FIN_ACKED[1] == old || FIN_ACKED[2] == old || FIN_ACKED[3] == old
 }
 
+/// An open or a close, with bytes as this end counted them; the event tells them as the dialling end sees them.
 #[inline(always)]
-fn edge_key(record: &SockRecord, side: u8) -> EdgeKey {
-    EdgeKey {
-        source: record.source,
-        destination: record.destination,
-        service: record.service,
-        port: telemetry::edge_port(record),
-        protocol: protocol::TCP,
-        verdict: record.verdict,
-        reporter: side,
-        pad: [0; 3],
+fn report(ctx: &SockOpsContext, record: &SockRecord, kind: u8, sent: u64, received: u64) {
+    if !telemetry::sampled(record) {
+        return;
     }
-}
-
-#[inline(always)]
-fn report(ctx: &SockOpsContext, record: &SockRecord, kind: u8, side: u8, sent: u64, received: u64) {
+    let (side, sent, received) = if record.role == role::ACTIVE {
+        (reporter::SOURCE, sent, received)
+    } else {
+        (reporter::DESTINATION, received, sent)
+    };
     // SAFETY: a context load at a constant offset. The kernel keeps eight times the smoothed value.
     let rtt_us = unsafe { read_volatile(addr_of!((*ctx.ops).srtt_us)) } >> 3;
     telemetry::event(|event| {

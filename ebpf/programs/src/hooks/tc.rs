@@ -22,6 +22,7 @@ use crate::{
     inbound,
     maps::{CONNS, FLOWS, INBOUND},
     packet::{self, ACK, FIN, Other, Packet, RST, SYN},
+    telemetry,
 };
 
 /// Low half of the network namespace's cookie: loaded once a device, since tc can ask for it only from Linux 6.15 on.
@@ -85,9 +86,9 @@ fn known(flow: Flow, packet: &Packet, bytes: u64) -> bool {
     }
     flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
         if flow.way == Way::Forth {
-            counters.bytes_sent += bytes;
+            telemetry::add(&mut counters.bytes_sent, bytes);
         } else {
-            counters.bytes_received += bytes;
+            telemetry::add(&mut counters.bytes_received, bytes);
         }
     });
     true
@@ -130,7 +131,7 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
     }
     if let Some(flow) = flows::find(config, tuple, packet.protocol) {
         flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
-            counters.bytes_sent += bytes
+            telemetry::add(&mut counters.bytes_sent, bytes)
         });
     }
     if ruling.action() == action::REDIRECT && arriving && local && packet.flags & (SYN | ACK) == SYN {

@@ -4,6 +4,8 @@ use std::{
     time::Instant,
 };
 
+use weft_abi::LatencyHistogram;
+
 use super::*;
 use crate::record::{Destination, EdgeDelta, FlowProtocol, FlowVerdict, Peer, Side};
 
@@ -11,7 +13,7 @@ use crate::record::{Destination, EdgeDelta, FlowProtocol, FlowVerdict, Peer, Sid
 const LONG: Duration = Duration::from_secs(20);
 
 fn edge(opened: u64) -> Record {
-    Record::Edge(EdgeDelta {
+    Record::Edge(Box::new(EdgeDelta {
         reporter: Side::Source,
         source: Arc::new(Peer {
             namespace: "n".into(),
@@ -30,10 +32,16 @@ fn edge(opened: u64) -> Record {
         opened,
         closed: 0,
         refused: 0,
+        denied: 0,
         reset: 0,
         bytes_sent: 0,
         bytes_received: 0,
-    })
+        segments_sent: 0,
+        segments_received: 0,
+        retransmits: 0,
+        connect: LatencyHistogram::default(),
+        rtt: LatencyHistogram::default(),
+    }))
 }
 
 /// Passes the numbers on; `gate` holds it up until something comes, `None` at flush.

@@ -5,7 +5,10 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
+use aya::{
+    maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues},
+    util::nr_cpus,
+};
 use weft_abi::{
     Addr, ConnRecord, EdgeCounters, EdgeKey, FlowKey, FlowRecord, ListenKey, ListenValue, Tuple, flow_flags, protocol,
     sock_flags,
@@ -48,16 +51,39 @@ pub fn edges(pin: &Path) -> Result<Vec<Edge>, DataplaneError> {
         let (key, values) = entry.map_err(fail)?;
         let mut counters = EdgeCounters::default();
         for cpu in values.iter() {
-            counters.opened += cpu.opened;
-            counters.closed += cpu.closed;
-            counters.refused += cpu.refused;
-            counters.reset += cpu.reset;
-            counters.bytes_sent += cpu.bytes_sent;
-            counters.bytes_received += cpu.bytes_received;
+            counters.merge(cpu);
         }
         edges.push(Edge { key, counters });
     }
     Ok(edges)
+}
+
+/// Makes the edges that count what finds no room, before anything can take it. Those of an earlier daemon stay.
+pub fn make_overflow_edges(pin: &Path) -> Result<(), DataplaneError> {
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_edges",
+        what: "make the overflow edges of",
+        source: Box::new(source),
+    };
+    let map = Map::PerCpuHashMap(MapData::from_pin(pin).map_err(fail)?);
+    let mut map: PerCpuHashMap<MapData, EdgeKey, EdgeCounters> = map.try_into().map_err(fail)?;
+    let cpus = nr_cpus().map_err(|(_, source)| DataplaneError::Os {
+        what: "count the CPUs",
+        source,
+    })?;
+    for key in EdgeKey::overflows() {
+        match map.get(&key, 0) {
+            Ok(_) => continue,
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(fail(error)),
+        }
+        let zeros = PerCpuValues::try_from(vec![EdgeCounters::ZERO; cpus]).map_err(|source| DataplaneError::Os {
+            what: "make a value a CPU",
+            source,
+        })?;
+        map.insert(key, zeros, 0).map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// Removes entries of the pinned `weft_edges`.

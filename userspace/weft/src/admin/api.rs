@@ -10,7 +10,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use weft_adapters::{Destination, FlowProtocol, FlowVerdict, Peer, Side};
 use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
+
+use crate::edges::EdgeTotals;
 
 /// `POST /v1/workloads`: a command is about to run as a workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +220,28 @@ pub struct Degraded {
     pub instead: String,
 }
 
+/// `GET /v1/edges`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgesView {
+    /// When the kernel's counters were read, µs after the daemon's start. Two views of the same reading are the same.
+    pub read_us: u64,
+    pub edges: Vec<EdgeView>,
+    /// As [`FlowCounts::dropped`].
+    pub events_dropped: u64,
+}
+
+/// One edge as one of its ends tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeView {
+    pub reporter: Side,
+    pub source: Peer,
+    pub destination: Destination,
+    pub protocol: FlowProtocol,
+    pub verdict: FlowVerdict,
+    /// Since the daemon's start.
+    pub totals: EdgeTotals,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounts {
     /// Flow records in memory.
@@ -227,6 +252,9 @@ pub struct FlowCounts {
     pub lagged: u64,
     /// Lost before they reached the store (ring buffer or reporter full).
     pub dropped: u64,
+    /// One of so many connections gets its open and close reported by the kernel; 1 = all, 0 = an older daemon.
+    #[serde(default)]
+    pub sample: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use weft_adapters::Flow;
 use weft_policy::{Explanation, ObjectRef};
 
 use super::api::{
-    ApplyOutcome, DeleteOutcome, DoctorReport, ErrorBody, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest,
-    RegisterResponse, Status,
+    ApplyOutcome, DeleteOutcome, DoctorReport, EdgesView, ErrorBody, ExplainRequest, ObjectQuery, ObjectView,
+    RegisterRequest, RegisterResponse, Status,
 };
 use crate::{daemon::hand_over::PROTOCOL, state_dir::StateDir};
 
@@ -42,6 +42,8 @@ pub enum FlowLine {
     Flow { flow: Box<Flow>, json: String },
     /// We read too slowly: so many flows passed by.
     Lagged(u64),
+    /// So many were lost before the daemon saw them.
+    Dropped(u64),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,10 @@ impl Client {
 
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.json(Method::GET, "/v1/status", NOTHING).await
+    }
+
+    pub async fn edges(&self) -> Result<EdgesView, ClientError> {
+        self.json(Method::GET, "/v1/edges", NOTHING).await
     }
 
     pub async fn doctor(&self) -> Result<DoctorReport, ClientError> {
@@ -322,12 +328,15 @@ impl FlowReader {
 
 fn parse_line(line: &[u8]) -> Result<FlowLine, ClientError> {
     #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Lagged {
-        lagged: u64,
+    #[serde(rename_all = "lowercase")]
+    enum Missed {
+        Lagged(u64),
+        Dropped(u64),
     }
-    if let Ok(Lagged { lagged }) = serde_json::from_slice(line) {
-        return Ok(FlowLine::Lagged(lagged));
+    match serde_json::from_slice(line) {
+        Ok(Missed::Lagged(missed)) => return Ok(FlowLine::Lagged(missed)),
+        Ok(Missed::Dropped(lost)) => return Ok(FlowLine::Dropped(lost)),
+        Err(_) => {}
     }
     let flow = serde_json::from_slice(line).map_err(|source| ClientError::Unreadable { source })?;
     Ok(FlowLine::Flow {

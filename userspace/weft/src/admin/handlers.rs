@@ -72,6 +72,7 @@ impl Handlers {
         match (&head.method, path.as_slice()) {
             (&Method::GET, ["healthz"]) => Ok(ok(&json!({ "status": "ok" }))),
             (&Method::GET, ["v1", "status"]) => self.get(|control| control.status()).await,
+            (&Method::GET, ["v1", "edges"]) => self.get(|control| control.edges()).await,
             (&Method::GET, ["v1", "doctor"]) => self.get(|control| control.doctor()).await,
             (&Method::GET, ["v1", "snapshot"]) => self.get(|control| control.snapshot()).await,
             (&Method::POST, ["v1", "hand-over"]) => self.hand_over(Request::from_parts(head, body)),
@@ -214,6 +215,7 @@ async fn next_lines(follower: &mut Follower) -> Option<Bytes> {
     Some(match follower.next().await? {
         Followed::Flow(flow) => lines(std::iter::once(&*flow)),
         Followed::Lagged(missed) => lines(std::iter::once(&json!({ "lagged": missed }))),
+        Followed::Dropped(lost) => lines(std::iter::once(&json!({ "dropped": lost }))),
     })
 }
 

@@ -9,6 +9,7 @@
 //! | `GET /v1/workloads` | [`api::WorkloadView`]s |
 //! | `DELETE /v1/workloads/NAMESPACE/SERVICE/INSTANCE` | nothing |
 //! | `GET /v1/status` | [`api::Status`] |
+//! | `GET /v1/edges` | [`api::EdgesView`] |
 //! | `GET /v1/objects?kind=&namespace=&name=` | [`api::ObjectView`]s |
 //! | `PUT /v1/objects?file=NAME`, body YAML | [`api::ApplyOutcome`], also when objects were refused |
 //! | `DELETE /v1/objects/KIND/NAME?namespace=` | [`api::DeleteOutcome`] |
@@ -29,8 +30,8 @@ mod stall;
 mod tests;
 
 use api::{
-    ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest,
-    RegisterResponse, Status, WorkloadView,
+    ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery, ObjectView,
+    RegisterRequest, RegisterResponse, Status, WorkloadView,
 };
 use tokio::net::UnixStream;
 use weft_policy::{Explanation, ObjectRef};
@@ -51,6 +52,7 @@ pub trait Control: Send + Sync + 'static {
     fn deregister_workload(&self, name: &str) -> Result<(), ControlError>;
     fn workloads(&self) -> Vec<WorkloadView>;
     fn status(&self) -> Status;
+    fn edges(&self) -> EdgesView;
     fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView>;
     /// Stores what is valid, object by object, and publishes it. Refused objects are part of a good answer; `Err` is for
     /// what could not be tried at all.

@@ -16,16 +16,18 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+use weft_adapters::Side;
 use weft_policy::{DataPath, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Verdict};
 
 use super::{
     api::{
-        AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, ExplainRequest,
+        AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest,
         ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
     },
     *,
 };
 use crate::{
+    edges::sample::tests::{delta, view},
     flows::{
         FlowStore,
         query::tests::{denied, flow},
@@ -141,6 +143,12 @@ impl Control for Memory {
             generation: 3,
             object: object.clone(),
         })
+    }
+
+    fn edges(&self) -> EdgesView {
+        let mut odd = delta("\x1b[2J", 3);
+        odd.reporter = Side::Destination;
+        view(7, &[delta("client", 2), odd])
     }
 
     fn flows(&self) -> &FlowStore {
@@ -296,6 +304,14 @@ async fn objects_are_applied_listed_and_deleted() {
         refused(daemon.client.delete(&all[0].key).await).0,
         StatusCode::NOT_FOUND
     );
+}
+
+#[tokio::test]
+async fn edges_come_with_the_time_of_their_reading() {
+    let daemon = daemon();
+    let view = daemon.client.edges().await.expect("edges");
+    assert_eq!(view, daemon.memory.edges());
+    assert_eq!((view.read_us, view.edges.len()), (7_000_000, 2));
 }
 
 #[tokio::test]

@@ -69,6 +69,9 @@ impl Flows {
         while let Some(line) = lines.next().await.map_err(coded)? {
             match line {
                 FlowLine::Lagged(missed) => eprintln!("weft: {missed} flows passed by unseen: too slow"),
+                FlowLine::Dropped(lost) => {
+                    eprintln!("weft: {lost} flows were lost before the daemon saw them (counters have them)");
+                }
                 FlowLine::Flow { json, .. } if self.output == Format::Json => say(&json)?,
                 FlowLine::Flow { flow, .. } if self.follow => say(&printer.line(&flow))?,
                 FlowLine::Flow { flow, .. } => {

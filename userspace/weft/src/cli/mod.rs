@@ -12,6 +12,7 @@ mod get;
 mod output;
 mod run;
 mod status;
+mod top;
 mod uninstall;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -46,6 +47,7 @@ enum Verb {
     Check(check::Check),
     Status(status::StatusArgs),
     Flows(flows::Flows),
+    Top(top::Top),
     Explain(explain::Explain),
     Doctor(doctor::Doctor),
     Uninstall(uninstall::Uninstall),
@@ -76,6 +78,7 @@ impl Cli {
             Verb::Check(verb) => verb.exec(),
             Verb::Status(verb) => verb.exec(),
             Verb::Flows(verb) => verb.exec(),
+            Verb::Top(verb) => verb.exec(),
             Verb::Explain(verb) => verb.exec(),
             Verb::Doctor(verb) => verb.exec(),
             Verb::Uninstall(verb) => verb.exec(),

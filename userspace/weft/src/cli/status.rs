@@ -57,6 +57,9 @@ fn head(out: &mut Vec<u8>, status: &Status) -> io::Result<()> {
     if flows.dropped > 0 {
         write!(out, ", {} dropped", flows.dropped)?;
     }
+    if flows.sample > 1 {
+        write!(out, "; opens and closes of 1 in {} connections", flows.sample)?;
+    }
     writeln!(out)
 }
 

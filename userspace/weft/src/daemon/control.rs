@@ -15,11 +15,12 @@ use crate::{
     admin::{
         Control, ControlError,
         api::{
-            AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
+            AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport, EdgesView,
             ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
             WorkloadView,
         },
     },
+    edges::EdgeStore,
     explain,
     flows::FlowStore,
     status,
@@ -32,6 +33,7 @@ pub struct DaemonControl {
     pub applied: std::sync::Mutex<AppliedObjects>,
     pub files: Option<FilesSource>,
     pub flows: Arc<FlowStore>,
+    pub edges: Arc<EdgeStore>,
     pub cgroup: Cgroup,
     pub bpffs: PathBuf,
     pub state_dir: PathBuf,
@@ -211,6 +213,13 @@ impl Control for DaemonControl {
             services: status::services(snapshot),
             degraded,
             flows: self.flows.counts(),
+        }
+    }
+
+    fn edges(&self) -> EdgesView {
+        EdgesView {
+            events_dropped: self.flows.counts().dropped,
+            ..self.edges.view()
         }
     }
 

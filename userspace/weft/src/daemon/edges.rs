@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::{
@@ -13,28 +13,32 @@ use prometheus_client::{
 };
 use tokio::time::{MissedTickBehavior, interval};
 use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
-use weft_adapters::{EdgeDelta, FlowProtocol, FlowVerdict, Record, Reporter, Side};
+use weft_adapters::{Destination, EdgeDelta, FlowProtocol, FlowVerdict, Peer, Record, Reporter, Side};
 use weft_dataplane::{Edge, KernelError, RuleUse};
 
 use super::{
     engine::{Engine, InForce},
     kernel,
+    names::UNKNOWN,
 };
 use crate::flows::FlowStore;
 
 /// How often counters are read: `/metrics` lags by at most this.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// An edge without news for so many intervals is removed, or a port scan would fill the table for good. What is counted
-/// between the last read and the removal is lost, after ten minutes of nothing.
+/// An edge without news and without connections for so many intervals is removed, or a port scan would fill the table for
+/// good. What is counted between the last read and the removal is lost, after ten minutes of nothing.
 const STALE_AFTER: u64 = 600;
 /// Every so many intervals, records that nobody will read any more are removed.
 const SWEEP_EVERY: u64 = 60;
 
-/// Failed calls of the kernel programs, by site and errno.
+/// What the kernel programs could not do.
 #[derive(Debug, Clone, Default)]
 pub struct KernelMetrics {
+    /// By site and errno.
     errors: Family<ErrorLabels, Counter>,
     rules: Family<RuleLabels, Counter>,
+    /// Those errors that an operator asks for by name: events that found the ring full.
+    events_dropped: Counter,
 }
 
 /// How often a rule decided in the kernel, in connections and datagram flows.
@@ -55,7 +59,7 @@ struct ErrorLabels {
 // === impl KernelMetrics ===
 
 impl KernelMetrics {
-    /// Registers `weft_kernel_errors_total` and `weft_rule_decisions_total`.
+    /// Registers `weft_kernel_errors_total`, `weft_rule_decisions_total` and `weft_flow_events_dropped_total`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "weft_kernel_errors",
@@ -66,6 +70,11 @@ impl KernelMetrics {
             "weft_rule_decisions",
             "Connections and datagram flows that a rule decided in the kernel",
             self.rules.clone(),
+        );
+        registry.register(
+            "weft_flow_events_dropped",
+            "Opens, closes and denials that found the kernel's ring buffer full; counters have them all the same",
+            self.events_dropped.clone(),
         );
     }
 
@@ -106,6 +115,8 @@ impl KernelMetrics {
                 lost += error.count;
             }
         }
+        self.events_dropped
+            .inc_by(lost.saturating_sub(self.events_dropped.get()));
         lost
     }
 }
@@ -132,11 +143,29 @@ pub struct Reader {
     reporter: Reporter,
     flows: Arc<FlowStore>,
     metrics: KernelMetrics,
-    /// Counters when last read, and the tick at which they last changed.
-    seen: HashMap<EdgeKey, (EdgeCounters, u64)>,
+    seen: HashMap<EdgeKey, Seen>,
     /// Events that the ring had no room for.
     lost: u64,
     ticks: u64,
+}
+
+/// What is known of an edge.
+struct Seen {
+    /// When last read.
+    counters: EdgeCounters,
+    /// Tick at which they last changed.
+    changed: u64,
+    names: Names,
+}
+
+/// Who an edge is between. Kept: its last counts may come when its workload is gone, and its service with it.
+#[derive(Clone)]
+struct Names {
+    source: Arc<Peer>,
+    destination: Arc<Destination>,
+    /// Requests are looked at there, and connections to it go by the proxy.
+    http: bool,
+    proxied: bool,
 }
 
 // === impl Reader ===
@@ -159,7 +188,7 @@ impl Reader {
         let tick = self.ticks;
         let dataplane = Arc::clone(&self.engine.dataplane);
         match dataplane.edges() {
-            Ok(edges) => self.report(tick, edges),
+            Ok(edges) => self.report(tick, Instant::now(), edges),
             Err(error) => tracing::warn!(%error, "edges cannot be read now"),
         }
         match dataplane.kernel_errors() {
@@ -188,20 +217,39 @@ impl Reader {
         }
     }
 
-    fn report(&mut self, tick: u64, edges: Vec<Edge>) {
+    fn report(&mut self, tick: u64, read: Instant, edges: Vec<Edge>) {
         let in_force = self.engine.in_force();
         let mut stale = Vec::new();
-        for edge in edges {
-            let (before, changed) = self.seen.get(&edge.key).copied().unwrap_or_default();
-            if before != edge.counters {
-                self.seen.insert(edge.key, (edge.counters, tick));
-                if let Some(delta) = delta(&in_force, &edge.key, &before, &edge.counters) {
-                    self.reporter.record(Record::Edge(delta));
+        for Edge { key, counters } in edges {
+            let seen = self.seen.get(&key);
+            let before = seen.map(|seen| seen.counters).unwrap_or_default();
+            // One that is new is noted even if nothing is counted yet: its first count may come this moment.
+            if seen.is_none() || before != counters {
+                let names = Names::of(&in_force, &key, seen.map(|seen| &seen.names));
+                let grown = counters.since(&before);
+                let told = match delta(&key, &names, &grown).filter(|_| grown != EdgeCounters::ZERO) {
+                    // No room: what is not told now is part of the next difference.
+                    Some(delta) => self.reporter.offer(Record::Edge(Box::new(delta))),
+                    None => true,
+                };
+                if told {
+                    let changed = tick;
+                    let seen = Seen {
+                        counters,
+                        changed,
+                        names,
+                    };
+                    self.seen.insert(key, seen);
                 }
-            } else if tick - changed > STALE_AFTER {
-                stale.push(edge.key);
+            } else if !key.is_overflow()
+                && !lives(&key, &counters)
+                && seen.is_some_and(|seen| tick - seen.changed > STALE_AFTER)
+            {
+                stale.push(key);
             }
         }
+        // Without room for it `weft top` sees this reading with the next.
+        let _ = self.reporter.offer(Record::EdgesRead(read));
         for key in &stale {
             self.seen.remove(key);
         }
@@ -211,48 +259,86 @@ impl Reader {
     }
 }
 
-/// What was added, if it is traffic of the mesh that nobody else reports.
-fn delta(in_force: &InForce, key: &EdgeKey, before: &EdgeCounters, now: &EdgeCounters) -> Option<EdgeDelta> {
-    // The proxy's own connections are told by its requests, with the true source.
-    if before == now || key.source == identity::PROXY || key.destination == identity::PROXY {
+/// Whether connections of it are open: their last counts are to come. (A denial opens nothing, a datagram closes nothing.)
+fn lives(key: &EdgeKey, counters: &EdgeCounters) -> bool {
+    key.protocol == protocol::TCP && key.verdict != action::DENY && counters.opened > counters.closed
+}
+
+// === impl Names ===
+
+impl Names {
+    /// As of now; what is not known any more, as of before.
+    fn of(in_force: &InForce, key: &EdgeKey, before: Option<&Self>) -> Self {
+        let port = in_force
+            .ports
+            .get(&key.service)
+            .and_then(|(name, port)| Some((in_force.snapshot.services.get(name)?, *port)));
+        let address = port.map_or(std::net::Ipv4Addr::UNSPECIFIED, |(service, _)| service.vip4);
+        let mut names = Self {
+            source: in_force.peer(key.source),
+            destination: in_force.destination(key.service, key.destination, address.into(), key.port),
+            http: port.is_some_and(|(service, port)| service.ports[port].http),
+            proxied: port.is_some_and(|(service, port)| service.ports[port].proxied.is_some()),
+        };
+        if let Some(before) = before {
+            let known = |destination: &Destination| (destination.service.is_some(), destination.account.is_some());
+            if known(&before.destination) > known(&names.destination) {
+                names.destination = Arc::clone(&before.destination);
+                (names.http, names.proxied) = (before.http, before.proxied);
+            }
+            if names.source.account == UNKNOWN && before.source.account != UNKNOWN {
+                names.source = Arc::clone(&before.source);
+            }
+        }
+        names
+    }
+}
+
+/// What was added, in names; `None` where somebody dials the daemon itself.
+fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta> {
+    if key.destination == identity::PROXY {
         return None;
     }
     if key.reporter == reporter::DEVICE && key.verdict != action::DENY {
         // What passes a device is told by the sockets at its ends, where they are ours.
         return None;
     }
-    let port = in_force
-        .ports
-        .get(&key.service)
-        .and_then(|(name, port)| Some((in_force.snapshot.services.get(name)?, *port)));
-    let requests = port.is_some_and(|(service, port)| service.ports[port].http) && key.verdict != action::DENY;
-    if requests && key.verdict == action::REDIRECT {
-        return None;
-    }
-    let address = port.map_or(std::net::Ipv4Addr::UNSPECIFIED, |(service, _)| service.vip4);
+    let denied = key.verdict == action::DENY;
+    let proxied = match key.verdict {
+        action::REDIRECT => true,
+        action::AUDIT => names.proxied,
+        _ => key.source == identity::PROXY,
+    };
+    let at_source = key.reporter == reporter::SOURCE;
+    // The kernel counts what an end sent; this tells what the source did.
+    let by_source = |sent, received| if at_source { (sent, received) } else { (received, sent) };
+    let (bytes_sent, bytes_received) = by_source(grown.bytes_sent, grown.bytes_received);
+    let (segments_sent, segments_received) = by_source(grown.segments_sent, grown.segments_received);
     Some(EdgeDelta {
-        reporter: if key.reporter == reporter::SOURCE {
-            Side::Source
-        } else {
-            Side::Destination
-        },
-        source: in_force.peer(key.source),
-        destination: in_force.destination(key.service, key.destination, address.into(), key.port),
-        protocol: if key.protocol == protocol::UDP {
-            FlowProtocol::Udp
-        } else {
-            FlowProtocol::Tcp
+        reporter: if at_source { Side::Source } else { Side::Destination },
+        source: Arc::clone(&names.source),
+        destination: Arc::clone(&names.destination),
+        protocol: match key.protocol {
+            protocol::UDP => FlowProtocol::Udp,
+            _ if proxied && names.http => FlowProtocol::Http,
+            _ => FlowProtocol::Tcp,
         },
         verdict: match key.verdict {
             action::DENY => FlowVerdict::Deny,
             action::AUDIT => FlowVerdict::Audit,
             _ => FlowVerdict::Allow,
         },
-        opened: now.opened.saturating_sub(before.opened),
-        closed: now.closed.saturating_sub(before.closed),
-        refused: now.refused.saturating_sub(before.refused),
-        reset: now.reset.saturating_sub(before.reset),
-        bytes_sent: now.bytes_sent.saturating_sub(before.bytes_sent),
-        bytes_received: now.bytes_received.saturating_sub(before.bytes_received),
+        opened: if denied { 0 } else { grown.opened },
+        denied: if denied { grown.opened } else { 0 },
+        closed: grown.closed,
+        refused: grown.refused,
+        reset: grown.reset,
+        bytes_sent,
+        bytes_received,
+        segments_sent,
+        segments_received,
+        retransmits: grown.retransmits,
+        connect: grown.connect,
+        rtt: grown.rtt,
     })
 }

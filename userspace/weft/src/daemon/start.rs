@@ -34,6 +34,7 @@ use super::{
 use crate::{
     admin::Server,
     config::{AccessLog, DaemonConfig},
+    edges::{EdgeReport, EdgeStore},
     error::{Coded, UNSUPPORTED},
     flows::{FlowReport, FlowStore},
     registry::{Registry, own_netns},
@@ -75,6 +76,8 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         inbound_port: INBOUND_PORT,
         dns_port: DNS_PORT,
         short_circuit: config.short_circuit,
+        flow_sample: config.flow_sample,
+        map_sizes: config.map_sizes.clone(),
     };
     let dataplane = match &mut taken {
         Some(taken) => Dataplane::take_over(&wanted, taken.inherited()?),
@@ -160,14 +163,15 @@ async fn mesh(
     publish(&engine).await?;
 
     let mut metrics_registry = MetricsRegistry::default();
-    let flows = Arc::new(FlowStore::new());
+    let flows = Arc::new(FlowStore::new(config.flow_sample));
+    let edge_store = Arc::new(EdgeStore::default());
     let proxy_metrics = Arc::new(ProxyMetrics::default());
     proxy_metrics.register(&mut metrics_registry);
     let report_metrics = ReportMetrics::default();
     report_metrics.register(&mut metrics_registry);
     let kernel_metrics = edges::KernelMetrics::default();
     kernel_metrics.register(&mut metrics_registry);
-    let adapters = adapters(config.access_log, &flows, &mut metrics_registry)?;
+    let adapters = adapters(config.access_log, &flows, &edge_store, &mut metrics_registry)?;
     let proxy = ProxyConfig {
         virtual_ranges: config
             .vip4
@@ -265,6 +269,7 @@ async fn mesh(
         applied: Mutex::new(applied),
         files,
         flows,
+        edges: edge_store,
         cgroup,
         bpffs: config.bpffs.clone(),
         state_dir: config.state.dirs()[0].to_path_buf(),
@@ -358,6 +363,7 @@ async fn mesh(
 fn adapters(
     access_log: AccessLog,
     flows: &Arc<FlowStore>,
+    edges: &Arc<EdgeStore>,
     registry: &mut MetricsRegistry,
 ) -> anyhow::Result<Vec<Box<dyn Report>>> {
     let mut adapters: Vec<Box<dyn Report>> = vec![
@@ -366,6 +372,7 @@ fn adapters(
             registry,
         )?),
         Box::new(FlowReport::new(Arc::clone(flows))),
+        Box::new(EdgeReport::new(Arc::clone(edges))),
     ];
     let format = match access_log {
         AccessLog::Text => builtin::stdio::Format::Text,

@@ -2,7 +2,7 @@
 
 pub(crate) mod query;
 mod store;
-mod text;
+pub(crate) mod text;
 
 pub use query::{FlowQuery, QueryError};
 pub use store::{FLOWS_KEPT, FlowReport, FlowStore, Followed, Follower};

@@ -23,10 +23,19 @@ const FOLLOWER_BUFFER: usize = 4_096;
 pub struct FlowStore {
     /// The lock orders pushes and subscriptions: a follower sees every flow once, kept or new.
     kept: Mutex<VecDeque<Arc<Flow>>>,
-    next: broadcast::Sender<Arc<Flow>>,
+    next: broadcast::Sender<News>,
     seen: AtomicU64,
     lagged: Arc<AtomicU64>,
     dropped: AtomicU64,
+    /// One of so many connections is reported by the kernel.
+    sample: u32,
+}
+
+/// What followers are told.
+#[derive(Debug, Clone)]
+enum News {
+    Flow(Arc<Flow>),
+    Dropped(u64),
 }
 
 /// The report adapter that fills a [`FlowStore`].
@@ -37,7 +46,7 @@ pub struct FlowReport(Arc<FlowStore>);
 #[derive(Debug)]
 pub struct Follower {
     query: FlowQuery,
-    next: broadcast::Receiver<Arc<Flow>>,
+    next: broadcast::Receiver<News>,
     lagged: Arc<AtomicU64>,
 }
 
@@ -47,18 +56,21 @@ pub enum Followed {
     Flow(Arc<Flow>),
     /// The follower was too slow: so many flows (of any kind) passed by unseen.
     Lagged(u64),
+    /// So many flows were lost before they reached the store.
+    Dropped(u64),
 }
 
 // === impl FlowStore ===
 
 impl Default for FlowStore {
     fn default() -> Self {
-        Self::new()
+        Self::new(1)
     }
 }
 
 impl FlowStore {
-    pub fn new() -> Self {
+    /// `sample`: one of so many connections gets its open and its close reported.
+    pub fn new(sample: u32) -> Self {
         let (next, _) = broadcast::channel(FOLLOWER_BUFFER);
         Self {
             kept: Mutex::default(),
@@ -66,6 +78,7 @@ impl FlowStore {
             seen: AtomicU64::new(0),
             lagged: Arc::default(),
             dropped: AtomicU64::new(0),
+            sample,
         }
     }
 
@@ -77,7 +90,7 @@ impl FlowStore {
         kept.push_back(Arc::clone(&flow));
         self.seen.fetch_add(1, Ordering::Relaxed);
         // It fails if nobody follows, which is well.
-        let _ = self.next.send(flow);
+        let _ = self.next.send(News::Flow(flow));
     }
 
     /// The kept flows that match, oldest first.
@@ -99,9 +112,12 @@ impl FlowStore {
         )
     }
 
-    /// Tells the store what was lost before it got here (a total, not a difference).
+    /// Tells the store, and who follows, what was lost before it got here (a total, not a difference).
     pub fn set_dropped(&self, total: u64) {
-        self.dropped.store(total, Ordering::Relaxed);
+        let before = self.dropped.swap(total, Ordering::Relaxed);
+        if total > before {
+            let _ = self.next.send(News::Dropped(total - before));
+        }
     }
 
     pub fn counts(&self) -> FlowCounts {
@@ -110,6 +126,7 @@ impl FlowStore {
             seen: self.seen.load(Ordering::Relaxed),
             lagged: self.lagged.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            sample: self.sample,
         }
     }
 }
@@ -132,8 +149,9 @@ impl Follower {
     pub async fn next(&mut self) -> Option<Followed> {
         loop {
             match self.next.recv().await {
-                Ok(flow) if self.query.matches(&flow) => return Some(Followed::Flow(flow)),
-                Ok(_) => {}
+                Ok(News::Flow(flow)) if self.query.matches(&flow) => return Some(Followed::Flow(flow)),
+                Ok(News::Flow(_)) => {}
+                Ok(News::Dropped(lost)) => return Some(Followed::Dropped(lost)),
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     self.lagged.fetch_add(missed, Ordering::Relaxed);
                     return Some(Followed::Lagged(missed));
@@ -161,7 +179,7 @@ impl Report for FlowReport {
         for record in batch {
             match record {
                 Record::Flow(flow) => self.0.push(Arc::clone(flow)),
-                Record::Edge(_) => {} // counters: the metrics endpoint's business
+                Record::Edge(_) | Record::EdgesRead(_) => {} // counters: the metrics endpoint's business
             }
         }
     }
@@ -174,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_oldest_flow_makes_room() {
-        let store = FlowStore::new();
+        let store = FlowStore::default();
         for _ in 0..FLOWS_KEPT {
             store.push(flow());
         }
@@ -192,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_sees_past_and_future_once() {
-        let store = FlowStore::new();
+        let store = FlowStore::default();
         store.push(flow());
         let (past, mut follower) = store.follow(FlowQuery::default());
         store.push(denied());
@@ -204,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_follower_is_told_what_it_missed() {
-        let store = FlowStore::new();
+        let store = FlowStore::default();
         let (_, mut follower) = store.follow(FlowQuery::default());
         for _ in 0..FOLLOWER_BUFFER + 3 {
             store.push(flow());
@@ -214,9 +232,22 @@ mod tests {
         assert_eq!(store.counts().lagged, 3);
     }
 
+    #[tokio::test]
+    async fn a_follower_is_told_what_was_lost() {
+        let store = FlowStore::default();
+        store.set_dropped(2);
+        let (_, mut follower) = store.follow(FlowQuery::default());
+        store.set_dropped(2);
+        store.set_dropped(7);
+        store.push(flow());
+        assert_eq!(follower.next().await, Some(Followed::Dropped(5)));
+        assert_eq!(follower.next().await, Some(Followed::Flow(flow())));
+        assert_eq!(store.counts().dropped, 7);
+    }
+
     #[test]
     fn reports_flows_and_leaves_edges() {
-        let store = Arc::new(FlowStore::new());
+        let store = Arc::new(FlowStore::default());
         FlowReport::new(Arc::clone(&store)).report(&[Record::Flow(flow())]);
         assert_eq!(store.counts().kept, 1);
     }

@@ -94,7 +94,7 @@ fn parties(flow: &Flow) -> String {
     printable(&text)
 }
 
-fn qualified(namespace: &str, name: &str) -> String {
+pub(crate) fn qualified(namespace: &str, name: &str) -> String {
     // Who is not captured is `unknown` of `unknown`: once is enough.
     let alone = namespace.is_empty() || (namespace == "unknown" && name == namespace);
     if alone {
@@ -168,7 +168,7 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// `87 µs`, `3.1 ms`, `2.04 s`
-fn micros(count: u64) -> String {
+pub(crate) fn micros(count: u64) -> String {
     match count {
         0..1_000 => format!("{count} µs"),
         1_000..1_000_000 => format!("{:.1} ms", count as f64 / 1e3),
@@ -177,7 +177,7 @@ fn micros(count: u64) -> String {
 }
 
 /// Paths and names come from strangers: control characters would let them paint the operator's terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

@@ -208,22 +208,25 @@ pub fn upload(target: &str, bytes: u64) -> Result<bool> {
     let ok = seen["bytes"] == bytes && seen["first_wrong"].is_null();
     println!(
         "{}",
-        json!({"ok": ok, "sent": bytes, "seen": seen, "millis": start.elapsed().as_millis() as u64})
+        json!({"ok": ok, "sent": bytes, "received": answer.len(), "seen": seen, "millis": start.elapsed().as_millis() as u64})
     );
     Ok(ok)
 }
 
+/// A line that is no HTTP.
+const ASK: &[u8] = b"send\n";
+
 /// Asks with a line that is no HTTP, and reads the pattern to its end.
 pub fn download(target: &str) -> Result<bool> {
     let mut stream = dial(target)?;
-    writeln!(stream, "send")?;
+    stream.write_all(ASK)?;
     let start = Instant::now();
     let mut reader = Patient::new(&stream)?;
     let checker = read_pattern(&mut reader)?;
     let ok = checker.first_wrong().is_none();
     let told = json!({
         "ok": ok, "bytes": checker.bytes(), "first_wrong": checker.first_wrong(),
-        "spurious_eagain": reader.spurious, "millis": start.elapsed().as_millis() as u64,
+        "sent": ASK.len(), "received": checker.bytes(), "spurious_eagain": reader.spurious, "millis": start.elapsed().as_millis() as u64,
     });
     println!("{told}");
     Ok(ok)
@@ -238,11 +241,41 @@ pub fn half_close(target: &str, bytes: u64) -> Result<bool> {
     let checker = read_pattern(&mut reader)?;
     let ok = checker.bytes() == bytes && checker.first_wrong().is_none();
     let told = json!({
-        "ok": ok, "sent": bytes, "bytes": checker.bytes(), "first_wrong": checker.first_wrong(),
+        "ok": ok, "sent": bytes, "received": checker.bytes(), "bytes": checker.bytes(), "first_wrong": checker.first_wrong(),
         "spurious_eagain": reader.spurious,
     });
     println!("{told}");
     Ok(ok)
+}
+
+/// Sends, reads all of it back (`serve-echo`), and ends the connection by a reset.
+pub fn reset(target: &str, bytes: u64) -> Result<bool> {
+    let mut stream = dial(target)?;
+    write_pattern(&mut stream, bytes)?;
+    let mut back = vec![0; usize::try_from(bytes).context("a buffer of that size")?];
+    stream.read_exact(&mut back).context("read the echo")?;
+    // SO_LINGER of no time: close sends RST.
+    Socket::from(stream).set_linger(Some(Duration::ZERO))?;
+    println!("{}", json!({"ok": true, "sent": bytes, "received": bytes}));
+    Ok(true)
+}
+
+/// Waits for a line on its input, then connects and hangs up so many times; tells how often it got through.
+pub fn connects(target: &str, times: u64) -> Result<bool> {
+    let address = resolve(target)?;
+    println!("{}", json!({"ready": true}));
+    io::stdin().read_line(&mut String::new())?;
+    let mut through = 0u64;
+    for _ in 0..times {
+        if let Ok(stream) = TcpStream::connect(address) {
+            through += 1;
+            // The server is done when it sees our end.
+            stream.shutdown(Shutdown::Write)?;
+            let _ = Patient::new(&stream)?.read(&mut [0; 1]);
+        }
+    }
+    println!("{}", json!({"ok": through == times, "through": through}));
+    Ok(through == times)
 }
 
 /// Says nothing until the server has spoken.

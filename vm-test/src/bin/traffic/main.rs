@@ -1,8 +1,11 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
-//! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, and serve until killed.
-//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `dial TARGET` (one HTTP request a connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
+//! at its end what they wrote and read. `serve-told ADDR` serves one connection, as its input says.
+//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `dial TARGET` (one HTTP request a
+//! connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `udp-echo TARGET`, `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
@@ -49,6 +52,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve-greeting", address] => servers::serve(address, servers::greeting),
         ["serve-close", address] => servers::close_at_once(address),
         ["serve-late", address] => servers::serve(address, servers::late),
+        ["serve-told", address] => servers::told(address),
         ["serve-udp-echo", address] => servers::udp_echo(address),
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
@@ -59,6 +63,8 @@ fn run(words: &[&str]) -> Result<bool> {
         ["upload", target, bytes] => clients::upload(target, number(bytes)?),
         ["download", target] => clients::download(target),
         ["half-close", target, bytes] => clients::half_close(target, number(bytes)?),
+        ["reset", target, bytes] => clients::reset(target, number(bytes)?),
+        ["connects", target, times] => clients::connects(target, number(times)?),
         ["greeting", target] => clients::greeting(target),
         ["hold", target] => clients::hold(target),
         ["udp-echo", target] => clients::udp_echo(target),

@@ -1,9 +1,12 @@
 //! Servers, a thread a connection.
 
 use std::{
-    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -13,8 +16,56 @@ use vm_test::pattern::{Checker, Pattern};
 
 use crate::CHUNK;
 
-/// Accepts on `address` and hands every connection to `talk` in a thread of its own.
-pub fn serve(address: &str, talk: impl Fn(TcpStream) -> Result<()> + Send + Sync + 'static) -> Result<bool> {
+/// A connection that counts what the program itself wrote and read. Clones add to the same counts.
+pub struct Counted {
+    stream: TcpStream,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            stream: self.stream.try_clone()?,
+            counts: Arc::clone(&self.counts),
+        })
+    }
+
+    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.stream.shutdown(how)
+    }
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer)?;
+        self.counts.received.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.stream.write(buffer)?;
+        self.counts.sent.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Accepts on `address` and hands every connection to `talk` in a thread of its own; says at the end of each what went
+/// over it: `{"served":{"sent":N,"received":N}}`.
+pub fn serve(address: &str, talk: impl Fn(Counted) -> Result<()> + Send + Sync + 'static) -> Result<bool> {
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     println!("{}", json!({"listening": listener.local_addr()?.to_string()}));
     let talk = Arc::new(talk);
@@ -22,15 +73,44 @@ pub fn serve(address: &str, talk: impl Fn(TcpStream) -> Result<()> + Send + Sync
         let (stream, _) = listener.accept().context("accept")?;
         let talk = Arc::clone(&talk);
         thread::spawn(move || {
-            if let Err(error) = talk(stream) {
+            let counts = Arc::new(Counts::default());
+            let counted = Counted {
+                stream,
+                counts: Arc::clone(&counts),
+            };
+            if let Err(error) = talk(counted) {
                 eprintln!("{}", json!({"error": format!("{error:#}")}));
             }
+            let (sent, received) = (
+                counts.sent.load(Ordering::Relaxed),
+                counts.received.load(Ordering::Relaxed),
+            );
+            println!("{}", json!({"served": {"sent": sent, "received": received}}));
         });
     }
 }
 
+/// Sends so many bytes of the pattern for every number on its input to the connection it accepted; its end is the end of
+/// the input.
+pub fn told(address: &str) -> Result<bool> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    println!("{}", json!({"listening": listener.local_addr()?.to_string()}));
+    let (mut stream, _) = listener.accept().context("accept")?;
+    BufReader::new(stream.try_clone()?).read_line(&mut String::new())?;
+    let mut pattern = Pattern::default();
+    for line in io::stdin().lines() {
+        let bytes: usize = line?.parse().context("a number of bytes")?;
+        let mut buffer = vec![0; bytes];
+        pattern.fill(&mut buffer);
+        stream.write_all(&buffer)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    drain(&mut stream)?;
+    Ok(true)
+}
+
 /// Sends back what comes, until the other side is done; then is done itself.
-pub fn echo(mut stream: TcpStream) -> Result<()> {
+pub fn echo(mut stream: Counted) -> Result<()> {
     let mut back = stream.try_clone()?;
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -43,7 +123,7 @@ pub fn echo(mut stream: TcpStream) -> Result<()> {
 }
 
 /// Takes the pattern until the other side is done, then answers with what it saw: needs a half-close that arrives.
-pub fn sink(mut stream: TcpStream) -> Result<()> {
+pub fn sink(mut stream: Counted) -> Result<()> {
     let mut checker = Checker::default();
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -62,7 +142,7 @@ pub fn sink(mut stream: TcpStream) -> Result<()> {
 }
 
 /// One HTTP/1.1 request with a body of known length, read in plain blocking reads; answers with what it saw.
-pub fn http_sink(mut stream: TcpStream) -> Result<()> {
+pub fn http_sink(mut stream: Counted) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let (mut length, mut expects) = (0u64, false);
     loop {
@@ -101,7 +181,7 @@ pub fn http_sink(mut stream: TcpStream) -> Result<()> {
 }
 
 /// Waits for a line, sends `bytes` of the pattern and closes.
-pub fn source(mut stream: TcpStream, bytes: u64) -> Result<()> {
+pub fn source(mut stream: Counted, bytes: u64) -> Result<()> {
     BufReader::new(stream.try_clone()?).read_line(&mut String::new())?;
     write_pattern(&mut stream, bytes)?;
     stream.shutdown(Shutdown::Write)?;
@@ -110,7 +190,7 @@ pub fn source(mut stream: TcpStream, bytes: u64) -> Result<()> {
 }
 
 /// Speaks first, as SMTP and MySQL do, then echoes lines.
-pub fn greeting(mut stream: TcpStream) -> Result<()> {
+pub fn greeting(mut stream: Counted) -> Result<()> {
     writeln!(stream, "220 hello")?;
     let lines = BufReader::new(stream.try_clone()?).lines();
     for line in lines {
@@ -120,7 +200,7 @@ pub fn greeting(mut stream: TcpStream) -> Result<()> {
 }
 
 /// Reads to the end first and sends all of it back only then.
-pub fn late(mut stream: TcpStream) -> Result<()> {
+pub fn late(mut stream: Counted) -> Result<()> {
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
     stream.write_all(&all)?;
@@ -149,7 +229,7 @@ pub fn udp_echo(address: &str) -> Result<bool> {
 }
 
 /// Writes the first `bytes` of the pattern.
-pub fn write_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
+pub fn write_pattern(stream: &mut impl Write, bytes: u64) -> Result<()> {
     let mut pattern = Pattern::default();
     let mut buffer = vec![0; CHUNK];
     let mut left = bytes;
@@ -162,7 +242,7 @@ pub fn write_pattern(stream: &mut TcpStream, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn drain(stream: &mut TcpStream) -> Result<()> {
+fn drain(stream: &mut impl Read) -> Result<()> {
     let mut buffer = [0; 4096];
     loop {
         match stream.read(&mut buffer) {

@@ -126,6 +126,8 @@ impl EncodeLabelSet for EdgeLabels {
         };
         label(encoder, "source_principal", &principal)?;
         match service {
+            // What has no namespace is no service: the proxy, the overflow.
+            Some(name) if namespace.is_empty() => label(encoder, "destination_service", &name)?,
             Some(name) => {
                 label(
                     encoder,

@@ -1,9 +1,10 @@
 //! Report adapter that keeps Istio's standard metrics, and ours, in a registry that the daemon serves.
 //!
 //! What counts where, so that nothing counts twice: `istio_requests_*` come from request events; `istio_tcp_*` come from
-//! the kernel's edges only, opaque connections through the proxy included; `weft_flow_denied_total` comes from deny
-//! events and refused requests, `weft_flow_audited_total` from open events and requests that were let through though a rule
-//! would deny them. Other open and close events count nothing here.
+//! the kernel's edges only, opaque connections through the proxy included; `weft_tcp_*` from all edges of TCP, those with
+//! requests included; `weft_flow_denied_total` comes from deny events and refused requests, `weft_flow_audited_total` from
+//! open events and requests that were let through though a rule would deny them. Other open and close events count
+//! nothing here.
 
 use std::{hash::Hash, sync::Arc};
 
@@ -27,9 +28,11 @@ use crate::{
 
 mod config;
 mod labels;
+mod latency;
 
 pub use config::{Config, DEFAULT_TRUST_DOMAIN, MAX_SERIES};
 use labels::{DenyLabels, EdgeLabels, RequestLabels};
+use latency::Latency;
 
 /// Upper bounds of Istio's (Envoy's) histograms, in milliseconds or bytes, so that existing dashboards and recorded
 /// rules fit.
@@ -72,7 +75,13 @@ pub struct Prometheus {
     tcp_opened: Counters<EdgeLabels>,
     tcp_closed: Counters<EdgeLabels>,
     tcp_refused: Counters<EdgeLabels>,
-    tcp_reset: Counters<EdgeLabels>,
+    tcp_denied: Counters<EdgeLabels>,
+    tcp_resets: Counters<EdgeLabels>,
+    tcp_retransmits: Counters<EdgeLabels>,
+    tcp_segments_sent: Counters<EdgeLabels>,
+    tcp_segments_received: Counters<EdgeLabels>,
+    tcp_connect: Family<EdgeLabels, Latency>,
+    tcp_rtt: Family<EdgeLabels, Latency>,
     denied: Counters<DenyLabels>,
     audited: Counters<DenyLabels>,
 }
@@ -112,7 +121,13 @@ impl Prometheus {
             tcp_opened: Family::default(),
             tcp_closed: Family::default(),
             tcp_refused: Family::default(),
-            tcp_reset: Family::default(),
+            tcp_denied: Family::default(),
+            tcp_resets: Family::default(),
+            tcp_retransmits: Family::default(),
+            tcp_segments_sent: Family::default(),
+            tcp_segments_received: Family::default(),
+            tcp_connect: Family::default(),
+            tcp_rtt: Family::default(),
             denied: Family::default(),
             audited: Family::default(),
         };
@@ -174,11 +189,46 @@ impl Prometheus {
             "Connections the destination refused",
             &self.tcp_refused,
         );
+        for (name, help, metric) in [
+            (
+                "weft_tcp_connections_denied",
+                "Connections that policy refused",
+                &self.tcp_denied,
+            ),
+            (
+                "weft_tcp_resets",
+                "Connections that ended by a reset, or by giving up",
+                &self.tcp_resets,
+            ),
+            (
+                "weft_tcp_retransmits",
+                "Segments that the reporting end sent again",
+                &self.tcp_retransmits,
+            ),
+            (
+                "weft_tcp_segments_sent",
+                "Segments sent by the destination",
+                &self.tcp_segments_sent,
+            ),
+            (
+                "weft_tcp_segments_received",
+                "Segments received by the destination",
+                &self.tcp_segments_received,
+            ),
+        ] {
+            add(registry, name, help, metric);
+        }
         add(
             registry,
-            "weft_tcp_connections_reset",
-            "Connections that ended by a reset",
-            &self.tcp_reset,
+            "weft_tcp_connect_duration_seconds",
+            "From the SYN to the established connection",
+            &self.tcp_connect,
+        );
+        add(
+            registry,
+            "weft_tcp_rtt_seconds",
+            "Smoothed round trip time of connections, at most a sample a second each",
+            &self.tcp_rtt,
         );
         add(
             registry,
@@ -244,9 +294,9 @@ impl Prometheus {
     }
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
-    /// request instead, and UDP has no name there.
+    /// request instead. UDP has no name there.
     fn on_edge(&mut self, edge: &EdgeDelta) {
-        if edge.protocol != FlowProtocol::Tcp {
+        if edge.protocol == FlowProtocol::Udp {
             return;
         }
         let labels = EdgeLabels {
@@ -257,18 +307,31 @@ impl Prometheus {
             trust_domain: self.trust_domain.clone(),
         };
         // Istio counts from the server's point of view: "sent" is the response's direction.
-        for (family, grown) in [
+        let opaque = [
             (&self.tcp_sent, edge.bytes_received),
             (&self.tcp_received, edge.bytes_sent),
             (&self.tcp_opened, edge.opened),
             (&self.tcp_closed, edge.closed),
+        ];
+        let opaque = opaque.into_iter().filter(|_| edge.protocol == FlowProtocol::Tcp);
+        let all = [
             (&self.tcp_refused, edge.refused),
-            (&self.tcp_reset, edge.reset),
-        ] {
+            (&self.tcp_denied, edge.denied),
+            (&self.tcp_resets, edge.reset),
+            (&self.tcp_retransmits, edge.retransmits),
+            (&self.tcp_segments_sent, edge.segments_received),
+            (&self.tcp_segments_received, edge.segments_sent),
+        ];
+        for (family, grown) in opaque.chain(all) {
             if grown > 0 {
                 self.room.update(family, &labels, |metric| {
                     metric.inc_by(grown);
                 });
+            }
+        }
+        for (family, grown) in [(&self.tcp_connect, &edge.connect), (&self.tcp_rtt, &edge.rtt)] {
+            if grown.count() > 0 {
+                self.room.update(family, &labels, |metric| metric.add(grown));
             }
         }
     }
@@ -284,6 +347,7 @@ impl Report for Prometheus {
             match record {
                 Record::Flow(flow) => self.on_flow(flow),
                 Record::Edge(edge) => self.on_edge(edge),
+                Record::EdgesRead(_) => {}
             }
         }
     }

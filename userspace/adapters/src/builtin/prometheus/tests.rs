@@ -1,5 +1,6 @@
 use std::time::{Duration, SystemTime};
 
+use weft_abi::{LatencyHistogram, latency_bucket};
 use weft_policy::ObjectRef;
 
 use super::*;
@@ -54,8 +55,17 @@ fn request(source: &str, status: u16) -> Flow {
     }
 }
 
-fn edge(protocol: FlowProtocol) -> EdgeDelta {
-    EdgeDelta {
+fn edge(protocol: FlowProtocol) -> Box<EdgeDelta> {
+    let mut connect = LatencyHistogram {
+        sum_us: 5_000_090,
+        ..LatencyHistogram::default()
+    };
+    for us in [30, 60, 5_000_000] {
+        connect.buckets[latency_bucket(us)] += 1;
+    }
+    let mut rtt = LatencyHistogram::default();
+    (rtt.sum_us, rtt.buckets[latency_bucket(64)]) = (64, 1);
+    Box::new(EdgeDelta {
         reporter: Side::Destination,
         source: peer("client"),
         destination: destination(8080),
@@ -64,10 +74,16 @@ fn edge(protocol: FlowProtocol) -> EdgeDelta {
         opened: 2,
         closed: 1,
         refused: 3,
+        denied: 5,
         reset: 4,
         bytes_sent: 10,
         bytes_received: 20,
-    }
+        segments_sent: 7,
+        segments_received: 8,
+        retransmits: 9,
+        connect,
+        rtt,
+    })
 }
 
 fn flow(flow: Flow) -> Record {
@@ -144,7 +160,11 @@ fn kernel_edges_become_istio_tcp_from_the_servers_point_of_view() {
         ("istio_tcp_connections_opened_total", "4"),
         ("istio_tcp_connections_closed_total", "2"),
         ("weft_tcp_connections_refused_total", "6"),
-        ("weft_tcp_connections_reset_total", "8"),
+        ("weft_tcp_connections_denied_total", "10"),
+        ("weft_tcp_resets_total", "8"),
+        ("weft_tcp_retransmits_total", "18"),
+        ("weft_tcp_segments_sent_total", "16"),
+        ("weft_tcp_segments_received_total", "14"),
     ] {
         assert_eq!(
             value(&text, &[name, r#"reporter="destination""#, r#"request_protocol="tcp""#]),
@@ -152,6 +172,31 @@ fn kernel_edges_become_istio_tcp_from_the_servers_point_of_view() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn kernel_histograms_keep_their_bounds_and_their_sum() {
+    let text = scrape(
+        Config::default(),
+        &[
+            Record::Edge(edge(FlowProtocol::Tcp)),
+            Record::Edge(edge(FlowProtocol::Tcp)),
+        ],
+    );
+    for (name, le, expect) in [
+        ("weft_tcp_connect_duration_seconds_bucket", r#"le="0.000016""#, "0"),
+        ("weft_tcp_connect_duration_seconds_bucket", r#"le="0.000032""#, "2"),
+        ("weft_tcp_connect_duration_seconds_bucket", r#"le="0.000064""#, "4"),
+        ("weft_tcp_connect_duration_seconds_bucket", r#"le="4.194304""#, "4"),
+        ("weft_tcp_connect_duration_seconds_bucket", r#"le="+Inf""#, "6"),
+        ("weft_tcp_rtt_seconds_bucket", r#"le="0.000032""#, "0"),
+        ("weft_tcp_rtt_seconds_bucket", r#"le="0.000064""#, "2"),
+    ] {
+        assert_eq!(value(&text, &[name, le]), expect, "{name} {le}");
+    }
+    assert_eq!(value(&text, &["weft_tcp_connect_duration_seconds_sum"]), "10.00018");
+    assert_eq!(value(&text, &["weft_tcp_connect_duration_seconds_count"]), "6");
+    assert_eq!(value(&text, &["weft_tcp_rtt_seconds_sum"]), "0.000128");
 }
 
 #[test]
@@ -176,10 +221,47 @@ fn an_opaque_connection_through_the_proxy_is_counted_once() {
 
 #[test]
 fn http_and_udp_edges_are_no_istio_tcp() {
-    for protocol in [FlowProtocol::Http, FlowProtocol::Grpc, FlowProtocol::Udp] {
+    for (protocol, connections) in [
+        (FlowProtocol::Http, true),
+        (FlowProtocol::Grpc, true),
+        (FlowProtocol::Udp, false),
+    ] {
         let text = scrape(Config::default(), &[Record::Edge(edge(protocol))]);
-        assert!(!text.contains("istio_tcp_sent_bytes_total{"), "{text}");
+        let has = |name: &str| text.lines().any(|line| line.starts_with(&format!("{name}{{")));
+        assert!(
+            !has("istio_tcp_sent_bytes_total") && !has("istio_tcp_connections_opened_total"),
+            "{text}"
+        );
+        assert_eq!(has("weft_tcp_retransmits_total"), connections, "{text}");
+        assert_eq!(has("weft_tcp_rtt_seconds_count"), connections, "{text}");
     }
+}
+
+#[test]
+fn an_edge_without_name_is_one_word() {
+    let mut overflow = edge(FlowProtocol::Tcp);
+    overflow.source = Arc::new(Peer {
+        namespace: String::new(),
+        service: Some("overflow".into()),
+        account: "unknown".into(),
+    });
+    overflow.destination = Arc::new(Destination {
+        namespace: String::new(),
+        service: Some("overflow".into()),
+        account: None,
+        address: "0.0.0.0".parse().unwrap(),
+        port: 0,
+    });
+    let text = scrape(Config::default(), &[Record::Edge(overflow)]);
+    value(
+        &text,
+        &[
+            "istio_tcp_sent_bytes_total",
+            r#"source_workload="overflow""#,
+            r#"source_principal="unknown""#,
+            r#"destination_service="overflow""#,
+        ],
+    );
 }
 
 #[test]
@@ -359,7 +441,7 @@ fn every_registered_metric_is_used() {
         ..request("client", 403)
     };
     let config = Config {
-        max_series: 11,
+        max_series: 18,
         ..Config::default()
     };
     let text = scrape(
