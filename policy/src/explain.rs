@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{
-    Account, Class, Decision, HttpRequestView, Identity, ObjectRef, Protocol, Service, ServiceName, ServicePort,
+    Account, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName, ServicePort,
     Snapshot, Verdict,
 };
 
@@ -43,6 +43,8 @@ pub enum ExplainTarget {
 pub enum DataPath {
     Kernel,
     Proxy,
+    /// A foreign proxy (`l7: {mode: external}`).
+    External,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +71,18 @@ struct Candidate {
     target: u16,
     /// For messages.
     place: String,
+    /// Nobody on the way there sees requests ([`Service::sees_requests_to`]).
+    unseen: bool,
+}
+
+/// What is known of the way before the access rules are asked.
+#[derive(Clone, Copy)]
+struct Road<'s> {
+    /// [`ServicePort::proxied`]
+    proxied: Option<&'s str>,
+    /// [`ServicePort::http`]
+    http: bool,
+    l7: &'s L7,
 }
 
 /// Who asks. An account's workloads may be of several classes.
@@ -82,6 +96,8 @@ struct Judged {
     decision: Decision,
     network: Decision,
     access: Decision,
+    /// The latter in words.
+    said: String,
     path: DataPath,
 }
 
@@ -126,7 +142,12 @@ impl Snapshot {
         if candidates.is_empty() {
             return self.nowhere("there is no endpoint: the connection is refused".to_owned(), steps);
         }
-        self.judge(&source, candidates, port.proxied.as_deref(), port.http, input, steps)
+        let road = Road {
+            proxied: port.proxied.as_deref(),
+            http: port.http,
+            l7: &service.l7,
+        };
+        self.judge(&source, candidates, road, input, steps)
     }
 
     fn find_port<'s>(
@@ -155,7 +176,7 @@ impl Snapshot {
 
     /// Whom a connection to this port may be given to.
     fn candidates(&self, service: &Service, port: &ServicePort, steps: &mut Vec<String>) -> Vec<Candidate> {
-        let mut reached: Vec<(&ServiceName, &ServicePort)> = Vec::new();
+        let mut reached: Vec<(&Service, &ServicePort)> = Vec::new();
         if let Some(split) = &port.split {
             let per = if port.http { "request" } else { "connection" };
             let total: u64 = split.backends.iter().map(|backend| u64::from(backend.weight)).sum();
@@ -165,7 +186,7 @@ impl Snapshot {
                     .services
                     .get(&backend.service)
                     .zip(backend.port)
-                    .and_then(|(s, i)| s.ports.get(i).map(|port| (&s.name, port)));
+                    .and_then(|(s, i)| s.ports.get(i).map(|port| (&**s, port)));
                 let lost = if found.is_none() {
                     ", which is missing: its share goes nowhere"
                 } else {
@@ -182,13 +203,14 @@ impl Snapshot {
                     "- what matches none of its routes to service {} itself",
                     service.name
                 ));
-                reached.push((&service.name, port));
+                reached.push((service, port));
             }
         } else {
-            reached.push((&service.name, port));
+            reached.push((service, port));
         }
         let mut candidates = Vec::new();
-        for (name, port) in reached {
+        for (backend, port) in reached {
+            let (name, unseen) = (&backend.name, !service.sees_requests_to(backend));
             for endpoint in &port.endpoints {
                 let place = format!("{} ({}, service {name})", endpoint.address, endpoint.workload);
                 candidates.push(Candidate {
@@ -196,9 +218,10 @@ impl Snapshot {
                     class: endpoint.class,
                     target: endpoint.address.port(),
                     place,
+                    unseen,
                 });
             }
-            if port.pending {
+            if port.pending && service.l7 == L7::Auto {
                 steps.push(format!(
                     "service {name}: no endpoint listens yet, callers wait in the proxy"
                 ));
@@ -209,6 +232,7 @@ impl Snapshot {
                         class: workload.class,
                         target: *target,
                         place: "starting".to_owned(),
+                        unseen,
                     }));
                 }
             }
@@ -224,17 +248,20 @@ impl Snapshot {
         mut steps: Vec<String>,
     ) -> Explanation {
         let key = (SocketAddr::new(address, input.port), input.protocol);
-        let mut http = false;
+        let mut road = Road {
+            proxied: None,
+            http: false,
+            l7: &L7::Auto,
+        };
         let identity = if let Some(owner) = self.by_endpoint.get(&key) {
             steps.push(format!(
                 "{} is an endpoint of service {}: {}",
                 key.0, owner.service, owner.endpoint.workload
             ));
-            http = self
-                .services
-                .get(&owner.service)
-                .and_then(|s| s.ports.get(owner.port))
-                .is_some_and(|p| p.http);
+            if let Some(service) = self.services.get(&owner.service) {
+                road.http = service.ports.get(owner.port).is_some_and(|p| p.http);
+                road.l7 = &service.l7;
+            }
             owner.endpoint.identity
         } else if let Some(listener) = self.listener(key.0, key.1) {
             let account = self
@@ -261,8 +288,9 @@ impl Snapshot {
             class: self.class_of_destination(key.0, key.1, identity),
             target: input.port,
             place: key.0.to_string(),
+            unseen: false,
         };
-        self.judge(source, vec![candidate], None, http, input, steps)
+        self.judge(source, vec![candidate], road, input, steps)
     }
 
     /// Classes of an account's workloads; of one that has none: nobody's.
@@ -282,24 +310,32 @@ impl Snapshot {
         &self,
         source: &Source,
         candidates: Vec<Candidate>,
-        proxied: Option<&str>,
-        http: bool,
+        road: Road<'_>,
         input: &ExplainInput,
         mut steps: Vec<String>,
     ) -> Explanation {
+        let Road { proxied, http, l7 } = road;
+        let external = matches!(l7, L7::External { .. });
         let request = Request::of(input);
         let mut strictest: Option<Judged> = None;
         let mut seen = BTreeSet::new();
         for candidate in candidates {
             let (identity, target) = (candidate.identity, candidate.target);
-            if !seen.insert((identity, candidate.class, target)) {
+            if !seen.insert((identity, candidate.class, target, candidate.unseen)) {
                 continue;
             }
             let connection = self.authorize_connection(source.identity, identity, input.protocol, target);
             let by_proxy =
                 proxied.is_some() && connection.verdict != Verdict::Deny || connection.verdict == Verdict::NeedsHttp;
-            let (access, path) = match &request {
-                Some(request) if by_proxy && (http || connection.verdict == Verdict::NeedsHttp) => (
+            let unseen = match input.protocol {
+                Protocol::Tcp if candidate.unseen => self.authorize_unseen(source.identity, identity, target),
+                _ => None,
+            };
+            let (access, path) = match (unseen, &request) {
+                (Some(decision), _) if external && decision.verdict == Verdict::Audit => (decision, DataPath::External),
+                (Some(decision), _) => (decision, DataPath::Kernel),
+                _ if by_proxy && external => (connection, DataPath::External),
+                (None, Some(request)) if by_proxy && (http || connection.verdict == Verdict::NeedsHttp) => (
                     self.authorize_request(source.identity, identity, target, request),
                     DataPath::Proxy,
                 ),
@@ -310,11 +346,21 @@ impl Snapshot {
                 Some(account) => format!("account {account}"),
                 None => "no account".to_owned(),
             };
+            let said = match access.rule.and_then(|rule| self.rule(rule)) {
+                Some(rule) if unseen.is_some() => {
+                    let denied = match access.verdict {
+                        Verdict::Audit => "let through and reported (audit); else denied by",
+                        _ => "denied by",
+                    };
+                    format!("{denied} {rule}, which speaks of requests: nobody sees them on this way")
+                }
+                Some(rule) if path == DataPath::External && access.verdict == Verdict::NeedsHttp => {
+                    format!("{rule} lets connections through")
+                }
+                _ => self.say(access),
+            };
             let place = candidate.place;
-            steps.push(format!(
-                "{place}: {account}, target port {target}: {}",
-                self.say(access)
-            ));
+            steps.push(format!("{place}: {account}, target port {target}: {said}"));
             for class in &source.classes {
                 let network = self.authorize_network(*class, candidate.class, input.protocol, target);
                 if network.rule.is_some() {
@@ -329,6 +375,7 @@ impl Snapshot {
                     decision: network.and(access),
                     network,
                     access,
+                    said: said.clone(),
                     // What the network denies is denied before it gets anywhere.
                     path: if network.verdict == Verdict::Deny {
                         DataPath::Kernel
@@ -349,13 +396,19 @@ impl Snapshot {
             return self.nowhere("nobody is there".to_owned(), steps);
         };
         let way = match (judged.path, proxied) {
+            (DataPath::External, Some(reason)) => format!("handed over: {reason}"),
+            (DataPath::External, None) => "handed over: the foreign proxy decides about requests".to_owned(),
             (DataPath::Kernel, _) => "the kernel decides at connect".to_owned(),
             (DataPath::Proxy, Some(reason)) => format!("through the proxy: {reason}"),
             (DataPath::Proxy, None) => "through the proxy: an access rule speaks about requests".to_owned(),
         };
+        let said = match judged.decision == judged.access {
+            true => judged.said,
+            false => self.say(judged.decision),
+        };
         let object = |decision: Decision| decision.rule.and_then(|rule| self.rule(rule)).cloned();
         Explanation {
-            why: format!("{}; {way}", self.say(judged.decision)),
+            why: format!("{said}; {way}"),
             verdict: judged.decision.verdict,
             rule: object(judged.decision),
             network: object(judged.network),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::snapshot::{
-    AccessDefault, AccessPolicy, AccessRule, Account, Decision, HttpMatch, HttpRequestView, Identity, Listener,
+    AccessDefault, AccessPolicy, AccessRule, Account, Decision, HttpMatch, HttpRequestView, Identity, L7, Listener,
     ObjectRef, Protocol, RuleId, Service, ServiceName, ServicePort, Snapshot, Verdict,
 };
 
@@ -138,6 +138,16 @@ impl Snapshot {
         }
     }
 
+    /// The decision on a TCP connection on whose way nobody sees requests ([`Service::sees_requests_to`]), if rules about requests
+    /// speak of it; `None`: they do not, and [`Snapshot::authorize_connection`] decides.
+    pub fn authorize_unseen(&self, source: Identity, destination: Identity, target_port: u16) -> Option<Decision> {
+        let policy = self.policy_for(source, destination).ok()?;
+        let mut speaking = policy.rules_for(source, Protocol::Tcp, target_port);
+        let rule = speaking.find(|rule| rule.http.is_some())?;
+        let verdict = if policy.audit { Verdict::Audit } else { Verdict::Deny };
+        Some(Decision::new(verdict, rule.rule))
+    }
+
     /// What our DNS answers a workload of `client_namespace` that asks for `name`: `web`, `web.NAMESPACE` and
     /// `web.NAMESPACE.mesh` are services, all else is not ours. Upper case and a trailing dot do not matter.
     pub fn resolve(&self, client_namespace: &str, name: &str) -> DnsAnswer {
@@ -219,6 +229,16 @@ impl Service {
             .enumerate()
             .find(|(_, p)| p.port == port && p.protocol == protocol)
     }
+
+    /// Whether somebody sees the requests to a backend of this service (itself, or one that it is split to) on the way there,
+    /// and may judge them: our proxy, or the foreign one that both of them name.
+    pub fn sees_requests_to(&self, backend: &Service) -> bool {
+        match self.l7 {
+            L7::Auto => true,
+            L7::None => false,
+            L7::External { .. } => self.l7 == backend.l7,
+        }
+    }
 }
 
 // === impl AccessRule ===
@@ -229,6 +249,7 @@ impl AccessRule {
         self.protocol == protocol
             && self.sources.contains(&source)
             && self.ports.as_ref().is_none_or(|ports| ports.contains(&target_port))
+            && !self.except.contains(&target_port)
     }
 }
 
@@ -262,6 +283,7 @@ mod tests {
             ports: Vec::new(),
             failure_mode: None,
             acceleration: crate::snapshot::Acceleration::Off,
+            l7: L7::Auto,
         };
         let mut snapshot = Snapshot::default();
         snapshot.by_vip.insert(service.vip4.into(), name.clone());

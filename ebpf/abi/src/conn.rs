@@ -19,21 +19,24 @@ pub mod role {
 /// Flags of [`SockRecord`] and [`ConnRecord`].
 pub mod sock_flags {
     /// `original` holds what the application asked for; getpeername answers it.
-    pub const TRANSLATED: u8 = 1;
+    pub const TRANSLATED: u16 = 1;
     /// The connection was handed to the proxy.
-    pub const REDIRECTED: u8 = 2;
+    pub const REDIRECTED: u16 = 2;
     /// The socket belongs to our proxy.
-    pub const PROXY: u8 = 4;
+    pub const PROXY: u16 = 4;
     /// This connection may be short-circuited.
-    pub const ACCELERATE: u8 = 8;
+    pub const ACCELERATE: u16 = 8;
     /// UDP to port 53 was handed to our DNS listener; recvmsg answers `original`.
-    pub const DNS: u8 = 16;
+    pub const DNS: u16 = 16;
     /// The accepting end has read the record.
-    pub const CLAIMED: u8 = 32;
+    pub const CLAIMED: u16 = 32;
     /// Reached ESTABLISHED: opened was counted.
-    pub const ESTABLISHED: u8 = 64;
+    pub const ESTABLISHED: u16 = 64;
     /// Never judged: a workload talking to itself, or to the daemon.
-    pub const EXEMPT: u8 = 128;
+    pub const EXEMPT: u16 = 128;
+    /// With [`REDIRECTED`]: the proxy is a foreign one. `translated` of the dialling socket's record, and `original` of
+    /// all others of the connection, hold the endpoint that was picked for it.
+    pub const EXTERNAL: u16 = 256;
 }
 
 /// Short-circuit state of one direction; decided at its first byte and kept.
@@ -75,7 +78,8 @@ pub struct SockRecord {
     pub received_base: u64,
     /// What the application asked for.
     pub original: Addr,
-    /// What a datagram went to instead: an answer from there seems to come from `original`.
+    /// What a datagram went to instead: an answer from there seems to come from `original`. Of a connection handed to a
+    /// foreign proxy: the endpoint that was picked.
     pub translated: Addr,
     /// [`role::BOUND`]: the address the program bound; the entry in `weft_listen` goes with the socket.
     pub bound: Addr,
@@ -83,14 +87,12 @@ pub struct SockRecord {
     pub translated_port_be: u16,
     /// Port of `original`, wire order.
     pub original_port_be: u16,
+    /// [`sock_flags`].
+    pub flags: u16,
     /// [`role`].
     pub role: u8,
-    /// [`sock_flags`].
-    pub flags: u8,
     /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow).
     pub plain: u8,
-    /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
-    pub protocol: u8,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
@@ -115,8 +117,8 @@ pub struct SockRecord {
     pub bound_port_be: u16,
     /// 1: its edge found no room; all of it is counted on the overflow edge, so that what opens there closes there.
     pub overflowed: u8,
-    /// Explicit padding, zero.
-    pub pad: u8,
+    /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
+    pub protocol: u8,
     /// When its TCP counts went to its edge last, in units of 2^20 ns (wraps after 52 days).
     pub flushed_at: u32,
     /// The same of `direct_bytes`.
@@ -145,10 +147,8 @@ pub struct ConnRecord {
     pub original: Addr,
     /// Its port, wire order.
     pub original_port_be: u16,
-    /// [`crate::action`].
-    pub verdict: u8,
     /// [`sock_flags`].
-    pub flags: u8,
+    pub flags: u16,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
@@ -163,7 +163,11 @@ pub struct ConnRecord {
     pub destination_class: u32,
     /// [`role`] of the end that wrote this: the dialling one, or the accepting one where nobody of this machine's workloads
     /// dialled.
-    pub writer: u32,
+    pub writer: u8,
+    /// [`crate::action`].
+    pub verdict: u8,
+    /// Explicit padding, zero.
+    pub pad: u16,
     /// Cookie of that end's socket (`SO_COOKIE`): whom to reset when it is denied later.
     pub cookie: u64,
 }

@@ -50,10 +50,10 @@ pub struct Event {
     pub reporter: u8,
     /// [`crate::action`].
     pub verdict: u8,
-    /// [`crate::sock_flags`].
-    pub flags: u8,
     /// Positive errno of a denial.
     pub errno: u8,
+    /// Explicit padding, zero.
+    pub pad: u8,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
@@ -64,8 +64,10 @@ pub struct Event {
     pub rule: u32,
     /// Smoothed round trip time, µs; 0 = none.
     pub rtt_us: u32,
+    /// [`crate::sock_flags`].
+    pub flags: u16,
     /// Explicit padding, zero.
-    pub pad: u32,
+    pub pad2: u16,
 }
 
 const _: () = assert!(size_of::<Event>() == 96);

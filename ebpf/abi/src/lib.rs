@@ -18,7 +18,7 @@ pub use edge::{EdgeCounters, EdgeKey, LATENCY_BUCKETS, LatencyHistogram, latency
 pub use event::{Event, EventKind};
 pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};
 pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
-pub use service::{Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind};
+pub use service::{Backend, BackendKey, Dest, DestKey, External, backend_flags, dest_flags, dest_kind, external_guard};
 pub use tuple::{Addr, ListenKey, ListenValue, Tuple};
 pub use versioned::Versioned;
 
@@ -85,6 +85,7 @@ mod pod {
         crate::Versioned<crate::Dest>,
         crate::BackendKey,
         crate::Versioned<crate::Backend>,
+        crate::Versioned<crate::External>,
         crate::Tuple,
         crate::ListenKey,
         crate::ListenValue,

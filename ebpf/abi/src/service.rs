@@ -40,6 +40,17 @@ pub mod dest_flags {
     pub const ACCELERATE: u8 = 8;
     /// Its backends have different identities: with [`PROXIED`], the proxy judges, which alone knows the one it picks.
     pub const MIXED: u8 = 16;
+    /// The proxy that its connections visit is a foreign one: [`External`].
+    pub const EXTERNAL: u8 = 32;
+}
+
+/// Flags of [`Backend`].
+pub mod backend_flags {
+    /// Nobody on the way here asks the access rules about requests that protect this backend: where such a rule would be
+    /// needed, the connection is refused.
+    pub const UNASKED: u16 = 1;
+    /// With [`UNASKED`]: let through and reported instead.
+    pub const AUDITED: u16 = 2;
 }
 
 /// `weft_dests` value (under [`crate::Versioned`]).
@@ -89,8 +100,8 @@ pub struct Backend {
     pub addr: Addr,
     /// Port, wire order; 0 = this share leads nowhere and is refused.
     pub port_be: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// [`backend_flags`].
+    pub flags: u16,
     /// Identity of the workload there.
     pub identity: u32,
     /// Its class.
@@ -103,6 +114,30 @@ pub struct Backend {
     pub alias: u32,
 }
 
+/// `weft_externals` value (under [`crate::Versioned`]): the foreign proxy of a service port, by its number
+/// ([`Dest::service`]); under [`external_guard`] of its port, whose listener that port is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// Where it takes connections to IPv4 endpoints; zero: nowhere.
+    pub addr4: Addr,
+    /// Where it takes connections to IPv6 endpoints; zero: nowhere.
+    pub addr6: Addr,
+    /// cgroup id of the foreign proxy.
+    pub cgroup: u64,
+    /// Its port, wire order.
+    pub port_be: u16,
+    /// Explicit padding, zero.
+    pub pad: [u8; 6],
+}
+
+/// Key of `weft_externals` by which a port of a foreign proxy is found. Numbers of service ports are below it.
+#[inline(always)]
+pub const fn external_guard(port_be: u16) -> u32 {
+    1 << 31 | port_be as u32
+}
+
+const _: () = assert!(size_of::<External>() == 48);
 const _: () = assert!(size_of::<DestKey>() == 20);
 const _: () = assert!(size_of::<Dest>() == 32);
 const _: () = assert!(size_of::<Backend>() == 40);

@@ -9,7 +9,7 @@ use weft_abi::{
 use crate::{
     context::SockAddr,
     errs::{self, Site},
-    inbound,
+    external, inbound,
     maps::{BACKENDS, CONFIG, DESTS, LISTEN, LOCAL, WORKLOADS},
     telemetry,
     verdict::{self, Party},
@@ -32,7 +32,7 @@ pub struct Way {
 
 impl Way {
     #[inline(always)]
-    fn to(addr: Addr, port_be: u16) -> Self {
+    pub fn to(addr: Addr, port_be: u16) -> Self {
         Self {
             addr,
             port_be,
@@ -227,6 +227,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     record.netns = netns;
     let mut flags = 0u8;
     let mut reachable = true;
+    let mut backend_flag = 0u16;
     match lookup(&asked.addr, asked.port_be, protocol::TCP, config.generation) {
         Some(found) if found.kind == dest_kind::SERVICE => {
             flags = found.flags;
@@ -234,7 +235,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             record.destination = found.identity;
             record.destination_class = found.class;
             record.flags = sock_flags::TRANSLATED;
-            let v6 = hook.is_v6() && !asked.addr.is_v4();
+            let v6 = hook.is_v6() && !asked.addr.is_v4() && external::takes_v6(config, hook, found);
             let (set, count) = if v6 {
                 (found.set6, found.count6)
             } else {
@@ -251,8 +252,10 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
                     record.destination = backend.identity;
                     record.destination_class = backend.class;
                     record.target_port_be = backend.port_be;
+                    backend_flag = backend.flags;
                 }
-                _ if flags & dest_flags::PROXIED != 0 => reachable = false,
+                // Our proxy waits for a backend; a foreign one could not be told any.
+                _ if flags & (dest_flags::PROXIED | dest_flags::EXTERNAL) == dest_flags::PROXIED => reachable = false,
                 _ => return asked.refuse(ECONNREFUSED),
             }
         }
@@ -279,11 +282,17 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
                 return way;
             }
             let whose = match is_local(&asked.addr) {
+                true if !external::may_use(config, asked.port_be, record.owner) => {
+                    record.verdict = action::DENY;
+                    return asked.refuse(EPERM);
+                }
                 true => match listener(&asked.addr, asked.port_be, protocol::TCP, netns) {
                     Some(found) if found.owner == record.owner || found.owner == config.daemon_cgroup => {
                         record.flags = sock_flags::EXEMPT;
                         return asked;
                     }
+                    // Another port of a foreign proxy is no workload's.
+                    Some(found) if external::is_proxy(found.owner) => None,
                     // A workload's port that no service declares is still a workload.
                     Some(found) => Some(inbound::party_of(found.owner)),
                     None => None,
@@ -315,6 +324,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             u16::from_be(way.port_be),
         )
     };
+    let ruling = external::unseen(ruling, backend_flag);
     record.rule = ruling.rule;
     record.verdict = ruling.action();
     if record.verdict == action::DENY {
@@ -331,7 +341,13 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     }
     let by_access = record.verdict == action::REDIRECT;
     if by_access || flags & dest_flags::PROXIED != 0 {
-        if let Some(proxy) = ours(config, hook, &asked.addr, config.proxy_port_be) {
+        if flags & dest_flags::EXTERNAL != 0 {
+            if let Some(proxy) = external::proxy(config, hook, record.service, way.addr.is_v4()) {
+                record.flags = sock_flags::TRANSLATED | sock_flags::REDIRECTED | sock_flags::EXTERNAL;
+                (record.translated, record.translated_port_be) = (way.addr, way.port_be);
+                return proxy;
+            }
+        } else if let Some(proxy) = ours(config, hook, &asked.addr, config.proxy_port_be) {
             record.flags = sock_flags::TRANSLATED | sock_flags::REDIRECTED;
             if flags & dest_flags::ACCELERATE != 0 && config.short_circuit != 0 && record.plain == 0 {
                 record.flags |= sock_flags::ACCELERATE;

@@ -6,7 +6,7 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{
-    bindings::{bpf_sock_addr, bpf_sock_ops, sk_msg_md},
+    bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops, sk_msg_md},
     helpers::{bpf_get_netns_cookie, bpf_sk_storage_get},
 };
 use weft_abi::{Addr, SockRecord, Tuple};
@@ -148,6 +148,12 @@ impl SockAddr {
         }
     }
 
+    /// The context itself, for helpers.
+    #[inline(always)]
+    pub fn raw(&self) -> *mut bpf_sock_addr {
+        self.ctx
+    }
+
     /// Network namespace cookie.
     #[inline(always)]
     pub fn netns_cookie(&self) -> u64 {
@@ -203,4 +209,42 @@ pub fn sockops_tuple(ops: *mut bpf_sock_ops) -> Tuple {
 #[inline(always)]
 pub fn msg_tuple(msg: *mut sk_msg_md) -> Tuple {
     tuple!(msg)
+}
+
+/// The connection of a socket as this end sees it; `netns` is the low half of its namespace's cookie.
+///
+/// # Safety
+///
+/// `sk` is a full socket as the verifier knows it, not null.
+#[inline(always)]
+pub unsafe fn sock_tuple(sk: *mut bpf_sock, netns: u32) -> Tuple {
+    // SAFETY: loads at constant offsets of what the caller vouches for; both families for the reason above.
+    unsafe {
+        let family = read_volatile(addr_of!((*sk).family));
+        let local4 = read_volatile(addr_of!((*sk).src_ip4));
+        let remote4 = read_volatile(addr_of!((*sk).dst_ip4));
+        let local6 = [
+            read_volatile(addr_of!((*sk).src_ip6[0])),
+            read_volatile(addr_of!((*sk).src_ip6[1])),
+            read_volatile(addr_of!((*sk).src_ip6[2])),
+            read_volatile(addr_of!((*sk).src_ip6[3])),
+        ];
+        let remote6 = [
+            read_volatile(addr_of!((*sk).dst_ip6[0])),
+            read_volatile(addr_of!((*sk).dst_ip6[1])),
+            read_volatile(addr_of!((*sk).dst_ip6[2])),
+            read_volatile(addr_of!((*sk).dst_ip6[3])),
+        ];
+        // src_port is in host order, dst_port in wire order (include/uapi/linux/bpf.h).
+        let local_port = read_volatile(addr_of!((*sk).src_port));
+        let remote_port_be = read_volatile(addr_of!((*sk).dst_port));
+        let v4 = family == AF_INET;
+        Tuple {
+            local: if v4 { Addr::v4(local4) } else { Addr(local6) },
+            remote: if v4 { Addr::v4(remote4) } else { Addr(remote6) },
+            local_port_be: (local_port as u16).to_be(),
+            remote_port_be,
+            netns,
+        }
+    }
 }

@@ -10,6 +10,7 @@
 mod capture;
 mod context;
 mod errs;
+mod external;
 mod flows;
 mod hooks;
 mod inbound;

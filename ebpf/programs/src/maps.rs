@@ -6,8 +6,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, AddrOwner, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, FlowKey,
-    FlowRecord, ListenKey, ListenValue, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple, Versioned, Workload,
+    Addr, AddrOwner, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, External,
+    FlowKey, FlowRecord, ListenKey, ListenValue, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple, Versioned,
+    Workload,
 };
 
 use crate::errs::ErrKey;
@@ -29,6 +30,10 @@ pub static DESTS: HashMap<DestKey, Versioned<Dest>, 524_288, NO_PREALLOC> = Hash
 /// Alias tables of all backend sets.
 #[btf_map(name = "weft_backends")]
 pub static BACKENDS: HashMap<BackendKey, Versioned<Backend>, 1_048_576, NO_PREALLOC> = HashMap::new();
+
+/// Foreign proxies by service port number, and their ports. Full: the daemon refuses the publication and says so.
+#[btf_map(name = "weft_externals")]
+pub static EXTERNALS: HashMap<u32, Versioned<External>, 65_536, NO_PREALLOC> = HashMap::new();
 
 /// The L4 policy of every identity.
 #[btf_map(name = "weft_policy")]

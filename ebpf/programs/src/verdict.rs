@@ -126,7 +126,10 @@ pub fn may_go_on(epoch: Epoch, record: &mut SockRecord) -> bool {
 #[inline(always)]
 fn again(epoch: Epoch, record: &mut SockRecord) {
     record.generation = epoch.generation;
-    let free = sock_flags::EXEMPT | sock_flags::REDIRECTED | sock_flags::PROXY;
+    // What was handed to a foreign proxy is ours to judge: it does not know our rules.
+    let external = record.flags & sock_flags::EXTERNAL != 0;
+    let ours = if external { 0 } else { sock_flags::REDIRECTED };
+    let free = sock_flags::EXEMPT | sock_flags::PROXY | ours;
     if record.flags & free != 0 || record.verdict == action::DENY || record.source == identity::PROXY {
         return;
     }
@@ -152,7 +155,7 @@ fn again(epoch: Epoch, record: &mut SockRecord) {
         u16::from_be(record.target_port_be),
     );
     let now = ruling.action();
-    if now == action::DENY || now == action::REDIRECT && record.verdict != action::REDIRECT {
+    if now == action::DENY || now == action::REDIRECT && record.verdict != action::REDIRECT && !external {
         record.verdict = action::DENY;
         record.rule = ruling.rule;
         telemetry::cut(record);

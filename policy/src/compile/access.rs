@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Allocations, members::Members, report::Report, services::Drafts, smi, sources::Sources};
+use super::{Allocations, l7::Elsewhere, members::Members, report::Report, services::Drafts, smi, sources::Sources};
 use crate::{
     resource::{AUDIT_ANNOTATION, smi::TrafficTargetSpec},
     snapshot::{
@@ -62,6 +62,7 @@ impl Access {
             })
             .collect();
         let served = served(drafts);
+        let elsewhere = Elsewhere::of(sources, drafts);
         for (object, target) in &sources.targets {
             let rule = allocations.rule(&object.id);
             let lowered = smi::lower(object, target, sources, report);
@@ -79,15 +80,27 @@ impl Access {
             }
             let audit = object.is_audited();
             let speaks_of_requests = lowered.grants.iter().any(|grant| grant.http.is_some());
+            let mut allows = Vec::new();
             for grant in lowered.grants {
                 let identity = allocations.identity(grant.destination);
+                let mut allow = grant.rule(rule, audit, identity, &served, allocations);
+                elsewhere.cut(identity, &mut allow);
                 if let Some(policy) = policies.get_mut(&identity) {
-                    policy
-                        .allow
-                        .push(grant.rule(rule, audit, identity, &served, allocations));
+                    policy.allow.push(allow.clone());
                 }
+                allows.push((identity, allow));
             }
-            if missing.is_empty() {
+            let audits = sources.is_audited(Some(object.namespace()));
+            let said = elsewhere.judge(object, target, &allows, audits, report);
+            if !missing.is_empty() {
+                report.status(
+                    &object.id,
+                    ObjectState::Pending,
+                    format!("missing: {}", missing.join(", ")),
+                );
+            } else if let Some((state, said)) = said {
+                report.status(&object.id, state, said);
+            } else {
                 let says = match (audit, speaks_of_requests) {
                     (false, _) => "enforced".to_owned(),
                     (true, true) => {
@@ -99,12 +112,6 @@ impl Access {
                     ),
                 };
                 report.status(&object.id, ObjectState::Accepted, says);
-            } else {
-                report.status(
-                    &object.id,
-                    ObjectState::Pending,
-                    format!("missing: {}", missing.join(", ")),
-                );
             }
         }
         let policies = policies
@@ -124,7 +131,8 @@ impl Access {
             policy
                 .allow
                 .iter()
-                .any(|rule| rule.http.is_some() && rule.ports.as_ref().is_none_or(|ports| ports.contains(&target)))
+                .filter(|rule| rule.http.is_some() && !rule.except.contains(&target))
+                .any(|rule| rule.ports.as_ref().is_none_or(|ports| ports.contains(&target)))
         })
     }
 }
@@ -160,6 +168,7 @@ impl Grant<'_> {
                 .collect(),
             protocol: self.protocol,
             ports,
+            except: BTreeSet::new(),
             http: self.http,
         }
     }

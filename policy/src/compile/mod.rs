@@ -17,6 +17,7 @@
 
 mod access;
 mod allocations;
+mod l7;
 mod members;
 mod network;
 mod report;

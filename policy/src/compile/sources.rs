@@ -9,7 +9,7 @@ use crate::{
         smi::{HttpRouteGroupSpec, PortRouteSpec, TrafficSplitSpec, TrafficTargetSpec},
         weft::{Enforcement, MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
     },
-    snapshot::{Account, ServiceName},
+    snapshot::{Account, L7, ServiceName},
     store::Store,
 };
 
@@ -96,6 +96,12 @@ impl<'a> Sources<'a> {
     pub fn is_audited(&self, namespace: Option<&str>) -> bool {
         let of = |key: Option<&str>| self.configs.get(&key).and_then(|(_, config)| config.enforcement);
         namespace.and_then(|namespace| of(Some(namespace))).or_else(|| of(None)) == Some(Enforcement::Audit)
+    }
+
+    /// Who works per request for a service.
+    pub fn l7(&self, service: &ServiceName) -> &L7 {
+        let declared = self.policies.get(service).and_then(|(_, policy)| policy.l7.as_ref());
+        declared.map_or(&L7::Auto, |l7| &l7.value)
     }
 }
 

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Allocations,
     access::Access,
+    l7,
     report::Report,
     services::{Draft, Drafts, PortDraft},
     sources::{Sources, service_name},
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     resource::{Object, smi::TrafficSplitSpec},
     snapshot::{
-        Acceleration, AppProtocol, HttpMatch, ObjectState, Protocol, Service, ServiceName, ServicePort, Split,
+        Acceleration, AppProtocol, HttpMatch, L7, ObjectState, Protocol, Service, ServiceName, ServicePort, Split,
         SplitBackend,
     },
 };
@@ -32,10 +33,12 @@ pub(super) fn finish(
     check_policies(sources, drafts, report);
     let mut services = BTreeMap::new();
     for (name, draft) in &drafts.services {
+        let l7 = sources.l7(name);
         let split = sources.splits.get(name).map(|(object, spec)| Root {
             object,
             spec,
             matches: matches_of(object, spec, sources),
+            per_request: *l7 == L7::Auto,
         });
         if let Some(root) = &split {
             root.report(name, draft, drafts, sources, report);
@@ -44,7 +47,7 @@ pub(super) fn finish(
         let ports = draft
             .ports
             .iter()
-            .map(|port| finish_port(port, split.as_ref(), drafts, access, allocations));
+            .map(|port| finish_port(port, l7, split.as_ref(), drafts, access, allocations));
         let service = Service {
             name: name.clone(),
             vip4: draft.vip4,
@@ -54,6 +57,7 @@ pub(super) fn finish(
             acceleration: policy
                 .and_then(|policy| policy.acceleration)
                 .unwrap_or(Acceleration::Off),
+            l7: l7.clone(),
         };
         services.insert(name.clone(), Arc::new(service));
     }
@@ -62,6 +66,7 @@ pub(super) fn finish(
 
 fn finish_port(
     port: &PortDraft,
+    l7: &L7,
     root: Option<&Root<'_>>,
     drafts: &Drafts,
     access: &Access,
@@ -73,7 +78,7 @@ fn finish_port(
             .targets
             .iter()
             .any(|(identity, target)| access.speaks_of_requests(*identity, *target));
-    let http = may_be_http(port) && (port.app.is_http() || asked_for);
+    let http = *l7 == L7::Auto && may_be_http(port) && (port.app.is_http() || asked_for);
     let waits = match split {
         Some(root) if !root.has_matches() => root
             .backends(drafts, port)
@@ -81,6 +86,8 @@ fn finish_port(
         _ => port.pending,
     };
     let proxied = match split {
+        // Nobody of ours is there to split or to wait.
+        _ if *l7 != L7::Auto => l7::proxied(l7).filter(|_| may_be_http(port)),
         Some(root) if http => Some(format!("{} splits per request", root.object.id)),
         _ if waits => Some(NOBODY_LISTENS_YET.to_owned()),
         _ => None,
@@ -110,6 +117,8 @@ struct Root<'a> {
     spec: &'a TrafficSplitSpec,
     /// `None`: every request is split; empty: none is, for nothing that `matches` names is there.
     matches: Option<Vec<HttpMatch>>,
+    /// Whether our proxy sees the requests at all.
+    per_request: bool,
 }
 
 fn matches_of(object: &Object, spec: &TrafficSplitSpec, sources: &Sources<'_>) -> Option<Vec<HttpMatch>> {
@@ -132,7 +141,12 @@ impl<'a> Root<'a> {
     fn applies_to(&self, port: &PortDraft) -> bool {
         self.matches
             .as_ref()
-            .is_none_or(|matches| !matches.is_empty() && may_be_http(port))
+            .is_none_or(|matches| !matches.is_empty() && self.tells_apart(port))
+    }
+
+    /// Whether requests on this port can be told apart.
+    fn tells_apart(&self, port: &PortDraft) -> bool {
+        self.per_request && may_be_http(port)
     }
 
     /// Backends with a weight, and their port of this number.
@@ -235,9 +249,19 @@ impl<'a> Root<'a> {
         let blind: Vec<String> = root
             .ports
             .iter()
-            .filter(|port| self.has_matches() && !may_be_http(port))
+            .filter(|port| self.has_matches() && !self.tells_apart(port))
             .map(|port| format!("{}/{}", port.port, port.protocol))
             .collect();
+        if !self.per_request
+            && let Some(first) = self.spec.matches.first()
+        {
+            report.warn(
+                self.object,
+                first,
+                format!("our proxy does not see the requests of {root_name}: nothing is split"),
+                "remove `matches`, or give the service's policy `l7: {mode: auto}`",
+            );
+        }
         let id = &self.object.id;
         let untold = format!("requests cannot be told apart on port {}", blind.join(", "));
         if !missing.is_empty() {
@@ -266,7 +290,9 @@ fn check_roots(sources: &Sources<'_>, drafts: &Drafts, report: &mut Report) {
 
 fn check_policies(sources: &Sources<'_>, drafts: &Drafts, report: &mut Report) {
     for (name, (object, spec)) in &sources.policies {
-        if !drafts.services.contains_key(name) {
+        if drafts.services.contains_key(name) {
+            l7::report_policy(name, object, spec, report);
+        } else {
             let reason = format!("there is no Service {name}: nothing obeys this policy");
             report.warn(object, &spec.service, reason, "define it, or correct the name");
             report.status(&object.id, ObjectState::Pending, format!("missing: Service {name}"));

@@ -32,6 +32,8 @@ struct World {
     http: [[Option<Vec<Match>>; ROUTES]; 2],
     tcp: [[Option<Vec<u16>>; ROUTES]; 2],
     udp: [[Option<Vec<u16>>; ROUTES]; 2],
+    /// Whether the requests to an account's service are seen by nobody (`l7: none`).
+    unseen: [[bool; ACCOUNTS]; 2],
 }
 
 #[derive(Debug, Clone)]
@@ -91,14 +93,16 @@ fn world() -> impl Strategy<Value = World> {
         prop::array::uniform2(prop::array::uniform3(group)),
         prop::array::uniform2(prop::array::uniform3(route.clone())),
         prop::array::uniform2(prop::array::uniform3(route)),
+        prop::array::uniform2(prop::array::uniform3(prop::bool::weighted(0.3))),
     )
-        .prop_map(|(denies, audits, targets, http, tcp, udp)| World {
+        .prop_map(|(denies, audits, targets, http, tcp, udp, unseen)| World {
             denies,
             audits,
             targets,
             http,
             tcp,
             udp,
+            unseen,
         })
 }
 
@@ -141,6 +145,13 @@ fn yaml(world: &World) -> String {
         }
     }
     for (n, namespace) in NAMESPACES.iter().enumerate() {
+        for a in (0..ACCOUNTS).filter(|a| world.unseen[n][*a]) {
+            let _ = writeln!(
+                out,
+                "apiVersion: weft.mesh/v1alpha1\nkind: ServicePolicy\n\
+                 metadata: {{name: a{a}, namespace: {namespace}}}\nspec: {{service: a{a}, l7: {{mode: none}}}}\n---"
+            );
+        }
         for r in 0..ROUTES {
             if let Some(matches) = &world.http[n][r] {
                 let _ = writeln!(
@@ -274,6 +285,10 @@ impl World {
     fn allows(&self, target: &Target, call: &Call, request: Option<Request>) -> bool {
         let (n, a) = call.destination;
         if (target.namespace, target.destination) != (n, a) || !target.sources.contains(&call.source) {
+            return false;
+        }
+        let served = PORTS.iter().any(|port| target_port(a, *port) == call.target_port);
+        if call.protocol == Protocol::Tcp && Self::is_about_requests(target) && self.unseen[n][a] && served {
             return false;
         }
         let mut speaks_tcp = false;

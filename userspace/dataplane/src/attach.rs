@@ -34,6 +34,9 @@ pub const CGROUP_PROGRAMS: [&str; 15] = [
     "weft_skb_out",
 ];
 
+/// The program that answers a foreign proxy's SO_ORIGINAL_DST, on its cgroup alone.
+pub const GETSOCKOPT: &str = "weft_getsockopt";
+
 /// The program on the sockmap.
 pub const SK_MSG: &str = "weft_sk_msg";
 
@@ -65,44 +68,74 @@ pub fn attach_all(ebpf: &mut Ebpf, cgroup: &Cgroup, links: &Path) -> Result<(), 
         source,
     })?;
     for name in CGROUP_PROGRAMS {
-        let pin = links.join(pin_name(name));
-        let attach_error = |source: io::Error| DataplaneError::Attach {
-            program: name,
-            target: cgroup.path().display().to_string(),
-            source,
-        };
-        let program = program(ebpf, name)?;
-        if let Some(link) = reusable(&pin, cgroup_id)? {
-            let fd = program.fd().map_err(|source| refused(name, source))?;
-            sys::link_update(&link, fd.as_fd()).map_err(attach_error)?;
-            continue;
-        }
-        macro_rules! attach {
-            ($program:ident $(, $how:expr)*) => {
-                $program
-                    .attach(&file $(, $how)*)
-                    .and_then(|id| $program.take_link(id))
-                    .map_err(|source| attach_error(to_io(source)))
-                    .and_then(|link| FdLink::try_from(link).map_err(|source| attach_error(io::Error::other(source))))?
-            };
-        }
-        let mode = CgroupAttachMode::Single;
-        let link = match program {
-            Program::CgroupSock(program) => attach!(program, mode),
-            Program::CgroupSockAddr(program) => attach!(program, mode),
-            Program::SockOps(program) => attach!(program, mode),
-            Program::CgroupSkb(program) if name == "weft_skb_in" => {
-                attach!(program, CgroupSkbAttachType::Ingress, mode)
-            }
-            Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
-            _ => return Err(DataplaneError::Missing { what: "program", name }),
-        };
-        // The kernel keeps the link for as long as the pin exists; dropping our descriptor changes nothing.
-        link.pin(&pin).map_err(|source| DataplaneError::Pin {
-            path: pin.clone(),
-            source: io::Error::other(source),
-        })?;
+        attach_one(
+            ebpf,
+            name,
+            cgroup.path(),
+            (&file, cgroup_id),
+            &links.join(pin_name(name)),
+        )?;
     }
+    Ok(())
+}
+
+/// Loads the program of foreign proxies, if it is not.
+pub fn load_getsockopt(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+    match program(ebpf, GETSOCKOPT)? {
+        Program::CgroupSockopt(program) if program.fd().is_err() => {
+            program.load().map_err(|source| refused(GETSOCKOPT, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts a loaded program behind the pinned link of a cgroup (opened, with its id), made if need be.
+pub fn attach_one(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    target: &Path,
+    (file, cgroup_id): (&fs::File, u64),
+    pin: &Path,
+) -> Result<(), DataplaneError> {
+    let attach_error = |source: io::Error| DataplaneError::Attach {
+        program: name,
+        target: target.display().to_string(),
+        source,
+    };
+    let program = program(ebpf, name)?;
+    if let Some(link) = reusable(pin, cgroup_id)? {
+        let fd = program.fd().map_err(|source| refused(name, source))?;
+        return sys::link_update(&link, fd.as_fd()).map_err(attach_error);
+    }
+    macro_rules! attach {
+        ($program:ident $(, $how:expr)*) => {
+            $program
+                .attach(file $(, $how)*)
+                .and_then(|id| $program.take_link(id))
+                .map_err(|source| attach_error(to_io(source)))
+                .and_then(|link| FdLink::try_from(link).map_err(|source| attach_error(io::Error::other(source))))?
+        };
+    }
+    let mode = CgroupAttachMode::Single;
+    let link = match program {
+        Program::CgroupSock(program) => attach!(program, mode),
+        Program::CgroupSockAddr(program) => attach!(program, mode),
+        Program::SockOps(program) => attach!(program, mode),
+        Program::CgroupSkb(program) if name == "weft_skb_in" => {
+            attach!(program, CgroupSkbAttachType::Ingress, mode)
+        }
+        Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
+        Program::CgroupSockopt(program) => {
+            let fd = program.fd().map_err(|source| refused(name, source))?;
+            return sys::pin_getsockopt(fd.as_fd(), file, pin).map_err(attach_error);
+        }
+        _ => return Err(DataplaneError::Missing { what: "program", name }),
+    };
+    // The kernel keeps the link for as long as the pin exists; dropping our descriptor changes nothing.
+    link.pin(pin).map_err(|source| DataplaneError::Pin {
+        path: pin.to_path_buf(),
+        source: io::Error::other(source),
+    })?;
     Ok(())
 }
 

@@ -100,6 +100,16 @@ impl Cgroup {
         &self.path
     }
 
+    /// Where cgroup v2 is mounted.
+    pub fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The daemon's own cgroup, whether or not it is there.
+    pub fn daemon(&self) -> PathBuf {
+        self.path.join(DAEMON)
+    }
+
     /// Depth of a workload's cgroup below the hierarchy's root.
     pub fn workload_level(&self) -> u32 {
         let below = self
@@ -115,7 +125,7 @@ impl Cgroup {
     ///
     /// Not permitted.
     pub fn enter_daemon(&self) -> Result<u64, DataplaneError> {
-        let path = self.path.join(DAEMON);
+        let path = self.daemon();
         fs::create_dir_all(&path).map_err(fail(&path, "make"))?;
         fs::write(path.join("cgroup.procs"), std::process::id().to_string()).map_err(fail(&path, "enter"))?;
         id_of(&path).map_err(fail(&path, "read"))

@@ -29,7 +29,8 @@ pub struct Established {
     pub destination_class: u32,
     /// The endpoint's port.
     pub port: u16,
-    /// It goes past the proxy although requests were to be looked at: there was no proxy, and its failure mode is open.
+    /// It goes past our proxy although requests were to be looked at: there was none, and its failure mode is open; or a
+    /// foreign one looks at them.
     pub past_the_proxy: bool,
 }
 
@@ -52,11 +53,16 @@ impl Dataplane {
         let map: HashMap<MapData, Tuple, ConnRecord> = map.try_into().map_err(fail)?;
         let mut cut = 0;
         for (tuple, conn) in map.iter().filter_map(Result::ok) {
-            let free = sock_flags::REDIRECTED | sock_flags::PROXY | sock_flags::EXEMPT;
+            // What was handed to a foreign proxy is ours to judge.
+            let ours = match conn.flags & sock_flags::EXTERNAL {
+                0 => sock_flags::REDIRECTED,
+                _ => 0,
+            };
+            let free = ours | sock_flags::PROXY | sock_flags::EXEMPT;
             if conn.flags & free != 0 || conn.source == identity::PROXY || !denied(&established(&tuple, &conn)) {
                 continue;
             }
-            let end = if conn.writer == u32::from(role::PASSIVE) {
+            let end = if conn.writer == role::PASSIVE {
                 tuple.reversed()
             } else {
                 tuple
@@ -75,14 +81,20 @@ impl Dataplane {
 }
 
 fn established(tuple: &Tuple, conn: &ConnRecord) -> Established {
+    let external = conn.flags & sock_flags::EXTERNAL != 0;
+    let endpoint = if external {
+        conn.original_port_be
+    } else {
+        tuple.remote_port_be
+    };
     Established {
         owner: (conn.owner != 0).then_some(conn.owner),
         source: conn.source,
         destination: conn.destination,
         source_class: conn.source_class,
         destination_class: conn.destination_class,
-        port: u16::from_be(tuple.remote_port_be),
-        past_the_proxy: conn.verdict == weft_abi::action::REDIRECT,
+        port: u16::from_be(endpoint),
+        past_the_proxy: external || conn.verdict == weft_abi::action::REDIRECT,
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use aya::programs::{ProgramType, loaded_programs};
 use serde::{Deserialize, Serialize};
 
-use crate::{attach, cgroup::Cgroup, error::DataplaneError, inbound, loader::pin_name, sys};
+use crate::{attach, cgroup::Cgroup, error::DataplaneError, foreign, inbound, loader::pin_name, sys};
 
 /// One program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,9 +82,11 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
         .collect())
 }
 
-/// Whether the canary does what this program watches: it makes no short-circuit, and nothing of it passes a device.
+/// Whether the canary does what this program watches: it makes no short-circuit, is no
+/// foreign proxy, and nothing of it passes a device.
 fn provoked(name: &str) -> bool {
-    name != attach::SK_MSG && !inbound::TC.iter().any(|(tc, ..)| name.starts_with(tc))
+    let elsewhere = name == attach::SK_MSG || name.starts_with(attach::GETSOCKOPT);
+    !elsewhere && !inbound::TC.iter().any(|(tc, ..)| name.starts_with(tc))
 }
 
 /// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
@@ -168,6 +170,7 @@ fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
         ids.push((name.to_owned(), id));
     }
     ids.extend(inbound::attached_programs(&bpffs.join("links"))?);
+    ids.extend(foreign::attached_programs(&bpffs.join("links")));
     let mut found = Vec::new();
     let mut sk_msg = None;
     for program in loaded_programs() {
@@ -245,6 +248,11 @@ pub fn features() -> Vec<Feature> {
             "tc",
             program(ProgramType::SchedClassifier),
             "packets of what has no socket here",
+        ),
+        feature(
+            "cgroup/getsockopt",
+            program(ProgramType::CgroupSockopt),
+            "foreign proxies (l7: external)",
         ),
         feature(
             "bpf_set_retval",

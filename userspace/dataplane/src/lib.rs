@@ -12,6 +12,7 @@ mod cut;
 mod doctor;
 mod error;
 mod events;
+mod foreign;
 mod inbound;
 mod loader;
 mod lock;

@@ -19,6 +19,7 @@ use crate::{
     cgroup::Cgroup,
     doctor,
     error::DataplaneError,
+    foreign::ForeignProxies,
     lock::Lock,
     publish::{Published, Publisher},
     selftest, sys,
@@ -37,11 +38,12 @@ use crate::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 18] = [
+const PINNED_MAPS: [&str; 19] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
     "weft_backends",
+    "weft_externals",
     "weft_policy",
     "weft_socks",
     "weft_conns",
@@ -117,6 +119,7 @@ pub struct Dataplane {
     locks: Mutex<Option<Locks>>,
     ebpf: Mutex<Ebpf>,
     publisher: Mutex<Publisher>,
+    foreign: Mutex<ForeignProxies>,
     namespaces: Namespaces,
 }
 
@@ -231,7 +234,8 @@ impl Dataplane {
         };
         publisher.configure(fixed)?;
         telemetry::make_overflow_edges(&maps.join("edges"))?;
-        attach::attach_all(&mut ebpf, &config.cgroup, &config.bpffs.join("links"))?;
+        let links = config.bpffs.join("links");
+        attach::attach_all(&mut ebpf, &config.cgroup, &links)?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
         Ok(Self {
             bpffs: config.bpffs.clone(),
@@ -242,6 +246,7 @@ impl Dataplane {
             locks: Mutex::new(Some(locks)),
             ebpf: Mutex::new(ebpf),
             publisher: Mutex::new(publisher),
+            foreign: Mutex::new(ForeignProxies::new(config.cgroup.clone(), links)),
             namespaces,
         })
     }
@@ -258,6 +263,7 @@ impl Dataplane {
         publisher.adopt_again()?;
         publisher.configure(self.fixed)?;
         attach::attach_sk_msg(&mut ebpf)?;
+        self.foreign.lock().expect("no panic under this lock").reclaim();
         attach::attach_all(&mut ebpf, &self.cgroup, &self.bpffs.join("links"))
     }
 
@@ -312,10 +318,27 @@ impl Dataplane {
     ///
     /// A table is full or the kernel refused a write: the generation in force stays in force.
     pub fn publish(&self, snapshot: &weft_policy::Snapshot) -> Result<Published, DataplaneError> {
-        self.publisher
-            .lock()
-            .expect("no panic under this lock")
-            .publish(snapshot, &self.namespaces)
+        let mut publisher = self.publisher.lock().expect("no panic under this lock");
+        let mut foreign = self.foreign.lock().expect("no panic under this lock");
+        // Attached before connections are handed over, detached after the last one was.
+        let cgroups = {
+            let mut ebpf = self.ebpf.lock().expect("no panic under this lock");
+            foreign.attach(&mut ebpf, snapshot)
+        };
+        let published = publisher.publish(snapshot, &self.namespaces, &cgroups)?;
+        foreign.settle();
+        Ok(published)
+    }
+
+    /// Whether the cgroup of a foreign proxy came, went or was made again: what is in force is to be published again. To be
+    /// called now and then; costs a look at each cgroup that policies name.
+    pub fn foreign_proxies_moved(&self) -> bool {
+        self.foreign.lock().expect("no panic under this lock").moved()
+    }
+
+    /// Cgroups of foreign proxies that are not there or could not be attached to, and why.
+    pub fn foreign_proxy_problems(&self) -> Vec<(PathBuf, String)> {
+        self.foreign.lock().expect("no panic under this lock").problems()
     }
 
     /// Takes a map out of the object (each can be taken once): events and connections have their own readers.

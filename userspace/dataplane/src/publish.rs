@@ -16,14 +16,14 @@ use aya::{
     maps::{Array, HashMap as KernelMap, LpmTrie, MapData, MapError},
 };
 use weft_abi::{
-    Addr, AddrOwner, Backend, BackendKey, Config, Dest, DestKey, PolicyKey, PolicyValue, Versioned, Workload,
+    Addr, AddrOwner, Backend, BackendKey, Config, Dest, DestKey, External, PolicyKey, PolicyValue, Versioned, Workload,
 };
 use weft_policy::Snapshot;
 
 use crate::{
     error::DataplaneError,
     sys,
-    tables::{Namespaces, Prefix, Tables},
+    tables::{ForeignCgroups, Namespaces, Prefix, Tables},
 };
 
 mod mirror;
@@ -49,6 +49,7 @@ pub struct Publisher {
     backends: Mirror<KernelMap<MapData, BackendKey, Versioned<Backend>>, BackendKey, Backend>,
     policy: Mirror<KernelMap<MapData, PolicyKey, Versioned<PolicyValue>>, PolicyKey, PolicyValue>,
     addrs: Mirror<LpmTrie<MapData, Addr, Versioned<AddrOwner>>, Prefix, AddrOwner>,
+    externals: Mirror<KernelMap<MapData, u32, Versioned<External>>, u32, External>,
     workloads_map: KernelMap<MapData, u64, Workload>,
     workloads: HashMap<u64, Workload>,
 }
@@ -65,6 +66,7 @@ impl Publisher {
             backends: Mirror::adopt("weft_backends", take(ebpf, "weft_backends")?, config.generation)?,
             policy: Mirror::adopt("weft_policy", take(ebpf, "weft_policy")?, config.generation)?,
             addrs: Mirror::adopt("weft_addrs", take(ebpf, "weft_addrs")?, config.generation)?,
+            externals: Mirror::adopt("weft_externals", take(ebpf, "weft_externals")?, config.generation)?,
             config_map,
             config,
             workloads_map,
@@ -100,8 +102,13 @@ impl Publisher {
     }
 
     /// See the module's words.
-    pub fn publish(&mut self, snapshot: &Snapshot, namespaces: &Namespaces) -> Result<Published, DataplaneError> {
-        let desired = Tables::of(snapshot, namespaces);
+    pub fn publish(
+        &mut self,
+        snapshot: &Snapshot,
+        namespaces: &Namespaces,
+        foreign: &ForeignCgroups,
+    ) -> Result<Published, DataplaneError> {
+        let desired = Tables::of(snapshot, namespaces, foreign);
         let next = self.config.generation + 1;
         let (prefixes, network) = (desired.port_prefixes(), u8::from(desired.network()));
         let wider = (self.config.port_prefixes | prefixes, self.config.network | network);
@@ -115,10 +122,11 @@ impl Publisher {
             .stage(desired.backends, next)
             .and_then(|backends| Ok((backends, self.dests.stage(desired.dests, next)?)))
             .and_then(|(backends, dests)| Ok((backends, dests, self.policy.stage(desired.policy, next)?)))
-            .and_then(|written| Ok((written, self.addrs.stage(desired.addrs, next)?)));
+            .and_then(|written| Ok((written, self.addrs.stage(desired.addrs, next)?)))
+            .and_then(|written| Ok((written, self.externals.stage(desired.externals, next)?)));
         // Nobody lives in a new workload's cgroup yet, so it may be enrolled before its policy is in force.
         let written = written.and_then(|written| Ok((written, self.enrol(&desired.workloads)?)));
-        let (((backends, dests, policy), addrs), enrolled) = match written {
+        let ((((backends, dests, policy), addrs), externals), enrolled) = match written {
             Ok(written) => written,
             Err(error) => {
                 // What was staged under `next` must not come into force with a later flip.
@@ -126,10 +134,12 @@ impl Publisher {
                 self.dests.unstage(next);
                 self.policy.unstage(next);
                 self.addrs.unstage(next);
+                self.externals.unstage(next);
                 return Err(error);
             }
         };
         let mut changed = enrolled + backends.changed + dests.changed + policy.changed + addrs.changed;
+        changed += externals.changed;
         let rejudge = policy.changed + addrs.changed + enrolled > 0;
 
         self.config.generation = next;
@@ -141,6 +151,7 @@ impl Publisher {
         self.dests.settle(dests.removed);
         self.policy.settle(policy.removed);
         self.addrs.settle(addrs.removed);
+        self.externals.settle(externals.removed);
         if (self.config.port_prefixes, self.config.network) != (prefixes, network) {
             (self.config.port_prefixes, self.config.network) = (prefixes, network);
             if let Err(error) = self.write_config() {

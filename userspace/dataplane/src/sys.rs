@@ -11,10 +11,22 @@ use std::{
     path::Path,
 };
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_CGROUP_GETSOCKOPT: u32 = 21;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// `union bpf_attr` as BPF_LINK_CREATE reads it (include/uapi/linux/bpf.h).
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
 
 /// `union bpf_attr` as BPF_LINK_UPDATE reads it (include/uapi/linux/bpf.h).
 #[repr(C)]
@@ -47,7 +59,7 @@ struct CgroupLinkInfo {
     pad2: u32,
 }
 
-/// The same as BPF_OBJ_GET reads it.
+/// The same as BPF_OBJ_GET and BPF_OBJ_PIN read it.
 #[repr(C)]
 struct ObjGet {
     path: u64,
@@ -77,6 +89,26 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Attaches a getsockopt program to a cgroup, behind a link pinned at `pin` (Linux 5.7). aya makes no pinnable link of this kind.
+pub fn pin_getsockopt(program: impl AsFd, cgroup: impl AsFd, pin: &Path) -> io::Result<()> {
+    let mut create = LinkCreate {
+        prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
+        target_fd: cgroup.as_fd().as_raw_fd().cast_unsigned(),
+        attach_type: BPF_CGROUP_GETSOCKOPT,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut create)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = ObjGet {
+        path: path.as_ptr() as u64,
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Puts another program behind a link, without a moment in which there is none (Linux 5.7).

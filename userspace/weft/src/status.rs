@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use weft_policy::{AccessDefault, DataPath, ObjectState, Service, ServicePort, Snapshot, Split};
+use weft_policy::{AccessDefault, DataPath, L7, ObjectState, Service, ServicePort, Snapshot, Split};
 
 use crate::admin::api::{
     BackendView, EndpointView, ResourceCount, ServicePortView, ServiceView, SplitView, WorkloadState, WorkloadView,
@@ -81,12 +81,19 @@ fn service_view(snapshot: &Snapshot, service: &Service) -> ServiceView {
         vip6: service.vip6,
         failure_mode: service.failure_mode,
         acceleration: service.acceleration,
-        ports: service.ports.iter().map(|port| port_view(snapshot, port)).collect(),
+        ports: service
+            .ports
+            .iter()
+            .map(|port| port_view(snapshot, service, port))
+            .collect(),
     }
 }
 
-fn port_view(snapshot: &Snapshot, port: &ServicePort) -> ServicePortView {
-    let (path, why) = path_of(snapshot, port);
+fn port_view(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> ServicePortView {
+    let (mut path, why) = path_of(snapshot, port);
+    if path == DataPath::Proxy && matches!(service.l7, L7::External { .. }) {
+        path = DataPath::External;
+    }
     ServicePortView {
         name: port.name.clone(),
         port: port.port,
@@ -133,6 +140,7 @@ fn path_of(snapshot: &Snapshot, port: &ServicePort) -> (DataPath, String) {
         .flat_map(|(endpoint, policy)| {
             policy.allow.iter().filter(|rule| {
                 rule.http.is_some()
+                    && !rule.except.contains(&endpoint.address.port())
                     && rule.protocol == port.protocol
                     && rule
                         .ports

@@ -85,6 +85,13 @@ pub const KERNEL_TOOLCHAIN: &[Package] = &[
     },
 ];
 
+/// What puts programs from PyPI into virtual environments.
+pub const PYTHON: &[Package] = &[Package {
+    name: "python3-venv",
+    provides: Provides::Asked,
+    why: "virtual environments for programs from PyPI",
+}];
+
 /// What bpf-linker is built against.
 pub const LLVM: &[Package] = &[
     Package {

@@ -24,11 +24,13 @@ fn connect(hook: &SockAddr) -> i32 {
         return 1;
     };
     let protocol = hook.protocol();
-    if record.owner == config.daemon_cgroup {
-        note_upstream(config, hook, record);
+    let ours = record.owner == config.daemon_cgroup;
+    let workload = capture::workload(record.owner);
+    if ours || matches!(&workload, Some(found) if found.identity == identity::PROXY) {
+        note_upstream(config, hook, record, ours);
         return 1;
     }
-    let Some(workload) = capture::workload(record.owner) else {
+    let Some(workload) = workload else {
         return 1;
     };
     let way = match protocol {
@@ -49,10 +51,10 @@ fn connect(hook: &SockAddr) -> i32 {
     1
 }
 
-/// The proxy's own connection to an endpoint: never captured, but known, so that what the server sends back can be
-/// short-circuited into the proxy.
+/// A proxy's own connection to an endpoint: never captured, but known, so that the server's side takes it for judged, and
+/// that what the server sends back can be short-circuited into our proxy (not into a foreign one, which may splice).
 #[inline(always)]
-fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
+fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: bool) {
     record.role = role::ACTIVE;
     record.protocol = hook.protocol() as u8;
     record.source = identity::PROXY;
@@ -66,7 +68,8 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord) {
     if let Some(found) = capture::lookup(&hook.addr(), hook.port_be(), protocol::TCP, config.generation) {
         record.service = found.service;
         record.destination = found.identity;
-        if found.flags & weft_abi::dest_flags::ACCELERATE != 0
+        if ours
+            && found.flags & weft_abi::dest_flags::ACCELERATE != 0
             && config.short_circuit != 0
             && hook.protocol() == PROTO_TCP
         {

@@ -2,6 +2,7 @@
 
 mod connect;
 mod getpeer;
+mod getsockopt;
 mod sk_lookup;
 mod sk_msg;
 mod skb;

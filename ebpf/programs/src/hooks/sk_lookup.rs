@@ -81,7 +81,11 @@ fn choose(ctx: &SkLookupContext) -> u32 {
     let Some(listener) = capture::listener(&tuple.local, tuple.local_port_be, transport, tuple.netns) else {
         return SK_PASS;
     };
-    if listener.owner == config.daemon_cgroup || capture::workload(listener.owner).is_none() {
+    let workload = match capture::workload(listener.owner) {
+        Some(found) => found.identity != identity::PROXY,
+        None => false,
+    };
+    if listener.owner == config.daemon_cgroup || !workload {
         return SK_PASS;
     }
     if transport == protocol::TCP {

@@ -13,6 +13,7 @@ use crate::{
     capture::{self, Epoch},
     context::record,
     errs::{self, Site},
+    external,
     flows::{self, Beginning, Way},
     inbound,
     packet::{self, ACK, Other, Packet, RST, SYN},
@@ -149,6 +150,9 @@ fn enter(skb: *mut __sk_buff) -> bool {
 /// here they are dropped.
 #[inline(always)]
 fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+    if external::is_proxy(record.owner) {
+        return true;
+    }
     let tuple = packet.tuple.reversed();
     let arrival = inbound::arrive(config, &tuple, record.owner, protocol::TCP);
     let verdict = arrival.ruling.action();

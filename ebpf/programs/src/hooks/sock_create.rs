@@ -9,7 +9,7 @@ use crate::{
     capture,
     context::{record, record_or_insert},
     errs::{self, Site},
-    listening,
+    external, listening,
 };
 
 #[cgroup_sock(sock_create)]
@@ -18,7 +18,7 @@ pub fn weft_sockcreate(ctx: SockContext) -> i32 {
     1
 }
 
-/// Sockets that the kernel made itself (an MPTCP listener's) are first seen here; and our own ports are ours: joining
+/// Sockets that the kernel made itself (an MPTCP listener's) are first seen here; and a proxy's ports are its own: joining
 /// them (SO_REUSEPORT) would take connections that the kernel sends to the proxy.
 #[inline(always)]
 fn bound(ctx: &SockContext, addr: Addr) -> i32 {
@@ -31,7 +31,7 @@ fn bound(ctx: &SockContext, addr: Addr) -> i32 {
     let port_be = (unsafe { read_volatile(addr_of!((*ctx.sock).src_port)) } as u16).to_be();
     let ours = port_be == config.proxy_port_be || port_be == config.inbound_port_be || port_be == config.dns_port_be;
     let owner = capture::owner_of_task(config);
-    if ours && owner != 0 && owner != config.daemon_cgroup {
+    if owner != 0 && owner != config.daemon_cgroup && (ours || !external::may_use(config, port_be, owner)) {
         return 0;
     }
     // SAFETY: the context of this hook is the socket.

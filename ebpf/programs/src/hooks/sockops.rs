@@ -17,7 +17,7 @@ use crate::{
     capture::{self, Epoch},
     context::{record, sockops_tuple},
     errs::{self, Site},
-    inbound, listening,
+    external, inbound, listening,
     maps::{CONNS, RX, TX},
     telemetry, verdict,
 };
@@ -126,12 +126,17 @@ fn on_connect(ctx: &SockOpsContext) {
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     record.overflowed = 0;
     let key = tuple.conn_key();
+    let external = record.flags & sock_flags::EXTERNAL != 0;
     let conn = ConnRecord {
         owner: record.owner,
         generation: record.generation,
         started_ns: record.started_ns,
-        original: record.original,
-        original_port_be: record.original_port_be,
+        original: if external { record.translated } else { record.original },
+        original_port_be: if external {
+            record.translated_port_be
+        } else {
+            record.original_port_be
+        },
         verdict: record.verdict,
         flags: record.flags,
         source: record.source,
@@ -140,7 +145,8 @@ fn on_connect(ctx: &SockOpsContext) {
         rule: record.rule,
         source_class: record.source_class,
         destination_class: record.destination_class,
-        writer: u32::from(role::ACTIVE),
+        writer: role::ACTIVE,
+        pad: 0,
         cookie: cookie(ctx),
     };
     if let Err(errno) = CONNS.insert(&key, &conn, 0) {
@@ -174,7 +180,7 @@ fn on_active(ctx: &SockOpsContext) {
         took_us as u32
     };
     begin(record, |counters| telemetry::observe(&mut counters.connect, took_us));
-    if record.flags & sock_flags::REDIRECTED == 0 {
+    if reported_here(record) {
         report(ctx, record, EventKind::OPEN, 0, 0);
     }
 }
@@ -198,13 +204,14 @@ fn on_passive(ctx: &SockOpsContext) {
     let Some(config) = capture::config() else { return };
     let tuple = sockops_tuple(ctx.ops);
     let ours = record.owner == config.daemon_cgroup;
-    if !ours && capture::workload(record.owner).is_none() {
+    let proxy = ours || external::is_proxy(record.owner);
+    if !proxy && capture::workload(record.owner).is_none() {
         return;
     }
     let assigned =
         ours && record.original_port_be == config.inbound_port_be && tuple.local_port_be != config.inbound_port_be;
-    accepted(ctx, config, record, &tuple, ours, assigned);
-    if ours {
+    accepted(ctx, config, record, &tuple, (ours, proxy), assigned);
+    if proxy {
         want_states(ctx, 0);
         return;
     }
@@ -218,9 +225,16 @@ fn on_passive(ctx: &SockOpsContext) {
 
 /// Makes the listener's record the connection's.
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple: &Tuple, ours: bool, assigned: bool) {
+fn accepted(
+    ctx: &SockOpsContext,
+    config: Epoch,
+    record: &mut SockRecord,
+    tuple: &Tuple,
+    (ours, proxy): (bool, bool),
+    assigned: bool,
+) {
     record.role = role::PASSIVE;
-    record.flags = sock_flags::ESTABLISHED | if ours { sock_flags::PROXY } else { 0 };
+    record.flags = sock_flags::ESTABLISHED | if proxy { sock_flags::PROXY } else { 0 };
     record.original = tuple.local;
     record.original_port_be = tuple.local_port_be;
     record.target_port_be = tuple.local_port_be;
@@ -241,7 +255,7 @@ fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple:
         let listener = capture::listener(&tuple.local, tuple.local_port_be, protocol::TCP, tuple.netns);
         record.flags |= sock_flags::REDIRECTED | sock_flags::CLAIMED;
         inbound::party_of(listener.map_or(0, |found| found.owner))
-    } else if ours {
+    } else if proxy {
         verdict::Party {
             identity: identity::PROXY,
             class: class::PROXY,
@@ -255,7 +269,7 @@ fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple:
         let source = inbound::by_address(&tuple.remote, config.generation);
         record.source = source.identity;
         record.source_class = source.class;
-        if !ours {
+        if !proxy {
             note_stranger(ctx, record, tuple);
         }
         return;
@@ -267,8 +281,9 @@ fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple:
     record.rule = conn.rule;
     record.verdict = conn.verdict;
     record.generation = conn.generation;
-    record.flags |= conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::EXEMPT);
-    if ours && conn.flags & sock_flags::REDIRECTED != 0 {
+    record.flags |=
+        conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::EXEMPT | sock_flags::EXTERNAL);
+    if proxy && conn.flags & sock_flags::REDIRECTED != 0 {
         record.original = conn.original;
         record.original_port_be = conn.original_port_be;
         record.destination = conn.destination;
@@ -277,7 +292,12 @@ fn accepted(ctx: &SockOpsContext, config: Epoch, record: &mut SockRecord, tuple:
     }
     if record.flags & sock_flags::CLAIMED != 0 && !assigned {
         // From here on the record is with the socket; the proxy reads it by descriptor.
-        let _ = CONNS.remove(&tuple.reversed().conn_key());
+        let key = tuple.reversed().conn_key();
+        if ours {
+            let _ = CONNS.remove(&key);
+        } else {
+            external::claim(&key);
+        }
     }
     // Towards the proxy only: its own accepted sockets receive, a server it dialled sends.
     if record.flags & sock_flags::ACCELERATE != 0 && (ours || record.source == identity::PROXY) {
@@ -303,7 +323,8 @@ fn note_stranger(ctx: &SockOpsContext, record: &SockRecord, tuple: &Tuple) {
         rule: record.rule,
         source_class: record.source_class,
         destination_class: record.destination_class,
-        writer: u32::from(role::PASSIVE),
+        writer: role::PASSIVE,
+        pad: 0,
         cookie: cookie(ctx),
     };
     if let Err(errno) = CONNS.insert(&tuple.reversed().conn_key(), &conn, 0) {
@@ -503,13 +524,20 @@ fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool
 fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     let established = record.flags & sock_flags::ESTABLISHED != 0;
     // A connection handed to the proxy may close before it is accepted: its record waits for the accepting end.
-    if record.flags & sock_flags::REDIRECTED == 0 || !established {
-        let _ = CONNS.remove(&sockops_tuple(ctx.ops).conn_key());
+    let key = sockops_tuple(ctx.ops).conn_key();
+    if record.flags & sock_flags::REDIRECTED == 0 || !established || external::is_settled(record, &key) {
+        let _ = CONNS.remove(&key);
     }
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    end(ctx, record, old, record.flags & sock_flags::REDIRECTED == 0);
+    end(ctx, record, old, reported_here(record));
+}
+
+/// Our proxy reports what was handed to it itself.
+#[inline(always)]
+fn reported_here(record: &SockRecord) -> bool {
+    record.flags & (sock_flags::REDIRECTED | sock_flags::EXTERNAL) != sock_flags::REDIRECTED
 }
 
 #[inline(always)]

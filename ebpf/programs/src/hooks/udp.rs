@@ -2,7 +2,7 @@
 //! `weft_skb_out`'s, which knows the sender's port and so a flow's answers.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use weft_abi::{Addr, sock_flags};
+use weft_abi::{Addr, identity, sock_flags};
 
 use super::getpeer::restore;
 use crate::{capture, context::SockAddr};
@@ -21,6 +21,9 @@ fn sendmsg(hook: &SockAddr) -> i32 {
     let Some(workload) = capture::workload(record.owner) else {
         return 1;
     };
+    if workload.identity == identity::PROXY {
+        return 1;
+    }
     record.source = workload.identity;
     record.generation = config.generation;
     let asked = hook.addr();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use weft_policy::{
-    AccessPolicy, ClassName, Compiled, Diagnostic, HttpMatch, Isolation, NetworkAllow, ServicePort, Snapshot,
+    AccessPolicy, ClassName, Compiled, Diagnostic, HttpMatch, Isolation, L7, NetworkAllow, ServicePort, Snapshot,
 };
 
 use super::Script;
@@ -33,7 +33,15 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
             .failure_mode
             .map(|mode| format!(" failure mode {mode:?}"))
             .unwrap_or_default();
-        let _ = writeln!(out, "service {} {} {}{mode}", service.name, service.vip4, service.vip6);
+        let l7 = match &service.l7 {
+            L7::Auto => String::new(),
+            other => format!(" l7 {other:?}"),
+        };
+        let _ = writeln!(
+            out,
+            "service {} {} {}{mode}{l7}",
+            service.name, service.vip4, service.vip6
+        );
         for port in &service.ports {
             service_port(port, out);
         }
@@ -62,9 +70,13 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
                 .as_ref()
                 .map_or("every port".to_owned(), |ports| format!("ports {ports:?}"));
             let audit = if rule.audit { " (audited)" } else { "" };
+            let except = match rule.except.is_empty() {
+                true => String::new(),
+                false => format!(" except {:?}", rule.except),
+            };
             let _ = writeln!(
                 out,
-                "  allow {} {} {ports} by {}{audit}",
+                "  allow {} {} {ports}{except} by {}{audit}",
                 sources.join(", "),
                 rule.protocol,
                 rule.object

@@ -10,10 +10,14 @@ pub mod telemetry;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use weft_abi::{AddrOwner, Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload, direction};
+use weft_abi::{
+    AddrOwner, Backend, BackendKey, Dest, DestKey, External, PolicyKey, PolicyValue, Workload, class, direction,
+    identity,
+};
 use weft_policy::Snapshot;
 
 pub use addrs::Prefix;
@@ -69,6 +73,9 @@ impl Namespaces {
     }
 }
 
+/// Foreign proxies' cgroups as policies name them, and the ids of those that are there.
+pub type ForeignCgroups = HashMap<PathBuf, u64>;
+
 /// All tables of one generation.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -77,22 +84,32 @@ pub struct Tables {
     pub policy: HashMap<PolicyKey, PolicyValue>,
     pub addrs: HashMap<Prefix, AddrOwner>,
     pub workloads: HashMap<u64, Workload>,
+    pub externals: HashMap<u32, External>,
 }
 
 impl Tables {
-    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces) -> Self {
+    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> Self {
         let mut tables = Self {
             policy: policy::entries(snapshot),
             addrs: addrs::owners(snapshot),
             ..Self::default()
         };
-        services::fill(snapshot, &mut tables);
+        services::fill(snapshot, foreign, &mut tables);
         for (cgroup, workload) in &snapshot.by_cgroup {
             let entry = Workload {
                 identity: workload.identity.0,
                 class: workload.class.0,
                 namespace: namespaces.number(&workload.namespace),
                 pad: 0,
+            };
+            tables.workloads.insert(*cgroup, entry);
+        }
+        // Who is named as a proxy is one, whatever else runs there.
+        for cgroup in foreign.values() {
+            let entry = Workload {
+                identity: identity::PROXY,
+                class: class::PROXY,
+                ..Workload::default()
             };
             tables.workloads.insert(*cgroup, entry);
         }

@@ -7,7 +7,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::RangeInclusive,
+};
 
 use weft_abi::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, identity, protocol};
 use weft_policy::{AccessDefault, AccessPolicy, Class, Isolation, NetworkAllow, Protocol, Snapshot};
@@ -58,9 +61,13 @@ fn add_access(entries: &mut Entries, subject: u32, policy: &AccessPolicy) {
                 ..PolicyKey::default()
             };
             match &rule.ports {
-                None => add(entries, key, rule.rule.0, action),
+                None => {
+                    for (port, prefix) in every_port_but(&rule.except) {
+                        add(entries, PolicyKey { port, prefix, ..key }, rule.rule.0, action);
+                    }
+                }
                 Some(ports) => {
-                    for port in ports {
+                    for port in ports.difference(&rule.except) {
                         let key = PolicyKey {
                             port: *port,
                             prefix: 16,
@@ -126,6 +133,25 @@ fn prefixes(range: &RangeInclusive<u16>) -> Vec<(u16, u8)> {
         // `first` is below 2^16 and `bits` at most 16, by the bounds above.
         blocks.push((first as u16, 16 - bits as u8));
         first += 1 << bits;
+    }
+    blocks
+}
+
+/// What is left of all ports: at most 16 blocks for each that is taken out.
+///
+/// They are looked up by everybody on this node, at every prefix length in use, so a rule about requests on every port and a
+/// service whose requests nobody sees (`l7: none`) cost each connect some look-ups more.
+fn every_port_but(except: &BTreeSet<u16>) -> Vec<(u16, u8)> {
+    let mut blocks = Vec::new();
+    let mut from = Some(0u16);
+    for port in except {
+        if let Some(first) = from.filter(|first| first < port) {
+            blocks.extend(prefixes(&(first..=port - 1)));
+        }
+        from = port.checked_add(1);
+    }
+    if let Some(first) = from {
+        blocks.extend(prefixes(&(first..=u16::MAX)));
     }
     blocks
 }

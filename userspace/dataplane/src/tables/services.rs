@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
-use weft_abi::{Addr, Backend, BackendKey, Dest, DestKey, dest_flags, dest_kind, protocol};
-use weft_policy::{Acceleration, Endpoint, FailureMode, Protocol, Service, ServicePort, Snapshot};
+use weft_abi::{
+    Addr, Backend, BackendKey, Dest, DestKey, External, backend_flags, dest_flags, dest_kind, external_guard, protocol,
+};
+use weft_policy::{Acceleration, Endpoint, FailureMode, L7, Protocol, Service, ServicePort, Snapshot};
 
-use super::Tables;
+use super::{ForeignCgroups, Tables};
 
 /// A backend before its slot is known: weight relative to the others of its set.
 struct Weighted {
@@ -19,10 +20,12 @@ struct Weighted {
     class: u32,
     service: u32,
     weight: f64,
+    /// [`backend_flags`]
+    flags: u16,
 }
 
 /// Adds every service and endpoint of the snapshot.
-pub fn fill(snapshot: &Snapshot, tables: &mut Tables) {
+pub fn fill(snapshot: &Snapshot, foreign: &ForeignCgroups, tables: &mut Tables) {
     for service in snapshot.services.values() {
         for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
             let none = DestKey {
@@ -41,15 +44,44 @@ pub fn fill(snapshot: &Snapshot, tables: &mut Tables) {
         }
         for port in &service.ports {
             add_port(snapshot, tables, service, port);
+            add_external(foreign, tables, service, port);
         }
     }
+}
+
+/// The foreign proxy of a service port, unless its cgroup is not there: then the failure mode holds.
+fn add_external(foreign: &ForeignCgroups, tables: &mut Tables, service: &Service, port: &ServicePort) {
+    let L7::External { address, cgroup } = &service.l7 else {
+        return;
+    };
+    let Some(cgroup) = foreign.get(cgroup).filter(|_| port.protocol == Protocol::Tcp) else {
+        return;
+    };
+    let both = address.ip().is_loopback();
+    let external = External {
+        addr4: match address.ip() {
+            IpAddr::V4(v4) => addr(v4.into()),
+            IpAddr::V6(_) if both => Addr::LOCALHOST_V4,
+            IpAddr::V6(_) => Addr::default(),
+        },
+        addr6: match address.ip() {
+            IpAddr::V6(v6) => addr(v6.into()),
+            IpAddr::V4(_) if both => Addr::LOCALHOST_V6,
+            IpAddr::V4(_) => Addr::default(),
+        },
+        cgroup: *cgroup,
+        port_be: address.port().to_be(),
+        pad: [0; 6],
+    };
+    tables.externals.insert(port.id, external);
+    tables.externals.insert(external_guard(external.port_be), external);
 }
 
 fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &ServicePort) {
     let number = protocol_number(port.protocol);
     let policy = policy_flags(service);
     let (set4, set6) = (port.id * 2, port.id * 2 + 1);
-    let backends = weighted(snapshot, port);
+    let backends = weighted(snapshot, service, port);
     let of = |v6: bool| -> Vec<&Weighted> {
         backends
             .iter()
@@ -59,7 +91,7 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     let leads = |set: &[&Weighted]| set.iter().any(|backend| backend.address.is_some());
     let (v4, native) = (of(false), of(true));
     // IPv4 sockets to a service that only IPv6 endpoints serve go through the proxy, which dials for them.
-    let only_v6 = !leads(&v4) && leads(&native);
+    let only_v6 = service.l7 == L7::Auto && !leads(&v4) && leads(&native);
     // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
     let v6 = if leads(&native) { native } else { v4.clone() };
     let mut flags = policy;
@@ -72,7 +104,8 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         .filter(|backend| backend.address.is_some())
         .map(|backend| (backend.identity, if network { backend.class } else { 0 }));
     let first = parties.next().unwrap_or_default();
-    if parties.any(|party| party != first) {
+    // A foreign proxy is given the backend that was picked, so that one is judged.
+    if flags & dest_flags::EXTERNAL == 0 && parties.any(|party| party != first) {
         flags |= dest_flags::MIXED;
     }
     let dest = Dest {
@@ -101,6 +134,13 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         tables.dests.insert(key, dest);
     }
     for endpoint in &port.endpoints {
+        // One of several services belongs to the one that `weft explain` names: its access policy is its identity's in any
+        // case, but not who asks it.
+        if let Some(owner) = snapshot.by_endpoint.get(&(endpoint.address, port.protocol))
+            && owner.service != service.name
+        {
+            continue;
+        }
         let (addr, port_be) = address(endpoint.address);
         let key = DestKey {
             addr,
@@ -108,7 +148,6 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
             protocol: number,
             pad: 0,
         };
-        // An endpoint of several services belongs to the first: its access policy is its identity's in any case.
         tables.dests.entry(key).or_insert(Dest {
             service: port.id,
             identity: endpoint.identity.0,
@@ -122,35 +161,53 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
 
 /// The port's own endpoints evenly, or its split's leaves by weight; inside a leaf evenly. The share of a leaf that is
 /// missing or has no ready endpoint leads nowhere, as it does per request; all weights zero leave nothing.
-fn weighted(snapshot: &Snapshot, port: &ServicePort) -> Vec<Weighted> {
+fn weighted(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<Weighted> {
     let mut backends = Vec::new();
     // Also of a port that is split per request: what the kernel picks while the proxy is away. Which requests match it cannot
     // tell; those that do not are the root's own.
     let Some(split) = port.split.as_ref().filter(|split| split.matches.is_empty()) else {
-        extend(&mut backends, &port.endpoints, port.id, 1.0);
+        extend(snapshot, &mut backends, (service, service), port, 1.0);
         return backends;
     };
     for backend in split.backends.iter().filter(|backend| backend.weight > 0) {
         let weight = f64::from(backend.weight);
         let leaf = snapshot.services.get(&backend.service).zip(backend.port);
-        match leaf.and_then(|(service, index)| service.ports.get(index)) {
-            Some(leaf) if !leaf.endpoints.is_empty() => extend(&mut backends, &leaf.endpoints, leaf.id, weight),
+        match leaf.and_then(|(leaf, index)| Some((leaf, leaf.ports.get(index)?))) {
+            Some((to, leaf)) if !leaf.endpoints.is_empty() => {
+                extend(snapshot, &mut backends, (service, to), leaf, weight);
+            }
             _ => backends.push(Weighted {
                 address: None,
                 identity: 0,
                 class: 0,
                 service: port.id,
                 weight,
+                flags: 0,
             }),
         }
     }
     backends
 }
 
-fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u32, weight: f64) {
+/// Adds the endpoints of a port of a service that is reached by way of another, or by its own.
+fn extend(
+    snapshot: &Snapshot,
+    backends: &mut Vec<Weighted>,
+    (root, service): (&Service, &Service),
+    port: &ServicePort,
+    weight: f64,
+) {
+    let flags = |identity| {
+        let audits = snapshot.access.get(&identity).is_some_and(|policy| policy.audit);
+        match (root.sees_requests_to(service), audits) {
+            (true, _) => 0,
+            (false, false) => backend_flags::UNASKED,
+            (false, true) => backend_flags::UNASKED | backend_flags::AUDITED,
+        }
+    };
     // A workload that listens on both families counts once in each.
     let mut per_family: BTreeMap<bool, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in endpoints {
+    for endpoint in &port.endpoints {
         per_family.entry(endpoint.address.is_ipv6()).or_default().push(endpoint);
     }
     for family in per_family.values() {
@@ -159,8 +216,9 @@ fn extend(backends: &mut Vec<Weighted>, endpoints: &[Arc<Endpoint>], service: u3
                 address: Some(endpoint.address),
                 identity: endpoint.identity.0,
                 class: endpoint.class.0,
-                service,
+                service: port.id,
                 weight: weight / family.len() as f64,
+                flags: flags(endpoint.identity),
             });
         }
     }
@@ -175,7 +233,7 @@ fn fill_set(tables: &mut Tables, set: u32, backends: &[&Weighted]) -> u32 {
         let value = Backend {
             addr,
             port_be,
-            pad: 0,
+            flags: backend.flags,
             identity: backend.identity,
             class: backend.class,
             service: backend.service,
@@ -209,11 +267,16 @@ fn policy_flags(service: &Service) -> u8 {
     let mut flags = match service.failure_mode {
         Some(FailureMode::Open) => dest_flags::FAIL_OPEN_ROUTE | dest_flags::FAIL_OPEN_ACCESS,
         Some(FailureMode::Closed) => 0,
+        // Which rules a foreign proxy has nobody knows here.
+        None if matches!(service.l7, L7::External { .. }) => 0,
         // Undeclared: an access rule that cannot be asked refuses, a mere route gives way.
         None => dest_flags::FAIL_OPEN_ROUTE,
     };
-    if service.acceleration == Acceleration::Proxy {
-        flags |= dest_flags::ACCELERATE;
+    match service.l7 {
+        L7::External { .. } => flags |= dest_flags::EXTERNAL,
+        // A foreign proxy may splice, which misses redirected bytes.
+        _ if service.acceleration == Acceleration::Proxy => flags |= dest_flags::ACCELERATE,
+        _ => {}
     }
     flags
 }

@@ -151,7 +151,8 @@ pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
     let stale: Vec<Tuple> = map
         .iter()
         .filter_map(Result::ok)
-        .filter(|(_, conn)| conn.flags & sock_flags::REDIRECTED != 0)
+        // Claimed and still here: a foreign proxy's, which goes when its dialling end closes.
+        .filter(|(_, conn)| conn.flags & (sock_flags::REDIRECTED | sock_flags::CLAIMED) == sock_flags::REDIRECTED)
         .filter(|(_, conn)| now.saturating_sub(conn.started_ns) > UNCLAIMED_NS)
         .map(|(tuple, _)| tuple)
         .collect();

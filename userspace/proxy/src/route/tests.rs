@@ -4,7 +4,7 @@ use std::{
 };
 
 use weft_policy::{
-    Acceleration, Class, Endpoint, HttpMatch, HttpRequestView, Identity, Listener, RuleId, ServiceName, Split,
+    Acceleration, Class, Endpoint, HttpMatch, HttpRequestView, Identity, L7, Listener, RuleId, ServiceName, Split,
     SplitBackend,
 };
 
@@ -63,6 +63,7 @@ fn service(name_: &str, vip: Ipv4Addr, app: AppProtocol, split: Option<Split>) -
         }],
         failure_mode: None,
         acceleration: Acceleration::Off,
+        l7: L7::Auto,
     })
 }
 

@@ -90,6 +90,7 @@ fn print(explanation: &Explanation) -> io::Result<()> {
     let path = match explanation.path {
         DataPath::Kernel => "kernel",
         DataPath::Proxy => "proxy",
+        DataPath::External => "foreign proxy",
     };
     writeln!(out, "verdict  {verdict}")?;
     match &explanation.rule {

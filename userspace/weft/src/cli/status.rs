@@ -115,6 +115,10 @@ fn services(out: &mut Vec<u8>, status: &Status) -> io::Result<()> {
                     Some(FailureMode::Closed) => "proxy, fails closed",
                     None => "proxy",
                 },
+                DataPath::External => match service.failure_mode {
+                    Some(FailureMode::Open) => "foreign proxy, fails open",
+                    Some(FailureMode::Closed) | None => "foreign proxy, fails closed",
+                },
             };
             // The name stands on the first line of a service only.
             table.row([

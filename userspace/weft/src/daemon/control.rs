@@ -339,7 +339,8 @@ impl Control for DaemonControl {
     }
 
     fn doctor(&self) -> DoctorReport {
-        let mut report = doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem());
+        let foreign_proxies = self.engine.dataplane.foreign_proxy_problems();
+        let mut report = doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem(), foreign_proxies);
         report.features.push(FeatureView {
             name: "sockets in a sockmap as good as others".to_owned(),
             present: self.engine.dataplane.unfit_for_short_circuit().is_none(),

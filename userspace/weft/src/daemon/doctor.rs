@@ -1,6 +1,6 @@
 //! `weft doctor`: hooks proved by a canary, features by probing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use weft_dataplane::{Cgroup, features, hooks};
 
@@ -10,7 +10,12 @@ use crate::admin::api::{Degraded, DoctorReport, FeatureView, HookView};
 pub const CANARY: &str = "__canary";
 
 /// Runs the canary and probes. Takes about a second.
-pub fn examine(cgroup: &Cgroup, bpffs: &Path, publish_problem: Option<String>) -> DoctorReport {
+pub fn examine(
+    cgroup: &Cgroup,
+    bpffs: &Path,
+    publish_problem: Option<String>,
+    foreign_proxies: Vec<(PathBuf, String)>,
+) -> DoctorReport {
     let mut report = DoctorReport::default();
     match std::env::current_exe()
         .map_err(anyhow::Error::from)
@@ -49,6 +54,14 @@ pub fn examine(cgroup: &Cgroup, bpffs: &Path, publish_problem: Option<String>) -
             name: feature.name,
             present: feature.present,
             used_for: feature.used_for,
+        });
+    }
+    for (cgroup, why) in foreign_proxies {
+        report.problems.push(Degraded {
+            what: format!("foreign proxy in cgroup {}", cgroup.display()),
+            why,
+            instead: "start it there, or correct the ServicePolicy; until then its services get their failure mode"
+                .to_owned(),
         });
     }
     if let Some(why) = publish_problem {

@@ -11,6 +11,7 @@ use weft_dataplane::Events;
 use super::{
     edges,
     engine::Engine,
+    foreign,
     hand_over::Gate,
     kernel,
     start::{republish, watch_workloads},
@@ -40,6 +41,7 @@ impl Keepers {
         ));
         tasks.spawn(edges::read(Arc::clone(&self.edges)));
         tasks.spawn(republish(engine(), Arc::clone(&self.gate), Arc::clone(&self.changes)));
+        tasks.spawn(foreign::follow(engine(), Arc::clone(&self.gate)));
         tasks.spawn(watch_workloads(Arc::clone(&self.engine.registry)));
         tasks
     }

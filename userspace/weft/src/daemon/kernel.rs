@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use weft_abi::{Event, EventKind, action, protocol, reporter};
+use weft_abi::{Event, EventKind, action, protocol, reporter, sock_flags};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
 use weft_dataplane::{Events, Listener, ip_addr, monotonic_ns};
 use weft_policy::{ObjectRef, Protocol};
@@ -182,6 +182,9 @@ fn reason(in_force: &InForce, event: &Event) -> String {
         return "it was allowed when it was opened and is denied now".to_owned();
     }
     if event.kind != EventKind::DENY {
+        if event.flags & sock_flags::EXTERNAL != 0 && event.kind != EventKind::AUDIT {
+            return "handed to the foreign proxy, which decides about requests".to_owned();
+        }
         return match (event.verdict, rule) {
             (action::AUDIT, rule) => {
                 format!("let through and reported (audit): {}", deny_words(rule.as_ref(), event))
@@ -233,6 +236,9 @@ fn deny_words(rule: Option<&ObjectRef>, event: &Event) -> String {
         }
         Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
         Some(rule) if rule.kind == "NetworkPolicy" => "it isolates, and no NetworkPolicy allows it".to_owned(),
+        Some(rule) if rule.kind == "TrafficTarget" => {
+            "its rule works per request, and nobody sees requests on this way".to_owned()
+        }
         Some(_) | None => "denied".to_owned(),
     }
 }

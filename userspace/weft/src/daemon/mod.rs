@@ -14,6 +14,7 @@ mod dns;
 pub mod doctor;
 mod edges;
 mod engine;
+mod foreign;
 pub mod hand_over;
 mod inbound;
 mod keepers;

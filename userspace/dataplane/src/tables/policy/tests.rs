@@ -122,10 +122,11 @@ fn access_rule() -> impl Strategy<Value = AccessRule> {
         subset(&IDENTITIES),
         protocol_(),
         ports,
+        prop::sample::subsequence(&PORTS, 0..3),
         any::<bool>(),
         any::<bool>(),
     )
-        .prop_map(|(rule, sources, protocol, ports, http, audit)| AccessRule {
+        .prop_map(|(rule, sources, protocol, ports, except, http, audit)| AccessRule {
             rule: RuleId(rule),
             object: ObjectRef {
                 kind: "TrafficTarget".into(),
@@ -136,6 +137,7 @@ fn access_rule() -> impl Strategy<Value = AccessRule> {
             sources: sources.into_iter().map(Identity).collect(),
             protocol,
             ports: ports.map(|ports| ports.into_iter().collect()),
+            except: except.into_iter().collect(),
             http: (http && protocol == Protocol::Tcp).then(Vec::new),
         })
 }
@@ -287,4 +289,18 @@ fn a_range_is_as_few_blocks_as_there_can_be() {
         assert_eq!(prefixes(&range), expect, "{range:?}");
     }
     assert_eq!(prefixes(&(1..=65534)).len(), 30);
+}
+
+#[test]
+fn every_port_but_some_is_held_by_exactly_one_block() {
+    for except in [vec![], vec![0], vec![65535], vec![8080], vec![80, 8080, 8081, 40000]] {
+        let except = BTreeSet::from_iter(except);
+        let blocks = every_port_but(&except);
+        assert!(blocks.len() <= 16 * except.len().max(1), "{except:?}: {blocks:?}");
+        for port in 0..=u16::MAX {
+            let holds = |(first, length): &&(u16, u8)| mask_port(port, *length) == *first;
+            let held = blocks.iter().filter(holds).count();
+            assert_eq!(held, usize::from(!except.contains(&port)), "{except:?}: port {port}");
+        }
+    }
 }

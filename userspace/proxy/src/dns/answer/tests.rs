@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use hickory_proto::op::{MessageType, Query};
-use weft_policy::{Acceleration, Service, ServiceName};
+use weft_policy::{Acceleration, L7, Service, ServiceName};
 
 use super::*;
 
@@ -26,6 +26,7 @@ pub(crate) fn snapshot() -> Snapshot {
             ports: Vec::new(),
             failure_mode: None,
             acceleration: Acceleration::Off,
+            l7: L7::Auto,
         };
         snapshot.services.insert(name, Arc::new(service));
     }

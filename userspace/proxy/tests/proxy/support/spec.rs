@@ -8,7 +8,7 @@ use std::{
 
 use weft_policy::{
     Acceleration, AccessDefault, AccessPolicy, AccessRule, Account, AppProtocol, Class, ClassPolicy, Endpoint,
-    EndpointOwner, HttpMatch, Identity, Isolation, Listener, NetworkAllow, ObjectRef, Protocol, RuleId, Service,
+    EndpointOwner, HttpMatch, Identity, Isolation, L7, Listener, NetworkAllow, ObjectRef, Protocol, RuleId, Service,
     ServiceName, ServicePort, Snapshot, Split, SplitBackend, Workload,
 };
 
@@ -181,6 +181,7 @@ impl Spec {
             }],
             failure_mode: None,
             acceleration: Acceleration::Off,
+            l7: L7::Auto,
         });
         snapshot.by_vip.insert(service.vip4.into(), name.clone());
         snapshot.by_vip.insert(service.vip6.into(), name.clone());
@@ -215,6 +216,7 @@ impl Spec {
                     sources: BTreeSet::from([CLIENT]),
                     protocol: Protocol::Tcp,
                     ports: None,
+                    except: BTreeSet::new(),
                     http: Some(matches.clone()),
                 };
                 (AccessDefault::Deny, vec![rule])
