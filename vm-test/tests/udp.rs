@@ -159,13 +159,14 @@ fn a_sender_on_another_host_is_known_by_its_address() {
             };
             for address in b.addresses() {
                 let target = std::net::SocketAddr::new(address, 7007).to_string();
-                poll::until("the peer to be answered", || {
-                    let told = send(a, &target)?;
-                    ensure!(told["ok"] == true, "{target}: {told}");
-                    Ok(())
+                let told = poll::until("the peer to be answered and the stranger not", || {
+                    let (peer, stranger) = (send(a, &target)?, send(c, &target)?);
+                    ensure!(
+                        peer["ok"] == true && stranger["ok"] == false,
+                        "{target}: {peer} {stranger}"
+                    );
+                    Ok(stranger)
                 })?;
-                let told = send(c, &target)?;
-                ensure!(told["ok"] == false, "{target}: {told}");
                 if flags.contains(&"--inbound") {
                     ensure!(told["errno"] == ECONNREFUSED, "port unreachable: {told}");
                 } else {
