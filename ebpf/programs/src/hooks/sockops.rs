@@ -71,13 +71,6 @@ fn sock_record(ctx: &SockOpsContext) -> Option<&'static mut SockRecord> {
 }
 
 #[inline(always)]
-fn cookie(ctx: &SockOpsContext) -> u64 {
-    // SAFETY: the helper takes this context.
-    unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
-}
-
-/// Asks for the state callback, and for `more`.
-#[inline(always)]
 fn want_states(ctx: &SockOpsContext, more: i32) {
     if let Err(errno) = ctx.set_cb_flags(STATE_CB_FLAG | more) {
         errs::count(Site::CallbackFlags, errno);
@@ -125,33 +118,7 @@ fn on_connect(ctx: &SockOpsContext) {
     }
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     record.overflowed = 0;
-    let key = tuple.conn_key();
-    let external = record.flags & sock_flags::EXTERNAL != 0;
-    let conn = ConnRecord {
-        owner: record.owner,
-        generation: record.generation,
-        started_ns: record.started_ns,
-        original: if external { record.translated } else { record.original },
-        original_port_be: if external {
-            record.translated_port_be
-        } else {
-            record.original_port_be
-        },
-        verdict: record.verdict,
-        flags: record.flags,
-        source: record.source,
-        destination: record.destination,
-        service: record.service,
-        rule: record.rule,
-        source_class: record.source_class,
-        destination_class: record.destination_class,
-        writer: role::ACTIVE,
-        pad: 0,
-        cookie: cookie(ctx),
-    };
-    if let Err(errno) = CONNS.insert(&key, &conn, 0) {
-        errs::count(Site::ConnsInsert, errno);
-    }
+    note(ctx.ops, record, &tuple.conn_key(), role::ACTIVE);
 }
 
 #[inline(always)]
@@ -270,7 +237,7 @@ fn accepted(
         record.source = source.identity;
         record.source_class = source.class;
         if !proxy {
-            note_stranger(ctx, record, tuple);
+            note(ctx.ops, record, &tuple.reversed().conn_key(), role::PASSIVE);
         }
         return;
     };
@@ -305,16 +272,25 @@ fn accepted(
     }
 }
 
-/// A connection that nobody of this machine's workloads dialled gets its entry by the accepting end, so that every
-/// connection stands in `weft_conns`: what is denied later is found there.
-#[inline(always)]
-fn note_stranger(ctx: &SockOpsContext, record: &SockRecord, tuple: &Tuple) {
+/// Puts a connection into `weft_conns`, by the dialling end's key. The dialling end does; one that nobody of this machine's
+/// workloads dialled gets its entry by the accepting end, so that every connection stands there: what is denied later is
+/// found by it.
+///
+/// Not inlined: twice in the program, its values took a third of the stack that a call chain has on Linux 6.1.
+#[inline(never)]
+fn note(ops: *mut bpf_sock_ops, record: &SockRecord, key: &Tuple, writer: u8) {
+    // Of a connection handed to a foreign proxy: the endpoint that was picked is what it is to learn.
+    let external = writer == role::ACTIVE && record.flags & sock_flags::EXTERNAL != 0;
     let conn = ConnRecord {
-        owner: 0,
+        owner: if writer == role::ACTIVE { record.owner } else { 0 },
         generation: record.generation,
         started_ns: record.started_ns,
-        original: record.original,
-        original_port_be: record.original_port_be,
+        original: if external { record.translated } else { record.original },
+        original_port_be: if external {
+            record.translated_port_be
+        } else {
+            record.original_port_be
+        },
         verdict: record.verdict,
         flags: record.flags,
         source: record.source,
@@ -323,11 +299,12 @@ fn note_stranger(ctx: &SockOpsContext, record: &SockRecord, tuple: &Tuple) {
         rule: record.rule,
         source_class: record.source_class,
         destination_class: record.destination_class,
-        writer: role::PASSIVE,
+        writer,
         pad: 0,
-        cookie: cookie(ctx),
+        // SAFETY: the helper takes this context.
+        cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
     };
-    if let Err(errno) = CONNS.insert(&tuple.reversed().conn_key(), &conn, 0) {
+    if let Err(errno) = CONNS.insert(key, &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
     }
 }
