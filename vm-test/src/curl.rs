@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::{process::Output, workload::Run};
+use crate::{poll, process::Output, workload::Run};
 
 /// Exit code of curl when connect() fails.
 pub const COULD_NOT_CONNECT: i32 = 7;
 /// Exit code of curl when a name is not resolved.
 pub const COULD_NOT_RESOLVE: i32 = 6;
+
+/// Longest run of curl, on a real machine: longer than any answer takes, shorter than the bound on its process.
+const MAX_TIME: Duration = Duration::from_secs(30);
 
 /// One run of curl. Where its URL stands for several requests, all but the bodies is that of the last one.
 #[derive(Debug, Clone)]
@@ -48,10 +51,9 @@ impl Run<'_> {
     /// # Errors
     /// As [`Run::curl`].
     pub fn curl_with(&self, flags: &[&str], url: &str) -> Result<Answer> {
-        let words = ["curl", "-sv", "--max-time", "30", "-w", TRAILER]
-            .iter()
-            .chain(flags)
-            .chain([&url]);
+        let max_time = poll::scaled(MAX_TIME).as_secs().to_string();
+        let head = ["curl", "-sv", "--max-time", max_time.as_str(), "-w", TRAILER];
+        let words = head.iter().chain(flags).chain([&url]);
         Answer::of(self.output(words.copied())?)
     }
 }

@@ -79,3 +79,32 @@ pub fn skipped(test: &str, needs: &str) {
     // Nothing can be done about a terminal that is gone.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
+
+/// Says that this kernel lacks what a test is about, to be followed by the test of the fallback, or by its end where
+/// there is none. Not a skip: nothing that anybody could install is missing. `cargo xtask vm-test` shows it in its table.
+pub fn absent(test: &str, feature: &str, instead: &str) {
+    let line = format!("{ABSENT}{test}: {feature}; instead: {instead}\n");
+    // Past the capture of libtest, in one piece. Nothing can be done about a terminal that is gone.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Begins a line of [`absent`].
+const ABSENT: &str = "absent: ";
+
+/// The test and what was said of it, if `line` is one of [`absent`].
+pub fn absence_of_line(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix(ABSENT)?.split_once(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_read_back() {
+        let line = "absent: multipath_tcp_is_seen: no MPTCP in this kernel; instead: nothing";
+        let expect = ("multipath_tcp_is_seen", "no MPTCP in this kernel; instead: nothing");
+        assert_eq!(absence_of_line(line), Some(expect));
+        assert_eq!(absence_of_line("test absent: a ... ok"), None);
+    }
+}

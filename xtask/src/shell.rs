@@ -29,6 +29,14 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn read(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&bytes(command)?).trim().to_owned())
+}
+
+/// The same as [`read`], every byte as it is.
+///
+/// # Errors
+/// As [`run`].
+pub fn bytes(command: &mut Command) -> Result<Vec<u8>> {
     let line = line_of(command);
     let output = command
         .stdin(Stdio::null())
@@ -38,7 +46,7 @@ pub fn read(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         bail!("`{line}` ended with {}", output.status);
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(output.stdout)
 }
 
 /// The same as [`read`], for questions whose answer may be "no": `None` if it cannot be run or fails.

@@ -5,7 +5,8 @@ mod binaries;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use self::binaries::{TestBinary, Totals};
+use self::binaries::Totals;
+pub use self::binaries::{Line, TestBinary, compile, test_name};
 use crate::{
     build, paths, preflight,
     setup::{self, Scope},
@@ -36,7 +37,7 @@ enum Part {
 }
 
 /// The package of the real-traffic tests.
-const NET_PACKAGE: &str = "vm-test";
+pub const NET_PACKAGE: &str = "vm-test";
 
 pub fn run(args: &Args) -> Result<()> {
     let (unit, net) = (args.part != Some(Part::Net), args.part != Some(Part::Unit));
@@ -62,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     // One compilation for both parts: cargo unifies features over the packages it is asked for.
-    let binaries = steps.step("compile tests", binaries::compile)?;
+    let binaries = steps.step("compile tests", compile)?;
     let (real, plain): (Vec<TestBinary>, Vec<TestBinary>) = binaries
         .into_iter()
         .partition(|binary| binary.package == NET_PACKAGE && binary.integration);

@@ -9,7 +9,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, SockHash},
-    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError, links::FdLink},
 };
 
 use crate::{cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
@@ -44,18 +44,23 @@ pub const SK_MSG: &str = "weft_sk_msg";
 pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     let programs = CGROUP_PROGRAMS.into_iter().chain([SK_MSG]);
     for name in programs {
-        let program = program(ebpf, name)?;
-        macro_rules! load {
-            ($($kind:ident)*) => {
-                match program {
-                    $(Program::$kind(program) => program.load(),)*
-                    _ => return Err(DataplaneError::Missing { what: "program", name }),
-                }
-            };
-        }
-        load!(CgroupSock SockOps CgroupSockAddr CgroupSkb SkMsg).map_err(|source| refused(name, source))?;
+        load(name, program(ebpf, name)?)?;
     }
     Ok(())
+}
+
+/// Loads (verifies) one.
+pub fn load(name: &str, program: &mut Program) -> Result<(), DataplaneError> {
+    macro_rules! load {
+        ($($kind:ident)*) => {
+            match program {
+                $(Program::$kind(program) => program.load(),)*
+                _ => Err(ProgramError::UnexpectedProgramType),
+            }
+        };
+    }
+    load!(CgroupSkb CgroupSock CgroupSockAddr CgroupSockopt SchedClassifier SkLookup SkMsg SockOps)
+        .map_err(|source| refused(name, source))
 }
 
 /// Attaches the loaded programs of the cgroup, or puts each behind its pinned link. The one on the sockmap comes before
@@ -198,8 +203,8 @@ pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-pub fn refused(program: &'static str, source: aya::programs::ProgramError) -> DataplaneError {
-    if let aya::programs::ProgramError::LoadError { io_error, .. } = &source
+pub fn refused(program: &str, source: ProgramError) -> DataplaneError {
+    if let ProgramError::LoadError { io_error, .. } = &source
         && io_error.raw_os_error() == Some(libc::EPERM)
     {
         return DataplaneError::Privilege {
@@ -221,9 +226,9 @@ pub fn refused(program: &'static str, source: aya::programs::ProgramError) -> Da
     }
 }
 
-pub fn to_io(source: aya::programs::ProgramError) -> io::Error {
+pub fn to_io(source: ProgramError) -> io::Error {
     match source {
-        aya::programs::ProgramError::SyscallError(error) => error.io_error,
+        ProgramError::SyscallError(error) => error.io_error,
         other => io::Error::other(other),
     }
 }

@@ -255,6 +255,11 @@ pub fn features() -> Vec<Feature> {
             "foreign proxies (l7: external)",
         ),
         feature(
+            "tcx",
+            sys::has_tcx().unwrap_or(false),
+            "links on devices, in order with others' (else a filter of clsact)",
+        ),
+        feature(
             "bpf_set_retval",
             has_set_retval(),
             "ECONNREFUSED where nobody answers (else EPERM)",

@@ -21,6 +21,7 @@ mod selftest;
 mod sys;
 mod tables;
 mod uninstall;
+mod verify;
 
 pub use cgroup::{Cgroup, find_cgroup2};
 pub use connection::{Connection, Connections};
@@ -38,3 +39,4 @@ pub use tables::{
     telemetry::{Listener, ip_addr, socket_addr},
 };
 pub use uninstall::{UninstallReport, uninstall};
+pub use verify::{Verification, VerifiedProgram, verify};

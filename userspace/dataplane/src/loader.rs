@@ -191,20 +191,18 @@ impl Dataplane {
         locks: Locks,
         namespaces: Namespaces,
     ) -> Result<Self, DataplaneError> {
-        let set_retval = u8::from(doctor::has_set_retval());
-        let mut loader = EbpfLoader::new();
-        loader.override_global("HAS_SET_RETVAL", &set_retval, true);
-        loader.override_global("FLOW_SAMPLE", &config.flow_sample, true);
         let sizes: Vec<(String, u32)> = config
             .map_sizes
             .iter()
             .map(|(name, size)| (format!("weft_{name}"), *size))
             .collect();
-        for (name, size) in &sizes {
-            loader.map_max_entries(name, *size);
-        }
-        with_pinned_maps(&mut loader, maps);
-        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+        let mut ebpf = open_object(|loader| {
+            loader.override_global("FLOW_SAMPLE", &config.flow_sample, true);
+            for (name, size) in &sizes {
+                loader.map_max_entries(name, *size);
+            }
+            with_pinned_maps(loader, maps);
+        })?;
         // What the verifier refuses is refused before anything is changed.
         attach::load_all(&mut ebpf)?;
         // What the programs must know before the first of them runs.
@@ -425,6 +423,19 @@ pub fn with_pinned_maps(loader: &mut EbpfLoader<'_>, maps: &Path) {
     for name in PINNED_MAPS {
         loader.map_pin_path(name, maps.join(pin_name(name)));
     }
+}
+
+/// The object in this kernel, no program loaded yet; `set` says what is not as it stands in the object.
+pub fn open_object<'a>(set: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Ebpf, DataplaneError> {
+    if OBJECT.is_empty() {
+        return Err(DataplaneError::NoObject);
+    }
+    // The loader borrows what it is told for as long as `set`'s values live.
+    static NO_YES: [u8; 2] = [0, 1];
+    let mut loader = EbpfLoader::new();
+    loader.override_global("HAS_SET_RETVAL", &NO_YES[usize::from(doctor::has_set_retval())], true);
+    set(&mut loader);
+    loader.load(OBJECT).map_err(load_error)
 }
 
 /// Pin name of a map or program: without the prefix.

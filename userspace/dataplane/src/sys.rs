@@ -11,6 +11,7 @@ use std::{
     path::Path,
 };
 
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -23,6 +24,7 @@ const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 #[repr(C)]
 struct LinkCreate {
     prog_fd: u32,
+    /// A cgroup's descriptor, a device's index.
     target_fd: u32,
     attach_type: u32,
     flags: u32,
@@ -119,6 +121,47 @@ pub fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
         ..LinkUpdate::default()
     };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// The head of it as BPF_PROG_LOAD reads it.
+#[repr(C)]
+struct ProgLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+}
+
+/// Whether programs on devices can have links (TCX, Linux 6.6): a kernel that has them misses the device that does not
+/// exist, another one does not know the attach type. Nothing is attached.
+pub fn has_tcx() -> io::Result<bool> {
+    const SCHED_CLS: u32 = 3;
+    const TCX_INGRESS: u32 = 46;
+    // r0 = 0; exit
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let mut program = ProgLoad {
+        kind: SCHED_CLS,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    let fd = bpf(BPF_PROG_LOAD, &mut program)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    let mut link = LinkCreate {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_fd: i32::MAX.cast_unsigned(),
+        attach_type: TCX_INGRESS,
+        flags: 0,
+    };
+    match bpf(BPF_LINK_CREATE, &mut link) {
+        Ok(fd) => {
+            // SAFETY: as above. Closing it takes the link away.
+            drop(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) });
+            Ok(true)
+        }
+        Err(error) => Ok(error.raw_os_error() == Some(libc::ENODEV)),
+    }
 }
 
 /// The id of the cgroup a link is attached to; 0 if that cgroup is gone.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, Inherited, ShortCircuit, find_cgroup2, uninstall};
+use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, Inherited, ShortCircuit, find_cgroup2, uninstall, verify};
 use weft_policy::Snapshot;
 
 struct Place {
@@ -98,4 +98,24 @@ fn what_a_successor_began_is_taken_back_and_what_it_finished_is_its_own() {
     let other = Dataplane::start(&place.config()).err().expect("refused").to_string();
     assert!(other.contains("in use by another weft daemon"), "{other}");
     assert_eq!(publish(&third), 4);
+}
+
+#[test]
+fn every_program_is_accepted_and_its_verification_counted() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root (cargo xtask test)");
+        return;
+    }
+    let found = verify().expect("the object");
+    for name in ["weft_connect4", "weft_sk_msg", "weft_sockops"] {
+        assert!(
+            found.programs.iter().any(|program| program.name == name),
+            "{name}: {found:?}"
+        );
+    }
+    for program in &found.programs {
+        assert_eq!(program.refused, None, "{}", program.name);
+        // Counted since Linux 5.16, and never less than an exit.
+        assert_ne!(program.instructions, Some(0), "{}", program.name);
+    }
 }

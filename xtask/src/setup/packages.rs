@@ -71,6 +71,20 @@ const TRAFFIC: &[Package] = &[
     },
 ];
 
+/// What boots other kernels.
+const GUESTS: &[Package] = &[
+    Package {
+        name: "qemu-system-x86",
+        provides: Provides::Program("qemu-system-x86_64"),
+        why: "emulates a machine for other kernels",
+    },
+    Package {
+        name: "xz-utils",
+        provides: Provides::Program("xz"),
+        why: "unpacks their modules",
+    },
+];
+
 /// A compiler for the kernel's target with the sources of core.
 pub const KERNEL_TOOLCHAIN: &[Package] = &[
     Package {
@@ -108,10 +122,15 @@ pub const LLVM: &[Package] = &[
 
 /// The packages of `scope` whose program or file is not on this machine.
 pub fn missing(scope: Scope) -> Vec<&'static Package> {
-    let traffic: &[Package] = if scope == Scope::Traffic { TRAFFIC } else { &[] };
+    let (traffic, guests): (&[Package], &[Package]) = match scope {
+        Scope::Build => (&[], &[]),
+        Scope::Traffic => (TRAFFIC, &[]),
+        Scope::Guests => (TRAFFIC, GUESTS),
+    };
     BUILD
         .iter()
         .chain(traffic)
+        .chain(guests)
         .filter(|package| !package.is_provided())
         .collect()
 }

@@ -22,9 +22,9 @@ pub struct TestBinary {
     pub target: String,
     /// From `tests/`, rather than unit tests beside the code.
     pub integration: bool,
-    executable: PathBuf,
+    pub executable: PathBuf,
     /// Folder of the package's manifest: where cargo runs its tests.
-    folder: PathBuf,
+    pub folder: PathBuf,
 }
 
 /// What the tests of a run came to.
@@ -160,7 +160,7 @@ impl fmt::Display for Totals {
 
 /// What a line of libtest's output is.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+pub enum Line {
     Passed,
     Failed,
     /// Headings and empty lines of a run that is fine.
@@ -171,7 +171,7 @@ enum Line {
 // === impl Line ===
 
 impl Line {
-    fn of(line: &str) -> Self {
+    pub fn of(line: &str) -> Self {
         let line = line.trim_end();
         if line.starts_with("test ") && line.ends_with(" ... ok") {
             Self::Passed
@@ -183,6 +183,12 @@ impl Line {
             Self::Words
         }
     }
+}
+
+/// The test that a line which [`Line::of`] calls passed or failed is about.
+pub fn test_name(line: &str) -> &str {
+    let name = line.trim_end().strip_prefix("test ").unwrap_or(line);
+    name.rsplit_once(" ... ").map_or(name, |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -200,5 +206,6 @@ mod tests {
         ] {
             assert_eq!(Line::of(line), expect, "{line}");
         }
+        assert_eq!(test_name("test deny::beats_allow ... ok"), "deny::beats_allow");
     }
 }

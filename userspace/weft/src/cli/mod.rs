@@ -54,6 +54,9 @@ enum Verb {
     /// What `weft doctor` runs to prove the hooks
     #[command(name = crate::daemon::doctor::CANARY, hide = true)]
     Canary,
+    /// What `cargo xtask vm-test` runs in each kernel: loads every program, attaches none, prints JSON
+    #[command(name = "__verify", hide = true)]
+    Verify,
 }
 
 /// Which daemon to talk to.
@@ -82,6 +85,10 @@ impl Cli {
             Verb::Explain(verb) => verb.exec(),
             Verb::Doctor(verb) => verb.exec(),
             Verb::Uninstall(verb) => verb.exec(),
+            Verb::Verify => {
+                output::print_json(&weft_dataplane::verify()?)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Verb::Canary => weft_dataplane::canary().map(|()| ExitCode::SUCCESS).map_err(Into::into),
         }
     }

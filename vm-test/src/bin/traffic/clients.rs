@@ -13,11 +13,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
-use vm_test::pattern::Checker;
+use vm_test::{pattern::Checker, poll};
 
 use crate::{CHUNK, servers::write_pattern};
 
-/// A client gives up on a silent peer after this long.
+/// A client gives up on a silent peer after this long, on a real machine.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A reader that goes on where a blocking read says EAGAIN long before its timeout, and counts how often it did.
@@ -46,7 +46,10 @@ impl Read for Patient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.stream.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.last_heard.elapsed() < SILENCE => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && self.last_heard.elapsed() < poll::scaled(SILENCE) =>
+                {
                     self.spurious += 1;
                 }
                 result => {
@@ -323,7 +326,7 @@ pub fn udp_echo(target: &str) -> Result<bool> {
         ([0u16; 8], 0).into()
     };
     let socket = UdpSocket::bind(any).context("bind")?;
-    socket.set_read_timeout(Some(SILENCE))?;
+    socket.set_read_timeout(Some(poll::scaled(SILENCE)))?;
     let told = match socket.send_to(b"ping", address) {
         Err(error) => json!({"ok": false, "errno": error.raw_os_error(), "error": error.to_string()}),
         Ok(_) => {
@@ -368,8 +371,8 @@ pub fn udp_hold(target: &str) -> Result<bool> {
 fn dial(target: &str) -> Result<TcpStream> {
     let address = resolve(target)?;
     let stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
+    stream.set_read_timeout(Some(poll::scaled(SILENCE)))?;
+    stream.set_write_timeout(Some(poll::scaled(SILENCE)))?;
     Ok(stream)
 }
 

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use vm_test::poll;
 
-/// As long as glibc waits for one server.
+/// As long as glibc waits for one server, on a real machine.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 const ID: u16 = 0x7765;
@@ -36,7 +37,7 @@ pub fn ask(transport: &str, server: &str, name: &str, kind: &str) -> Result<bool
 fn over_udp(server: &str, question: &[u8]) -> Result<Vec<u8>> {
     let any = if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let socket = UdpSocket::bind(any).context("bind")?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_read_timeout(Some(poll::scaled(TIMEOUT)))?;
     socket.connect(server).with_context(|| format!("connect to {server}"))?;
     socket.send(question).context("send the question")?;
     let mut buffer = vec![0; 4096];
@@ -47,7 +48,7 @@ fn over_udp(server: &str, question: &[u8]) -> Result<Vec<u8>> {
 
 fn over_tcp(server: &str, question: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).with_context(|| format!("connect to {server}"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(poll::scaled(TIMEOUT)))?;
     let mut framed = (question.len() as u16).to_be_bytes().to_vec();
     framed.extend_from_slice(question);
     stream.write_all(&framed).context("send the question")?;

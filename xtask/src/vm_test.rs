@@ -1,0 +1,186 @@
+//! `cargo xtask vm-test`: every kernel program and the real-traffic tests in other kernels than this machine's.
+
+mod event;
+mod found;
+mod guest;
+mod initramfs;
+mod kernel;
+mod limits;
+mod machine;
+mod table;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use vm_test::poll;
+
+pub use self::guest::{GuestArgs, run as run_guest};
+use self::{
+    event::{Event, Plan, Test},
+    found::Found,
+    kernel::Kernel,
+    limits::{BUDGETS, QUICK},
+    machine::Machine,
+};
+use crate::{
+    build, paths,
+    setup::{self, Scope, guests},
+    shell::Steps,
+    test::{self, NET_PACKAGE},
+};
+
+/// Boots other kernels under emulation, and runs in each what `test net` runs in this one.
+///
+/// In each kernel every program is loaded by the daemon's own loader, its verified instructions are held against a budget,
+/// features are probed, and the real-traffic tests run, with small transfers and much patience. A full run writes what it
+/// found into vm-test/README.md. Consoles of the guests stay in target/vm.
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// A chosen part of the tests in the oldest kernel, programs only in the others: at most 12 minutes on two cores. Only
+    /// compares the table.
+    #[arg(long)]
+    pub quick: bool,
+    /// Boot only these: 6.1, 6.12, or the image of any x86 kernel (its modules in lib/modules/RELEASE beside it or above).
+    #[arg(long, value_name = "IMAGE")]
+    kernel: Vec<PathBuf>,
+    /// Run only tests whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Compare the table in vm-test/README.md with what is found instead of writing it.
+    #[arg(long)]
+    pub check: bool,
+    /// Test the binary without optimisation.
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Bytes a transfer of a guest's tests: one byte takes about 30 times longer than in this kernel.
+const BYTES: u64 = 4 << 20;
+/// How much slower than a real machine a guest may be: measured 10 to 15 times, on two cores with other work.
+const PATIENCE: u32 = 20;
+/// Longest run of one guest.
+const BOUND: Duration = Duration::from_secs(90 * 60);
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::default();
+    let tools = steps.step("tools and kernels", || setup::ensure(Scope::Guests))?;
+    steps.step("kernel programs", || build::kernel_programs(&tools))?;
+    let tests = steps.step("compile tests", || {
+        let binaries = test::compile()?.into_iter();
+        let net = binaries.filter(|binary| binary.package == NET_PACKAGE && binary.integration);
+        let tests = net.map(|binary| Test {
+            target: binary.target,
+            executable: binary.executable,
+            folder: binary.folder,
+        });
+        Ok(tests.collect::<Vec<_>>())
+    })?;
+    let profile = if args.debug { "debug" } else { "release" };
+    steps.step(&format!("weft, {profile}"), || build::binary(args.debug))?;
+    let weft = paths::target().join(profile).join("weft");
+
+    let mut all = Vec::new();
+    let mut wrong = Vec::new();
+    for (number, kernel) in kernels(args)?.iter().enumerate() {
+        let tests = tests_of(args, number == 0, &tests);
+        let what = if tests.is_empty() {
+            "programs"
+        } else {
+            "programs and real traffic"
+        };
+        let plan = Plan {
+            weft: weft.clone(),
+            tests,
+            filter: args.filter.clone(),
+            environment: vec![
+                ("WEFT_TEST_BYTES".to_owned(), BYTES.to_string()),
+                (poll::SCALE.to_owned(), PATIENCE.to_string()),
+            ],
+        };
+        // One kernel's trouble does not hide the other's.
+        let found = steps.step(&format!("Linux {}: {what}", kernel.name), || boot(kernel, &plan))?;
+        wrong.extend(
+            found
+                .problems(BUDGETS)
+                .into_iter()
+                .map(|line| format!("Linux {}: {line}", kernel.name)),
+        );
+        all.push(found);
+    }
+    if !wrong.is_empty() {
+        bail!("{} things are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
+    }
+    let whole = args.filter.is_none() && args.kernel.is_empty();
+    if whole {
+        steps.step("table", || {
+            if args.quick || args.check {
+                table::compare(&all)
+            } else {
+                table::write(&all)
+            }
+        })?;
+    }
+    steps.summary("vm-test");
+    Ok(())
+}
+
+/// The oldest first.
+fn kernels(args: &Args) -> Result<Vec<Kernel>> {
+    let busybox = guests::busybox();
+    let debian = |kernel: &guests::DebianKernel| Kernel::of_tree(kernel.name, &guests::tree(kernel), &busybox);
+    if args.kernel.is_empty() {
+        return guests::KERNELS.iter().map(debian).collect();
+    }
+    let named = |image: &PathBuf| {
+        let known = guests::KERNELS.iter().find(|kernel| image == Path::new(kernel.name));
+        known.map_or_else(|| Kernel::of_image(None, image, &busybox), debian)
+    };
+    args.kernel.iter().map(named).collect()
+}
+
+fn tests_of(args: &Args, oldest: bool, tests: &[Test]) -> Vec<Test> {
+    let chosen = |test: &&Test| !args.quick || (oldest && QUICK.contains(&test.target.as_str()));
+    tests.iter().filter(chosen).cloned().collect()
+}
+
+/// Runs `plan` in `kernel`.
+///
+/// # Errors
+/// The guest does not come up, hangs, or ends too early; its console's tail is on the terminal by then.
+fn boot(kernel: &Kernel, plan: &Plan) -> Result<Found> {
+    let dir = paths::vm().join(&kernel.name);
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let (plan_file, initrd) = (dir.join("plan.json"), dir.join("initramfs"));
+    let console = paths::vm().join(format!("{}.log", kernel.name));
+    let json = serde_json::to_vec_pretty(plan).context("encode the plan")?;
+    fs::write(&plan_file, json).with_context(|| format!("write {}", plan_file.display()))?;
+    let xtask = env::current_exe().context("find this program")?;
+    let visible = [paths::root(), paths::target()];
+    let words = [xtask.as_path(), Path::new("__vm-guest"), &plan_file];
+    initramfs::write(kernel, &guests::busybox(), &visible, &words, &initrd)?;
+
+    let mut machine = Machine::boot(kernel, &initrd, &console, BOUND)?;
+    let mut found = Found::new(&kernel.name);
+    let ended = loop {
+        match machine.event() {
+            Ok(Event::Done) => break Ok(()),
+            Ok(Event::Broken { why }) => break Err(anyhow::anyhow!("the guest gave up: {why}")),
+            Ok(event) => found.take(event),
+            Err(error) => break Err(error),
+        }
+    };
+    if let Err(error) = ended {
+        eprintln!(
+            "   console of the guest ({}), its end:\n{}",
+            console.display(),
+            machine.console_tail()
+        );
+        return Err(error);
+    }
+    machine.power_off();
+    Ok(found)
+}
