@@ -115,6 +115,33 @@ fn a_denied_sender_is_told_at_once_on_both_kinds_of_socket() {
 }
 
 #[test]
+fn a_port_that_another_account_sent_from_before_carries_no_verdict_over() {
+    lab_test("udp-port", |lab| {
+        lab.daemon()?;
+        lab.resource("access.yaml", &only("friend"))?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
+        for host in FAMILIES {
+            let from = |account: &str, port: &str| -> Result<Value> {
+                let words = [lab.traffic()?, "udp-echo".into(), format!("{host}:7007"), port.into()];
+                lab.run(account).output(words)?.json()
+            };
+            poll::until("friend to be answered", || {
+                let told = from("friend", "40001")?;
+                ensure!(told["ok"] == true, "{told}");
+                Ok(())
+            })?;
+            let told = from("stranger", "40001")?;
+            ensure!(told["errno"] == EPERM, "friend's port: {told}");
+            let told = from("stranger", "40002")?;
+            ensure!(told["errno"] == EPERM, "{told}");
+            let told = from("friend", "40002")?;
+            ensure!(told["ok"] == true, "a stranger's port: {told}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn answers_pass_under_default_deny_and_nothing_else_of_the_answering_side() {
     lab_test("udp-answers", |lab| {
         lab.daemon()?;

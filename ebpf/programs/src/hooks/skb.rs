@@ -69,7 +69,10 @@ fn leave(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let bytes = u64::from(packet.payload);
-    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol)
+        // What another workload began from this port, a moment ago, says nothing about this one.
+        && (flow.way == Way::Back || flow.record.owner == record.owner)
+    {
         let side = if flow.way == Way::Forth {
             reporter::SOURCE
         } else {

@@ -317,13 +317,13 @@ pub fn hold(target: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Sends one datagram and waits for its echo.
-pub fn udp_echo(target: &str) -> Result<bool> {
+/// Sends one datagram from local port `port` (0: any) and waits for its echo.
+pub fn udp_echo(target: &str, port: u16) -> Result<bool> {
     let address = resolve(target)?;
     let any: SocketAddr = if address.is_ipv4() {
-        ([0, 0, 0, 0], 0).into()
+        ([0, 0, 0, 0], port).into()
     } else {
-        ([0u16; 8], 0).into()
+        ([0u16; 8], port).into()
     };
     let socket = UdpSocket::bind(any).context("bind")?;
     socket.set_read_timeout(Some(poll::scaled(SILENCE)))?;

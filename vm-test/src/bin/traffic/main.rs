@@ -7,7 +7,7 @@
 //! connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
-//! `hold TARGET`, `udp-echo TARGET`, `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
+//! `hold TARGET`, `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
 
 #![forbid(unsafe_code)]
@@ -67,7 +67,8 @@ fn run(words: &[&str]) -> Result<bool> {
         ["connects", target, times] => clients::connects(target, number(times)?),
         ["greeting", target] => clients::greeting(target),
         ["hold", target] => clients::hold(target),
-        ["udp-echo", target] => clients::udp_echo(target),
+        ["udp-echo", target] => clients::udp_echo(target, 0),
+        ["udp-echo", target, port] => clients::udp_echo(target, port.parse().context("read the port")?),
         ["udp-hold", target] => clients::udp_hold(target),
         ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
         _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),
