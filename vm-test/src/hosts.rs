@@ -13,6 +13,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Deref,
+    path::Path,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -65,6 +66,14 @@ impl Hosts {
     /// # Errors
     /// As [`Lab::new`]; or the kernel has no virtual Ethernet or no bridge.
     pub fn new(name: &str, count: u8) -> Result<Self> {
+        Self::with_binary(name, count, &lab::find_weft()?)
+    }
+
+    /// The same with this `weft` under test.
+    ///
+    /// # Errors
+    /// As [`Hosts::new`].
+    pub fn with_binary(name: &str, count: u8, weft: &Path) -> Result<Self> {
         ensure!(
             (1..=MAX).contains(&count),
             "{count} hosts: a switch has 1 to {MAX} of them"
@@ -73,7 +82,7 @@ impl Hosts {
         let bridge = ["type", "bridge", "forward_delay", "0", "stp_state", "0"];
         ip(&[&["-n", switch.name(), "link", "add", "br0"], &bridge[..]].concat()).context("make a bridge")?;
         ip(&["-n", switch.name(), "link", "set", "br0", "up"])?;
-        let hosts = (1..=count).map(|number| Host::new(name, number, &switch));
+        let hosts = (1..=count).map(|number| Host::new(name, number, &switch, weft));
         Ok(Self {
             hosts: hosts.collect::<Result<_>>()?,
             switch,
@@ -106,10 +115,10 @@ impl Hosts {
 // === impl Host ===
 
 impl Host {
-    fn new(name: &str, number: u8, switch: &NetNs) -> Result<Self> {
+    fn new(name: &str, number: u8, switch: &NetNs, weft: &Path) -> Result<Self> {
         let letter = char::from(b'a' + number - 1);
         let host = Self {
-            lab: Lab::new(&format!("{name}-{letter}"))?,
+            lab: Lab::with_binary(&format!("{name}-{letter}"), weft.to_path_buf())?,
             name: letter,
             number,
         };

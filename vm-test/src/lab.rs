@@ -48,7 +48,14 @@ impl Lab {
     /// # Errors
     /// No `weft` binary, or the machine refuses a namespace or a cgroup ([`crate::need::kernel`] says why).
     pub fn new(name: &str) -> Result<Self> {
-        let weft = find_weft()?;
+        Self::with_binary(name, find_weft()?)
+    }
+
+    /// The same with this `weft` under test.
+    ///
+    /// # Errors
+    /// The machine refuses a namespace or a cgroup.
+    pub fn with_binary(name: &str, weft: PathBuf) -> Result<Self> {
         let id = next_id();
         let dir = tempfile::Builder::new()
             .prefix(&format!("{id}-"))
@@ -325,7 +332,7 @@ pub(crate) fn next_id() -> String {
 }
 
 /// `WEFT_BIN`, else the release binary of this checkout.
-fn find_weft() -> Result<PathBuf> {
+pub(crate) fn find_weft() -> Result<PathBuf> {
     let file = match env::var_os("WEFT_BIN") {
         Some(file) => PathBuf::from(file),
         None => {

@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod cgroup;
 pub mod curl;
 mod daemon;

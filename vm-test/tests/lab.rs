@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use vm_test::{Lab, lab_test, need, process};
+use vm_test::{Lab, Nginx, census, lab_test, need, process};
 
 #[test]
 fn a_lab_has_a_loopback_of_its_own_and_sees_the_cgroup_file_system() {
@@ -15,6 +15,22 @@ fn a_lab_has_a_loopback_of_its_own_and_sees_the_cgroup_file_system() {
         );
         let cgroup = lab.cgroup().display().to_string();
         lab.outside(["test", "-d", &cgroup])?.ok()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_entries_of_a_daemons_maps_are_counted() {
+    lab_test("census", |lab| {
+        lab.daemon()?;
+        let count = |map: &str| census::entries(&lab.bpffs(), map);
+        let before = count("workloads")?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        ensure!(count("workloads")? == before + 1, "{before} and one more");
+        for map in census::MAPS {
+            count(map)?;
+        }
+        ensure!(count("nothing").is_err(), "a map that is not there");
         Ok(())
     });
 }
