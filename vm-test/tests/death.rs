@@ -1,7 +1,9 @@
 //! The daemon is killed with -9: what the kernel goes on doing, and that everything is as before afterwards.
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use vm_test::{Lab, Nginx, Server, curl, lab_test, poll, resources};
+use weft_abi::{FlowKey, FlowRecord};
 
 /// `web` needs no L7 (friend may, stranger may not); `strict` and `loose` need it, with declared failure modes.
 fn mesh(lab: &Lab) -> Result<[Server; 3]> {
@@ -127,6 +129,29 @@ fn a_direct_connection_outlives_the_daemon() {
             ensure!(told["ok"] == true, "{event}: {told}");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn what_is_stale_is_removed_soon_after_a_start() {
+    lab_test("stale", |lab| {
+        lab.daemon()?;
+        lab.kill9()?;
+        // A flow whose last packet was at the machine's start.
+        let pin = lab.bpffs().join("maps/flows");
+        let map = Map::HashMap(MapData::from_pin(&pin).context("open the flows")?);
+        let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into()?;
+        let key = FlowKey {
+            protocol: u32::from(weft_abi::protocol::UDP),
+            ..FlowKey::default()
+        };
+        map.insert(key, FlowRecord::default(), 0)?;
+        // Daemons that are killed within a minute each must not let it stay for good.
+        lab.daemon()?;
+        poll::until("the flow to be forgotten", || {
+            ensure!(map.get(&key, 0).is_err(), "it is there");
+            Ok(())
+        })
     });
 }
 

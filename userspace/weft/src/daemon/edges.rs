@@ -28,7 +28,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// An edge without news and without connections for so many intervals is removed, or a port scan would fill the table for
 /// good. What is counted between the last read and the removal is lost, after ten minutes of nothing.
 const STALE_AFTER: u64 = 600;
-/// Every so many intervals, records that nobody will read any more are removed.
+/// At the start and every so many intervals, records that nobody will read any more are removed: a daemon that never lives
+/// that long would let them fill the tables.
 const SWEEP_EVERY: u64 = 60;
 
 /// What the kernel programs could not do.
@@ -210,7 +211,7 @@ impl Reader {
         if let Err(error) = dataplane.refresh_local_addresses() {
             tracing::warn!(%error, "this machine's addresses cannot be told to the kernel now");
         }
-        if tick.is_multiple_of(SWEEP_EVERY)
+        if tick % SWEEP_EVERY == 1
             && let Err(error) = dataplane.sweep()
         {
             tracing::warn!(%error, "stale connection records cannot be removed now");
