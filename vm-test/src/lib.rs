@@ -36,6 +36,7 @@ mod pods;
 pub mod poll;
 pub mod process;
 pub mod resources;
+pub mod soak;
 mod workload;
 
 pub use self::{

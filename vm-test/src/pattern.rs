@@ -18,10 +18,17 @@ pub struct Checker {
 
 /// Eight bytes of the stream: splitmix64 of their index, so that no two windows of the stream look alike.
 fn word(index: u64) -> [u8; 8] {
-    let mut z = index.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mix(index.wrapping_add(MIX_STEP)).to_le_bytes()
+}
+
+/// What splitmix64 adds from one number to the next.
+pub(crate) const MIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The output function of splitmix64.
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)).to_le_bytes()
+    z ^ (z >> 31)
 }
 
 // === impl Pattern ===

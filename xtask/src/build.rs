@@ -44,6 +44,15 @@ pub fn release(tools: &Tools) -> Result<()> {
     binary(false)
 }
 
+/// The same without optimisation.
+///
+/// # Errors
+/// As [`release`].
+pub fn debug(tools: &Tools) -> Result<()> {
+    kernel_programs(tools)?;
+    binary(true)
+}
+
 /// The helper program of the real-traffic tests, for labs that no test makes.
 ///
 /// # Errors

@@ -5,18 +5,12 @@ mod death;
 mod mesh;
 mod screen;
 
-use std::{io::Write, thread};
-
 use anyhow::{Context, Result, bail};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
-};
 use vm_test::{Lab, leak, poll};
 
 use self::{mesh::Servers, screen::Screen};
 use crate::{
-    build, preflight,
+    build, interrupt, preflight,
     setup::{self, Scope},
 };
 
@@ -35,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
     preflight::kernel("demo")?;
     let tools = setup::ensure(Scope::Traffic)?;
     build::release(&tools)?;
-    interrupt_on_signals()?;
+    interrupt::on_signals()?;
 
     let before = leak::Snapshot::take().context("list what is on this machine before")?;
     let mut screen = Screen::new();
@@ -98,19 +92,6 @@ fn verdict(screen: &Screen) -> Result<()> {
     if screen.failed() > 0 {
         bail!("{} of {} lines did not hold", screen.failed(), screen.shown());
     }
-    Ok(())
-}
-
-/// Ctrl-C and its like end every wait of the lab with an error, so that the demo unwinds and cleans up.
-fn interrupt_on_signals() -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("listen to signals")?;
-    thread::spawn(move || {
-        for _ in signals.forever() {
-            // The terminal may be gone.
-            let _ = writeln!(std::io::stderr(), "\ninterrupted: cleaning up");
-            poll::interrupt();
-        }
-    });
     Ok(())
 }
 

@@ -11,10 +11,12 @@ mod build;
 mod ci;
 mod demo;
 mod exit;
+mod interrupt;
 mod paths;
 mod preflight;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 mod vm_test;
@@ -38,6 +40,7 @@ enum Verb {
     Ci(ci::Args),
     Demo(demo::Args),
     Setup(setup::Args),
+    Soak(soak::Args),
     Test(test::Args),
     Tidy(tidy::Args),
     VmTest(vm_test::Args),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Ci(args) => ci::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Setup(args) => setup::run(&args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
         Verb::VmTest(args) => vm_test::run(&args),

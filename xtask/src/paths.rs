@@ -24,6 +24,11 @@ pub fn weft() -> PathBuf {
     target().join("release/weft")
 }
 
+/// What `cargo xtask build --debug` leaves behind.
+pub fn weft_debug() -> PathBuf {
+    target().join("debug/weft")
+}
+
 /// The kernel object that goes into the binary. Always below the checkout, whatever `CARGO_TARGET_DIR` says, because
 /// `weft-dataplane` embeds it from there.
 pub fn bpf_object() -> PathBuf {

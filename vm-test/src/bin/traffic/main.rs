@@ -1,20 +1,21 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
-//! `serve-udp-echo ADDR`. They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
+//! `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
 //! at its end what they wrote and read. `serve-told ADDR` serves one connection, as its input says.
 //! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `dial TARGET` (one HTTP request a
 //! connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
-//! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT.
+//! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` has its own words.
 
 #![forbid(unsafe_code)]
 
 mod clients;
 mod dns;
 mod servers;
+mod soak;
 
 use std::{env, process::ExitCode};
 
@@ -54,6 +55,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve-late", address] => servers::serve(address, servers::late),
         ["serve-told", address] => servers::told(address),
         ["serve-udp-echo", address] => servers::udp_echo(address),
+        ["serve-soak", ref ports @ ..] => servers::soak(ports),
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
         ["dial", target] => clients::dial_until_told(target),
@@ -70,6 +72,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["udp-echo", target] => clients::udp_echo(target, 0),
         ["udp-echo", target, port] => clients::udp_echo(target, port.parse().context("read the port")?),
         ["udp-hold", target] => clients::udp_hold(target),
+        ["soak", seed, seconds, flows] => soak::run(number(seed)?, number(seconds)?, flows),
         ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
         _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),
     }
