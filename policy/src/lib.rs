@@ -19,7 +19,7 @@ mod store;
 mod yaml;
 
 pub use self::{
-    compile::{Allocations, CompileInput, Compiled, RuntimePort, RuntimeWorkload, SERVICE_LABEL, compile},
+    compile::{Allocations, CompileInput, Compiled, RuntimePort, RuntimeWorkload, SERVICE_LABEL, captures, compile},
     decode::Located,
     diagnostic::{Diagnostic, Severity},
     explain::{DataPath, ExplainInput, ExplainTarget, Explanation},

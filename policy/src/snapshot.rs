@@ -289,6 +289,43 @@ pub struct Workload {
     /// Addresses of its own, by which it is known where no connection's record says more; empty for one that shares the
     /// node's.
     pub addresses: Vec<IpAddr>,
+    /// What a Workload's `capture` says, and what became of it.
+    pub capture: Option<Capture>,
+}
+
+/// Processes of this node that belong to a workload which nobody started by `weft run`: a pod's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Capture {
+    /// Directory of the cgroup, as written.
+    pub cgroup: String,
+    /// File of the network namespace, as written; `None`: the daemon's own.
+    pub netns: Option<String>,
+    /// `None`: nobody has looked (`weft check`).
+    pub found: Option<Captured>,
+}
+
+/// What a [`Capture`]'s paths lead to on this node. Policy does no I/O: whoever may look says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Captured {
+    /// cgroup v2 id; `None`: nothing is captured.
+    pub cgroup: Option<u64>,
+    /// Cookie of the network namespace; `None`: it is the daemon's own, or not there.
+    pub netns: Option<u64>,
+    /// What keeps it from being as written, for people.
+    pub problem: Option<CaptureProblem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CaptureProblem {
+    pub field: CaptureField,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureField {
+    Cgroup,
+    Netns,
 }
 
 /// What may reach the workloads of one identity.

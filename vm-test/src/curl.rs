@@ -51,11 +51,19 @@ impl Run<'_> {
     /// # Errors
     /// As [`Run::curl`].
     pub fn curl_with(&self, flags: &[&str], url: &str) -> Result<Answer> {
-        let max_time = poll::scaled(MAX_TIME).as_secs().to_string();
-        let head = ["curl", "-sv", "--max-time", max_time.as_str(), "-w", TRAILER];
-        let words = head.iter().chain(flags).chain([&url]);
-        Answer::of(self.output(words.copied())?)
+        Answer::of(self.output(words(flags, url))?)
     }
+}
+
+/// curl's command line, for [`Answer::of`] to read what it prints.
+pub(crate) fn words(flags: &[&str], url: &str) -> Vec<String> {
+    let max_time = poll::scaled(MAX_TIME).as_secs().to_string();
+    let head = ["curl", "-sv", "--max-time", max_time.as_str(), "-w", TRAILER];
+    head.iter()
+        .chain(flags)
+        .chain([&url])
+        .map(|word| (*word).to_owned())
+        .collect()
 }
 
 // === impl Answer ===

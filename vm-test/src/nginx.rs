@@ -49,7 +49,7 @@ impl Nginx {
         self
     }
 
-    /// What it answers, without the line's end.
+    /// What it answers, without the line's end; nginx's variables (`$remote_addr`) stand for their values.
     pub fn says(mut self, body: &str) -> Self {
         self.body = body.to_owned();
         self
@@ -68,12 +68,6 @@ impl Nginx {
     }
 
     pub(crate) fn start(self, lab: &Lab) -> Result<Server> {
-        let target = self.ports.first().context("an nginx needs a port")?.1;
-        let dir = lab.work().join(format!("nginx-{}-{target}", self.service));
-        let files = dir.join("files");
-        fs::create_dir_all(&files).with_context(|| format!("make {}", files.display()))?;
-        fs::write(dir.join("nginx.conf"), self.config()).context("write nginx.conf")?;
-
         let mut run: Run<'_> = lab.run(&self.service);
         if let Some(namespace) = &self.namespace {
             run = run.namespace(namespace);
@@ -84,8 +78,19 @@ impl Nginx {
         for (service, target) in &self.ports {
             run = run.port(&format!("{service}:{target}"));
         }
+        self.start_by(lab, |words| run.start(words))
+    }
+
+    /// Writes its configuration, starts it somewhere and waits until it listens.
+    pub(crate) fn start_by(&self, lab: &Lab, start: impl FnOnce([&str; 7]) -> Result<Running>) -> Result<Server> {
+        let target = self.ports.first().context("an nginx needs a port")?.1;
+        let dir = lab.work().join(format!("nginx-{}-{target}", self.service));
+        let files = dir.join("files");
+        fs::create_dir_all(&files).with_context(|| format!("make {}", files.display()))?;
+        fs::write(dir.join("nginx.conf"), self.config()).context("write nginx.conf")?;
+
         let folder = dir.display().to_string();
-        let mut running = run.start(["nginx", "-p", &folder, "-c", "nginx.conf", "-e", "stderr"])?;
+        let mut running = start(["nginx", "-p", &folder, "-c", "nginx.conf", "-e", "stderr"])?;
         let pid = running.pid();
         poll::until("nginx to listen", || {
             if !running.is_running()? {

@@ -7,17 +7,24 @@
 //!        |                     |
 //!   eth0 10.88.0.2, fd88::2   eth0 10.88.0.3, fd88::3       each a network namespace: the pod's
 //! ```
+//!
+//! A pod's processes live in the cgroup `CGROUP/pods/pN/app`; its Workload names `pods/pN`, one above.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     Lab,
+    curl::{self, Answer},
     netns::{NetNs, ip},
+    nginx::{Nginx, Server},
+    process::{self, Output, Running},
 };
 
 /// Pods of a lab are made here, and reach each other and the lab's namespace.
@@ -25,10 +32,13 @@ pub struct Pods<'lab> {
     lab: &'lab Lab,
 }
 
-/// A pod's network namespace.
-pub struct Pod {
+/// A pod: its network namespace, which goes when this is dropped, and its cgroup, which goes with the lab.
+pub struct Pod<'lab> {
+    lab: &'lab Lab,
     netns: NetNs,
     number: u8,
+    /// Of its processes.
+    cgroup: PathBuf,
 }
 
 // === impl Pods ===
@@ -52,9 +62,16 @@ impl<'lab> Pods<'lab> {
     ///
     /// # Errors
     /// There is one of this number, or the kernel has no virtual Ethernet.
-    pub fn pod(&self, number: u8) -> Result<Pod> {
+    pub fn pod(&self, number: u8) -> Result<Pod<'lab>> {
         let netns = NetNs::new(&format!("{}-p{number}", self.lab.netns().name()))?;
-        let pod = Pod { netns, number };
+        let cgroup = self.lab.cgroup().join(format!("pods/p{number}/app"));
+        fs::create_dir_all(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+        let pod = Pod {
+            lab: self.lab,
+            netns,
+            number,
+            cgroup,
+        };
         let (host, inside, veth) = (self.lab.netns().name(), pod.netns.name(), pod.veth());
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", inside];
         ip(&[&["-n", host, "link", "add", &veth], &peer[..]].concat())?;
@@ -77,7 +94,7 @@ impl<'lab> Pods<'lab> {
 
 // === impl Pod ===
 
-impl Pod {
+impl Pod<'_> {
     pub fn v4(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 88, 0, self.number)
     }
@@ -103,6 +120,73 @@ impl Pod {
             format!("--net={}", self.path().display()),
             "--".to_owned(),
         ]
+    }
+
+    /// A Workload that captures it: label `app: APP`, account `ACCOUNT`.
+    pub fn workload(&self, app: &str, account: &str) -> String {
+        let declared = self.declared(app, account);
+        let (number, netns) = (self.number, self.path());
+        format!(
+            "{declared}  capture: {{cgroup: pods/p{number}, netns: {}}}\n",
+            netns.display()
+        )
+    }
+
+    /// The same without `capture`: as if it were on another machine.
+    pub fn declared(&self, app: &str, account: &str) -> String {
+        crate::resources::workload(&format!("p{}", self.number), app, account, &self.addresses())
+    }
+
+    /// A command in the pod: in its cgroup and its namespace.
+    pub fn command<S: Into<String>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("sh");
+        let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+        command.args(["-c", script]).arg(&self.cgroup).args(self.enter());
+        command
+            .args(words.into_iter().map(Into::into))
+            .current_dir(self.lab.work());
+        command
+    }
+
+    /// Runs a program to its end.
+    ///
+    /// # Errors
+    /// It cannot be started or does not end.
+    pub fn output<S: Into<String>>(&self, words: impl IntoIterator<Item = S>) -> Result<Output> {
+        process::output(self.command(words), process::BOUND)
+    }
+
+    /// Starts a program beside the test.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start<S: Into<String>>(&self, words: impl IntoIterator<Item = S>) -> Result<Running> {
+        Running::start(self.command(words))
+    }
+
+    /// `curl -sv FLAGS URL`.
+    ///
+    /// # Errors
+    /// curl does not end. A request that fails is an [`Answer`].
+    pub fn curl(&self, flags: &[&str], url: &str) -> Result<Answer> {
+        Answer::of(self.output(curl::words(flags, url))?)
+    }
+
+    /// An nginx, started and listening.
+    ///
+    /// # Errors
+    /// nginx does not start.
+    pub fn nginx(&self, nginx: &Nginx) -> Result<Server> {
+        nginx.start_by(self.lab, |words| self.start(words))
+    }
+
+    /// Whether the lab's end of its cable is still there: it goes with the namespace, when nothing keeps that alive.
+    ///
+    /// # Errors
+    /// The lab's own namespace cannot be looked at.
+    pub fn is_plugged_in(lab: &Lab, number: u8) -> Result<bool> {
+        let links = lab.outside(["ip", "-br", "link"])?.ok()?.stdout;
+        Ok(links.lines().any(|line| line.starts_with(&format!("veth{number}@"))))
     }
 
     fn veth(&self) -> String {

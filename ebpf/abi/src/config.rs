@@ -12,15 +12,15 @@ pub struct Config {
     pub generation: u64,
     /// cgroup v2 id of the daemon's own cgroup: sockets made there belong to the proxy and are never captured.
     pub daemon_cgroup: u64,
-    /// Network namespace cookie (`SO_NETNS_COOKIE`) whose loopback holds our listeners.
+    /// Cookie (`SO_NETNS_COOKIE`) of the home namespace, the daemon's: the loopback addresses in `weft_dests` are this one's.
     pub netns_cookie: u64,
     /// [`LAYOUT`].
     pub layout: u32,
     /// Bit `n` set: some policy entry has port prefix length `n` (0 to 16). Bits are set before a generation needs
     /// them and cleared after the last one that did, so one too many costs a look-up and decides nothing.
     pub port_prefixes: u32,
-    /// Depth below the cgroup root of a workload's cgroup (`bpf_get_current_ancestor_cgroup_id` level).
-    pub workload_level: u32,
+    /// Depth of the captured cgroup below the cgroup root (`bpf_get_current_ancestor_cgroup_id` level).
+    pub level: u32,
     /// Outbound listener, wire order.
     pub proxy_port_be: u16,
     /// DNS listener, wire order.
@@ -48,6 +48,17 @@ pub struct Workload {
     pub namespace: u16,
     /// Explicit padding, zero.
     pub pad: u16,
+}
+
+/// How deep below the captured cgroup a workload's own cgroup may be. What its processes make below that is found at any
+/// depth. Kubernetes needs 4 (`kubepods.slice/kubepods-burstable.slice/kubepods-...-podUID.slice/CONTAINER`), `weft run` 3;
+/// each level costs a task that lives deeper than its workload's cgroup a look-up a socket.
+pub const MAX_DEPTH: u32 = 8;
+
+/// Flags of `weft_netns`: network namespace cookie -> what of ours is in it, beside the home namespace.
+pub mod netns_flags {
+    /// Outbound and DNS listeners on its loopback, as long as the daemon lives (`weft_listen` tells whether it does).
+    pub const LISTENERS: u32 = 1;
 }
 
 const _: () = assert!(size_of::<Config>() == 48);

@@ -6,13 +6,22 @@ use crate::Tuple;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// Local is the initiator.
+    /// Local is the initiator. Its namespace counts as in [`Tuple::conn_key`].
     pub tuple: Tuple,
     /// [`crate::protocol`].
     pub protocol: u32,
 }
 
 impl FlowKey {
+    /// The flow of a packet whose sender began it; both ends have the same.
+    #[inline(always)]
+    pub const fn of(tuple: &Tuple, protocol: u8) -> Self {
+        Self {
+            tuple: tuple.conn_key(),
+            protocol: protocol as u32,
+        }
+    }
+
     /// The flow whose initiator is the other end.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {

@@ -12,14 +12,14 @@ mod service;
 mod tuple;
 mod versioned;
 
-pub use config::{Config, LAYOUT, Workload};
+pub use config::{Config, LAYOUT, MAX_DEPTH, Workload, netns_flags};
 pub use conn::{ConnRecord, SockRecord, circuit, role, sock_flags};
 pub use edge::{EdgeCounters, EdgeKey, LATENCY_BUCKETS, LatencyHistogram, latency_bound_us, latency_bucket, reporter};
 pub use event::{Event, EventKind};
 pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};
 pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
 pub use service::{Backend, BackendKey, Dest, DestKey, External, backend_flags, dest_flags, dest_kind, external_guard};
-pub use tuple::{Addr, ListenKey, ListenValue, Tuple};
+pub use tuple::{Addr, ListenKey, ListenValue, LocalKey, Tuple};
 pub use versioned::Versioned;
 
 /// IP protocol numbers as they stand in keys (IANA).
@@ -88,6 +88,7 @@ mod pod {
         crate::Versioned<crate::External>,
         crate::Tuple,
         crate::ListenKey,
+        crate::LocalKey,
         crate::ListenValue,
     );
 }

@@ -5,7 +5,7 @@
 ///
 /// Words rather than bytes: compared, copied and tested in four instructions each.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(pub [u32; 4]);
 
 /// Third word of every v4-mapped address.
@@ -108,6 +108,19 @@ impl Tuple {
     }
 }
 
+/// `weft_local` key: an address that some namespace of this machine has.
+///
+/// The value is the namespace (low half of its cookie). Twice in the table: with the namespace itself, which answers for
+/// sockets in it, and with 0, which answers for the machine's other namespaces, where the address is not there as well.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalKey {
+    /// The address, not loopback.
+    pub addr: Addr,
+    /// Low half of the network namespace cookie, or 0.
+    pub netns: u32,
+}
+
 /// `weft_listen` key: something listens here (TCP) or is bound here (UDP). Unspecified addresses as they were bound.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -135,6 +148,7 @@ pub struct ListenValue {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 40);
+const _: () = assert!(size_of::<LocalKey>() == 20);
 const _: () = assert!(size_of::<ListenKey>() == 24);
 const _: () = assert!(size_of::<ListenValue>() == 16);
 

@@ -2,15 +2,15 @@
 
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32};
 use weft_abi::{
-    Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, ListenValue, PolicyValue, SockRecord, Workload,
-    action, circuit, class, dest_flags, dest_kind, identity, protocol, sock_flags,
+    Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, LocalKey, MAX_DEPTH, PolicyValue, SockRecord,
+    Workload, action, circuit, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags,
 };
 
 use crate::{
     context::SockAddr,
     errs::{self, Site},
     external, inbound,
-    maps::{BACKENDS, CONFIG, DESTS, LISTEN, LOCAL, WORKLOADS},
+    maps::{BACKENDS, CONFIG, DESTS, LISTEN, LOCAL, NETNS, WORKLOADS},
     telemetry,
     verdict::{self, Party},
 };
@@ -104,11 +104,52 @@ pub fn lookup(addr: &Addr, port_be: u16, protocol: u8, generation: u64) -> Optio
     }
 }
 
-/// Whether a connect to it ends on this machine.
+/// The same for a socket of any namespace (low half of its cookie): loopback addresses in the tables are the home
+/// namespace's, and mean nothing elsewhere.
 #[inline(always)]
-pub fn is_local(addr: &Addr) -> bool {
-    // SAFETY: shared read of a map value.
-    addr.is_loopback() || unsafe { LOCAL.get(addr) }.is_some()
+pub fn lookup_from(config: Epoch, netns: u32, addr: &Addr, port_be: u16, protocol: u8) -> Option<&'static Dest> {
+    if netns != config.netns_cookie as u32 && addr.is_loopback() {
+        return None;
+    }
+    lookup(addr, port_be, protocol, config.generation)
+}
+
+/// The namespace of this machine in which a connect from namespace `netns` to this address ends; `None`: none of those
+/// that the daemon knows. Namespaces by the low half of their cookies.
+#[inline(always)]
+pub fn ends_in(addr: &Addr, netns: u32) -> Option<u32> {
+    match namespace_with(addr, netns) {
+        0 => None,
+        found => Some(found as u32),
+    }
+}
+
+/// Whether it is an address of this namespace itself.
+#[inline(always)]
+pub fn is_local(addr: &Addr, netns: u32) -> bool {
+    ends_in(addr, netns) == Some(netns)
+}
+
+/// Not inlined: each use would cost the callers' stack a key and the verifier all its paths again. Cookies begin at 1, and
+/// bit 32 tells one whose low half is 0 from none.
+#[inline(never)]
+fn namespace_with(addr: &Addr, netns: u32) -> u64 {
+    const SOME: u64 = 1 << 32;
+    if addr.is_loopback() {
+        return SOME | u64::from(netns);
+    }
+    let mut key = LocalKey { addr: *addr, netns };
+    // SAFETY: shared reads of map values.
+    unsafe {
+        if LOCAL.get(&key).is_some() {
+            return SOME | u64::from(netns);
+        }
+        key.netns = 0;
+        match LOCAL.get(&key) {
+            Some(found) => SOME | u64::from(*found),
+            None => 0,
+        }
+    }
 }
 
 /// The address a connect really goes to: Linux takes the unspecified one for loopback (`ip_route_output_key_hash_rcu`,
@@ -124,29 +165,45 @@ fn reached(addr: Addr) -> Addr {
     }
 }
 
+/// Who listens somewhere.
+#[derive(Clone, Copy)]
+pub struct Listener {
+    /// cgroup id of the workload, or of the daemon.
+    pub owner: u64,
+}
+
 /// Who listens at an address: bound to it, or to the unspecified address of its family, or dual-stack.
 #[inline(always)]
-pub fn listener(addr: &Addr, port_be: u16, protocol: u8, netns: u32) -> Option<ListenValue> {
+pub fn listener(addr: &Addr, port_be: u16, protocol: u8, netns: u32) -> Option<Listener> {
+    match owner_of(addr, u32::from(protocol) << 16 | u32::from(port_be), netns) {
+        0 => None,
+        owner => Some(Listener { owner }),
+    }
+}
+
+/// Not inlined, as `namespace_with`. 0 = nobody.
+#[inline(never)]
+fn owner_of(addr: &Addr, protocol_port: u32, netns: u32) -> u64 {
     let mut key = ListenKey {
         addr: *addr,
         netns,
-        port_be,
-        protocol,
+        port_be: protocol_port as u16,
+        protocol: (protocol_port >> 16) as u8,
         pad: 0,
     };
     // SAFETY: shared reads of map values.
     unsafe {
         if let Some(found) = LISTEN.get(&key) {
-            return Some(*found);
+            return found.owner;
         }
         if addr.is_v4() {
             key.addr = Addr::UNSPECIFIED_V4;
             if let Some(found) = LISTEN.get(&key) {
-                return Some(*found);
+                return found.owner;
             }
         }
         key.addr = Addr::UNSPECIFIED_V6;
-        LISTEN.get(&key).copied()
+        LISTEN.get(&key).map_or(0, |found| found.owner)
     }
 }
 
@@ -182,7 +239,11 @@ fn backend(set: u32, slot: u32, generation: u64) -> Option<&'static Backend> {
 fn ours(config: Epoch, hook: &SockAddr, addr: &Addr, port_be: u16) -> Option<Addr> {
     let netns = hook.netns_cookie();
     if netns != config.netns_cookie {
-        return None;
+        // SAFETY: shared read of a map value.
+        let flags = unsafe { NETNS.get(&netns) }.copied().unwrap_or(0);
+        if flags & netns_flags::LISTENERS == 0 {
+            return None;
+        }
     }
     if hook.is_v6() && !addr.is_v4() && alive(config, &Addr::LOCALHOST_V6, port_be, netns as u32) {
         return Some(Addr::LOCALHOST_V6);
@@ -228,7 +289,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     let mut flags = 0u8;
     let mut reachable = true;
     let mut backend_flag = 0u16;
-    match lookup(&asked.addr, asked.port_be, protocol::TCP, config.generation) {
+    match lookup_from(config, netns, &asked.addr, asked.port_be, protocol::TCP) {
         Some(found) if found.kind == dest_kind::SERVICE => {
             flags = found.flags;
             record.service = found.service;
@@ -253,6 +314,11 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
                     record.destination_class = backend.class;
                     record.target_port_be = backend.port_be;
                     backend_flag = backend.flags;
+                    if netns != config.netns_cookie as u32 && backend.addr.is_loopback() {
+                        // On the loopback of the home namespace, where the proxy can connect and this socket cannot.
+                        flags |= dest_flags::PROXIED;
+                        reachable = false;
+                    }
                 }
                 // Our proxy waits for a backend; a foreign one could not be told any.
                 _ if flags & (dest_flags::PROXIED | dest_flags::EXTERNAL) == dest_flags::PROXIED => reachable = false,
@@ -265,7 +331,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             record.service = found.service;
             record.destination = found.identity;
             record.destination_class = found.class;
-            if is_local(&asked.addr)
+            if is_local(&asked.addr, netns)
                 && let Some(found) = listener(&asked.addr, asked.port_be, protocol::TCP, netns)
                 && found.owner == record.owner
             {
@@ -281,23 +347,22 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             {
                 return way;
             }
-            let whose = match is_local(&asked.addr) {
-                true if !external::may_use(config, asked.port_be, record.owner) => {
-                    record.verdict = action::DENY;
-                    return asked.refuse(EPERM);
+            let there = ends_in(&asked.addr, netns);
+            if there.is_some() && !external::may_use(config, asked.port_be, record.owner) {
+                record.verdict = action::DENY;
+                return asked.refuse(EPERM);
+            }
+            let whose = match there.and_then(|there| listener(&asked.addr, asked.port_be, protocol::TCP, there)) {
+                Some(found) if found.owner == record.owner || found.owner == config.daemon_cgroup => {
+                    record.flags = sock_flags::EXEMPT;
+                    return asked;
                 }
-                true => match listener(&asked.addr, asked.port_be, protocol::TCP, netns) {
-                    Some(found) if found.owner == record.owner || found.owner == config.daemon_cgroup => {
-                        record.flags = sock_flags::EXEMPT;
-                        return asked;
-                    }
-                    // Another port of a foreign proxy is no workload's.
-                    Some(found) if external::is_proxy(found.owner) => None,
-                    // A workload's port that no service declares is still a workload.
-                    Some(found) => Some(inbound::party_of(found.owner)),
-                    None => None,
-                },
-                false => inbound::by_prefix(&asked.addr, config.generation),
+                // Another port of a foreign proxy is no workload's.
+                Some(found) if external::is_proxy(found.owner) => None,
+                // A workload's port that no service declares is still a workload.
+                Some(found) => Some(inbound::party_of(found.owner)),
+                // Also one that listened before we came: the address tells, if a Workload says it.
+                None => inbound::by_prefix(&asked.addr, config.generation),
             };
             if let Some(whose) = whose {
                 record.destination = whose.identity;
@@ -377,7 +442,8 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
     record.flags = 0;
     record.destination = identity::OUTSIDE;
     record.service = 0;
-    let way = match lookup(&asked.addr, asked.port_be, protocol::UDP, config.generation) {
+    let netns = hook.netns_cookie() as u32;
+    let way = match lookup_from(config, netns, &asked.addr, asked.port_be, protocol::UDP) {
         Some(found) if found.kind == dest_kind::ENDPOINT => {
             record.destination = found.identity;
             record.service = found.service;
@@ -396,6 +462,7 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
                 && count != 0
                 && let Some(backend) = pick(set, count, config.generation)
                 && backend.port_be != 0
+                && (netns == config.netns_cookie as u32 || !backend.addr.is_loopback())
             {
                 record.destination = backend.identity;
                 Way::to(backend.addr, backend.port_be)
@@ -436,7 +503,7 @@ fn dns(config: Epoch, hook: &SockAddr, record: &mut SockRecord, asked: Way) -> O
     ))
 }
 
-/// The workload (or the daemon) whose cgroup the calling task is in or below; 0 = neither.
+/// The workload (or the daemon) whose cgroup the calling task is in or below, the nearest of them; 0 = neither.
 #[inline(always)]
 pub fn owner_of_task(config: Epoch) -> u64 {
     // SAFETY: the helpers have no precondition.
@@ -445,9 +512,20 @@ pub fn owner_of_task(config: Epoch) -> u64 {
         if current == config.daemon_cgroup || workload(current).is_some() {
             return current;
         }
-        // A workload may make cgroups of its own below the one we gave it.
-        let above = bpf_get_current_ancestor_cgroup_id(config.workload_level as i32);
-        if workload(above).is_some() { above } else { 0 }
+        // A workload may make cgroups of its own below the one it has.
+        let mut nearest = 0;
+        let mut depth = 1;
+        while depth <= MAX_DEPTH {
+            let above = bpf_get_current_ancestor_cgroup_id((config.level + depth) as i32);
+            if above == 0 {
+                break;
+            }
+            if workload(above).is_some() {
+                nearest = above;
+            }
+            depth += 1;
+        }
+        nearest
     }
 }
 

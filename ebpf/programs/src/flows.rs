@@ -5,7 +5,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_abi::{
     Addr, EdgeCounters, EdgeKey, EventKind, FlowKey, FlowRecord, PolicyValue, Tuple, action, class, flow_flags,
-    identity,
+    identity, reporter,
 };
 
 use crate::{
@@ -36,7 +36,7 @@ pub struct Flow {
 /// Whose an address and port are, as a destination; the number of the service port it is an endpoint of.
 #[inline(always)]
 pub fn destination_of(epoch: Epoch, addr: &Addr, port_be: u16, protocol: u8, netns: u32) -> (Party, u32) {
-    if let Some(found) = capture::lookup(addr, port_be, protocol, epoch.generation)
+    if let Some(found) = capture::lookup_from(epoch, netns, addr, port_be, protocol)
         && found.kind == weft_abi::dest_kind::ENDPOINT
     {
         let party = Party {
@@ -49,16 +49,16 @@ pub fn destination_of(epoch: Epoch, addr: &Addr, port_be: u16, protocol: u8, net
         identity: identity::OUTSIDE,
         class: class::OUTSIDE,
     };
-    let party = if capture::is_local(addr) {
-        match capture::listener(addr, port_be, protocol, netns) {
-            Some(found) => inbound::party_of(found.owner),
-            None => Party {
+    let there = capture::ends_in(addr, netns);
+    let party = match there.and_then(|there| capture::listener(addr, port_be, protocol, there)) {
+        Some(found) => inbound::party_of(found.owner),
+        None => inbound::by_prefix(addr, epoch.generation).unwrap_or(match there {
+            Some(_) => Party {
                 identity: identity::UNKNOWN_LOCAL,
                 class: class::UNKNOWN_LOCAL,
             },
-        }
-    } else {
-        inbound::by_prefix(addr, epoch.generation).unwrap_or(nobody)
+            None => nobody,
+        }),
     };
     (party, 0)
 }
@@ -66,10 +66,7 @@ pub fn destination_of(epoch: Epoch, addr: &Addr, port_be: u16, protocol: u8, net
 /// The flow that a packet belongs to, with its verdict under this generation. `tuple` as its sender sees it.
 #[inline(always)]
 pub fn find(epoch: Epoch, tuple: &Tuple, protocol: u8) -> Option<Flow> {
-    let mut key = FlowKey {
-        tuple: *tuple,
-        protocol: u32::from(protocol),
-    };
+    let mut key = FlowKey::of(tuple, protocol);
     let (found, way) = match FLOWS.get_ptr_mut(&key) {
         Some(found) => (found, Way::Forth),
         None => {
@@ -114,7 +111,7 @@ fn again(epoch: Epoch, key: &FlowKey, record: &mut FlowRecord) {
     record.rule = ruling.rule;
     if record.verdict == action::DENY && before != action::DENY {
         telemetry::decided(ruling);
-        tell(key, record, EventKind::CUT, weft_abi::reporter::SOURCE);
+        tell(key, record, EventKind::CUT, reporter::SOURCE);
     }
 }
 
@@ -131,12 +128,16 @@ pub struct Beginning {
     pub reporter: u8,
     /// Talks to itself.
     pub exempt: bool,
+    /// Its requests can be looked at: else what would have to be is denied.
+    pub seen: bool,
+    /// Bytes of its first packet.
+    pub bytes: u64,
 }
 
-/// Judges a flow's first packet, notes it, tells of it. `tuple` as its sender sees it.
+/// Judges a flow's first packet, notes and counts it, tells of it. `tuple` as its sender sees it.
 #[inline(always)]
 pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> PolicyValue {
-    let ruling = if who.exempt {
+    let mut ruling = if who.exempt {
         PolicyValue::new(0, action::ALLOW, 0, false)
     } else {
         verdict::judge(
@@ -147,10 +148,11 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
             u16::from_be(tuple.remote_port_be),
         )
     };
-    let key = FlowKey {
-        tuple: *tuple,
-        protocol: u32::from(protocol),
-    };
+    if ruling.action() == action::REDIRECT && !who.seen {
+        ruling = PolicyValue::new(ruling.rule, action::DENY, 0, false);
+    }
+    let arrived = who.reporter == reporter::DESTINATION;
+    let key = FlowKey::of(tuple, protocol);
     let record = FlowRecord {
         owner: who.owner,
         generation: epoch.generation,
@@ -163,13 +165,22 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
         service: who.service,
         rule: ruling.rule,
         verdict: ruling.action(),
-        flags: if who.exempt { flow_flags::EXEMPT } else { 0 },
+        flags: if who.exempt { flow_flags::EXEMPT } else { 0 } | if arrived { flow_flags::ARRIVED } else { 0 },
         port_be: who.port_be,
         pad: 0,
     };
     if let Err(errno) = FLOWS.insert(&key, &record, 0) {
         errs::count(Site::FlowsFull, errno);
     }
+    let passes = record.verdict != action::DENY;
+    count(&key, &record, who.reporter, |counters| {
+        telemetry::add(&mut counters.opened, u64::from(!who.exempt));
+        if passes && arrived {
+            telemetry::add(&mut counters.bytes_received, who.bytes);
+        } else if passes {
+            telemetry::add(&mut counters.bytes_sent, who.bytes);
+        }
+    });
     if who.exempt {
         return ruling;
     }
@@ -180,9 +191,6 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
         _ => EventKind::OPEN,
     };
     tell(&key, &record, kind, who.reporter);
-    count(&key, &record, who.reporter, |counters| {
-        telemetry::add(&mut counters.opened, 1)
-    });
     ruling
 }
 

@@ -31,21 +31,34 @@ pub fn party_of(owner: u64) -> Party {
 /// Whose a routable address is, as the daemon wrote it: a workload of another machine, a range of a network policy.
 #[inline(always)]
 pub fn by_prefix(addr: &Addr, generation: u64) -> Option<Party> {
-    let found = ADDRS.get(&Key::new(128, *addr))?.at(generation);
-    if found.identity == 0 {
-        None
-    } else {
-        Some(Party {
-            identity: found.identity,
-            class: found.class,
-        })
+    match prefix_owner(addr, generation) {
+        0 => None,
+        found => Some(Party {
+            identity: found as u32,
+            class: (found >> 32) as u32,
+        }),
     }
 }
 
-/// Who sends from an address that no record of a connection speaks for.
+/// Not inlined, as `capture::ends_in`. Identity, and class above it; 0 = nobody.
+#[inline(never)]
+fn prefix_owner(addr: &Addr, generation: u64) -> u64 {
+    match ADDRS.get(&Key::new(128, *addr)) {
+        Some(found) => {
+            let found = found.at(generation);
+            match found.identity {
+                0 => 0,
+                identity => u64::from(found.class) << 32 | u64::from(identity),
+            }
+        }
+        None => 0,
+    }
+}
+
+/// Who sends from an address that no record of a connection speaks for, to somebody in namespace `netns`.
 #[inline(always)]
-pub fn by_address(addr: &Addr, generation: u64) -> Party {
-    if capture::is_local(addr) {
+pub fn by_address(addr: &Addr, netns: u32, generation: u64) -> Party {
+    if capture::ends_in(addr, netns).is_some() {
         return Party {
             identity: identity::UNKNOWN_LOCAL,
             class: class::UNKNOWN_LOCAL,
@@ -115,7 +128,7 @@ pub fn arrive(epoch: Epoch, tuple: &Tuple, owner: u64, protocol: u8) -> Arrival 
             }
         }
         None => {
-            let source = by_address(&tuple.remote, epoch.generation);
+            let source = by_address(&tuple.remote, tuple.netns, epoch.generation);
             Arrival {
                 owner,
                 peer_owner: 0,

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use weft_abi::{
     Addr, AddrOwner, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, External,
-    FlowKey, FlowRecord, ListenKey, ListenValue, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple, Versioned,
-    Workload,
+    FlowKey, FlowRecord, ListenKey, ListenValue, LocalKey, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple,
+    Versioned, Workload,
 };
 
 use crate::errs::ErrKey;
@@ -82,10 +82,15 @@ pub static CONNS: HashMap<Tuple, ConnRecord, 262_144, NO_PREALLOC> = HashMap::ne
 #[btf_map(name = "weft_listen")]
 pub static LISTEN: HashMap<ListenKey, ListenValue, 65_536, NO_PREALLOC> = HashMap::new();
 
-/// Addresses of this machine beyond loopback (in the daemon's network namespace): whoever listens on all addresses is
-/// reached by these as well. Written by the daemon. Full: the rest counts as outside, and the daemon says so.
+/// Addresses of this machine beyond loopback, by namespace: whoever listens on all addresses of a namespace is reached by
+/// these as well. Written by the daemon. Full: the rest counts as outside, and the daemon says so.
 #[btf_map(name = "weft_local")]
-pub static LOCAL: HashMap<Addr, u32, 4_096, NO_PREALLOC> = HashMap::new();
+pub static LOCAL: HashMap<LocalKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
+
+/// Network namespace cookie -> [`weft_abi::netns_flags`], of all namespaces beside the home one in which something of ours
+/// is. Written by the daemon.
+#[btf_map(name = "weft_netns")]
+pub static NETNS: HashMap<u64, u32, 4_096, NO_PREALLOC> = HashMap::new();
 
 /// Whose an address is, where no record of a connection says more: workloads of other machines, ranges of network
 /// policies. An LPM trie, for few are expected and every prefix length may occur; read once a connection.

@@ -2,7 +2,7 @@
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
-    ptr::read_volatile,
+    ptr::{null_mut, read_volatile},
 };
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -71,23 +71,32 @@ pub fn edge_key(record: &SockRecord) -> EdgeKey {
 /// was added to instead.
 #[inline(always)]
 pub fn edge(key: &EdgeKey, count: impl FnOnce(&mut EdgeCounters)) -> bool {
-    let mut found = EDGES.get_ptr_mut(key);
-    let mut room = true;
-    if found.is_none() {
-        if let Err(errno) = EDGES.insert(key, &ZERO, 0) {
-            errs::count(Site::EdgesFull, errno);
-            room = false;
-            found = EDGES.get_ptr_mut(EdgeKey::overflow(key.reporter, key.protocol, key.verdict));
-        } else {
-            found = EDGES.get_ptr_mut(key);
-        }
+    let mut found = counters(key);
+    let room = !found.is_null();
+    if !room {
+        found = EDGES
+            .get_ptr_mut(EdgeKey::overflow(key.reporter, key.protocol, key.verdict))
+            .unwrap_or(null_mut());
     }
-    if let Some(counters) = found {
+    if !found.is_null() {
         // SAFETY: a per-CPU value, valid for the run (RCU). A run in an interrupt on this CPU may add to it meanwhile:
         // hence the atomic additions.
-        count(unsafe { &mut *counters });
+        count(unsafe { &mut *found });
     }
     room
+}
+
+/// Not inlined, for the verifier would follow its ways at every use. Null: the table is full, which is counted.
+#[inline(never)]
+fn counters(key: &EdgeKey) -> *mut EdgeCounters {
+    if let Some(found) = EDGES.get_ptr_mut(key) {
+        return found;
+    }
+    if let Err(errno) = EDGES.insert(key, &ZERO, 0) {
+        errs::count(Site::EdgesFull, errno);
+        return null_mut();
+    }
+    EDGES.get_ptr_mut(key).unwrap_or(null_mut())
 }
 
 /// Adds to a counter of an edge. Atomic: a plain addition in a system call loses what an interrupt on the same CPU adds
@@ -158,19 +167,24 @@ pub fn event(fill: impl FnOnce(&mut Event)) {
 /// Counts a decision by its rule: once a connection or datagram flow, where it is decided.
 #[inline(always)]
 pub fn decided(ruling: PolicyValue) {
-    if ruling.rule == 0 {
-        return;
+    if ruling.rule != 0 {
+        count_rule(ruling.rule, ruling.action());
     }
-    if RULES.get_ptr_mut(&ruling.rule).is_none()
-        && let Err(errno) = RULES.insert(&ruling.rule, &RuleCounters::default(), 0)
+}
+
+/// Not inlined, as `counters`.
+#[inline(never)]
+fn count_rule(rule: u32, decision: u8) {
+    if RULES.get_ptr_mut(&rule).is_none()
+        && let Err(errno) = RULES.insert(&rule, &RuleCounters::default(), 0)
     {
         errs::count(Site::RulesFull, errno);
         return;
     }
-    if let Some(counters) = RULES.get_ptr_mut(&ruling.rule) {
+    if let Some(counters) = RULES.get_ptr_mut(&rule) {
         // SAFETY: a per-CPU value, as in `edge`.
         let counters = unsafe { &mut *counters };
-        let counter = match ruling.action() {
+        let counter = match decision {
             action::DENY => &mut counters.denied,
             action::AUDIT => &mut counters.audited,
             _ => &mut counters.allowed,

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Allocations, RuntimeWorkload, services::Drafts, sources::Sources};
+use super::{Allocations, RuntimeWorkload, capture, services::Drafts, sources::Sources};
 use crate::{
     resource::weft::WorkloadSpec,
-    snapshot::{Account, Class, ClassName, Identity, Protocol, ServiceName, Workload},
+    snapshot::{Account, Captured, Class, ClassName, Identity, Protocol, ServiceName, Workload},
 };
 
 const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -135,15 +135,16 @@ impl<'a> Members<'a> {
     }
 
     /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
-    pub fn workloads(self, drafts: &Drafts) -> Vec<Arc<Workload>> {
+    pub fn workloads(self, drafts: &Drafts, captured: &BTreeMap<String, Captured>) -> Vec<Arc<Workload>> {
         let workload = |member: Member<'_>| {
-            let (service, cgroup, addresses) = match member.origin {
-                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new()),
-                Origin::Hand(spec) => (
-                    drafts.first_service.get(&member.name).cloned(),
-                    None,
-                    spec.addresses.clone(),
-                ),
+            let (service, cgroup, addresses, capture) = match member.origin {
+                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new(), None),
+                Origin::Hand(spec) => {
+                    let capture = capture::of(spec, captured.get(&member.name));
+                    let cgroup = capture.as_ref().and_then(|capture| capture.found.as_ref()?.cgroup);
+                    let service = drafts.first_service.get(&member.name).cloned();
+                    (service, cgroup, spec.addresses.clone(), capture)
+                }
             };
             Arc::new(Workload {
                 name: member.name,
@@ -155,6 +156,7 @@ impl<'a> Members<'a> {
                 labels: member.labels.clone(),
                 cgroup,
                 addresses,
+                capture,
             })
         };
         self.all.into_iter().map(workload).collect()

@@ -17,6 +17,7 @@
 
 mod access;
 mod allocations;
+mod capture;
 mod l7;
 mod members;
 mod network;
@@ -35,7 +36,6 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-pub use self::allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6};
 use self::{
     access::Access,
     members::{Members, Origin},
@@ -43,9 +43,13 @@ use self::{
     services::Drafts,
     sources::Sources,
 };
+pub use self::{
+    allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6},
+    capture::captures,
+};
 use crate::{
     diagnostic::Diagnostic,
-    snapshot::{Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot, Workload},
+    snapshot::{Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot, Workload},
     store::Store,
 };
 
@@ -58,6 +62,8 @@ pub struct CompileInput<'a> {
     pub store: &'a Store,
     /// What `weft run` registered and is still alive.
     pub workloads: &'a [RuntimeWorkload],
+    /// What became of each of [`captures`], by workload.
+    pub captured: &'a BTreeMap<String, Captured>,
     /// Ranges of virtual IPs; empty: [`DEFAULT_VIP4`].
     pub vip4: &'a [Ipv4Net],
     /// Ranges of virtual IPs; empty: [`DEFAULT_VIP6`].
@@ -109,6 +115,7 @@ pub fn compile(input: &CompileInput<'_>, allocations: &mut Allocations) -> Compi
     let drafts = services::draft(input, &sources, &members, allocations, &mut report);
     let access = Access::compile(&sources, &members, &drafts, allocations, &mut report);
     let network = network::compile(&sources, &members, &drafts, allocations, &mut report);
+    capture::report(&sources, input.captured, &mut report);
     let services = split::finish(&sources, &drafts, &access, allocations, &mut report);
     report.services(&sources, &services);
     report.refusals(input.store);
@@ -127,7 +134,7 @@ fn assemble(
 ) -> Compiled {
     let listeners = listeners(&members);
     let by_address = by_address(&members);
-    let workloads: Vec<Arc<Workload>> = members.workloads(&drafts);
+    let workloads: Vec<Arc<Workload>> = members.workloads(&drafts, input.captured);
     let mut by_vip = HashMap::with_capacity(2 * services.len());
     for service in services.values() {
         by_vip.insert(IpAddr::V4(service.vip4), service.name.clone());

@@ -21,7 +21,8 @@ fn every_case_gives_what_is_expected() {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let mut store = Store::default();
         let diagnostics = store.apply_file(&name, &bytes);
-        let compiled = support::compile_with(&store, &script.workloads, &mut Allocations::default());
+        let compiled =
+            support::compile_captured(&store, &script.workloads, &script.captured, &mut Allocations::default());
         let found = support::render::case(&diagnostics, &compiled, &script);
         let expected_path = path.with_extension("expected");
         let expected = fs::read_to_string(&expected_path).unwrap_or_default();

@@ -3,19 +3,20 @@
 //! ```text
 //! CGROUP/                           programs are attached here
 //!   .daemon/                        the daemon itself: its sockets are the proxy's
-//!   <namespace>/<service>/<instance>/   one workload each
+//!   <namespace>/<service>/<instance>/   one workload of `weft run` each
+//!   anything else/                      workloads whose `capture` names it, at most weft_abi::MAX_DEPTH levels deep
 //! ```
 
 use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
+
+use weft_abi::MAX_DEPTH;
 
 use crate::error::DataplaneError;
 
-/// How many levels below CGROUP a workload lives.
-const WORKLOAD_DEPTH: u32 = 3;
 /// The daemon's own cgroup below CGROUP.
 const DAEMON: &str = ".daemon";
 
@@ -110,13 +111,44 @@ impl Cgroup {
         self.path.join(DAEMON)
     }
 
-    /// Depth of a workload's cgroup below the hierarchy's root.
-    pub fn workload_level(&self) -> u32 {
+    /// Depth of the captured cgroup below the hierarchy's root.
+    pub(crate) fn level(&self) -> u32 {
         let below = self
             .path
             .strip_prefix(&self.mount)
             .map_or(0, |rest| rest.components().count());
-        u32::try_from(below).unwrap_or(u32::MAX - WORKLOAD_DEPTH) + WORKLOAD_DEPTH
+        u32::try_from(below).unwrap_or(u32::MAX - MAX_DEPTH)
+    }
+
+    /// The directory of a workload's own cgroup by the path that a user wrote: below the mount point if absolute, else
+    /// below the captured cgroup. It need not exist.
+    ///
+    /// # Errors
+    ///
+    /// Why this cgroup cannot be a workload's, in words.
+    pub fn of_workload(&self, written: &Path) -> Result<PathBuf, String> {
+        let captured = self.path.display();
+        let path = self.path.join(written);
+        let Ok(below) = path.strip_prefix(&self.path) else {
+            return Err(format!("it is not below the captured cgroup, {captured}"));
+        };
+        // A workload made of `..` may be anywhere.
+        if below.components().any(|part| !matches!(part, Component::Normal(_))) {
+            return Err("it has `.` or `..` in it".to_owned());
+        }
+        let depth = below.components().count();
+        if depth == 0 {
+            return Err("it is the captured cgroup itself, in which all workloads live".to_owned());
+        }
+        if below.starts_with(DAEMON) {
+            return Err("it is the daemon's own".to_owned());
+        }
+        if depth > MAX_DEPTH as usize {
+            return Err(format!(
+                "it is {depth} levels below {captured}; {MAX_DEPTH} are looked at"
+            ));
+        }
+        Ok(path)
     }
 
     /// Moves the calling process into `CGROUP/.daemon`, made if need be; its id.

@@ -34,16 +34,48 @@ pub struct Established {
     pub past_the_proxy: bool,
 }
 
+/// Connections that are to be reset, in whatever network namespace they are.
+#[derive(Debug, Default)]
+pub struct Doomed(Vec<(Tuple, u64)>);
+
+// === impl Doomed ===
+
+impl Doomed {
+    /// Resets those of the calling thread's network namespace; how many. The others stay in here, with those that have ended
+    /// by themselves. A socket's cookie is its own on the whole machine, so none is taken for another.
+    ///
+    /// One that cannot be reset is logged: its packets are dropped all the same.
+    pub fn reset(&mut self) -> usize {
+        let mut cut = 0;
+        self.0.retain(|(end, cookie)| match destroy(end, *cookie) {
+            Ok(()) => {
+                cut += 1;
+                false
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => {
+                tracing::warn!(%error, "a connection that is denied now is not reset; its packets are dropped");
+                false
+            }
+        });
+        cut
+    }
+
+    /// Whether there are none left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 // === impl Dataplane ===
 
 impl Dataplane {
-    /// Resets every direct connection of the calling thread's network namespace that `denied` says so of; how many. Costs a
-    /// walk over the table of connections.
+    /// Every direct connection that `denied` says so of. Costs a walk over the table of connections.
     ///
     /// # Errors
     ///
-    /// The table cannot be read. A connection that cannot be reset is logged: its packets are dropped all the same.
-    pub fn cut(&self, denied: impl Fn(&Established) -> bool) -> Result<usize, DataplaneError> {
+    /// The table cannot be read.
+    pub fn doomed(&self, denied: impl Fn(&Established) -> bool) -> Result<Doomed, DataplaneError> {
         let fail = |source: MapError| DataplaneError::Map {
             map: "weft_conns",
             what: "look for connections that are denied now",
@@ -51,7 +83,7 @@ impl Dataplane {
         };
         let map = Map::HashMap(MapData::from_pin(self.bpffs().join("maps/conns")).map_err(fail)?);
         let map: HashMap<MapData, Tuple, ConnRecord> = map.try_into().map_err(fail)?;
-        let mut cut = 0;
+        let mut doomed = Doomed::default();
         for (tuple, conn) in map.iter().filter_map(Result::ok) {
             // What was handed to a foreign proxy is ours to judge.
             let ours = match conn.flags & sock_flags::EXTERNAL {
@@ -67,16 +99,9 @@ impl Dataplane {
             } else {
                 tuple
             };
-            match destroy(&end, conn.cookie) {
-                Ok(()) => cut += 1,
-                // It ended by itself.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "a connection that is denied now is not reset; its packets are dropped")
-                }
-            }
+            doomed.0.push((end, conn.cookie));
         }
-        Ok(cut)
+        Ok(doomed)
     }
 }
 

@@ -23,9 +23,9 @@ mod tables;
 mod uninstall;
 mod verify;
 
-pub use cgroup::{Cgroup, find_cgroup2};
+pub use cgroup::{Cgroup, find_cgroup2, id_of};
 pub use connection::{Connection, Connections};
-pub use cut::Established;
+pub use cut::{Doomed, Established};
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
@@ -35,6 +35,7 @@ pub use sys::netns_cookie;
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,
+    netns::local_addresses,
     rules::RuleUse,
     telemetry::{Listener, ip_addr, socket_addr},
 };

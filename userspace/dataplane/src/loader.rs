@@ -1,10 +1,12 @@
 //! Start: load the object with the pinned maps, put the programs behind their links, take over what is in force.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use aya::{
@@ -26,7 +28,8 @@ use crate::{
     tables::{
         Namespaces, errs,
         errs::KernelError,
-        local, rules,
+        netns::{Netns, local_addresses},
+        rules,
         rules::RuleUse,
         telemetry,
         telemetry::{Edge, Listener},
@@ -38,7 +41,7 @@ use crate::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 19] = [
+const PINNED_MAPS: [&str; 20] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
@@ -49,6 +52,7 @@ const PINNED_MAPS: [&str; 19] = [
     "weft_conns",
     "weft_listen",
     "weft_local",
+    "weft_netns",
     "weft_addrs",
     "weft_flows",
     "weft_rules",
@@ -121,6 +125,7 @@ pub struct Dataplane {
     publisher: Mutex<Publisher>,
     foreign: Mutex<ForeignProxies>,
     namespaces: Namespaces,
+    netns: Mutex<Netns>,
 }
 
 /// No other daemon may publish to these maps or attach to this cgroup.
@@ -210,6 +215,7 @@ impl Dataplane {
             what: "ask for the network namespace's cookie",
             source,
         })?;
+        let netns = Netns::adopt(&mut ebpf, netns_cookie)?;
         let unfit = attach::attach_sk_msg(&mut ebpf).map(|()| selftest::short_circuit(&mut ebpf).err())?;
         let mut publisher = Publisher::adopt(&mut ebpf)?;
         let fixed = Config {
@@ -218,7 +224,7 @@ impl Dataplane {
             netns_cookie,
             layout: LAYOUT,
             port_prefixes: 0,
-            workload_level: config.cgroup.workload_level(),
+            level: config.cgroup.level(),
             proxy_port_be: config.proxy_port.to_be(),
             dns_port_be: config.dns_port.to_be(),
             short_circuit: u8::from(match config.short_circuit {
@@ -246,6 +252,7 @@ impl Dataplane {
             publisher: Mutex::new(publisher),
             foreign: Mutex::new(ForeignProxies::new(config.cgroup.clone(), links)),
             namespaces,
+            netns: Mutex::new(netns),
         })
     }
 
@@ -260,6 +267,7 @@ impl Dataplane {
         let mut publisher = self.publisher.lock().expect("no panic under this lock");
         publisher.adopt_again()?;
         publisher.configure(self.fixed)?;
+        self.netns().adopt_again()?;
         attach::attach_sk_msg(&mut ebpf)?;
         self.foreign.lock().expect("no panic under this lock").reclaim();
         attach::attach_all(&mut ebpf, &self.cgroup, &self.bpffs.join("links"))
@@ -386,7 +394,41 @@ impl Dataplane {
     ///
     /// Interfaces cannot be read, or the table is full: then the rest counts as outside the mesh.
     pub fn refresh_local_addresses(&self) -> Result<(), DataplaneError> {
-        local::refresh(&self.bpffs.join("maps/local"))
+        let addresses = local_addresses()?;
+        let mut netns = self.netns();
+        let home = netns.home();
+        netns.set_addresses(home, addresses)
+    }
+
+    /// Cookie of the network namespace the daemon was started in.
+    pub fn home(&self) -> u64 {
+        self.netns().home()
+    }
+
+    /// Tells the kernel that our outbound and DNS listeners are open on another namespace's loopback, and which addresses
+    /// are its own. Cheap if nothing changed, so to be called now and then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::refresh_local_addresses`].
+    pub fn enter_netns(&self, cookie: u64, addresses: BTreeSet<IpAddr>) -> Result<(), DataplaneError> {
+        let mut netns = self.netns();
+        netns.set_addresses(cookie, addresses)?;
+        netns.set_listening(cookie)
+    }
+
+    /// Takes that back. To be called before the listeners close.
+    pub fn leave_netns(&self, cookie: u64) {
+        self.netns().forget(cookie);
+    }
+
+    /// Other namespaces that the kernel was told of, also by an earlier daemon.
+    pub fn entered_netns(&self) -> Vec<u64> {
+        self.netns().listening()
+    }
+
+    fn netns(&self) -> MutexGuard<'_, Netns> {
+        self.netns.lock().expect("no panic under this lock")
     }
 
     /// Removes connection records that nobody will ever read and flows that are idle; how many. To be called now and then.
@@ -408,13 +450,14 @@ impl Dataplane {
         rules::read(&self.bpffs.join("maps/rules"))
     }
 
-    /// Every listening address the kernel knows, with its owner's cgroup id: what a restarted daemon starts from.
+    /// Every listening address of the home namespace that the kernel knows, with its owner's cgroup id: what a restarted
+    /// daemon starts from.
     ///
     /// # Errors
     ///
     /// The kernel refused the read.
     pub fn listeners(&self) -> Result<Vec<Listener>, DataplaneError> {
-        telemetry::listeners(&self.bpffs.join("maps/listen"))
+        telemetry::listeners(&self.bpffs.join("maps/listen"), self.home() as u32)
     }
 }
 

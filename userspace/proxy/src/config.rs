@@ -19,6 +19,11 @@ pub const DEFAULT_INBOUND_PORT: u16 = 15006;
 /// Ranges of virtual IPs unless the daemon is told otherwise.
 const DEFAULT_VIRTUAL_RANGES: [&str; 2] = ["240.240.0.0/16", "2001:2::/48"];
 
+/// Both loopback addresses.
+pub fn default_addresses(port: u16) -> Vec<SocketAddr> {
+    vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]
+}
+
 /// Settings of [`Workers`](crate::Workers).
 #[derive(Clone)]
 pub struct ProxyConfig {
@@ -54,10 +59,7 @@ impl ProxyConfig {
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
-            addresses: vec![
-                (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
-                (Ipv6Addr::LOCALHOST, DEFAULT_PORT).into(),
-            ],
+            addresses: default_addresses(DEFAULT_PORT),
             workers: None,
             virtual_ranges: DEFAULT_VIRTUAL_RANGES
                 .iter()

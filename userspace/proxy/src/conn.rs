@@ -13,9 +13,11 @@ use crate::{
     limits::{DETECT_DEADLINE, IDLE_TIMEOUT, INFERRED_DETECT_DEADLINE},
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
+    netns::Netns,
     report,
-    route::{self, Hint},
+    route::{self, Dialled, Hint},
     tcp,
+    upstream::Upstream,
     worker::Worker,
 };
 
@@ -28,10 +30,41 @@ pub(crate) struct Conn {
     /// Who that is, in names.
     pub(crate) source: Arc<Peer>,
     pub(crate) stop: StopWatch,
+    /// The namespace of the client, where it is not the proxy's own.
+    netns: Option<Arc<Netns>>,
 }
 
-/// Serves `stream` in a task of its own, which the worker owns.
-pub(crate) fn spawn(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, stop: StopWatch) {
+// === impl Conn ===
+
+impl Conn {
+    /// What the client dialled.
+    pub(crate) fn dialled(&self) -> Dialled {
+        Dialled {
+            address: self.context.original,
+            destination: self.context.destination,
+            pods_loopback: self.netns.is_some() && self.context.original.ip().is_loopback(),
+        }
+    }
+
+    /// From where to connect to an endpoint: from the client's namespace, so that the endpoint sees the client's address.
+    /// Only an endpoint on our own loopback is reached from here alone.
+    pub(crate) fn upstream(&self, address: SocketAddr) -> Upstream {
+        let ours = address.ip().is_loopback() && !self.dialled().pods_loopback;
+        Upstream {
+            address,
+            netns: if ours { None } else { self.netns.clone() },
+        }
+    }
+}
+
+/// Serves `stream` in a task of its own, which the worker owns. `netns`: where it was accepted, if not at home.
+pub(crate) fn spawn(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    netns: Option<&Arc<Netns>>,
+    stop: StopWatch,
+) {
     let Some(context) = captured(worker, &stream, peer) else {
         return;
     };
@@ -42,6 +75,7 @@ pub(crate) fn spawn(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, st
         peer,
         source,
         stop,
+        netns: netns.cloned(),
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);
@@ -77,12 +111,7 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
             return tcp::reset(stream);
         }
     }
-    let hint = route::hint(
-        &conn.worker.snapshots.load(),
-        conn.context.original,
-        conn.context.destination,
-        conn.context.source,
-    );
+    let hint = route::hint(&conn.worker.snapshots.load(), conn.dialled(), conn.context.source);
     let found = match hint {
         Hint::Opaque => Found::Spoke(Spoken::Opaque, Default::default()),
         Hint::Http | Hint::Inferred | Hint::Unknown => {

@@ -7,10 +7,9 @@ use weft_adapters::Destination;
 use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName, Snapshot};
 
 use crate::{
-    context::ConnContext,
     error::DataError,
     report,
-    route::{self, Target},
+    route::{self, Dialled, Target},
     worker::Worker,
 };
 
@@ -46,12 +45,12 @@ enum Step {
 /// See [`route::target`] and [`route::backend`]; [`DataError::NoEndpoint`].
 pub(crate) async fn pick(
     worker: &Worker,
-    context: &ConnContext,
+    dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
 ) -> Result<Picked, DataError> {
     let snapshot = worker.snapshots.load_full();
-    let (service, port) = match step(worker, snapshot, context, request, skip)? {
+    let (service, port) = match step(worker, snapshot, dialled, request, skip)? {
         Step::Picked(picked) => return Ok(*picked),
         Step::Empty {
             service,
@@ -70,12 +69,12 @@ pub(crate) async fn pick(
             pending: true,
         } => (service, port),
     };
-    wait(worker, context, request, skip, service, port).await
+    wait(worker, dialled, request, skip, service, port).await
 }
 
 async fn wait(
     worker: &Worker,
-    context: &ConnContext,
+    dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
     mut service: ServiceName,
@@ -86,7 +85,7 @@ async fn wait(
     let deadline = began + worker.config.pending_timeout;
     loop {
         snapshots.mark();
-        match step(worker, snapshots.load_full(), context, request, skip)? {
+        match step(worker, snapshots.load_full(), dialled, request, skip)? {
             Step::Picked(picked) => return Ok(*picked),
             Step::Empty { pending: false, .. } => {
                 return Err(DataError::NoEndpoint {
@@ -119,16 +118,11 @@ fn waited(began: Instant) -> Duration {
 fn step(
     worker: &Worker,
     snapshot: Arc<Snapshot>,
-    context: &ConnContext,
+    dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
 ) -> Result<Step, DataError> {
-    let picked = match route::target(
-        &snapshot,
-        context.original,
-        context.destination,
-        &worker.config.virtual_ranges,
-    )? {
+    let picked = match route::target(&snapshot, dialled, &worker.config.virtual_ranges)? {
         Target::Service { service, port } => {
             let backend = route::backend(&snapshot, &service, port, request, &worker.random)?;
             let endpoints = &backend.port().endpoints;

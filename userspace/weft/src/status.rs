@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use weft_policy::{AccessDefault, DataPath, L7, ObjectState, Service, ServicePort, Snapshot, Split};
+use weft_policy::{AccessDefault, DataPath, L7, ObjectState, Service, ServicePort, Snapshot, Split, Workload};
 
 use crate::admin::api::{
     BackendView, EndpointView, ResourceCount, ServicePortView, ServiceView, SplitView, WorkloadState, WorkloadView,
@@ -55,22 +55,39 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>) -> Vec<Workloa
         .workloads
         .iter()
         .filter(|workload| !known.contains(&workload.name));
-    views.extend(declared.map(|workload| WorkloadView {
-        name: workload.name.clone(),
-        namespace: workload.namespace.clone(),
-        service: workload.service.clone(),
-        account: workload.account.clone(),
-        identity: Some(workload.identity.0),
-        state: WorkloadState::Declared,
-        ports: Vec::new(),
-        listening: Vec::new(),
-        labels: workload.labels.clone(),
-        cgroup: None::<PathBuf>,
-        cgroup_id: workload.cgroup,
-        started: None,
-        command: Vec::new(),
+    views.extend(declared.map(|workload| {
+        WorkloadView {
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            service: workload.service.clone(),
+            account: workload.account.clone(),
+            identity: Some(workload.identity.0),
+            state: state_of(workload),
+            ports: Vec::new(),
+            listening: Vec::new(),
+            labels: workload.labels.clone(),
+            cgroup: workload.capture.as_ref().map(|capture| PathBuf::from(&capture.cgroup)),
+            cgroup_id: workload.cgroup,
+            netns: workload
+                .capture
+                .as_ref()
+                .and_then(|capture| capture.netns.as_ref().map(PathBuf::from)),
+            started: None,
+            command: Vec::new(),
+        }
     }));
     views
+}
+
+/// Of a workload that a resource describes.
+fn state_of(workload: &Workload) -> WorkloadState {
+    match &workload.capture {
+        None => WorkloadState::Declared,
+        Some(capture) => match &capture.found {
+            Some(found) if found.problem.is_none() => WorkloadState::Captured,
+            _ => WorkloadState::Pending,
+        },
+    }
 }
 
 fn service_view(snapshot: &Snapshot, service: &Service) -> ServiceView {

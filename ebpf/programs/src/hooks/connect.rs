@@ -65,7 +65,8 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: 
     record.flags = sock_flags::PROXY;
     record.circuit = circuit::UNDECIDED;
     record.direct_bytes = 0;
-    if let Some(found) = capture::lookup(&hook.addr(), hook.port_be(), protocol::TCP, config.generation) {
+    let (netns, addr) = (hook.netns_cookie() as u32, hook.addr());
+    if let Some(found) = capture::lookup_from(config, netns, &addr, hook.port_be(), protocol::TCP) {
         record.service = found.service;
         record.destination = found.identity;
         if ours

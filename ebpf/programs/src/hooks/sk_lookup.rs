@@ -127,7 +127,7 @@ fn fails_open(config: Epoch, tuple: &Tuple) -> bool {
         protocol: protocol::TCP,
         pad: 0,
     };
-    matches!(capture::lookup(&key.addr, key.port_be, key.protocol, config.generation),
+    matches!(capture::lookup_from(config, tuple.netns, &key.addr, key.port_be, key.protocol),
         Some(found) if found.flags & dest_flags::FAIL_OPEN_ACCESS != 0)
 }
 
@@ -141,13 +141,13 @@ fn datagram(config: Epoch, tuple: &Tuple, owner: u64) -> u32 {
             SK_PASS
         };
     }
-    if capture::is_local(&tuple.remote)
+    if capture::is_local(&tuple.remote, tuple.netns)
         && matches!(capture::listener(&tuple.remote, tuple.remote_port_be, protocol::UDP, tuple.netns),
             Some(found) if found.owner == config.daemon_cgroup)
     {
         return SK_PASS;
     }
-    let source = inbound::by_address(&tuple.remote, config.generation);
+    let source = inbound::by_address(&tuple.remote, tuple.netns, config.generation);
     let destination = inbound::party_of(owner);
     let port = u16::from_be(tuple.local_port_be);
     let ruling = verdict::judge(config, source, destination, protocol::UDP, port);

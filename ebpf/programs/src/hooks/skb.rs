@@ -87,7 +87,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         return passes;
     }
     let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
-    let listener = if capture::is_local(&remote) {
+    let listener = if capture::is_local(&remote, record.netns) {
         capture::listener(&remote, port_be, packet.protocol, record.netns)
     } else {
         None
@@ -111,16 +111,10 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         port_be: asked_be,
         reporter: reporter::SOURCE,
         exempt: matches!(listener, Some(found) if found.owner == record.owner),
+        seen: false,
+        bytes,
     };
-    if flows::begin(config, &packet.tuple, packet.protocol, &who).action() == action::DENY {
-        return false;
-    }
-    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
-        flows::count(&flow.key, flow.record, reporter::SOURCE, |counters| {
-            telemetry::add(&mut counters.bytes_sent, bytes)
-        });
-    }
-    true
+    flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY
 }
 
 /// Steps: a connection -> may it go on? a listener -> the SYN's verdict; a datagram -> its flow's.
@@ -194,7 +188,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
         return true;
     }
     let (sender, port_be) = (packet.tuple.local, packet.tuple.local_port_be);
-    if capture::is_local(&sender)
+    if capture::is_local(&sender, record.netns)
         && matches!(capture::listener(&sender, port_be, protocol::UDP, record.netns), Some(found) if found.owner == config.daemon_cgroup)
     {
         return true;
@@ -208,24 +202,17 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
     );
     let who = Beginning {
         owner: 0,
-        source: inbound::by_address(&sender, config.generation),
+        source: inbound::by_address(&sender, record.netns, config.generation),
         // The socket says whose it is; its address alone may be anybody's.
         destination: inbound::party_of(record.owner),
         service,
         port_be: packet.tuple.remote_port_be,
         reporter: reporter::DESTINATION,
         exempt: false,
+        seen: false,
+        bytes,
     };
-    if flows::begin(config, &packet.tuple, protocol::UDP, &who).action() == action::DENY {
-        return false;
-    }
-    if let Some(flow) = flows::find(config, &packet.tuple, protocol::UDP) {
-        flow.record.flags |= flow_flags::ARRIVED;
-        flows::count(&flow.key, flow.record, reporter::DESTINATION, |counters| {
-            telemetry::add(&mut counters.bytes_received, bytes)
-        });
-    }
-    true
+    flows::begin(config, &packet.tuple, protocol::UDP, &who).action() != action::DENY
 }
 
 #[cgroup_skb(egress)]

@@ -233,7 +233,7 @@ fn accepted(
     record.destination = whose.identity;
     record.destination_class = whose.class;
     let Some(conn) = inbound::dialled(tuple) else {
-        let source = inbound::by_address(&tuple.remote, config.generation);
+        let source = inbound::by_address(&tuple.remote, tuple.netns, config.generation);
         record.source = source.identity;
         record.source_class = source.class;
         if !proxy {

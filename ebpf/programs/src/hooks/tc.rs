@@ -98,14 +98,14 @@ fn known(flow: Flow, packet: &Packet, bytes: u64) -> bool {
 #[inline(always)]
 fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, bytes: u64) -> bool {
     let tuple = &packet.tuple;
-    let local = capture::is_local(&tuple.remote);
+    let local = capture::is_local(&tuple.remote, tuple.netns);
     if local
         && let Some(found) = capture::listener(&tuple.remote, tuple.remote_port_be, packet.protocol, tuple.netns)
         && found.owner == config.daemon_cgroup
     {
         return true;
     }
-    let source = inbound::by_address(&tuple.local, config.generation);
+    let source = inbound::by_address(&tuple.local, tuple.netns, config.generation);
     let (destination, service) = flows::destination_of(
         config,
         &tuple.remote,
@@ -124,20 +124,15 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
         port_be: tuple.remote_port_be,
         reporter: reporter::DEVICE,
         exempt: false,
+        // Behind the device nobody of ours could look at it.
+        seen: arriving && local && packet.flags & (SYN | ACK) == SYN,
+        bytes,
     };
-    let ruling = flows::begin(config, tuple, packet.protocol, &who);
-    if ruling.action() == action::DENY {
-        return false;
+    match flows::begin(config, tuple, packet.protocol, &who).action() {
+        action::DENY => false,
+        action::REDIRECT => to_the_proxy(skb, tuple),
+        _ => true,
     }
-    if let Some(flow) = flows::find(config, tuple, packet.protocol) {
-        flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
-            telemetry::add(&mut counters.bytes_sent, bytes)
-        });
-    }
-    if ruling.action() == action::REDIRECT && arriving && local && packet.flags & (SYN | ACK) == SYN {
-        return to_the_proxy(skb, tuple);
-    }
-    true
 }
 
 /// Gives the SYN to our inbound listener of this namespace; what follows finds the socket by itself. Nobody listens: the

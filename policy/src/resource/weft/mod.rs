@@ -8,7 +8,7 @@ pub(crate) use self::{mesh_config::MESH_CONFIG, service_policy::SERVICE_POLICY, 
 pub use self::{
     mesh_config::{Enforcement, MeshConfigSpec},
     service_policy::ServicePolicySpec,
-    workload::{WorkloadPort, WorkloadSpec},
+    workload::{CaptureSpec, WorkloadPort, WorkloadSpec},
 };
 
 const GROUP: &str = "weft.mesh";

@@ -1,11 +1,16 @@
-//! Workload: a running instance that nobody registers, written by hand: a peer on another machine, a process outside.
+//! Workload: a running instance that nobody registers, written by hand: a peer on another machine, a process outside, or
+//! with `capture` a pod of this machine, whose processes then are in the mesh.
 //!
 //! Services pick it by the labels in its metadata. It counts as ready as long as it is written.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Component, Path},
+};
 
 use crate::{
-    decode::{Value, shorten},
+    decode::{Located, Value, shorten},
     resource::{Body, KindInfo, NameRule, Scope, Spec, k8s},
     snapshot::Protocol,
 };
@@ -19,16 +24,29 @@ pub(crate) static WORKLOAD: KindInfo = KindInfo {
     decode,
 };
 
+/// Longest path that Linux takes (PATH_MAX).
+const MAX_PATH: usize = 4096;
+
 /// The account of a workload that does not say one, as in Kubernetes.
 const DEFAULT_ACCOUNT: &str = "default";
 
 #[derive(Debug)]
 pub struct WorkloadSpec {
-    /// At least one, each once.
+    /// Each once. At least one, unless it is captured: a client need not be reached.
     pub addresses: Vec<IpAddr>,
     /// Where service ports are served that it does not serve on the service's targetPort.
     pub ports: Vec<WorkloadPort>,
     pub service_account: String,
+    pub capture: Option<CaptureSpec>,
+}
+
+/// Whose processes these are. Paths of this machine, as written; nobody has looked whether they are there.
+#[derive(Debug)]
+pub struct CaptureSpec {
+    /// Directory of its cgroup: below the cgroup2 mount, or relative to the captured cgroup.
+    pub cgroup: Located<String>,
+    /// File that stands for its network namespace; `None`: the daemon's own.
+    pub netns: Option<Located<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +60,7 @@ pub struct WorkloadPort {
 
 fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     let mut spec = body.spec()?;
+    let capture = spec.optional("capture").map(|value| capture(value));
     let one = spec.optional("address");
     let several = spec.optional("addresses");
     let addresses = match (one, several) {
@@ -51,6 +70,7 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
             value.error("both `address` and `addresses` are written", "keep `addresses`");
             None
         }
+        (None, None) if capture.is_some() => Some(Vec::new()),
         (None, None) => {
             spec.value.error(
                 "the field `address` is missing",
@@ -72,7 +92,51 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
         addresses: addresses?,
         ports: ports?,
         service_account: account?.to_owned(),
+        capture: match capture {
+            Some(capture) => Some(capture?),
+            None => None,
+        },
     }))
+}
+
+fn capture(value: Value<'_>) -> Option<CaptureSpec> {
+    let mut fields = value.fields()?;
+    let cgroup = fields.required("cgroup").and_then(|value| path(&value));
+    let netns = fields.optional("netns").map(|value| {
+        let found = path(&value)?;
+        if Path::new(&found.value).is_absolute() {
+            return Some(found);
+        }
+        value.error(
+            format!("`{}` is no absolute path", shorten(&found.value)),
+            "write the file of the namespace, /run/netns/NAME or /proc/PID/ns/net",
+        );
+        None
+    });
+    fields.finish();
+    Some(CaptureSpec {
+        cgroup: cgroup?,
+        netns: match netns {
+            Some(netns) => Some(netns?),
+            None => None,
+        },
+    })
+}
+
+/// A path without turns.
+fn path(value: &Value<'_>) -> Option<Located<String>> {
+    let text = value.text()?;
+    let straight = Path::new(text)
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if text.is_empty() || text.len() > MAX_PATH || text.contains('\0') || !straight {
+        value.error(
+            format!("`{}` is no path that can be used here", shorten(text)),
+            "write it without `.`, `..` and NUL, at most 4096 bytes",
+        );
+        return None;
+    }
+    Some(value.locate(text.to_owned()))
 }
 
 fn addresses(list: &Value<'_>) -> Option<Vec<IpAddr>> {

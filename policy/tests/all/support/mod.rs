@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! #! run NAMESPACE/SERVICE/INSTANCE [account=A] [label=K=V] [port=80:8080/tcp] [listen=0.0.0.0:8080/tcp]
+//! #! capture NAMESPACE/NAME [cgroup=ID] [netns=COOKIE] [problem=cgroup|netns]
 //! #! explain NAMESPACE/ACCOUNT SERVICE|ADDRESS PORT [METHOD PATH]
 //! ```
 //!
@@ -12,22 +13,33 @@ pub mod render;
 use std::{collections::BTreeMap, path::Path};
 
 use weft_policy::{
-    Account, Allocations, CompileInput, Compiled, ExplainInput, ExplainTarget, Protocol, RuntimePort, RuntimeWorkload,
-    SERVICE_LABEL, ServiceName, Store, compile,
+    Account, Allocations, CaptureField, CaptureProblem, Captured, CompileInput, Compiled, ExplainInput, ExplainTarget,
+    Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL, ServiceName, Store, compile,
 };
 
 /// What the directives of a case say.
 #[derive(Default)]
 pub struct Script {
     pub workloads: Vec<RuntimeWorkload>,
+    pub captured: BTreeMap<String, Captured>,
     pub questions: Vec<(String, ExplainInput)>,
 }
 
 pub fn compile_with(store: &Store, workloads: &[RuntimeWorkload], allocations: &mut Allocations) -> Compiled {
+    compile_captured(store, workloads, &BTreeMap::new(), allocations)
+}
+
+pub fn compile_captured(
+    store: &Store,
+    workloads: &[RuntimeWorkload],
+    captured: &BTreeMap<String, Captured>,
+    allocations: &mut Allocations,
+) -> Compiled {
     compile(
         &CompileInput {
             store,
             workloads,
+            captured,
             vip4: &[],
             vip6: &[],
             generation: 1,
@@ -44,6 +56,9 @@ pub fn script(text: &str) -> Script {
             ["run", name, options @ ..] => {
                 let cgroup = 100 + script.workloads.len() as u64;
                 script.workloads.push(workload(name, options, cgroup));
+            }
+            ["capture", name, options @ ..] => {
+                script.captured.insert((*name).to_owned(), captured(options));
             }
             ["explain", from, to, port, request @ ..] => {
                 script
@@ -93,6 +108,27 @@ pub fn workload(name: &str, options: &[&str], cgroup: u64) -> RuntimeWorkload {
         }
     }
     workload
+}
+
+fn captured(options: &[&str]) -> Captured {
+    let mut captured = Captured::default();
+    for option in options {
+        match option.split_once('=').expect(option) {
+            ("cgroup", id) => captured.cgroup = Some(id.parse().unwrap()),
+            ("netns", cookie) => captured.netns = Some(cookie.parse().unwrap()),
+            ("problem", field) => {
+                let field = match field {
+                    "cgroup" => CaptureField::Cgroup,
+                    "netns" => CaptureField::Netns,
+                    _ => panic!("no field: {field}"),
+                };
+                let reason = "it is not there".to_owned();
+                captured.problem = Some(CaptureProblem { field, reason });
+            }
+            _ => panic!("no option: {option}"),
+        }
+    }
+    captured
 }
 
 /// Without a suffix both, as in `weft run`.

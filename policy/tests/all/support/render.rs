@@ -53,6 +53,9 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
             "workload {} service {service} account {} identity {}",
             workload.name, workload.account, workload.identity.0
         );
+        if let Some(capture) = &workload.capture {
+            let _ = writeln!(out, "  {capture:?}, enrolled: {:?}", workload.cgroup);
+        }
     }
     let mut policies: Vec<_> = snapshot.access.iter().collect();
     policies.sort_by_key(|(identity, _)| **identity);

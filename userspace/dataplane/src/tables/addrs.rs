@@ -114,6 +114,7 @@ mod tests {
             labels: Default::default(),
             cgroup: None,
             addresses: vec!["10.0.0.7".parse().unwrap()],
+            capture: None,
         };
         snapshot.by_address.insert(workload.addresses[0], workload.class);
         snapshot.workloads.push(Arc::new(workload));

@@ -2,7 +2,7 @@
 
 pub mod addrs;
 pub mod errs;
-pub mod local;
+pub mod netns;
 pub mod policy;
 pub mod rules;
 pub mod services;

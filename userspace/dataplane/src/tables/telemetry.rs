@@ -112,8 +112,8 @@ pub struct Listener {
     pub protocol: Protocol,
 }
 
-/// Reads the pinned `weft_listen`.
-pub fn listeners(pin: &Path) -> Result<Vec<Listener>, DataplaneError> {
+/// Reads the pinned `weft_listen`: what is in one namespace (low half of its cookie).
+pub fn listeners(pin: &Path, netns: u32) -> Result<Vec<Listener>, DataplaneError> {
     let fail = |source: MapError| DataplaneError::Map {
         map: "weft_listen",
         what: "read",
@@ -124,6 +124,9 @@ pub fn listeners(pin: &Path) -> Result<Vec<Listener>, DataplaneError> {
     let mut found = Vec::new();
     for entry in map.iter() {
         let (key, value) = entry.map_err(fail)?;
+        if key.netns != netns {
+            continue;
+        }
         found.push(Listener {
             owner: value.owner,
             address: socket_addr(&key.addr, key.port_be),

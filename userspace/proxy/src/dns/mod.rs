@@ -17,6 +17,7 @@ mod limits;
 mod message;
 mod metrics;
 mod server;
+mod sockets;
 mod tcp;
 mod udp;
 
@@ -27,4 +28,5 @@ pub use config::{DnsConfig, ResolvConf};
 pub use error::DnsError;
 pub use limits::{FORWARD_BUDGET, TTL};
 pub use metrics::DnsMetrics;
-pub use server::{DEFAULT_PORT, DnsServer, DnsSockets, Namespaces};
+pub use server::{DEFAULT_PORT, DnsServer, Namespaces};
+pub use sockets::DnsSockets;

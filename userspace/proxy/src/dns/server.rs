@@ -1,15 +1,16 @@
 //! Listeners, tasks, and what they share.
 
 use std::{
-    io::{self, ErrorKind},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
-    sync::Arc,
+    collections::HashMap,
+    io::ErrorKind,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::Message;
-use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 use weft_policy::Snapshot;
@@ -19,21 +20,20 @@ use super::{
     config::{DnsConfig, ResolvConf},
     error::DnsError,
     forward::{Forwarder, Transport},
-    limits::{MAX_PORT_TRIES, MAX_QUERY},
+    limits::MAX_QUERY,
     message,
     metrics::{DnsMetrics, QueryResult},
+    sockets::DnsSockets,
     tcp,
     udp::Udp,
 };
+use crate::netns::Netns;
 
 /// Istio's DNS port.
 pub const DEFAULT_PORT: u16 = 15053;
 
 /// Namespace of a client whose query says none.
 const DEFAULT_NAMESPACE: &str = "default";
-
-/// Connections waiting to be accepted.
-const BACKLOG: i32 = 256;
 
 /// After an error of a listener that may well come again at once.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
@@ -43,20 +43,13 @@ pub(super) const PAUSE: Duration = Duration::from_millis(20);
 pub type Namespaces = Arc<dyn Fn(u16) -> String + Send + Sync>;
 
 /// The running server; dropping it stops it.
-#[derive(Debug)]
 pub struct DnsServer {
     port: u16,
-    resolv: Arc<ArcSwap<ResolvConf>>,
-    metrics: DnsMetrics,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-}
-
-/// The sockets of one port: UDP and TCP, IPv4 and, where there is IPv6, IPv6.
-#[derive(Debug)]
-pub struct DnsSockets {
-    pub udp: Vec<UdpSocket>,
-    pub tcp: Vec<TcpListener>,
+    server: Arc<Server>,
+    /// Where its tasks run.
+    runtime: Handle,
+    /// How to end those of a namespace.
+    entered: Mutex<HashMap<Arc<Netns>, CancellationToken>>,
 }
 
 /// What the tasks share.
@@ -113,44 +106,66 @@ impl DnsServer {
             Some(listener) => listener.local_addr().map_err(unusable)?.port(),
             None => return Err(unusable(ErrorKind::NotFound.into())),
         };
-        let udp: Vec<Udp> = sockets
-            .udp
-            .into_iter()
-            .map(Udp::new)
-            .collect::<Result<_, _>>()
-            .map_err(unusable)?;
-        let tcp: Vec<tokio::net::TcpListener> = sockets
-            .tcp
-            .into_iter()
-            .map(tokio::net::TcpListener::from_std)
-            .collect::<Result<_, _>>()
-            .map_err(unusable)?;
         let resolv = Arc::new(ArcSwap::from_pointee(resolv_conf));
         let metrics = DnsMetrics::default();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let own = udp.iter().map(Udp::local).collect();
+        let own = sockets.udp.iter().map(|socket| socket.local_addr());
+        let own = own.collect::<Result<_, _>>().map_err(unusable)?;
         let server = Arc::new(Server {
             snapshot,
             namespaces,
             resolv: resolv.clone(),
             forwarder: Forwarder::new(resolv.clone(), own, metrics.clone()),
-            metrics: metrics.clone(),
-            stop: stop.clone(),
-            tasks: tasks.clone(),
+            metrics,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
         });
+        let started = Self {
+            port,
+            runtime: Handle::current(),
+            entered: Mutex::default(),
+            server,
+        };
+        started.serve(sockets, &started.server.stop.clone())?;
+        Ok(started)
+    }
+
+    /// Answers in another namespace as well, on sockets that were opened there ([`DnsSockets::open`] in [`Netns::visit`]).
+    ///
+    /// # Errors
+    /// [`DnsError::Socket`]: one of them is not what it should be; nothing is served there then.
+    pub fn enter(&self, netns: &Arc<Netns>, sockets: DnsSockets) -> Result<(), DnsError> {
+        let left = self.server.stop.child_token();
+        self.serve(sockets, &left)?;
+        self.entered().insert(Arc::clone(netns), left);
+        Ok(())
+    }
+
+    /// Takes that back. Queries under way over UDP are still answered.
+    pub fn leave(&self, netns: &Arc<Netns>) {
+        if let Some(left) = self.entered().remove(netns) {
+            left.cancel();
+        }
+    }
+
+    fn serve(&self, sockets: DnsSockets, stop: &CancellationToken) -> Result<(), DnsError> {
+        let server = &self.server;
+        let unusable = |source| DnsError::Socket { source };
+        let _inside = self.runtime.enter();
+        let udp: Result<Vec<_>, _> = sockets.udp.into_iter().map(Udp::new).collect();
+        let tcp: Result<Vec<_>, _> = sockets.tcp.into_iter().map(tokio::net::TcpListener::from_std).collect();
+        let (udp, tcp) = (udp.map_err(unusable)?, tcp.map_err(unusable)?);
         for socket in udp {
-            tasks.spawn(serve_udp(socket, server.clone()));
+            server.tasks.spawn(serve_udp(socket, Arc::clone(server), stop.clone()));
         }
         for listener in tcp {
-            tasks.spawn(tcp::serve(listener, server.clone()));
+            let serving = tcp::serve(listener, Arc::clone(server), stop.clone());
+            server.tasks.spawn(serving);
         }
-        Ok(Self {
-            port,
-            resolv,
-            metrics,
-            stop,
-            tasks,
-        })
+        Ok(())
+    }
+
+    fn entered(&self) -> MutexGuard<'_, HashMap<Arc<Netns>, CancellationToken>> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it listens.
@@ -160,26 +175,34 @@ impl DnsServer {
 
     /// Its counters, to be registered by whoever serves metrics.
     pub fn metrics(&self) -> &DnsMetrics {
-        &self.metrics
+        &self.server.metrics
     }
 
     /// The system's `resolv.conf` has changed. Queries under way end as they began.
     pub fn set_resolv_conf(&self, resolv: ResolvConf) {
-        self.resolv.store(Arc::new(resolv));
+        self.server.resolv.store(Arc::new(resolv));
     }
 
     /// Stops listening and waits until queries under way are answered: at most the timeout of the configuration.
     pub async fn shutdown(self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.server.stop.cancel();
+        self.server.tasks.close();
+        self.server.tasks.wait().await;
+    }
+}
+
+impl std::fmt::Debug for DnsServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsServer")
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }
 
 impl Drop for DnsServer {
     fn drop(&mut self) {
-        self.stop.cancel();
-        self.tasks.close();
+        self.server.stop.cancel();
+        self.server.tasks.close();
     }
 }
 
@@ -248,12 +271,12 @@ impl Server {
     }
 }
 
-async fn serve_udp(socket: Udp, server: Arc<Server>) {
+async fn serve_udp(socket: Udp, server: Arc<Server>, stop: CancellationToken) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; MAX_QUERY];
     loop {
         let received = tokio::select! {
-            () = server.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             received = socket.recv(&mut buffer) => received,
         };
         let (query, path) = match received {
@@ -287,89 +310,4 @@ async fn send(socket: &Udp, response: &[u8], path: super::udp::Path) {
     if let Err(error) = socket.send(response, path).await {
         debug!(%error, client = %path.client, "sending a DNS answer failed");
     }
-}
-
-// === impl DnsSockets ===
-
-impl DnsSockets {
-    /// Binds all of them in this thread's network namespace. Port 0 becomes one number that is free for all.
-    ///
-    /// # Errors
-    /// [`DnsError::Bind`]: the port is taken; nothing stays bound.
-    pub fn open(port: u16) -> Result<Self, DnsError> {
-        let mut outcome = Self::at(port);
-        // The number that was free for one socket may be taken for another.
-        for _ in 1..MAX_PORT_TRIES {
-            let taken = matches!(&outcome, Err(DnsError::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse);
-            if port != 0 || !taken {
-                break;
-            }
-            outcome = Self::at(port);
-        }
-        outcome
-    }
-
-    fn at(port: u16) -> Result<Self, DnsError> {
-        // TCP first: its port tells the kernel side that we live.
-        let (tcp, port) = listen((Ipv4Addr::UNSPECIFIED, port).into())?;
-        let mut bound = Self {
-            udp: vec![udp((Ipv4Addr::UNSPECIFIED, port).into())?],
-            tcp: vec![tcp],
-        };
-        let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-        match listen(address) {
-            Ok((tcp, _)) => {
-                bound.tcp.push(tcp);
-                bound.udp.push(udp(address)?);
-            }
-            Err(DnsError::Bind { source, .. }) if no_ipv6(&source) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(bound)
-    }
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
-}
-
-fn udp(address: SocketAddr) -> Result<UdpSocket, DnsError> {
-    bind(address, Type::DGRAM, Protocol::UDP)
-        .map(UdpSocket::from)
-        .map_err(|source| DnsError::Bind {
-            address,
-            transport: "UDP",
-            source,
-        })
-}
-
-fn listen(address: SocketAddr) -> Result<(TcpListener, u16), DnsError> {
-    bind(address, Type::STREAM, Protocol::TCP)
-        .and_then(|socket| {
-            socket.listen(BACKLOG)?;
-            let listener = TcpListener::from(socket);
-            let port = listener.local_addr()?.port();
-            Ok((listener, port))
-        })
-        .map_err(|source| DnsError::Bind {
-            address,
-            transport: "TCP",
-            source,
-        })
-}
-
-fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    if kind == Type::STREAM {
-        // A restart must not wait for the last connections' TIME_WAIT. Two listeners are still refused.
-        socket.set_reuse_address(true)?;
-    }
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // All of 127.0.0.0/8 is wanted, and nothing from any wire.
-    socket.bind_device(Some(b"lo"))?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }

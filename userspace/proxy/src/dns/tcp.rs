@@ -11,6 +11,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
@@ -21,11 +22,11 @@ use super::{
     server::{PAUSE, Server, Verdict},
 };
 
-pub(super) async fn serve(listener: TcpListener, server: Arc<Server>) {
+pub(super) async fn serve(listener: TcpListener, server: Arc<Server>, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
-            () = server.stop.cancelled() => return,
+            () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -41,7 +42,7 @@ pub(super) async fn serve(listener: TcpListener, server: Arc<Server>) {
             server.metrics.count(QueryResult::Dropped);
             continue;
         };
-        let connection = connection(stream, server.clone());
+        let connection = connection(stream, server.clone(), stop.clone());
         server.tasks.spawn(async move {
             connection.await;
             drop(room);
@@ -49,7 +50,7 @@ pub(super) async fn serve(listener: TcpListener, server: Arc<Server>) {
     }
 }
 
-async fn connection(stream: TcpStream, server: Arc<Server>) {
+async fn connection(stream: TcpStream, server: Arc<Server>, stop: CancellationToken) {
     let Some(local) = stream
         .local_addr()
         .ok()
@@ -63,7 +64,7 @@ async fn connection(stream: TcpStream, server: Arc<Server>) {
     let writing = server.tasks.spawn(write(writer, ready));
     let reading = read(reader, server.clone(), server.namespace_of(local.ip()), answers);
     tokio::select! {
-        () = server.stop.cancelled() => {}
+        () = stop.cancelled() => {}
         () = reading => {}
         // The client reads no more: nothing to answer for.
         _ = writing => {}

@@ -48,6 +48,7 @@ impl Udp {
         })
     }
 
+    #[cfg(test)]
     pub fn local(&self) -> SocketAddr {
         self.local
     }

@@ -70,7 +70,7 @@ async fn reach(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed = None;
     loop {
-        let picked = match pick(worker, &conn.context, Some(&view), &tried).await {
+        let picked = match pick(worker, conn.dialled(), Some(&view), &tried).await {
             Ok(picked) => picked,
             Err(error) => return Err(failed.unwrap_or(error).into()),
         };
@@ -80,7 +80,7 @@ async fn reach(
             consult_adapters(exchange, &picked, head)?;
         }
         let load = worker.loads.begin(picked.address);
-        match worker.pool.take(picked.address, wire).await {
+        match worker.pool.take(&conn.upstream(picked.address), wire).await {
             Ok(sending) => return Ok((picked, load, sending)),
             Err(source) => {
                 tried.push(picked.address);
@@ -248,7 +248,7 @@ async fn send(
     worker.metrics.upstream_retried.inc();
     let fresh = worker
         .pool
-        .open(address, wire)
+        .open(&exchange.conn.upstream(address), wire)
         .await
         .map_err(|source| DataError::Connect {
             address,

@@ -1,8 +1,7 @@
 //! Listening sockets of one network namespace.
 //!
 //! Whoever builds them stands in that namespace (the host's, or a pod's after `setns`); afterwards the sockets work
-//! from any thread, so workers never change their namespace. Today there is one namespace; the type exists so that a
-//! second one is another value and not another design.
+//! from any thread.
 
 use std::{
     io,

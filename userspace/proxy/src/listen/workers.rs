@@ -1,7 +1,9 @@
 //! Start and stop of the worker threads.
 
 use std::{
+    collections::HashMap,
     net::{SocketAddr, TcpListener},
+    rc::Rc,
     sync::Arc,
     thread,
     time::Duration,
@@ -9,13 +11,15 @@ use std::{
 
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::oneshot,
-    task::LocalSet,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, LocalSet},
 };
+use tokio_util::sync::CancellationToken;
 use weft_adapters::{Pipeline, Reporter};
 
 use super::{
-    NetnsListeners, accept,
+    NetnsListeners, WorkersHandle, accept,
+    handle::Change,
     stop::{Phase, StopSignal, StopWatch},
 };
 use crate::{
@@ -23,6 +27,7 @@ use crate::{
     context::Origin,
     error::ProxyError,
     metrics::ProxyMetrics,
+    netns::Netns,
     watch::SnapshotWatch,
     worker::{Shared, Worker},
 };
@@ -49,6 +54,16 @@ pub struct DrainReport {
 struct WorkerThread {
     thread: thread::JoinHandle<()>,
     ended: oneshot::Receiver<DrainReport>,
+    changes: mpsc::UnboundedSender<Change>,
+}
+
+/// The accept loops of one worker.
+struct Accepting {
+    worker: Rc<Worker>,
+    stop: StopWatch,
+    loops: Vec<JoinHandle<()>>,
+    /// How to end those of a namespace.
+    namespaces: HashMap<Arc<Netns>, CancellationToken>,
 }
 
 // === impl Workers ===
@@ -114,6 +129,12 @@ impl Workers {
     /// Where it listens, with real ports.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Adds and removes other namespaces.
+    pub fn handle(&self) -> WorkersHandle {
+        let changes = self.threads.iter().map(|worker| worker.changes.clone()).collect();
+        WorkersHandle::new(changes)
     }
 
     /// Its counters.
@@ -183,28 +204,41 @@ fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatc
             .collect::<Result<Vec<_>, _>>()?
     };
     let (tell, ended) = oneshot::channel();
+    let (changes, changed) = mpsc::unbounded_channel();
     let thread = thread::Builder::new()
         .name(format!("weft-proxy-{index}"))
         .spawn(move || {
-            let report = run(&runtime, sockets, shared, stop);
+            let report = run(&runtime, sockets, shared, changed, stop);
             let _nobody_drains = tell.send(report);
         })?;
-    Ok(WorkerThread { thread, ended })
+    Ok(WorkerThread { thread, ended, changes })
 }
 
 /// A worker's life. Dropping the [`LocalSet`] at its end cuts what is left: no task outlives it.
-fn run(runtime: &Runtime, sockets: Vec<tokio::net::TcpListener>, shared: Shared, mut stop: StopWatch) -> DrainReport {
+fn run(
+    runtime: &Runtime,
+    sockets: Vec<tokio::net::TcpListener>,
+    shared: Shared,
+    mut changed: mpsc::UnboundedReceiver<Change>,
+    mut stop: StopWatch,
+) -> DrainReport {
     let tasks = LocalSet::new();
     tasks.block_on(runtime, async {
         let worker = Worker::new(shared);
-        let accepting: Vec<_> = sockets
-            .into_iter()
-            .map(|socket| tokio::task::spawn_local(accept::accept(worker.clone(), socket, stop.clone())))
-            .collect();
+        let mut accepting = Accepting::new(Rc::clone(&worker), stop.clone());
+        for socket in sockets {
+            accepting.begin(socket, None, CancellationToken::new());
+        }
         let housekeeping = tokio::task::spawn_local(worker.clone().housekeeping());
-        stop.reached(Phase::Drain).await;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.reached(Phase::Drain) => break,
+                Some(change) = changed.recv() => accepting.change(change),
+            }
+        }
         let ended_before = worker.ended_connections();
-        for loop_ in accepting {
+        for loop_ in accepting.loops {
             let _panicked = loop_.await;
         }
         worker.close_to_new();
@@ -218,4 +252,44 @@ fn run(runtime: &Runtime, sockets: Vec<tokio::net::TcpListener>, shared: Shared,
             cut: worker.open_connections(),
         }
     })
+}
+
+// === impl Accepting ===
+
+impl Accepting {
+    fn new(worker: Rc<Worker>, stop: StopWatch) -> Self {
+        Self {
+            worker,
+            stop,
+            loops: Vec::new(),
+            namespaces: HashMap::new(),
+        }
+    }
+
+    fn begin(&mut self, socket: tokio::net::TcpListener, netns: Option<Arc<Netns>>, left: CancellationToken) {
+        let accepting = accept::accept(Rc::clone(&self.worker), socket, netns, left, self.stop.clone());
+        self.loops.push(tokio::task::spawn_local(accepting));
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Enter(netns, sockets) => {
+                let left = self.namespaces.entry(Arc::clone(&netns)).or_default().clone();
+                for socket in sockets {
+                    match tokio::net::TcpListener::from_std(socket) {
+                        Ok(socket) => self.begin(socket, Some(Arc::clone(&netns)), left.clone()),
+                        // Closed by this: the others of its SO_REUSEPORT group take its connections.
+                        Err(error) => tracing::error!(%error, "a worker cannot serve a pod's listener"),
+                    }
+                }
+            }
+            Change::Leave(netns) => {
+                if let Some(left) = self.namespaces.remove(&netns) {
+                    left.cancel();
+                }
+                self.worker.pool.forget(&netns);
+                self.loops.retain(|accepting| !accepting.is_finished());
+            }
+        }
+    }
 }

@@ -34,6 +34,18 @@ pub struct Backend {
     pub split: Option<ObjectRef>,
 }
 
+/// What a client dialled.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialled {
+    /// v4-mapped addresses already made IPv4.
+    pub address: SocketAddr,
+    /// Whom the kernel took it for: it alone knows that an address beyond loopback is this machine's.
+    pub destination: Identity,
+    /// It is on the loopback of a pod's own namespace: what the snapshot says of that address is about another machine, as
+    /// it were.
+    pub pods_loopback: bool,
+}
+
 /// What is known about a destination's protocol before a byte was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hint {
@@ -62,17 +74,35 @@ impl Backend {
     }
 }
 
-/// What `original` (v4-mapped addresses already made IPv4) is under `snapshot`. `destination` is whom the kernel took it
-/// for: it alone knows that an address beyond loopback is this machine's.
+// === impl Dialled ===
+
+impl Dialled {
+    /// The endpoint that the snapshot has there.
+    fn endpoint(self, snapshot: &Snapshot) -> Option<&EndpointOwner> {
+        if self.pods_loopback {
+            return None;
+        }
+        snapshot.by_endpoint.get(&(self.address, Protocol::Tcp))
+    }
+
+    /// Whose port it is, by the snapshot, else by what the kernel said.
+    fn workload(self, snapshot: &Snapshot) -> Option<Identity> {
+        let listens = if self.pods_loopback {
+            None
+        } else {
+            snapshot.listener(self.address, Protocol::Tcp)
+        };
+        let listens = listens.map(|found| found.identity);
+        listens.or((self.destination >= Identity::FIRST).then_some(self.destination))
+    }
+}
+
+/// What is meant by what was dialled, under `snapshot`.
 ///
 /// # Errors
 /// A virtual IP without a service or without that port.
-pub fn target(
-    snapshot: &Snapshot,
-    original: SocketAddr,
-    destination: Identity,
-    virtual_ranges: &[IpNet],
-) -> Result<Target, DataError> {
+pub fn target(snapshot: &Snapshot, dialled: Dialled, virtual_ranges: &[IpNet]) -> Result<Target, DataError> {
+    let original = dialled.address;
     if let Some(service) = snapshot.vip(original.ip()) {
         return match service.port(original.port(), Protocol::Tcp) {
             Some((port, _)) => Ok(Target::Service {
@@ -85,10 +115,10 @@ pub fn target(
             }),
         };
     }
-    if let Some(owner) = snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
+    if let Some(owner) = dialled.endpoint(snapshot) {
         return Ok(Target::Endpoint(owner.clone()));
     }
-    if let Some(identity) = workload(snapshot, original, destination) {
+    if let Some(identity) = dialled.workload(snapshot) {
         return Ok(Target::Workload {
             address: original,
             identity,
@@ -100,17 +130,12 @@ pub fn target(
     Ok(Target::Outside(original))
 }
 
-/// Whose port it is, by the snapshot, else by what the kernel said. The kernel programs look in the same order.
-fn workload(snapshot: &Snapshot, address: SocketAddr, destination: Identity) -> Option<Identity> {
-    let listener = snapshot.listener(address, Protocol::Tcp).map(|found| found.identity);
-    listener.or((destination >= Identity::FIRST).then_some(destination))
-}
-
-/// What is known about the protocol of `original` before a byte was read, for a connection of `source`.
-pub fn hint(snapshot: &Snapshot, original: SocketAddr, destination: Identity, source: Identity) -> Hint {
+/// What is known about the protocol of what was dialled before a byte was read, for a connection of `source`.
+pub fn hint(snapshot: &Snapshot, dialled: Dialled, source: Identity) -> Hint {
+    let original = dialled.address;
     let (port, alone) = match snapshot.vip(original.ip()) {
         Some(service) => (service.port(original.port(), Protocol::Tcp).map(|(_, port)| port), None),
-        None => match snapshot.by_endpoint.get(&(original, Protocol::Tcp)) {
+        None => match dialled.endpoint(snapshot) {
             Some(owner) => {
                 let service = snapshot.services.get(&owner.service);
                 (
@@ -118,7 +143,7 @@ pub fn hint(snapshot: &Snapshot, original: SocketAddr, destination: Identity, so
                     Some(owner.endpoint.identity),
                 )
             }
-            None => (None, workload(snapshot, original, destination)),
+            None => (None, dialled.workload(snapshot)),
         },
     };
     match port {

@@ -115,6 +115,15 @@ fn draws(split: Split, request: Option<&dyn HttpRequestView>) -> HashMap<String,
     drawn
 }
 
+/// An address that the kernel knows nothing about.
+fn outside(address: SocketAddr) -> Dialled {
+    Dialled {
+        address,
+        destination: Identity::OUTSIDE,
+        pods_loopback: false,
+    }
+}
+
 #[test]
 fn weights_are_relative() {
     let drawn = draws(split(&[("v1", 9, true), ("v2", 1, true)], vec![]), Some(&Get("/")));
@@ -164,7 +173,7 @@ fn a_split_with_matches_concerns_matching_requests_only() {
 fn a_virtual_address_nobody_has_is_unknown_and_not_outside() {
     let snapshot = snapshot(vec![service("web", VIP, AppProtocol::Http, None)]);
     let ranges = crate::ProxyConfig::default().virtual_ranges;
-    let reason = |ip: [u8; 4], port| match target(&snapshot, (ip, port).into(), Identity::OUTSIDE, &ranges) {
+    let reason = |ip: [u8; 4], port| match target(&snapshot, outside((ip, port).into()), &ranges) {
         Ok(Target::Service { .. }) => "service",
         Ok(Target::Endpoint(_)) => "endpoint",
         Ok(Target::Workload { .. }) => "workload",
@@ -185,18 +194,10 @@ fn a_port_declared_opaque_is_never_parsed() {
         (AppProtocol::Unknown, Hint::Unknown),
     ] {
         let snapshot = snapshot(vec![service("web", VIP, app, None)]);
-        assert_eq!(
-            hint(&snapshot, (VIP, 80).into(), Identity::OUTSIDE, Identity::FIRST),
-            expect
-        );
+        assert_eq!(hint(&snapshot, outside((VIP, 80).into()), Identity::FIRST), expect);
     }
     assert_eq!(
-        hint(
-            &Snapshot::default(),
-            (VIP, 80).into(),
-            Identity::OUTSIDE,
-            Identity::FIRST
-        ),
+        hint(&Snapshot::default(), outside((VIP, 80).into()), Identity::FIRST),
         Hint::Unknown
     );
 }
@@ -220,7 +221,7 @@ fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
         ("[::1]:9002", Some(any)),
         ("192.0.2.1:9001", None),
     ] {
-        let found = match target(&snapshot, address.parse().unwrap(), Identity::OUTSIDE, &[]) {
+        let found = match target(&snapshot, outside(address.parse().unwrap()), &[]) {
             Ok(Target::Workload { identity, .. }) => Some(identity),
             _ => None,
         };
@@ -230,12 +231,11 @@ fn a_workloads_undeclared_port_is_the_workloads_and_not_outside() {
 
 #[test]
 fn an_address_that_the_kernel_knows_to_be_a_workloads_is_not_outside() {
-    let found = target(
-        &Snapshot::default(),
-        "192.0.2.1:9001".parse().unwrap(),
-        Identity(300),
-        &[],
-    );
+    let dialled = Dialled {
+        destination: Identity(300),
+        ..outside("192.0.2.1:9001".parse().unwrap())
+    };
+    let found = target(&Snapshot::default(), dialled, &[]);
     assert!(
         matches!(
             found,
@@ -246,4 +246,32 @@ fn an_address_that_the_kernel_knows_to_be_a_workloads_is_not_outside() {
         ),
         "{found:?}"
     );
+}
+
+#[test]
+fn the_loopback_of_a_pod_is_not_ours() {
+    let mut snapshot = Snapshot::default();
+    let address: SocketAddr = "127.0.0.1:9000".parse().unwrap();
+    let ours = Listener {
+        identity: Identity(300),
+        class: Class::FIRST,
+    };
+    snapshot.listeners.insert((address, Protocol::Tcp), ours);
+    for (pods_loopback, destination, expect) in [
+        (false, Identity::OUTSIDE, Some(Identity(300))),
+        (true, Identity::OUTSIDE, None),
+        (true, Identity(301), Some(Identity(301))),
+    ] {
+        let dialled = Dialled {
+            destination,
+            pods_loopback,
+            ..outside(address)
+        };
+        let found = match target(&snapshot, dialled, &[]) {
+            Ok(Target::Workload { identity, .. }) => Some(identity),
+            Ok(Target::Outside(_)) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found, expect, "{dialled:?}");
+    }
 }

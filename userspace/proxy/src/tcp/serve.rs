@@ -44,7 +44,7 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed: Option<Refused> = None;
     loop {
-        let picked = match pick(&conn.worker, &conn.context, None, &tried).await {
+        let picked = match pick(&conn.worker, conn.dialled(), None, &tried).await {
             Ok(picked) => picked,
             Err(error) => return Err(failed.unwrap_or_else(|| unroutable(conn, &error))),
         };
@@ -52,7 +52,7 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
         if !decision.verdict.passes() {
             return Err(denial(conn, &picked, decision));
         }
-        match connect(picked.address).await {
+        match connect(&conn.upstream(picked.address)).await {
             Ok(server) => return Ok((picked, server)),
             Err(source) => {
                 conn.worker.metrics.upstream_connect_failed.inc();

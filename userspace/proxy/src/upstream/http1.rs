@@ -1,6 +1,6 @@
 //! HTTP/1.1 connections: one exchange at a time, kept for the next.
 
-use std::{cell::RefCell, collections::HashMap, io, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, io, rc::Rc};
 
 use http::{Request, Response};
 use hyper::{
@@ -13,17 +13,18 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::connect;
+use super::{Upstream, connect};
 use crate::{
     http::body::RequestBody,
     limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
+    netns::Netns,
 };
 
 type Sender = SendRequest<RequestBody>;
 
 /// Idle connections by endpoint, the last used one on top.
 #[derive(Default)]
-pub(super) struct Connections(RefCell<HashMap<SocketAddr, Vec<Idle>>>);
+pub(super) struct Connections(RefCell<HashMap<Upstream, Vec<Idle>>>);
 
 struct Idle {
     sender: Sender,
@@ -47,7 +48,7 @@ pub(crate) struct Http1Lease {
 #[derive(Clone)]
 struct Home {
     connections: Rc<Connections>,
-    address: SocketAddr,
+    upstream: Upstream,
 }
 
 // === impl Connections ===
@@ -57,27 +58,28 @@ impl Connections {
     ///
     /// One that was just given back may not be ready yet (its task has not run since): it is left for later, as is
     /// one whose request body is still on its way after an early response.
-    pub(super) fn idle(self: &Rc<Self>, address: SocketAddr) -> Option<Http1Sending> {
+    pub(super) fn idle(self: &Rc<Self>, upstream: &Upstream) -> Option<Http1Sending> {
         let mut all = self.0.borrow_mut();
-        let idle = all.get_mut(&address)?;
+        let idle = all.get_mut(upstream)?;
         idle.retain(|connection| !connection.sender.is_closed());
         let ready = idle.iter().rposition(|connection| connection.sender.is_ready())?;
         let sender = idle.remove(ready).sender;
         Some(Http1Sending {
             sender,
             reused: true,
-            home: self.home(address),
+            home: self.home(upstream),
         })
     }
 
-    pub(super) async fn open(self: &Rc<Self>, address: SocketAddr) -> io::Result<Http1Sending> {
-        let stream = connect(address).await?;
+    pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream) -> io::Result<Http1Sending> {
+        let stream = connect(upstream).await?;
         let (sender, connection) = Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(HTTP1_BUFFER)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
+        let address = upstream.address;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%address, %error, "upstream connection ended");
@@ -86,8 +88,15 @@ impl Connections {
         Ok(Http1Sending {
             sender,
             reused: false,
-            home: self.home(address),
+            home: self.home(upstream),
         })
+    }
+
+    /// Keeps no idle connection from that namespace.
+    pub(super) fn forget(&self, netns: &Netns) {
+        self.0
+            .borrow_mut()
+            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
     }
 
     pub(super) fn reap(&self, now: Instant) {
@@ -99,10 +108,10 @@ impl Connections {
         });
     }
 
-    fn home(self: &Rc<Self>, address: SocketAddr) -> Home {
+    fn home(self: &Rc<Self>, upstream: &Upstream) -> Home {
         Home {
             connections: Rc::clone(self),
-            address,
+            upstream: upstream.clone(),
         }
     }
 }
@@ -137,7 +146,7 @@ impl Http1Lease {
             return;
         }
         let mut all = self.home.connections.0.borrow_mut();
-        let idle = all.entry(self.home.address).or_default();
+        let idle = all.entry(self.home.upstream).or_default();
         if idle.len() < POOL_IDLE_PER_ENDPOINT {
             idle.push(Idle {
                 sender: self.sender,

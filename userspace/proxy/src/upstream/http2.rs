@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::SocketAddr,
     rc::Rc,
 };
 
@@ -19,7 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{LocalExec, connect};
+use super::{LocalExec, Upstream, connect};
 use crate::{
     http::body::RequestBody,
     limits::{
@@ -27,13 +26,14 @@ use crate::{
         POOL_IDLE_TIMEOUT,
     },
     metrics::ProxyMetrics,
+    netns::Netns,
 };
 
 type Sender = SendRequest<RequestBody>;
 
 /// Connections by endpoint.
 #[derive(Default)]
-pub(super) struct Connections(RefCell<HashMap<SocketAddr, Rc<Endpoint>>>);
+pub(super) struct Connections(RefCell<HashMap<Upstream, Rc<Endpoint>>>);
 
 #[derive(Default)]
 struct Endpoint {
@@ -69,18 +69,18 @@ pub(crate) struct Http2Lease(Rc<Streams>);
 
 impl Connections {
     /// A connection with room for one more stream.
-    pub(super) fn existing(&self, address: SocketAddr) -> Option<Http2Sending> {
-        self.0.borrow().get(&address)?.with_room()
+    pub(super) fn existing(&self, upstream: &Upstream) -> Option<Http2Sending> {
+        self.0.borrow().get(upstream)?.with_room()
     }
 
-    pub(super) async fn open(&self, address: SocketAddr, metrics: &ProxyMetrics) -> io::Result<Http2Sending> {
-        let endpoint = Rc::clone(self.0.borrow_mut().entry(address).or_default());
+    pub(super) async fn open(&self, upstream: &Upstream, metrics: &ProxyMetrics) -> io::Result<Http2Sending> {
+        let endpoint = Rc::clone(self.0.borrow_mut().entry(upstream.clone()).or_default());
         let _alone = endpoint.connecting.lock().await;
         // Whoever held the lock before may have opened what we wait for.
         if let Some(sending) = endpoint.with_room() {
             return Ok(sending);
         }
-        let stream = connect(address).await?;
+        let stream = connect(upstream).await?;
         let (sender, connection) = Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -90,6 +90,7 @@ impl Connections {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
+        let address = upstream.address;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%address, %error, "upstream connection ended");
@@ -104,6 +105,13 @@ impl Connections {
         let connection = Connection { sender, streams };
         endpoint.connections.borrow_mut().push(connection.clone());
         Ok(connection.sending(false))
+    }
+
+    /// Keeps no idle connection from that namespace.
+    pub(super) fn forget(&self, netns: &Netns) {
+        self.0
+            .borrow_mut()
+            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
     }
 
     pub(super) fn reap(&self, now: Instant) {

@@ -6,6 +6,6 @@ mod http1;
 mod http2;
 mod pool;
 
-pub(crate) use connect::connect;
+pub(crate) use connect::{Upstream, connect};
 pub(crate) use exec::LocalExec;
 pub(crate) use pool::{Lease, Pool, Sending, Wire};

@@ -1,19 +1,20 @@
-//! Upstream connections of one worker, by endpoint address and wire protocol.
+//! Upstream connections of one worker, by endpoint, namespace it is reached from, and wire protocol.
 //!
 //! hyper-util's legacy client races a new connection against the pool and shares one across threads; here a request
 //! takes an idle connection if there is one, and opens one only otherwise, without a lock.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{io, rc::Rc, sync::Arc};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 
 use super::{
+    Upstream,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
 };
-use crate::{http::body::RequestBody, metrics::ProxyMetrics};
+use crate::{http::body::RequestBody, metrics::ProxyMetrics, netns::Netns};
 
 /// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,21 +54,21 @@ impl Pool {
         }
     }
 
-    /// An idle connection to `address`, or a new one.
+    /// An idle connection to the endpoint, or a new one.
     ///
     /// # Errors
     /// The connect's.
-    pub(crate) async fn take(&self, address: SocketAddr, wire: Wire) -> io::Result<Sending> {
+    pub(crate) async fn take(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let reused = match wire {
-            Wire::Http1 => self.http1.idle(address).map(Sending::Http1),
-            Wire::Http2 => self.http2.existing(address).map(Sending::Http2),
+            Wire::Http1 => self.http1.idle(upstream).map(Sending::Http1),
+            Wire::Http2 => self.http2.existing(upstream).map(Sending::Http2),
         };
         match reused {
             Some(sending) => {
                 self.metrics.upstream_reused.inc();
                 Ok(sending)
             }
-            None => self.open(address, wire).await,
+            None => self.open(upstream, wire).await,
         }
     }
 
@@ -75,10 +76,10 @@ impl Pool {
     ///
     /// # Errors
     /// The connect's.
-    pub(crate) async fn open(&self, address: SocketAddr, wire: Wire) -> io::Result<Sending> {
+    pub(crate) async fn open(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let opened = match wire {
-            Wire::Http1 => self.http1.open(address).await.map(Sending::Http1),
-            Wire::Http2 => self.http2.open(address, &self.metrics).await.map(Sending::Http2),
+            Wire::Http1 => self.http1.open(upstream).await.map(Sending::Http1),
+            Wire::Http2 => self.http2.open(upstream, &self.metrics).await.map(Sending::Http2),
         };
         match &opened {
             Ok(_) if wire == Wire::Http1 => _ = self.metrics.upstream_opened.inc(),
@@ -86,6 +87,12 @@ impl Pool {
             Err(_) => _ = self.metrics.upstream_connect_failed.inc(),
         }
         opened
+    }
+
+    /// Closes what is idle and was opened in a namespace that is left: it would keep the namespace alive.
+    pub(crate) fn forget(&self, netns: &Netns) {
+        self.http1.forget(netns);
+        self.http2.forget(netns);
     }
 
     /// Closes what has been idle too long at `now`.

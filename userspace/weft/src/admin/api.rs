@@ -57,6 +57,10 @@ pub enum WorkloadState {
     Running,
     /// Described by a resource of kind Workload; nobody here watches its processes.
     Declared,
+    /// The same, and its processes are captured.
+    Captured,
+    /// Its processes shall be captured, and something of that is not there.
+    Pending,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +78,9 @@ pub struct WorkloadView {
     pub labels: BTreeMap<String, String>,
     pub cgroup: Option<PathBuf>,
     pub cgroup_id: Option<u64>,
+    /// File of its network namespace, where that is not the daemon's own.
+    #[serde(default)]
+    pub netns: Option<PathBuf>,
     /// RFC 3339.
     pub started: Option<String>,
     pub command: Vec<String>,

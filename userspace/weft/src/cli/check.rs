@@ -38,6 +38,7 @@ impl Check {
         }
         let compiled = compile(
             &CompileInput {
+                captured: &Default::default(),
                 store: &store,
                 workloads: &[],
                 vip4: &[],

@@ -174,6 +174,8 @@ fn workloads(out: &mut Vec<u8>, status: &Status) -> io::Result<()> {
             WorkloadState::Starting => "starting",
             WorkloadState::Running => "running",
             WorkloadState::Declared => "declared",
+            WorkloadState::Captured => "captured",
+            WorkloadState::Pending => "pending",
         };
         table.row([
             workload.name.clone(),
@@ -335,6 +337,7 @@ mod tests {
                 labels: Default::default(),
                 cgroup: None,
                 cgroup_id: None,
+                netns: None,
                 started: None,
                 command: vec!["nginx".into()],
             }],

@@ -14,13 +14,14 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
-use weft_dataplane::{Dataplane, Established};
+use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    Allocations, Class, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, compile,
+    Allocations, Class, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, captures,
+    compile,
 };
 use weft_proxy::SnapshotPublisher;
 
-use super::last_good::LastGood;
+use super::{last_good::LastGood, netns::Pods};
 use crate::{config::DaemonConfig, registry::Registry, state_dir};
 
 /// What is in force, with what is only needed to name things in events.
@@ -38,6 +39,7 @@ pub struct Engine {
     pub store: Arc<Mutex<Store>>,
     pub registry: Arc<Registry>,
     pub dataplane: Arc<Dataplane>,
+    pub pods: Pods,
     in_force: ArcSwap<InForce>,
     /// Also serialises publications.
     state: Mutex<State>,
@@ -69,6 +71,7 @@ impl Engine {
     pub fn new(
         config: &DaemonConfig,
         registry: Arc<Registry>,
+        cgroup: Cgroup,
         dataplane: Arc<Dataplane>,
         proxy: SnapshotPublisher,
     ) -> anyhow::Result<Self> {
@@ -94,6 +97,7 @@ impl Engine {
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
             registry,
+            pods: Pods::new(cgroup, Arc::clone(&dataplane)),
             dataplane,
             in_force: ArcSwap::default(),
             state: Mutex::new(State {
@@ -153,17 +157,21 @@ impl Engine {
             state.last_good.forget_saved();
         }
         let generation = self.publish()?;
+        self.pods.reclaim();
         reclaimed.map(|()| generation)
     }
 
     fn try_publish(&self, state: &mut State) -> anyhow::Result<u64> {
         self.seen.store(*self.registry.changes().borrow(), Ordering::Release);
         let workloads = self.registry.runtime();
+        let wanted = captures(&self.store());
+        let captured = self.pods.look(wanted, &workloads);
         let compiled = {
             let store = self.store();
             let input = CompileInput {
                 store: &store,
                 workloads: &workloads,
+                captured: &captured,
                 vip4: &self.vip4,
                 vip6: &self.vip6,
                 generation: self.dataplane.next_generation(),
@@ -204,6 +212,7 @@ impl Engine {
             changed = published.changed,
             "in force"
         );
+        self.pods.settle();
         if published.rejudge {
             self.cut(&snapshot);
         }
@@ -236,12 +245,16 @@ impl Engine {
                 Verdict::Deny => true,
             }
         };
-        match self.dataplane.cut(denied) {
-            Ok(0) => {}
-            Ok(cut) => tracing::info!(cut, took = ?started.elapsed(), "connections reset that the new policy denies"),
+        let mut doomed = match self.dataplane.doomed(denied) {
+            Ok(doomed) => doomed,
             Err(error) => {
-                tracing::warn!(%error, "connections that are denied now are not reset; their packets are dropped")
+                tracing::warn!(%error, "connections that are denied now are not reset; their packets are dropped");
+                return;
             }
+        };
+        let cut = doomed.reset() + self.pods.reset(&mut doomed);
+        if cut > 0 {
+            tracing::info!(cut, took = ?started.elapsed(), "connections reset that the new policy denies");
         }
     }
 

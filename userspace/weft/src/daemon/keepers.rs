@@ -13,7 +13,7 @@ use super::{
     engine::Engine,
     foreign,
     hand_over::Gate,
-    kernel,
+    kernel, netns,
     start::{republish, watch_workloads},
 };
 
@@ -42,6 +42,7 @@ impl Keepers {
         tasks.spawn(edges::read(Arc::clone(&self.edges)));
         tasks.spawn(republish(engine(), Arc::clone(&self.gate), Arc::clone(&self.changes)));
         tasks.spawn(foreign::follow(engine(), Arc::clone(&self.gate)));
+        tasks.spawn(netns::follow(engine(), Arc::clone(&self.gate)));
         tasks.spawn(watch_workloads(Arc::clone(&self.engine.registry)));
         tasks
     }

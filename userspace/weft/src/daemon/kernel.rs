@@ -141,7 +141,12 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         _ => return None,
     };
     let at_source = event.reporter == reporter::SOURCE;
-    let by_cgroup = |cgroup| engine.registry.peer_by_cgroup(cgroup);
+    let by_cgroup = |cgroup| {
+        engine
+            .registry
+            .peer_by_cgroup(cgroup)
+            .or_else(|| in_force.peer_in(cgroup))
+    };
     let source = if at_source {
         by_cgroup(event.owner)
     } else {

@@ -22,6 +22,7 @@ mod kernel;
 mod last_good;
 mod metrics;
 mod names;
+mod netns;
 mod notify;
 mod origin;
 mod start;

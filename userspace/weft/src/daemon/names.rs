@@ -45,6 +45,16 @@ impl InForce {
         })
     }
 
+    /// The workload whose cgroup it is.
+    pub fn peer_in(&self, cgroup: u64) -> Option<Arc<Peer>> {
+        let workload = self.snapshot.by_cgroup.get(&cgroup)?;
+        Some(Arc::new(Peer {
+            namespace: workload.namespace.clone(),
+            service: workload.service.clone(),
+            account: workload.account.clone(),
+        }))
+    }
+
     /// The destination as the kernel saw it: service port, identity, and the address that was dialled.
     pub fn destination(&self, service: u32, identity: u32, address: IpAddr, port: u16) -> Arc<Destination> {
         if identity == EdgeKey::OVERFLOW {

@@ -27,7 +27,7 @@ use super::{
     hand_over::{self, Channel, Gate, Giver, HandedOver, Sockets, Taken, names},
     inbound,
     keepers::Keepers,
-    kernel, last_good, metrics, notify,
+    kernel, last_good, metrics, netns, notify,
     origin::KernelOrigin,
     successor,
 };
@@ -134,6 +134,7 @@ async fn mesh(
     let engine = Arc::new(Engine::new(
         config,
         Arc::clone(&registry),
+        cgroup.clone(),
         Arc::clone(&dataplane),
         snapshots,
     )?);
@@ -232,6 +233,12 @@ async fn mesh(
         Arc::new(Pipeline::new(Vec::new())),
         proxy_metrics,
     )?;
+    engine.pods.serve(netns::Serving {
+        workers: workers.handle(),
+        dns: Arc::clone(&dns),
+        inherited,
+    });
+    let inherited = engine.pods.unused();
     if let Some(taken) = taken {
         // Until here the earlier daemon could take everything back; from here on it does nothing but drain.
         let earlier = taken.serving(inherited, &flows).await?;
@@ -263,6 +270,7 @@ async fn mesh(
     };
     let mut keepers = giver.keepers.start();
 
+    let pods = Arc::clone(&engine);
     let control = DaemonControl {
         short_circuit: config.short_circuit,
         engine,
@@ -317,6 +325,7 @@ async fn mesh(
     let telling = given.map(|given| tokio::spawn(given.tell_flows()));
     keepers.shutdown().await;
     // Closes the copies of our listeners; the proxy closes its own when it drains. A successor keeps the sockets alive.
+    pods.pods.close();
     drop((giver, asked));
     stop.cancel();
     let mut quiet = Box::pin(async move {

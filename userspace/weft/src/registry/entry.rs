@@ -173,6 +173,7 @@ impl Entry {
             labels: record.labels.clone(),
             cgroup: Some(record.cgroup.clone()),
             cgroup_id: Some(record.cgroup_id),
+            netns: None,
             started: record.started(),
             command: record.command.clone(),
         }

@@ -256,6 +256,7 @@ fn client() -> Workload {
         labels: Default::default(),
         cgroup: Some(CLIENT_CGROUP),
         addresses: Vec::new(),
+        capture: None,
     }
 }
 

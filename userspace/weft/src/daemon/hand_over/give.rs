@@ -157,7 +157,8 @@ impl Giver {
         let (bpffs, cgroup) = self.engine.dataplane.locks()?.context("the locks were let go")?;
         locks.add(names::BPFFS_LOCK, bpffs);
         locks.add(names::CGROUP_LOCK, cgroup);
-        for sockets in [&locks, &self.sockets] {
+        let in_pods = self.engine.pods.sockets()?;
+        for sockets in [&locks, &self.sockets, &in_pods] {
             for (names, descriptors) in sockets.parts(MAX_DESCRIPTORS) {
                 channel
                     .send(&Tell::Descriptors(names), &descriptors, PATIENCE)

@@ -18,6 +18,11 @@ pub mod names {
     pub const STATE_LOCK: &str = "lock-state";
     pub const BPFFS_LOCK: &str = "lock-bpffs";
     pub const CGROUP_LOCK: &str = "lock-cgroup";
+
+    /// A name for the same in another network namespace, by its cookie.
+    pub fn at(name: &str, cookie: u64) -> String {
+        format!("{name}@{cookie}")
+    }
 }
 
 /// Named descriptors; several may have one name.
@@ -38,6 +43,18 @@ impl Sockets {
     /// No descriptor is free.
     pub fn add_copy(&mut self, name: &str, of: &impl AsFd) -> io::Result<()> {
         self.add(name, of.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// Copies of all of another's.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is free.
+    pub fn extend_copies(&mut self, others: &Self) -> io::Result<()> {
+        for (name, descriptor) in &others.0 {
+            self.0.push((name.clone(), descriptor.try_clone()?));
+        }
         Ok(())
     }
 
