@@ -48,6 +48,42 @@ impl Lab {
         Ok(())
     }
 
+    /// As [`Lab::take_over_with`]; returns when the earlier daemon has ended, with what it said.
+    ///
+    /// # Errors
+    /// It does not take over, or the old one does not end: the text has their log.
+    pub fn take_over(&self, flags: &[&str]) -> Result<Output> {
+        let ended = self.take_over_with(flags)?.finish(process::BOUND);
+        ended.with_context(|| format!("the daemons' log:\n{}", self.log()))
+    }
+
+    /// Starts `weft daemon --take-over` beside the running one and waits until it is in charge; returns the earlier one, which
+    /// drains.
+    ///
+    /// # Errors
+    /// No daemon runs, or the successor ends: the text has both logs.
+    pub fn take_over_with(&self, flags: &[&str]) -> Result<Running> {
+        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags: Vec<&str> = ["--take-over"].iter().chain(flags).copied().collect();
+        let mut next = Running::start_logging(self.daemon_command(&flags), self.append_log()?, self.append_log()?)?;
+        let in_charge = poll::until("the successor to be in charge", || {
+            if !next.is_running()? {
+                return Ok(false);
+            }
+            let pid = self.status()?["pid"].as_i64();
+            if pid != Some(next.pid().into()) {
+                bail!("process {pid:?} answers, not {}", next.pid());
+            }
+            Ok(true)
+        })
+        .with_context(|| format!("the daemons' log:\n{}", self.log()))?;
+        if !in_charge {
+            bail!("the successor ended; the daemons' log:\n{}", self.log());
+        }
+        let earlier = slot.replace(Daemon(next)).context("no daemon ran")?;
+        Ok(earlier.0)
+    }
+
     /// Runs `weft daemon` with the lab's folders and the given flags to its end: for daemons that must refuse to start.
     ///
     /// # Errors
@@ -89,20 +125,6 @@ impl Lab {
             daemon.0.stop().context("stop the daemon")?;
         }
         Ok(())
-    }
-
-    /// Starts a further daemon that takes over from the one that runs; returns when that one has ended, with what it said.
-    ///
-    /// # Errors
-    /// It does not take over, or the old one does not end: the text has their log.
-    pub fn take_over(&self, flags: &[&str]) -> Result<Output> {
-        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = slot.take().context("no daemon runs")?;
-        let words: Vec<&str> = flags.iter().copied().chain(["--take-over"]).collect();
-        let new = Running::start_logging(self.daemon_command(&words), self.append_log()?, self.append_log()?)?;
-        *slot = Some(Daemon(new));
-        let ended = old.0.finish(process::BOUND);
-        ended.with_context(|| format!("the daemons' log:\n{}", self.log()))
     }
 
     /// Process number of the daemon.

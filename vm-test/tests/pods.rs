@@ -427,11 +427,13 @@ fn a_successor_takes_over_what_listens_in_pods_without_a_gap() {
         mesh.denied_to_stranger()?;
         let traffic = lab.traffic()?;
         let target = format!("{}:80", vip(&mesh.friend, "web")?);
-        let dialling = mesh.friend.start([&*traffic, "dial", &target])?;
+        let hammering = mesh.friend.start([&*traffic, "hammer", &target, "/"])?;
         lab.take_over(&[])?.ok()?;
         let resolved = mesh.friend.curl(&[], "http://web/public")?;
         ensure!(resolved.http == 200, "{resolved:?}");
-        dialling.finish(vm_test::process::BOUND)?.ok()?;
+        let told = hammering.finish(vm_test::process::BOUND)?.ok()?.json_lines()?;
+        let outcomes = told.last().and_then(|told| told["outcomes"].as_object());
+        ensure!(outcomes.is_some_and(|outcomes| outcomes.keys().eq(["200"])), "{told:?}");
         Ok(())
     });
 }

@@ -29,7 +29,7 @@ pub use cut::{Doomed, Established};
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
-pub use loader::{Dataplane, DataplaneConfig, Inherited, SIZED_MAPS, ShortCircuit, check_pins};
+pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
 pub use publish::Published;
 pub use sys::netns_cookie;
 pub use tables::{

@@ -128,6 +128,9 @@ pub struct Dataplane {
     netns: Mutex<Netns>,
 }
 
+/// The programs, verified and tied to the pinned maps; nothing is attached or written yet. Takes most of a start's time.
+pub struct Prepared(Ebpf);
+
 /// No other daemon may publish to these maps or attach to this cgroup.
 struct Locks {
     bpffs: Lock,
@@ -151,7 +154,26 @@ impl Dataplane {
             bpffs: Lock::exclusive(&config.bpffs)?,
             cgroup: Lock::exclusive(config.cgroup.path())?,
         };
-        Self::start_locked(config, locks, Namespaces::default())
+        Self::start_locked(config, locks, Namespaces::default(), None)
+    }
+
+    /// What of [`Dataplane::take_over`] can be done before a daemon is asked to hand over. `None`: nothing is pinned there.
+    /// The words are those of [`DataplaneConfig`].
+    ///
+    /// # Errors
+    ///
+    /// Pins of another layout, or the kernel does not take these programs. Nothing has changed.
+    pub fn prepare(
+        bpffs: &Path,
+        flow_sample: u32,
+        map_sizes: &[(String, u32)],
+    ) -> Result<Option<Prepared>, DataplaneError> {
+        check_pins(bpffs)?;
+        let maps = bpffs.join("maps");
+        if !maps.join("config").exists() {
+            return Ok(None);
+        }
+        load_programs(&maps, flow_sample, map_sizes).map(Prepared).map(Some)
     }
 
     /// The same in the place of a daemon that still serves, and goes on serving until it is told otherwise; it must write
@@ -160,18 +182,26 @@ impl Dataplane {
     /// # Errors
     ///
     /// As [`Dataplane::start`].
-    pub fn take_over(config: &DataplaneConfig, inherited: Inherited) -> Result<Self, DataplaneError> {
-        if OBJECT.is_empty() {
-            return Err(DataplaneError::NoObject);
-        }
+    pub fn take_over(
+        config: &DataplaneConfig,
+        inherited: Inherited,
+        prepared: Option<Prepared>,
+    ) -> Result<Self, DataplaneError> {
         let locks = Locks {
             bpffs: Lock::handed_over(&config.bpffs, inherited.bpffs_lock)?,
             cgroup: Lock::handed_over(config.cgroup.path(), inherited.cgroup_lock)?,
         };
-        Self::start_locked(config, locks, Namespaces::known(inherited.namespaces))
+        // An uninstall in between would have left us with maps that nobody else sees.
+        let still = prepared.filter(|prepared| prepared.is_of(&config.bpffs.join("maps/config")));
+        Self::start_locked(config, locks, Namespaces::known(inherited.namespaces), still)
     }
 
-    fn start_locked(config: &DataplaneConfig, locks: Locks, namespaces: Namespaces) -> Result<Self, DataplaneError> {
+    fn start_locked(
+        config: &DataplaneConfig,
+        locks: Locks,
+        namespaces: Namespaces,
+        prepared: Option<Prepared>,
+    ) -> Result<Self, DataplaneError> {
         let maps = config.bpffs.join("maps");
         for folder in [&maps, &config.bpffs.join("links")] {
             fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin {
@@ -181,7 +211,11 @@ impl Dataplane {
         }
         check_pins(&config.bpffs)?;
         let adopted = maps.join("config").exists();
-        let loaded = Self::load(config, &maps, adopted, locks, namespaces);
+        let programs = match prepared {
+            Some(Prepared(programs)) => Ok(programs),
+            None => load_programs(&maps, config.flow_sample, &config.map_sizes),
+        };
+        let loaded = programs.and_then(|programs| Self::attach(config, programs, adopted, locks, namespaces));
         if loaded.is_err() && !adopted {
             // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
             let _ = uninstall::remove_pins(&config.bpffs);
@@ -189,27 +223,13 @@ impl Dataplane {
         loaded
     }
 
-    fn load(
+    fn attach(
         config: &DataplaneConfig,
-        maps: &Path,
+        mut ebpf: Ebpf,
         adopted: bool,
         locks: Locks,
         namespaces: Namespaces,
     ) -> Result<Self, DataplaneError> {
-        let sizes: Vec<(String, u32)> = config
-            .map_sizes
-            .iter()
-            .map(|(name, size)| (format!("weft_{name}"), *size))
-            .collect();
-        let mut ebpf = open_object(|loader| {
-            loader.override_global("FLOW_SAMPLE", &config.flow_sample, true);
-            for (name, size) in &sizes {
-                loader.map_max_entries(name, *size);
-            }
-            with_pinned_maps(loader, maps);
-        })?;
-        // What the verifier refuses is refused before anything is changed.
-        attach::load_all(&mut ebpf)?;
         // What the programs must know before the first of them runs.
         let netns_cookie = sys::netns_cookie().map_err(|source| DataplaneError::Os {
             what: "ask for the network namespace's cookie",
@@ -237,7 +257,7 @@ impl Dataplane {
             pad: 0,
         };
         publisher.configure(fixed)?;
-        telemetry::make_overflow_edges(&maps.join("edges"))?;
+        telemetry::make_overflow_edges(&config.bpffs.join("maps/edges"))?;
         let links = config.bpffs.join("links");
         attach::attach_all(&mut ebpf, &config.cgroup, &links)?;
         tracing::info!(adopted, generation = publisher.generation(), "kernel side in place");
@@ -481,6 +501,38 @@ pub fn open_object<'a>(set: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Ebpf, Da
     loader.load(OBJECT).map_err(load_error)
 }
 
+/// The object with the pinned maps (made if they are not there), every program verified: what the kernel refuses, it refuses
+/// before anything is changed.
+fn load_programs(maps: &Path, flow_sample: u32, sizes: &[(String, u32)]) -> Result<Ebpf, DataplaneError> {
+    let sizes: Vec<(String, u32)> = sizes
+        .iter()
+        .map(|(name, size)| (format!("weft_{name}"), *size))
+        .collect();
+    let mut ebpf = open_object(|loader| {
+        loader.override_global("FLOW_SAMPLE", &flow_sample, true);
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
+        with_pinned_maps(loader, maps);
+    })?;
+    attach::load_all(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+// === impl Prepared ===
+
+impl Prepared {
+    /// Whether its maps are the ones that are pinned now.
+    fn is_of(&self, pin: &Path) -> bool {
+        let pinned = MapData::from_pin(pin).and_then(|pinned| pinned.info());
+        let ours = match self.0.map("weft_config") {
+            Some(Map::Array(ours)) => ours.info(),
+            _ => return false,
+        };
+        matches!((pinned, ours), (Ok(pinned), Ok(ours)) if pinned.id() == ours.id())
+    }
+}
+
 /// Pin name of a map or program: without the prefix.
 pub fn pin_name(name: &str) -> &str {
     name.strip_prefix("weft_").unwrap_or(name)
@@ -491,7 +543,7 @@ pub fn pin_name(name: &str) -> &str {
 /// # Errors
 ///
 /// [`DataplaneError::Layout`], in words; or the pin cannot be read.
-pub fn check_pins(bpffs: &Path) -> Result<(), DataplaneError> {
+fn check_pins(bpffs: &Path) -> Result<(), DataplaneError> {
     let config = bpffs.join("maps/config");
     if config.exists() { check_layout(&config) } else { Ok(()) }
 }

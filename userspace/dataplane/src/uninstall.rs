@@ -58,10 +58,8 @@ pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     // The kernel's own files there (`maps.debug`, `progs.debug`) have dots, which no pin may have; they go with the mount.
     let is_pin = |path: &PathBuf| {
         !path
-            .to_string_lossy()
-            .rsplit('/')
-            .next()
-            .is_some_and(|name| name.contains('.'))
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains('.'))
     };
     for entry in entries(bpffs)?.into_iter().filter(is_pin) {
         remove_tree(&entry, &mut report.pins)?;

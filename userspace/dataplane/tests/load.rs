@@ -87,13 +87,16 @@ fn what_a_successor_began_is_taken_back_and_what_it_finished_is_its_own() {
             namespaces: first.namespaces().names(),
         }
     };
-    let second = Dataplane::take_over(&place.config(), inherited()).expect("taken over");
+    let config = place.config();
+    let prepared = Dataplane::prepare(&config.bpffs, config.flow_sample, &config.map_sizes).expect("prepared");
+    assert!(prepared.is_some(), "there are pins");
+    let second = Dataplane::take_over(&place.config(), inherited(), prepared).expect("taken over");
     assert_eq!(publish(&second), 2);
     drop(second);
     first.reclaim().expect("taken back");
     assert_eq!(publish(&first), 3, "on top of what is really in the tables");
 
-    let third = Dataplane::take_over(&place.config(), inherited()).expect("taken over again");
+    let third = Dataplane::take_over(&place.config(), inherited(), None).expect("taken over again");
     first.let_go();
     let other = Dataplane::start(&place.config()).err().expect("refused").to_string();
     assert!(other.contains("in use by another weft daemon"), "{other}");

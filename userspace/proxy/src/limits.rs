@@ -86,5 +86,10 @@ pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 /// once would reset the connection, and the reset takes the answer with it that the client has not read yet.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// When another process has taken the listeners over: how long before the deadline idle connections are closed and streams
+/// are told to end. Longer closes connections earlier on which a request may be on its way; shorter leaves those that are
+/// about to end no time for it.
+pub const RETIRED_DRAIN: Duration = Duration::from_secs(1);
+
 /// Pause of an accept loop after the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -44,6 +44,8 @@ pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<Socket>) {
         &clock,
         served,
         conn::http1::UpgradeableConnection::graceful_shutdown,
+        // Closing between two requests could meet one that is on its way: until then the answers say it.
+        Phase::Drain,
     )
     .await;
 }
@@ -69,7 +71,9 @@ pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
         service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
     };
     let served = pin!(builder.serve_connection(io, service));
-    watch(&conn, &clock, served, conn::http2::Connection::graceful_shutdown).await;
+    // GOAWAY says which streams are still answered.
+    let end = Phase::Retire;
+    watch(&conn, &clock, served, conn::http2::Connection::graceful_shutdown, end).await;
 }
 
 /// Drives a connection to its end, and ends it when it drains, idles, or dawdles.
@@ -78,6 +82,7 @@ async fn watch<C>(
     clock: &ConnClock,
     mut served: std::pin::Pin<&mut C>,
     graceful_shutdown: impl Fn(std::pin::Pin<&mut C>),
+    end: Phase,
 ) where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -93,7 +98,7 @@ async fn watch<C>(
                 }
                 return;
             }
-            () = stop.reached(Phase::Drain), if !ending => {
+            () = stop.reached(end), if !ending => {
                 ending = true;
                 graceful_shutdown(served.as_mut());
             }
@@ -118,9 +123,19 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (head, body) = request.into_parts();
     let exchange = Exchange::new(&conn, &clock, &head);
+    let version = head.version;
     let request = Request::from_parts(head, body);
-    Ok(match forward::forward(&exchange, request).await {
+    let mut response = match forward::forward(&exchange, request).await {
         Ok(response) => response,
         Err(refusal) => respond::refuse(&exchange, refusal),
-    })
+    };
+    if version < Version::HTTP_2
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        && conn.stop.has_reached(Phase::Retire)
+    {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }

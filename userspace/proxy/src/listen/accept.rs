@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::stop::{Phase, StopWatch};
 use crate::{conn, limits::ACCEPT_PAUSE, netns::Netns, worker::Worker};
 
-/// Accepts until the drain begins; what the kernel had completed by then is still taken, so that nobody who was let
+/// Accepts until the end begins; what the kernel had completed by then is still taken, so that nobody who was let
 /// in by the handshake is reset. The same where its namespace is left. `netns`: where it listens, if not at home.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
@@ -21,7 +21,7 @@ pub(crate) async fn accept(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = draining.reached(Phase::Drain) => break,
+            () = draining.reached(Phase::Retire) => break,
             () = left.cancelled() => break,
             accepted = listener.accept() => accepted,
         };

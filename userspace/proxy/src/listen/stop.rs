@@ -7,6 +7,9 @@ use tokio::sync::watch;
 pub(crate) enum Phase {
     /// Everything runs.
     Serve,
+    /// Another process serves the listeners: no new connections here. Those that are open go on; HTTP ones end with their next
+    /// answer, which is the only moment at which no request can be on its way to a closed connection.
+    Retire,
     /// No new connections; those that are open finish what they do.
     Drain,
     /// What is left is cut.
@@ -47,6 +50,11 @@ impl StopSignal {
 // === impl StopWatch ===
 
 impl StopWatch {
+    /// Whether `phase` or a later one is reached.
+    pub(crate) fn has_reached(&self, phase: Phase) -> bool {
+        *self.0.borrow() >= phase
+    }
+
     /// Returns once `phase` or a later one is reached, or the sender is gone.
     ///
     /// # Cancel safety

@@ -13,6 +13,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
     task::{JoinHandle, LocalSet},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use weft_adapters::{Pipeline, Reporter};
@@ -26,6 +27,7 @@ use crate::{
     config::ProxyConfig,
     context::Origin,
     error::ProxyError,
+    limits::RETIRED_DRAIN,
     metrics::ProxyMetrics,
     netns::Netns,
     watch::SnapshotWatch,
@@ -144,17 +146,34 @@ impl Workers {
 
     /// Stops accepting, lets requests and connections finish for at most `deadline`, cuts the rest, and returns when
     /// every worker thread has ended.
-    pub async fn drain(mut self, deadline: Duration) -> DrainReport {
+    pub async fn drain(self, deadline: Duration) -> DrainReport {
         self.stop.advance(Phase::Drain);
-        let deadline = tokio::time::Instant::now() + deadline;
+        let cut = Instant::now() + deadline;
+        self.end(&[(Phase::Cut, cut)]).await
+    }
+
+    /// The same when another process serves the same listeners: nobody is told to end before `deadline`, except with an
+    /// answer. What has not ended shortly before is drained, then cut.
+    pub async fn retire(self, deadline: Duration) -> DrainReport {
+        self.stop.advance(Phase::Retire);
+        let cut = Instant::now() + deadline;
+        let drain = cut - RETIRED_DRAIN.min(deadline);
+        self.end(&[(Phase::Drain, drain), (Phase::Cut, cut)]).await
+    }
+
+    /// Moves on to each phase at its time, until all workers have ended.
+    async fn end(mut self, mut steps: &[(Phase, Instant)]) -> DrainReport {
         let mut total = DrainReport::default();
         for mut worker in std::mem::take(&mut self.threads) {
-            let report = match tokio::time::timeout_at(deadline, &mut worker.ended).await {
-                Ok(report) => report,
-                Err(_elapsed) => {
-                    self.stop.advance(Phase::Cut);
-                    worker.ended.await
+            let report = loop {
+                let Some(((phase, at), later)) = steps.split_first() else {
+                    break worker.ended.await;
+                };
+                match tokio::time::timeout_at(*at, &mut worker.ended).await {
+                    Ok(report) => break report,
+                    Err(_elapsed) => self.stop.advance(*phase),
                 }
+                steps = later;
             };
             let report = report.unwrap_or_default();
             total.finished += report.finished;
@@ -233,7 +252,7 @@ fn run(
         loop {
             tokio::select! {
                 biased;
-                () = stop.reached(Phase::Drain) => break,
+                () = stop.reached(Phase::Retire) => break,
                 Some(change) = changed.recv() => accepting.change(change),
             }
         }

@@ -58,6 +58,31 @@ async fn idle_connections_are_closed_at_once() {
 }
 
 #[tokio::test]
+async fn a_retired_proxy_answers_whoever_it_let_in_and_says_that_it_was_the_last_answer() {
+    let server = Server::named("web").await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let address = mesh.proxy().local_addrs()[0];
+    let mut kept = H1::new(mesh.dial(0).await).await;
+    assert_eq!(kept.get("/").await.status, 200);
+    let silent = mesh.dial(0).await;
+    let workers = mesh.workers.take().unwrap();
+    let retired = tokio::spawn(workers.retire(Duration::from_secs(60)));
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let mut late = H1::new(silent).await;
+    for client in [&mut kept, &mut late] {
+        let response = client.get("/").await;
+        assert_eq!(
+            (response.status.as_u16(), response.header("connection")),
+            (200, Some("close"))
+        );
+    }
+    // Nobody is left, so the deadline is not waited for.
+    assert_eq!(retired.await.unwrap(), DrainReport { finished: 2, cut: 0 });
+}
+
+#[tokio::test]
 async fn what_does_not_end_is_cut_at_the_deadline_and_counted() {
     let server = Server::raw(|mut stream| async move {
         stream.write_all(b"!").await.unwrap();

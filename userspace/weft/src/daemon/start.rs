@@ -58,10 +58,14 @@ const CHANGES: usize = 16;
 pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let cgroup = Cgroup::open(config.cgroup.as_deref()).map_err(environment)?;
-    let mut taken = if config.take_over {
-        Taken::ask(&config, cgroup.path()).await?
-    } else {
-        None
+    // Before anybody is asked: the programs are the longest part of a start, and the likeliest to be refused.
+    let prepared = match config.take_over {
+        true => Dataplane::prepare(&config.bpffs, config.flow_sample, &config.map_sizes).map_err(environment)?,
+        false => None,
+    };
+    let mut taken = match config.take_over {
+        true => Taken::ask(&config, cgroup.path()).await?,
+        false => None,
     };
     let lock = match &mut taken {
         Some(taken) => taken.state_lock(&config)?,
@@ -80,7 +84,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         map_sizes: config.map_sizes.clone(),
     };
     let dataplane = match &mut taken {
-        Some(taken) => Dataplane::take_over(&wanted, taken.inherited()?),
+        Some(taken) => Dataplane::take_over(&wanted, taken.inherited()?, prepared),
         None => Dataplane::start(&wanted),
     }
     .map_err(environment)?;
@@ -334,9 +338,16 @@ async fn mesh(
             dns.shutdown().await;
         }
     });
+    let ended = async {
+        if handed_over {
+            workers.retire(deadline).await
+        } else {
+            workers.drain(deadline).await
+        }
+    };
     let drain = async {
         tokio::select! {
-            drained = workers.drain(deadline) => drained,
+            drained = ended => drained,
             () = signals.stop(), if handed_over => DrainReport::default(),
         }
     };

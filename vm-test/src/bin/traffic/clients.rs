@@ -3,10 +3,6 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -97,41 +93,6 @@ pub fn connect(target: &str, transport: Transport) -> Result<bool> {
     };
     println!("{told}");
     Ok(result.is_ok())
-}
-
-/// A GET on a connection of its own, one after the other, until its input ends; then how many there were and how they went
-/// wrong.
-pub fn dial_until_told(target: &str) -> Result<bool> {
-    let address = resolve(target)?;
-    let told = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&told);
-    std::thread::spawn(move || {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
-        flag.store(true, Ordering::Release);
-    });
-    println!("{}", json!({"dialling": address.to_string()}));
-    let (mut count, mut failed) = (0u64, Vec::new());
-    while !told.load(Ordering::Acquire) {
-        count += 1;
-        if let Err(error) = get(address) {
-            failed.push(format!("{error:#}"));
-        }
-    }
-    println!("{}", json!({"count": count, "failed": failed}));
-    Ok(failed.is_empty())
-}
-
-fn get(address: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect(address).context("connect")?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).context("ask")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("read the answer")?;
-    if !answer.starts_with("HTTP/1.1 200 ") {
-        bail!("answered `{}`", answer.lines().next().unwrap_or_default());
-    }
-    Ok(())
 }
 
 /// Connects and resets `count` times, one after the other, and tells what a connect() took on average.
@@ -377,7 +338,7 @@ fn dial(target: &str) -> Result<TcpStream> {
 }
 
 /// The first address of `target`: a test that cares gives an address.
-fn resolve(target: &str) -> Result<SocketAddr> {
+pub fn resolve(target: &str) -> Result<SocketAddr> {
     let mut addresses = target.to_socket_addrs().with_context(|| format!("resolve {target}"))?;
     match addresses.next() {
         Some(address) => Ok(address),

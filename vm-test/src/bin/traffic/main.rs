@@ -3,17 +3,18 @@
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
 //! `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
 //! at its end what they wrote and read. `serve-told ADDR` serves one connection, as its input says.
-//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `dial TARGET` (one HTTP request a
-//! connection until its input ends), `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
-//! `hold TARGET`, `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
+//! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
+//! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` has its own words.
 
 #![forbid(unsafe_code)]
 
 mod clients;
 mod dns;
+mod hammer;
 mod servers;
 mod soak;
 
@@ -58,7 +59,6 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve-soak", ref ports @ ..] => servers::soak(ports),
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
-        ["dial", target] => clients::dial_until_told(target),
         ["connect-many", target, count] => clients::connect_many(target, number(count)?),
         ["join", address] => clients::join(address),
         ["unread", target] => clients::unread(target),
@@ -69,6 +69,8 @@ fn run(words: &[&str]) -> Result<bool> {
         ["connects", target, times] => clients::connects(target, number(times)?),
         ["greeting", target] => clients::greeting(target),
         ["hold", target] => clients::hold(target),
+        ["hammer", target, path] => hammer::hammer(target, path),
+        ["keep-alive", target, path] => hammer::keep_alive(target, path),
         ["udp-echo", target] => clients::udp_echo(target, 0),
         ["udp-echo", target, port] => clients::udp_echo(target, port.parse().context("read the port")?),
         ["udp-hold", target] => clients::udp_hold(target),

@@ -35,7 +35,6 @@ impl Taken {
     ///
     /// It refuses, in its words, or is of a version that cannot.
     pub async fn ask(config: &DaemonConfig, cgroup: &Path) -> anyhow::Result<Option<Self>> {
-        weft_dataplane::check_pins(&config.bpffs)?;
         let stream = match Client::new(&config.state).hand_over().await {
             Ok(stream) => stream,
             Err(ClientError::NoDaemon { .. }) => {
