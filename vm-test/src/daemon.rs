@@ -1,6 +1,10 @@
 //! The daemon of a lab: started, killed, started again.
 
-use std::{fs::File, process::Stdio, sync::PoisonError};
+use std::{
+    fs::File,
+    process::{Command, Stdio},
+    sync::PoisonError,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -28,12 +32,20 @@ impl Lab {
     /// # Errors
     /// As [`Lab::daemon`].
     pub fn daemon_with(&self, flags: &[&str]) -> Result<()> {
+        self.daemon_as(self.daemon_command(flags))
+    }
+
+    /// The same by this command, one of [`Lab::daemon_command`] or [`Lab::daemon_command_behind`].
+    ///
+    /// # Errors
+    /// As [`Lab::daemon`].
+    pub fn daemon_as(&self, command: Command) -> Result<()> {
         let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.is_some() {
             bail!("lab {} has a daemon already", self.name());
         }
         // Its log goes to a file: it must outlive the daemon and must not depend on a reader.
-        let mut daemon = Running::start_logging(self.daemon_command(flags), self.append_log()?, self.append_log()?)?;
+        let mut daemon = Running::start_logging(command, self.append_log()?, self.append_log()?)?;
         let ready = poll::until("the daemon to answer `weft status`", || {
             if !daemon.is_running()? {
                 return Ok(None);
@@ -93,8 +105,14 @@ impl Lab {
     }
 
     /// `weft daemon` as this lab starts it.
-    pub fn daemon_command(&self, flags: &[&str]) -> std::process::Command {
-        let mut command = self.command([self.weft_binary().display().to_string()]);
+    pub fn daemon_command(&self, flags: &[&str]) -> Command {
+        self.daemon_command_behind(&[], flags)
+    }
+
+    /// The same behind the words of a program that becomes it (setpriv and its switches).
+    pub fn daemon_command_behind(&self, prefix: &[String], flags: &[&str]) -> Command {
+        let binary = self.weft_binary().display().to_string();
+        let mut command = self.command(prefix.iter().cloned().chain([binary]));
         command.arg("daemon").arg("--resources").arg(self.resources());
         command
             .arg("--state-dir")

@@ -74,7 +74,7 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
-    #[error("needs {what}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error("needs {what}; run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN")]
     Privilege { what: &'static str },
     #[error("{what}")]
     Os {

@@ -47,7 +47,12 @@ const TRAFFIC: &[Package] = &[
     Package {
         name: "util-linux",
         provides: Provides::Program("nsenter"),
-        why: "runs programs inside them",
+        why: "runs programs inside them (nsenter), and with fewer capabilities (setpriv)",
+    },
+    Package {
+        name: "systemd",
+        provides: Provides::Program("systemd-analyze"),
+        why: "checks the unit in userspace/packaging (no service is started)",
     },
     Package {
         name: "nginx",

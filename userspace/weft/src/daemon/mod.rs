@@ -9,6 +9,7 @@
 //! Order of the start: the kernel side is in place (adopted or new), everything that can be published is published, and
 //! only then do listeners open: from the moment the kernel finds the proxy's port open it sends connections there.
 
+mod capabilities;
 mod control;
 mod dns;
 pub mod doctor;
@@ -32,7 +33,7 @@ use std::{io::IsTerminal as _, path::Path};
 
 use crate::{
     config::DaemonConfig,
-    error::{Code as _, Coded, INVALID, UNSUPPORTED},
+    error::{Code as _, INVALID},
 };
 
 /// Runs until it is told to stop (SIGTERM, SIGINT, `POST /v1/shutdown`) or another daemon has taken over.
@@ -47,12 +48,7 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    if !nix::unistd::geteuid().is_root() {
-        let error = anyhow::anyhow!(
-            "the daemon loads kernel programs: run it as root (sudo); `weft check` needs no privileges"
-        );
-        return Err(Coded::error(UNSUPPORTED, error));
-    }
+    capabilities::check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("weft-control")
