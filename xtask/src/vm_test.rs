@@ -53,6 +53,9 @@ pub struct Args {
     /// Compare the table in vm-test/README.md with what is found instead of writing it.
     #[arg(long)]
     pub check: bool,
+    /// Write the table after a quick run too, with the chosen tests in every kernel: what it says of tests is what ran.
+    #[arg(long, conflicts_with = "check")]
+    write: bool,
     /// Test the binary without optimisation.
     #[arg(long)]
     debug: bool,
@@ -117,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
     let whole = args.filter.is_none() && args.kernel.is_empty();
     if whole {
         steps.step("table", || {
-            if args.quick || args.check {
+            if (args.quick || args.check) && !args.write {
                 table::compare(&all)
             } else {
                 table::write(&all)
@@ -143,7 +146,7 @@ fn kernels(args: &Args) -> Result<Vec<Kernel>> {
 }
 
 fn tests_of(args: &Args, oldest: bool, tests: &[Test]) -> Vec<Test> {
-    let chosen = |test: &&Test| !args.quick || (oldest && QUICK.contains(&test.target.as_str()));
+    let chosen = |test: &&Test| !args.quick || ((oldest || args.write) && QUICK.contains(&test.target.as_str()));
     tests.iter().filter(chosen).cloned().collect()
 }
 
