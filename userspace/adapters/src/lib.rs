@@ -17,10 +17,12 @@ pub mod metrics;
 pub mod pipeline;
 pub mod record;
 pub mod reporter;
+pub mod stream;
 
 pub use attribute::{Attribute, Bag, Headers, Principal, Value};
 pub use error::AdapterError;
 pub use metrics::ReportMetrics;
-pub use pipeline::{Check, CheckResult, Denied, Pipeline};
+pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
 pub use reporter::{Report, Reporter, ReporterThread};
+pub use stream::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};

@@ -1,7 +1,9 @@
 //! Checks: adapters that may refuse a request. They run one after the other, and the first deny ends it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc};
 
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use weft_policy::ObjectRef;
 
 use crate::attribute::Bag;
@@ -9,32 +11,71 @@ use crate::attribute::Bag;
 /// What a client gets if an adapter denies with a number that is no HTTP error.
 pub const DEFAULT_DENY_STATUS: u16 = 403;
 
-/// An adapter that judges. It runs on the request path: no I/O, no lock, no waiting.
+/// An adapter that judges. It runs on the request path: no blocking, no lock that is held for long.
 pub trait Check: Send + Sync {
     /// Name of the handler, as the operator wrote it.
     fn name(&self) -> &str;
-    fn check(&self, bag: &Bag<'_>) -> CheckResult;
+
+    fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a>;
+}
+
+/// An answer, now or later. Only adapters that must ask somebody else suspend a request.
+pub enum Checking<'a> {
+    Ready(CheckResult),
+    /// Runs on the worker that asked; dropped if the client goes away.
+    Pending(Pin<Box<dyn Future<Output = CheckResult> + 'a>>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckResult {
     Allow,
-    Deny {
-        /// HTTP status for the client, 400 to 599.
-        status: u16,
-        /// For the client.
-        message: String,
-        /// The object that says so; `None`: the adapter itself, as kind `Adapter`.
-        rule: Option<ObjectRef>,
-    },
+    /// And change headers on the way.
+    AllowWith(Box<Directives>),
+    Deny(Box<Deny>),
+}
+
+/// What an adapter says when it refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deny {
+    /// HTTP status for the client, 400 to 599.
+    pub status: u16,
+    /// For the client, the log and the flow event.
+    pub message: String,
+    /// Headers for the client, such as `www-authenticate` or `retry-after`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Body for the client; `None`: a line made of the message.
+    pub body: Option<Bytes>,
+    /// The object that says so; `None`: the adapter itself, as kind `Adapter`.
+    pub rule: Option<ObjectRef>,
+}
+
+/// Changes to headers that allowed requests carry on: Mixer's route directive, ext_authz's `OkHttpResponse`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Directives {
+    /// Applied to the request before it is forwarded.
+    pub request: Vec<HeaderOperation>,
+    /// Applied to the endpoint's answer.
+    pub response: Vec<HeaderOperation>,
+}
+
+/// One change to a set of headers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderOperation {
+    /// In place of all values of that name.
+    Replace(HeaderName, HeaderValue),
+    Append(HeaderName, HeaderValue),
+    Remove(HeaderName),
 }
 
 /// A refusal that says who refused and by which rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     pub adapter: String,
+    /// 400 to 599.
     pub status: u16,
     pub message: String,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub body: Option<Bytes>,
     pub rule: ObjectRef,
 }
 
@@ -56,25 +97,24 @@ impl Pipeline {
         self.checks.is_empty()
     }
 
-    /// `None`: allowed. Checks behind the first deny are not asked.
-    pub fn check(&self, bag: &Bag<'_>) -> Option<Denied> {
-        self.checks.iter().find_map(|check| match check.check(bag) {
-            CheckResult::Allow => None,
-            CheckResult::Deny { status, message, rule } => Some(Denied {
-                adapter: check.name().to_owned(),
-                status: if (400..600).contains(&status) {
-                    status
-                } else {
-                    DEFAULT_DENY_STATUS
-                },
-                message,
-                rule: rule.unwrap_or_else(|| ObjectRef {
-                    kind: "Adapter".to_owned(),
-                    namespace: None,
-                    name: check.name().to_owned(),
-                }),
-            }),
-        })
+    /// What all of them together want changed. Checks behind the first deny are not asked.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn check(&self, bag: &Bag<'_>) -> Result<Directives, Box<Denied>> {
+        let mut directives = Directives::default();
+        for check in &self.checks {
+            let result = match check.check(bag) {
+                Checking::Ready(result) => result,
+                Checking::Pending(answer) => answer.await,
+            };
+            match result {
+                CheckResult::Allow => {}
+                CheckResult::AllowWith(more) => directives.extend(*more),
+                CheckResult::Deny(deny) => return Err(Box::new(Denied::new(check.name(), *deny))),
+            }
+        }
+        Ok(directives)
     }
 }
 
@@ -86,7 +126,94 @@ impl fmt::Debug for Pipeline {
     }
 }
 
+// === impl Checking ===
+
+impl Checking<'_> {
+    pub const ALLOW: Self = Self::Ready(CheckResult::Allow);
+
+    pub fn deny(deny: Deny) -> Self {
+        Self::Ready(CheckResult::Deny(Box::new(deny)))
+    }
+}
+
+// === impl Deny ===
+
+impl Deny {
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            headers: Vec::new(),
+            body: None,
+            rule: None,
+        }
+    }
+
+    /// Named by flow events instead of the adapter.
+    pub fn by(mut self, rule: Option<ObjectRef>) -> Self {
+        self.rule = rule;
+        self
+    }
+
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+}
+
+// === impl Directives ===
+
+impl Directives {
+    pub fn is_empty(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty()
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.request.extend(more.request);
+        self.response.extend(more.response);
+    }
+}
+
+// === impl HeaderOperation ===
+
+impl HeaderOperation {
+    pub fn apply(&self, headers: &mut http::HeaderMap) {
+        match self {
+            Self::Replace(name, value) => {
+                headers.insert(name, value.clone());
+            }
+            Self::Append(name, value) => {
+                headers.append(name, value.clone());
+            }
+            Self::Remove(name) => {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
 // === impl Denied ===
+
+impl Denied {
+    fn new(adapter: &str, deny: Deny) -> Self {
+        Self {
+            adapter: adapter.to_owned(),
+            status: if (400..600).contains(&deny.status) {
+                deny.status
+            } else {
+                DEFAULT_DENY_STATUS
+            },
+            message: deny.message,
+            headers: deny.headers,
+            body: deny.body,
+            rule: deny.rule.unwrap_or_else(|| ObjectRef {
+                kind: "Adapter".to_owned(),
+                namespace: None,
+                name: adapter.to_owned(),
+            }),
+        }
+    }
+}
 
 /// The reason of a flow event.
 impl fmt::Display for Denied {
@@ -101,7 +228,10 @@ impl fmt::Display for Denied {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Poll, Waker},
+    };
 
     use super::*;
     use crate::attribute::tests::with_bag;
@@ -109,6 +239,7 @@ mod tests {
     struct Fixed {
         name: &'static str,
         result: CheckResult,
+        later: bool,
         asked: AtomicUsize,
     }
 
@@ -117,9 +248,13 @@ mod tests {
             self.name
         }
 
-        fn check(&self, _bag: &Bag<'_>) -> CheckResult {
+        fn check<'a>(&'a self, _bag: &'a Bag<'_>) -> Checking<'a> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            self.result.clone()
+            if self.later {
+                Checking::Pending(Box::pin(async { self.result.clone() }))
+            } else {
+                Checking::Ready(self.result.clone())
+            }
         }
     }
 
@@ -127,23 +262,30 @@ mod tests {
         Arc::new(Fixed {
             name,
             result,
+            later: name == "later",
             asked: AtomicUsize::new(0),
         })
     }
 
+    fn ask(pipeline: &Pipeline) -> Result<Directives, Box<Denied>> {
+        with_bag(&[], |bag| {
+            let mut asking = std::pin::pin!(pipeline.check(&bag));
+            match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => panic!("nothing here waits"),
+            }
+        })
+    }
+
     fn deny(status: u16, rule: Option<ObjectRef>) -> CheckResult {
-        CheckResult::Deny {
-            status,
-            message: "no".into(),
-            rule,
-        }
+        CheckResult::Deny(Box::new(Deny::new(status, "no").by(rule)))
     }
 
     #[test]
     fn no_checks_allow() {
         let pipeline = Pipeline::default();
         assert!(pipeline.is_empty());
-        assert_eq!(with_bag(&[], |bag| pipeline.check(&bag)), None);
+        assert_eq!(ask(&pipeline), Ok(Directives::default()));
     }
 
     #[test]
@@ -154,7 +296,7 @@ mod tests {
             fixed("c", deny(500, None)),
         );
         let pipeline = Pipeline::new(vec![first.clone(), second.clone(), third.clone()]);
-        let denied = with_bag(&[], |bag| pipeline.check(&bag)).unwrap();
+        let denied = ask(&pipeline).unwrap_err();
         assert_eq!((denied.adapter.as_str(), denied.status), ("b", 429));
         assert_eq!(
             [first, second, third].map(|check| check.asked.load(Ordering::Relaxed)),
@@ -174,7 +316,7 @@ mod tests {
             (None, "denied by adapter b (Adapter b): no"),
         ] {
             let pipeline = Pipeline::new(vec![fixed("b", deny(403, given))]);
-            let denied = with_bag(&[], |bag| pipeline.check(&bag)).unwrap();
+            let denied = ask(&pipeline).unwrap_err();
             assert_eq!(denied.to_string(), expect);
         }
     }
@@ -183,10 +325,27 @@ mod tests {
     fn a_deny_is_never_answered_with_success() {
         for status in [0, 200, 302, 600] {
             let pipeline = Pipeline::new(vec![fixed("b", deny(status, None))]);
-            assert_eq!(
-                with_bag(&[], |bag| pipeline.check(&bag)).unwrap().status,
-                DEFAULT_DENY_STATUS
-            );
+            assert_eq!(ask(&pipeline).unwrap_err().status, DEFAULT_DENY_STATUS);
         }
+    }
+
+    #[test]
+    fn what_every_check_wants_changed_is_gathered_also_from_one_that_answers_later() {
+        let name = HeaderName::from_static("x-user");
+        let set = |value| HeaderOperation::Replace(name.clone(), HeaderValue::from_static(value));
+        let with = |value| {
+            CheckResult::AllowWith(Box::new(Directives {
+                request: vec![set(value)],
+                response: Vec::new(),
+            }))
+        };
+        let pipeline = Pipeline::new(vec![fixed("a", with("1")), fixed("later", with("2"))]);
+        let directives = ask(&pipeline).unwrap();
+        let mut headers = http::HeaderMap::new();
+        for operation in &directives.request {
+            operation.apply(&mut headers);
+        }
+        assert_eq!(headers[&name], "2");
+        assert_eq!(headers.len(), 1);
     }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
-use weft_adapters::{Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Record, Side};
+use weft_adapters::{Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side};
 use weft_policy::ObjectRef;
 
 use super::filter::Stream;
@@ -48,6 +48,8 @@ pub(crate) struct Exchange {
     /// Filters have seen its headers and must see its end.
     filtered: Cell<bool>,
     outcome: Cell<RequestOutcome>,
+    /// What adapters want changed in the endpoint's answer.
+    on_answer: RefCell<Vec<HeaderOperation>>,
     told: RefCell<Told>,
 }
 
@@ -90,6 +92,7 @@ impl Exchange {
             request_broke: Cell::new(false),
             filtered: Cell::new(false),
             outcome: Cell::new(RequestOutcome::Downstream),
+            on_answer: RefCell::default(),
             told: RefCell::new(Told {
                 verdict: FlowVerdict::Allow,
                 reason: "the client went away before it was answered".to_owned(),
@@ -122,6 +125,17 @@ impl Exchange {
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Audit, rule);
         told.reason = report::audit_words(why);
+    }
+
+    /// Changes to the endpoint's answer, when it comes.
+    pub(crate) fn on_answer(&self, operations: Vec<HeaderOperation>) {
+        self.on_answer.replace(operations);
+    }
+
+    pub(crate) fn change_answer(&self, headers: &mut HeaderMap) {
+        for operation in self.on_answer.borrow().iter() {
+            operation.apply(headers);
+        }
     }
 
     /// The answer's head goes to the client.

@@ -8,7 +8,7 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use tokio::sync::Notify;
-use weft_adapters::{Bag, FlowProtocol};
+use weft_adapters::{Bag, Directives, FlowProtocol};
 use weft_policy::{ObjectRef, Verdict};
 
 use super::{
@@ -47,7 +47,16 @@ pub(crate) async fn forward(
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
-    let (picked, load, sending) = reach(exchange, &head, wire).await?;
+    let Reached {
+        picked,
+        load,
+        sending,
+        directives,
+    } = reach(exchange, &head, wire).await?;
+    for operation in &directives.request {
+        operation.apply(&mut head.headers);
+    }
+    exchange.on_answer(directives.response);
 
     filter_request(exchange, &mut head)?;
     let upgrade = head::upgrade(&head);
@@ -58,17 +67,22 @@ pub(crate) async fn forward(
     answer(exchange, &picked, response, lease, load, downstream)
 }
 
+/// An endpoint that may be asked, and a connection to it.
+struct Reached {
+    picked: Picked,
+    load: InFlight,
+    sending: Sending,
+    directives: Directives,
+}
+
 /// Picks, judges and connects, until an endpoint accepts or all that may be tried were.
-async fn reach(
-    exchange: &Rc<Exchange>,
-    head: &request::Parts,
-    wire: Wire,
-) -> Result<(Picked, InFlight, Sending), Refusal> {
+async fn reach(exchange: &Rc<Exchange>, head: &request::Parts, wire: Wire) -> Result<Reached, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
     let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed = None;
+    let mut directives = Directives::default();
     loop {
         let picked = match pick(worker, conn.dialled(), Some(&view), &tried).await {
             Ok(picked) => picked,
@@ -77,11 +91,18 @@ async fn reach(
         exchange.set_destination(&picked.destination);
         authorize(exchange, &picked, head, &view)?;
         if tried.is_empty() {
-            consult_adapters(exchange, &picked, head)?;
+            directives = consult_adapters(exchange, &picked, head).await?;
         }
         let load = worker.loads.begin(picked.address);
         match worker.pool.take(&conn.upstream(picked.address), wire).await {
-            Ok(sending) => return Ok((picked, load, sending)),
+            Ok(sending) => {
+                return Ok(Reached {
+                    picked,
+                    load,
+                    sending,
+                    directives,
+                });
+            }
             Err(source) => {
                 tried.push(picked.address);
                 let error = DataError::Connect {
@@ -116,15 +137,21 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
         exchange.audited(rule, &why);
         return Ok(());
     }
-    Err(denied(exchange, head, StatusCode::FORBIDDEN, rule, &why))
+    Err(Refusal::Denied(denied(
+        exchange,
+        head,
+        StatusCode::FORBIDDEN,
+        rule,
+        &why,
+    )))
 }
 
 /// The adapters' checks; the first that denies ends it.
-fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<(), Refusal> {
+async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
     let pipeline = &conn.worker.pipeline;
     if pipeline.is_empty() {
-        return Ok(());
+        return Ok(Directives::default());
     }
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let host = match head.uri.authority() {
@@ -162,14 +189,15 @@ fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts)
             FlowProtocol::Http
         },
     };
-    match pipeline.check(&bag) {
-        None => Ok(()),
-        Some(deny) => {
-            let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
-            let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);
-            Err(denied(exchange, head, status, Some(deny.rule), &words))
-        }
-    }
+    pipeline.check(&bag).await.map_err(|deny| {
+        let deny = *deny;
+        let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
+        let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);
+        let mut reason = denied(exchange, head, status, Some(deny.rule), &words);
+        reason.headers = deny.headers;
+        reason.body = deny.body;
+        Refusal::Denied(reason)
+    })
 }
 
 fn denied(
@@ -178,13 +206,15 @@ fn denied(
     status: StatusCode,
     rule: Option<ObjectRef>,
     why: &str,
-) -> Refusal {
+) -> DenyReason {
     let ends = report::from_to(&exchange.conn.source, &exchange.destination());
-    Refusal::Denied(DenyReason {
+    DenyReason {
         status,
         rule,
         text: format!("{} {} {ends} denied: {why}", head.method, head.uri.path()),
-    })
+        headers: Vec::new(),
+        body: None,
+    }
 }
 
 fn filter_request(exchange: &Exchange, head: &mut request::Parts) -> Result<(), Refusal> {
@@ -294,6 +324,7 @@ fn answer(
     for filter in &exchange.conn.worker.config.filters {
         filter.on_response_headers(&stream, &mut head);
     }
+    exchange.change_answer(&mut head.headers);
     exchange.answered(head.status, &head.headers);
     let body = match tunnel {
         Some((client, server)) => {

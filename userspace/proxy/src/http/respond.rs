@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use weft_policy::ObjectRef;
 
 use super::{
@@ -32,6 +33,10 @@ pub(crate) struct DenyReason {
     pub(crate) rule: Option<ObjectRef>,
     /// One line, without `weft:`.
     pub(crate) text: String,
+    /// What the adapter that denied wants the client to have, beside ours.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// In place of the line, where the client does not speak gRPC.
+    pub(crate) body: Option<Bytes>,
 }
 
 /// gRPC's status codes, as far as we give them.
@@ -83,9 +88,27 @@ pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<Resp
             }
             response
         }
-        Refusal::Denied(DenyReason { status, rule, text }) => {
+        Refusal::Denied(DenyReason {
+            status,
+            rule,
+            text,
+            headers: more,
+            body,
+        }) => {
             let mut response = words(exchange, status, &text, RequestOutcome::Denied);
+            if let (Some(body), false) = (body, exchange.grpc) {
+                *response.body_mut() = ResponseBody::text(body, Rc::clone(exchange));
+            }
             let headers = response.headers_mut();
+            let mut seen = Vec::with_capacity(more.len());
+            for (name, value) in more {
+                if seen.contains(&name) {
+                    headers.append(name, value);
+                } else {
+                    headers.insert(&name, value);
+                    seen.push(name);
+                }
+            }
             headers.insert("x-weft-reason", HeaderValue::from_static("denied"));
             if let Some(rule) = rule {
                 if let Ok(value) = HeaderValue::from_str(&rule.to_string()) {

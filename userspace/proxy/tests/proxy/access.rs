@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use weft_adapters::{Bag, Check, CheckResult, FlowVerdict};
+use weft_adapters::{Bag, Check, CheckResult, Checking, Deny, Directives, FlowVerdict, HeaderOperation};
 use weft_proxy::ProxyConfig;
 
 use crate::support::{
@@ -178,32 +178,46 @@ async fn a_client_that_is_refused_amid_a_large_upload_reads_the_refusal() {
 }
 
 #[tokio::test]
-async fn an_adapters_deny_names_the_adapter() {
+async fn an_adapters_deny_names_the_adapter_and_its_directives_are_carried_out() {
+    const KEY: HeaderName = HeaderName::from_static("x-key");
+    const CHECKED: HeaderName = HeaderName::from_static("x-checked");
+
     struct Closed;
 
     impl Check for Closed {
         fn name(&self) -> &str {
             "closed"
         }
-        fn check(&self, bag: &Bag<'_>) -> CheckResult {
+        fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
             match bag.header("x-key") {
-                Some("open") => CheckResult::Allow,
-                _ => CheckResult::Deny {
-                    status: 401,
-                    message: "no key".into(),
-                    rule: None,
-                },
+                Some("open") => Checking::Ready(CheckResult::AllowWith(Box::new(Directives {
+                    request: vec![HeaderOperation::Remove(KEY)],
+                    response: vec![HeaderOperation::Append(CHECKED, HeaderValue::from_static("yes"))],
+                }))),
+                _ => Checking::deny(
+                    Deny::new(401, "no key").with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Key")),
+                ),
             }
         }
     }
 
-    let server = Server::named("web").await;
+    let server = Server::http1(async |request| {
+        text(if request.headers().contains_key(KEY) {
+            "the key"
+        } else {
+            "web"
+        })
+    })
+    .await;
     let spec = Spec::of([Port::http("web", [server.address])]);
     let mesh = Mesh::start_with(&spec, ProxyConfig::default(), vec![Arc::new(Closed)]);
     let answer = H1::new(mesh.dial(0).await).await.get("/").await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer.header("x-weft-denied-by"), Some("Adapter closed"));
+    assert_eq!(answer.header("www-authenticate"), Some("Key"));
     assert!(answer.body.contains("no key (adapter closed"), "{}", answer.body);
     let keyed = "GET / HTTP/1.1\r\nhost: web\r\nx-key: open\r\nconnection: close\r\n\r\n";
-    assert!(raw(mesh.dial(0).await, keyed).await.ends_with("\r\n\r\nweb"));
+    let answer = raw(mesh.dial(0).await, keyed).await;
+    assert!(answer.ends_with("\r\n\r\nweb"), "{answer}");
+    assert!(answer.contains("x-checked: yes\r\n"), "{answer}");
 }

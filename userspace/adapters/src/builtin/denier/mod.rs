@@ -7,7 +7,7 @@ use weft_policy::ObjectRef;
 use crate::{
     attribute::Bag,
     error::AdapterError,
-    pipeline::{Check, CheckResult},
+    pipeline::{Check, Checking, Deny},
 };
 
 mod config;
@@ -47,15 +47,11 @@ impl Check for Denier {
         &self.name
     }
 
-    fn check(&self, bag: &Bag<'_>) -> CheckResult {
+    fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
         if !self.config.matches.holds(bag) {
-            return CheckResult::Allow;
+            return Checking::ALLOW;
         }
-        CheckResult::Deny {
-            status: self.config.status,
-            message: self.config.message.clone(),
-            rule: self.rule.clone(),
-        }
+        Checking::deny(Deny::new(self.config.status, self.config.message.clone()).by(self.rule.clone()))
     }
 }
 

@@ -1,13 +1,20 @@
 use super::*;
-use crate::attribute::tests::with_bag;
+use crate::{attribute::tests::with_bag, pipeline::CheckResult};
 
 fn config(json: &str) -> Config {
     serde_json::from_str(json).unwrap()
 }
 
+fn result(denier: &Denier, bag: &Bag<'_>) -> CheckResult {
+    match denier.check(bag) {
+        Checking::Ready(result) => result,
+        Checking::Pending(_) => panic!("a denier asks nobody"),
+    }
+}
+
 fn denies(json: &str) -> bool {
     let denier = Denier::new("d", config(json), None).unwrap();
-    with_bag(&[("X-Debug", "yes")], |bag| denier.check(&bag)) != CheckResult::Allow
+    with_bag(&[("X-Debug", "yes")], |bag| result(&denier, &bag)) != CheckResult::Allow
 }
 
 /// The request is `GET /a/b?c=d` to `shop/web` with `x-debug: yes`.
@@ -43,8 +50,10 @@ fn a_match_on_the_request_does_not_refuse_a_connection() {
         r#"{"header": {"name": "x-debug"}}"#,
     ] {
         let denier = Denier::new("d", config(&format!(r#"{{"match": {matches}}}"#)), None).unwrap();
-        let result = with_bag(&[("x-debug", "1")], |bag| denier.check(&Bag { request: None, ..bag }));
-        assert_eq!(result, CheckResult::Allow, "{matches}");
+        let found = with_bag(&[("x-debug", "1")], |bag| {
+            result(&denier, &Bag { request: None, ..bag })
+        });
+        assert_eq!(found, CheckResult::Allow, "{matches}");
     }
 }
 
@@ -61,14 +70,9 @@ fn a_deny_carries_status_message_and_rule() {
         Some(rule.clone()),
     )
     .unwrap();
-    let result = with_bag(&[], |bag| denier.check(&bag));
     assert_eq!(
-        result,
-        CheckResult::Deny {
-            status: 503,
-            message: "sold out".into(),
-            rule: Some(rule)
-        }
+        with_bag(&[], |bag| result(&denier, &bag)),
+        CheckResult::Deny(Box::new(Deny::new(503, "sold out").by(Some(rule))))
     );
 }
 

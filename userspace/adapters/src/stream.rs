@@ -1,0 +1,164 @@
+//! Filters that see a whole stream: heads, bodies and trailers of a request, or the bytes of a connection.
+//!
+//! ```text
+//!  client --> request head --> request body ... --> request trailers --> endpoint
+//!         <-- response trailers <-- ... response body <-- response head <--      then: end
+//! ```
+//! A [`FilterFactory`] makes one [`StreamFilter`] a request, on the worker's thread, which it never leaves. The proxy
+//! calls the points in this order and lends what passes; a filter may change it. One that has to wait (for an answer
+//! from elsewhere) says [`Step::Pause`]; the proxy then holds the stream there and polls [`StreamFilter::poll_resume`],
+//! with the same thing lent again. Where no filter is configured, nothing is called and nothing is kept.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, request, response};
+
+use crate::record::{Destination, FlowProtocol, Peer};
+
+/// Makes the filters of one adapter. One value serves all workers.
+pub trait FilterFactory: Send + Sync {
+    /// Name of the adapter, as the operator wrote it.
+    fn name(&self) -> &str;
+
+    /// A filter for one request; `None`: it does not look at this one.
+    fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>>;
+
+    /// A filter for one connection whose bytes nobody reads as HTTP; `None`: it does not look at this one.
+    fn tcp(&self, _info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+        None
+    }
+}
+
+/// What is known of a stream beside what it carries.
+#[derive(Debug, Clone)]
+pub struct StreamInfo {
+    /// Unique in this process.
+    pub id: u64,
+    pub began: SystemTime,
+    pub source: Arc<Peer>,
+    pub source_address: SocketAddr,
+    pub destination: Arc<Destination>,
+    /// What the client dialled.
+    pub original: SocketAddr,
+    pub protocol: FlowProtocol,
+}
+
+/// What becomes of a stream after a filter was called.
+#[derive(Debug)]
+pub enum Step {
+    /// On to the next filter, with what was lent.
+    Continue,
+    /// Hold what was lent (a body goes on gathering) until [`StreamFilter::poll_resume`] says otherwise.
+    Pause,
+    /// Answer this. Once the response's head has gone to the client, this resets the stream.
+    Respond(Box<Response<Bytes>>),
+    /// End the stream without an answer.
+    Reset,
+}
+
+/// What a paused filter may look at and change.
+pub enum Lent<'a> {
+    RequestHeaders(&'a mut request::Parts),
+    RequestBody(&'a mut BytesMut),
+    RequestTrailers(&'a mut HeaderMap),
+    ResponseHeaders(&'a mut response::Parts),
+    ResponseBody(&'a mut BytesMut),
+    ResponseTrailers(&'a mut HeaderMap),
+}
+
+/// One filter on one request. All points have an empty default.
+pub trait StreamFilter {
+    /// The request is about to be forwarded. `end`: it has neither body nor trailers.
+    fn on_request_headers(&mut self, _head: &mut request::Parts, _end: bool) -> Step {
+        Step::Continue
+    }
+
+    /// All of the body that was not passed on yet; with [`Step::Pause`] it stays and grows.
+    fn on_request_body(&mut self, _body: &mut BytesMut, _end: bool) -> Step {
+        Step::Continue
+    }
+
+    fn on_request_trailers(&mut self, _trailers: &mut HeaderMap) -> Step {
+        Step::Continue
+    }
+
+    /// The endpoint has answered. `end`: its answer has neither body nor trailers.
+    fn on_response_headers(&mut self, _head: &mut response::Parts, _end: bool) -> Step {
+        Step::Continue
+    }
+
+    /// All of the body that was not passed on yet; with [`Step::Pause`] it stays and grows.
+    fn on_response_body(&mut self, _body: &mut BytesMut, _end: bool) -> Step {
+        Step::Continue
+    }
+
+    fn on_response_trailers(&mut self, _trailers: &mut HeaderMap) -> Step {
+        Step::Continue
+    }
+
+    /// Called while paused, whenever something may have happened: whatever the filter waits for must wake `cx`.
+    /// Ready with [`Step::Pause`] is a mistake and treated as pending.
+    fn poll_resume(&mut self, _cx: &mut Context<'_>, _lent: Lent<'_>) -> Poll<Step> {
+        Poll::Ready(Step::Continue)
+    }
+
+    /// The request is over, in whatever way; called once.
+    fn on_end(&mut self, _end: &StreamEnd) {}
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamEnd {
+    /// HTTP status that the client got; 0: none.
+    pub status: u16,
+    pub duration: Duration,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+}
+
+/// Which way bytes of a connection go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    Downstream,
+    /// From the endpoint.
+    Upstream,
+}
+
+/// One filter on one connection whose bytes nobody reads as HTTP.
+pub trait TcpFilter {
+    fn on_connection(&mut self) -> TcpStep {
+        TcpStep::Continue
+    }
+
+    /// All bytes of this direction that were not passed on yet; with [`TcpStep::Pause`] they stay and gather.
+    fn on_data(&mut self, _from: Direction, _data: &mut BytesMut, _end: bool) -> TcpStep {
+        TcpStep::Continue
+    }
+
+    /// Called while paused, as [`StreamFilter::poll_resume`] is.
+    fn poll_resume(&mut self, _cx: &mut Context<'_>, _from: Direction, _data: &mut BytesMut) -> Poll<TcpStep> {
+        Poll::Ready(TcpStep::Continue)
+    }
+
+    /// This side has closed.
+    fn on_close(&mut self, _by: Direction) {}
+
+    /// The connection is over; called once.
+    fn on_end(&mut self) {}
+}
+
+/// What becomes of a connection after a filter was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpStep {
+    Continue,
+    Pause,
+    Reset,
+}
