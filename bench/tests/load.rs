@@ -1,0 +1,158 @@
+//! The load generator against servers of which it is known what they do.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Command, Output},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+/// Serves until the test ends; `answer` gets the number of the request, from 0.
+fn server(answer: impl Fn(u64) -> String + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = std::sync::Arc::new((answer, AtomicU64::new(0)));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let answer = answer.clone();
+            thread::spawn(move || {
+                let stream: TcpStream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    if !line.is_empty() {
+                        continue;
+                    }
+                    let response = answer.0(answer.1.fetch_add(1, Ordering::SeqCst));
+                    if (&stream).write_all(response.as_bytes()).is_err() || response.contains("connection: close") {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+fn load(target: SocketAddr, args: &[&str]) -> (Output, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft-load"))
+        .arg(target.to_string())
+        .args(args)
+        .output()
+        .unwrap();
+    let outcome = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output, outcome)
+}
+
+#[test]
+fn an_open_loop_sends_what_is_due_and_no_more() {
+    let target = server(|_| ok("hello"));
+    let (output, told) = load(
+        target,
+        &[
+            "--rate",
+            "500",
+            "--seconds",
+            "1",
+            "--warm-up",
+            "0.2",
+            "--connections",
+            "4",
+        ],
+    );
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told["right"], 500, "{told}");
+    assert!(told["p50"].as_u64().unwrap() > 0, "{told}");
+}
+
+/// A server that stands still for a while makes every request wait that fell due meanwhile: the median of 100 requests, of
+/// which 60 were due during a pause, cannot be below the middle of that pause. A closed loop would see one slow request.
+#[test]
+fn a_server_that_stands_still_is_seen_by_all_requests_that_were_due() {
+    let target = server(|n| {
+        if n == 0 {
+            thread::sleep(Duration::from_millis(600));
+        }
+        ok("hello")
+    });
+    let (output, told) = load(target, &["--rate", "100", "--seconds", "1", "--warm-up", "0"]);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told["right"], 100, "{told}");
+    assert!(told["p50"].as_u64().unwrap() >= 90_000_000, "{told}");
+    assert!(told["max"].as_u64().unwrap() >= 590_000_000, "{told}");
+}
+
+#[test]
+fn a_closed_loop_keeps_every_connection_busy() {
+    let target = server(|_| ok("hello"));
+    let (output, told) = load(target, &["--seconds", "0.3", "--warm-up", "0", "--connections", "2"]);
+    assert!(output.status.success(), "{told}");
+    assert!(told["right"].as_u64().unwrap() > 10, "{told}");
+}
+
+#[test]
+fn connections_that_end_are_opened_anew_and_short_ones_are_each_their_own() {
+    let closing = |_| ok("hello").replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    let (output, told) = load(
+        server(closing),
+        &["--rate", "100", "--seconds", "0.5", "--warm-up", "0"],
+    );
+    assert!(output.status.success(), "{told}");
+    let unsized_body = |_| "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello".to_owned();
+    let (output, told) = load(
+        server(unsized_body),
+        &[
+            "--rate",
+            "100",
+            "--seconds",
+            "0.5",
+            "--warm-up",
+            "0",
+            "--short",
+            "--body",
+            "hello",
+        ],
+    );
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told["right"], 50, "{told}");
+}
+
+#[test]
+fn wrong_answers_and_broken_connections_are_counted_and_fail() {
+    let every_tenth = |wrong: String| move |n| if n % 10 == 3 { wrong.clone() } else { ok("hello") };
+    for (answer, wrong, failed) in [
+        (ok("hullo"), 10, 0),
+        (ok("hello").replace("200", "503"), 10, 0),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nhel".to_owned(),
+            0,
+            10,
+        ),
+        ("nonsense\r\n\r\n".to_owned(), 0, 10),
+    ] {
+        let args = ["--rate", "200", "--seconds", "0.5", "--warm-up", "0"];
+        let (output, told) = load(server(every_tenth(answer)), &args);
+        assert!(!output.status.success(), "{told}");
+        assert_eq!(
+            (&told["wrong"], &told["failed"]),
+            (&wrong.into(), &failed.into()),
+            "{told}"
+        );
+        assert!(told["first_fault"].is_string(), "{told}");
+    }
+}
+
+#[test]
+fn nobody_there_is_a_failure() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (output, told) = load(free, &["--rate", "10", "--seconds", "0.5", "--warm-up", "0"]);
+    assert!(!output.status.success());
+    assert_eq!(told["failed"], 5, "{told}");
+}
