@@ -9,6 +9,11 @@ pub enum AdapterError {
         #[source]
         source: io::Error,
     },
+    #[error("start the background thread of the adapters")]
+    Background {
+        #[source]
+        source: io::Error,
+    },
     #[error("the reporter did not finish within {deadline_ms} ms; records that were still queued are lost")]
     ShutdownDeadline { deadline_ms: u128 },
     #[error("open access log `{}` for appending", path.display())]

@@ -10,11 +10,14 @@
 #![forbid(unsafe_code)]
 
 pub mod attribute;
+pub mod background;
 pub mod builtin;
+pub mod duration;
 mod error;
 pub mod exposition;
 pub mod metrics;
 pub mod pipeline;
+pub mod provider;
 pub mod record;
 pub mod reporter;
 pub mod stream;

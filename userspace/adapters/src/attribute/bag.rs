@@ -131,6 +131,26 @@ impl<'a> RequestView<'a> {
     pub fn url_path(&self) -> &'a str {
         self.path.split_once('?').map_or(self.path, |(path, _)| path)
     }
+
+    /// First value of a query parameter, as received (not percent-decoded); empty for one without `=`.
+    pub fn query_param(&self, name: &str) -> Option<&'a str> {
+        let (_, query) = self.path.split_once('?')?;
+        query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    /// First value of a cookie, without quotes around it.
+    pub fn cookie(&self, name: &str) -> Option<&'a str> {
+        self.headers
+            .get("cookie")?
+            .split(';')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(key, _)| key.trim() == name)
+            .map(|(_, value)| value.trim().trim_matches('"'))
+    }
 }
 
 // === impl Principal ===

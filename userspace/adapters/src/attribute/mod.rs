@@ -7,10 +7,14 @@
 mod bag;
 mod headers;
 mod name;
+mod selector;
+mod text;
 
 pub use bag::{Bag, ConnectionView, DestinationView, PeerView, Principal, RequestView, Value};
 pub use headers::{Headers, NoHeaders};
 pub use name::Attribute;
+pub use selector::{Selector, UnknownSelector};
+pub use text::TextBuffer;
 
 #[cfg(test)]
 pub(crate) mod tests;
