@@ -1,13 +1,17 @@
-//! `cargo xtask build`: kernel programs first, then the binary that carries them.
+//! `cargo xtask build`: kernel programs first, then the binary that carries them; filters on their own.
+
+mod filters;
+mod stamp;
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hasher},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 
+pub use self::filters::filters;
+use self::stamp::{hash, hash_of_sources};
 use crate::{
     paths,
     setup::{self, Scope, Tools},
@@ -24,9 +28,17 @@ pub struct Args {
     /// verifier would refuse them otherwise).
     #[arg(long)]
     pub debug: bool,
+    /// Build the filters in `userspace/adapters/filters` into `target/wasm/NAME.wasm` instead, and put the ones made by
+    /// others (PyPI) beside them.
+    #[arg(long, conflicts_with = "debug")]
+    pub filters: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.filters {
+        setup::ensure_python_tools()?;
+        return filters(&setup::filters::ensure()?);
+    }
     let tools = setup::ensure(Scope::Build)?;
     kernel_programs(&tools)?;
     binary(args.debug)?;
@@ -150,41 +162,12 @@ fn object_in(dir: &Path) -> Result<PathBuf> {
 
 /// Names everything the object depends on: sources of `ebpf/`, compiler, linker.
 fn stamp(tools: &Tools) -> Result<String> {
-    let mut files = Vec::new();
-    sources(&paths::root().join("ebpf"), &mut files)?;
-    files.sort();
-    let mut hasher = DefaultHasher::new();
-    for file in &files {
-        hasher.write(file.to_string_lossy().as_bytes());
-        hasher.write(&fs::read(file).with_context(|| format!("read {}", file.display()))?);
-    }
+    let sources = hash_of_sources(&paths::root().join("ebpf"))?;
     Ok(format!(
-        "{:016x} {} {}\n",
-        hasher.finish(),
+        "{sources:016x} {} {}\n",
         tools.toolchain,
         tools.linker.display()
     ))
-}
-
-/// SipHash with fixed keys: a new Rust that changes it costs one needless build.
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-fn sources(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
-        if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target") {
-                sources(&path, files)?;
-            }
-        } else if path.extension().is_none_or(|extension| extension != "md") {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn hidden(path: &Path) -> bool {

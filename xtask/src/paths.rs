@@ -35,6 +35,16 @@ pub fn bpf_object() -> PathBuf {
     root().join("target/bpf/weft.bpf.o")
 }
 
+/// The filters, `NAME.wasm` each. Below the checkout, as the kernel object is: tests and examples name them so.
+pub fn filters() -> PathBuf {
+    root().join("target/wasm")
+}
+
+/// What compilers of the filters leave behind.
+pub fn filters_build() -> PathBuf {
+    root().join("target/wasm-build")
+}
+
 /// Kernels, initramfs and consoles of `cargo xtask vm-test`'s guests.
 pub fn vm() -> PathBuf {
     root().join("target/vm")

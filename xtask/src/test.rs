@@ -51,7 +51,12 @@ pub fn run(args: &Args) -> Result<()> {
     if lint {
         steps.step("format (rustfmt)", || {
             setup::ensure_lints()?;
-            shell::run(cargo("fmt").args(["--all", "--check"])).context("`cargo fmt --all` puts it right")
+            for workspace in ["Cargo.toml", "userspace/adapters/filters/Cargo.toml"] {
+                let mut check = cargo("fmt");
+                shell::run(check.args(["--all", "--check", "--manifest-path", workspace]))
+                    .with_context(|| format!("`cargo fmt --all --manifest-path {workspace}` puts it right"))?;
+            }
+            Ok(())
         })?;
         steps.step("tidy", || tidy::check().map(|sizes| println!("{sizes}")))?;
     }

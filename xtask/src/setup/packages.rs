@@ -125,6 +125,30 @@ pub const LLVM: &[Package] = &[
     },
 ];
 
+/// What links WebAssembly, where rustup's linker is not there.
+pub const WASM_LINKER: &[Package] = &[Package {
+    name: "lld-22",
+    provides: Provides::Asked,
+    why: "links the filters",
+}];
+
+/// Where [`WASM_LINKER`] puts it.
+pub const WASM_LINKER_FILE: &str = "/usr/lib/llvm-22/bin/wasm-ld";
+
+/// What fetches and runs the AssemblyScript compiler.
+pub const NPM: &[Package] = &[
+    Package {
+        name: "nodejs",
+        provides: Provides::Asked,
+        why: "runs the AssemblyScript compiler",
+    },
+    Package {
+        name: "npm",
+        provides: Provides::Asked,
+        why: "fetches the AssemblyScript compiler and SDK, as locked",
+    },
+];
+
 /// The packages of `scope` whose program or file is not on this machine.
 pub fn missing(scope: Scope) -> Vec<&'static Package> {
     let (traffic, guests): (&[Package], &[Package]) = match scope {
