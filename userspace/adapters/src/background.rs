@@ -1,4 +1,5 @@
-//! The one thread on which adapters do what must not happen on the request path: fetch lists and keys, talk to Redis.
+//! The one thread on which adapters do what must not happen on the request path: fetch lists and keys, talk to Redis, send
+//! reports.
 //!
 //! It is named `weft-adapters`, runs a single-threaded runtime, is started by the first adapter that needs it and lives
 //! as long as the process. A task belongs to the adapter that spawned it and ends with it.
@@ -17,14 +18,14 @@ static RUNTIME: Mutex<Option<runtime::Handle>> = Mutex::new(None);
 /// Something that goes on in the background; dropping it ends it.
 #[derive(Debug)]
 #[must_use = "a task ends when it is dropped"]
-pub struct Task(AbortHandle);
+pub struct Task(Option<AbortHandle>);
 
 /// Runs `future` on the background thread.
 ///
 /// # Errors
 /// [`AdapterError::Background`]: the thread could not be started; the next call tries again.
 pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Result<Task, AdapterError> {
-    Ok(Task(handle()?.spawn(future).abort_handle()))
+    Ok(Task(Some(handle()?.spawn(future).abort_handle())))
 }
 
 fn handle() -> Result<runtime::Handle, AdapterError> {
@@ -48,9 +49,18 @@ fn handle() -> Result<runtime::Handle, AdapterError> {
 
 // === impl Task ===
 
+impl Task {
+    /// Lets it end by itself.
+    pub fn detach(mut self) {
+        self.0 = None;
+    }
+}
+
 impl Drop for Task {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 

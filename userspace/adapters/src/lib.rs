@@ -14,6 +14,7 @@ pub mod background;
 pub mod builtin;
 pub mod duration;
 mod error;
+pub mod export;
 pub mod exposition;
 pub mod metrics;
 pub mod pipeline;
@@ -24,6 +25,7 @@ pub mod stream;
 
 pub use attribute::{Attribute, Bag, Headers, Principal, Value};
 pub use error::AdapterError;
+pub use export::Exporter;
 pub use metrics::ReportMetrics;
 pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};

@@ -15,6 +15,8 @@ use weft_abi::LatencyHistogram;
 use weft_policy::ObjectRef;
 
 mod json;
+#[cfg(test)]
+pub(crate) mod samples;
 
 pub(crate) use json::rfc3339::format as format_time;
 

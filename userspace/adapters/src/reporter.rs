@@ -17,9 +17,10 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::{self, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tracing::{error, warn};
 
 use crate::{error::AdapterError, metrics::ReportMetrics, record::Record};
@@ -35,19 +36,26 @@ pub const BATCH_MAX: usize = 1024;
 /// and `/metrics` lag by as much.
 pub const GATHER: Duration = Duration::from_millis(5);
 
+/// What adapters together get to write out their last records at shutdown. Less than what the daemon gives the reporter,
+/// so that a receiver that is gone does not make a shutdown look like a failure.
+pub const FLUSH_WAIT: Duration = Duration::from_millis(1500);
+
 /// Longest sleep of an idle thread: a backstop, should a wake-up ever get lost.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// An adapter that is told what happened. Runs on the reporter's thread and may block it: rings then fill up and
-/// records are dropped, requests are never held up.
+/// An adapter that is told what happened. Runs on the reporter's thread and must not wait for a network there (see
+/// [`crate::export`]): rings would fill up and records be dropped for all, though requests are never held up.
 pub trait Report: Send {
     fn name(&self) -> &str;
 
     /// Some records, oldest first within each worker.
     fn report(&mut self, batch: &[Record]);
 
-    /// Last call, at shutdown: write out what is buffered.
+    /// At shutdown: write out what is buffered, or begin to.
     fn flush(&mut self) {}
+
+    /// Last call: returns when what was flushed is written out, and at `deadline`.
+    fn wait(&mut self, _deadline: Instant) {}
 }
 
 /// One worker's way in. Clones share the worker's ring.
@@ -55,7 +63,7 @@ pub trait Report: Send {
 pub struct Reporter {
     ring: SyncSender<Record>,
     shared: Arc<Shared>,
-    metrics: ReportMetrics,
+    dropped: Counter,
 }
 
 /// The thread that drains the rings. Dropping it ends the thread without waiting for it.
@@ -91,7 +99,7 @@ impl Reporter {
     /// counts it in `weft_report_dropped_total`.
     pub fn record(&self, record: Record) {
         if !self.offer(record) {
-            self.metrics.dropped.inc();
+            self.dropped.inc();
         }
     }
 
@@ -111,7 +119,7 @@ impl Reporter {
 
     /// Records of all workers that were lost so far.
     pub fn dropped(&self) -> u64 {
-        self.metrics.dropped.get()
+        self.dropped.get()
     }
 }
 
@@ -153,7 +161,7 @@ impl ReporterThread {
             .map(|ring| Reporter {
                 ring,
                 shared: shared.clone(),
-                metrics: metrics.clone(),
+                dropped: metrics.dropped_for_all(),
             })
             .collect();
         Ok((Self { shared, done }, reporters))
@@ -211,6 +219,10 @@ impl Drain {
         }
         for adapter in &mut self.adapters {
             adapter.flush();
+        }
+        let deadline = Instant::now() + FLUSH_WAIT;
+        for adapter in &mut self.adapters {
+            adapter.wait(deadline);
         }
     }
 

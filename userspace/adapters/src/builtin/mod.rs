@@ -4,6 +4,7 @@ pub mod denier;
 pub mod list;
 pub mod memquota;
 pub mod prometheus;
+pub mod statsd;
 pub mod stdio;
 
 pub use denier::Denier;
