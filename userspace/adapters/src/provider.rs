@@ -1,6 +1,13 @@
 //! Lists, keys and policies that live in a file or behind a URL: fetched off the request path, again and again.
 
-use std::{borrow::Cow, fmt, io, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
@@ -8,6 +15,12 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Deserializer, de};
 use tokio::{io::AsyncReadExt, net::TcpStream, time};
+
+use crate::error::AdapterError;
+
+mod latest;
+
+pub use latest::Latest;
 
 /// Longest a fetch may take. A slower server counts as one that does not answer; the last good content stays.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,6 +94,28 @@ impl Provider {
             };
             time::sleep(pause).await;
         }
+    }
+
+    /// A file, read at once, for adapters that are being made: it is an error if it cannot be.
+    ///
+    /// # Errors
+    /// [`AdapterError::Config`] of that adapter's field.
+    pub fn read_file(path: &Path, adapter: &'static str, field: &'static str) -> Result<Vec<u8>, AdapterError> {
+        let wrong = |why: String| AdapterError::Config {
+            adapter,
+            field,
+            found: path.display().to_string(),
+            expected: format!("a file that can be read ({why})"),
+        };
+        let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+        let mut content = Vec::new();
+        file.take(MAX_CONTENT as u64 + 1)
+            .read_to_end(&mut content)
+            .map_err(|error| wrong(error.to_string()))?;
+        if content.len() > MAX_CONTENT {
+            return Err(wrong(format!("it has more than {MAX_CONTENT} bytes")));
+        }
+        Ok(content)
     }
 
     async fn read(&self, path: &PathBuf) -> Result<Bytes, FetchError> {

@@ -1,6 +1,7 @@
 //! Adapters that are compiled in: a folder each, with the same files inside (code, config, tests, one page).
 
 pub mod denier;
+pub mod jwt;
 pub mod list;
 pub mod memquota;
 pub mod prometheus;
@@ -8,6 +9,7 @@ pub mod statsd;
 pub mod stdio;
 
 pub use denier::Denier;
+pub use jwt::Jwt;
 pub use list::List;
 pub use memquota::MemQuota;
 pub use prometheus::Prometheus;

@@ -25,7 +25,7 @@ pub(super) enum Entries {
 
 /// An entry that is none of its type.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{reason}")]
+#[error("entry `{entry}`: {reason}")]
 pub(super) struct BadEntry {
     pub entry: String,
     pub reason: String,

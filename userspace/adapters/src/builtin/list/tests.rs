@@ -222,7 +222,7 @@ fn bad_parameters_are_refused_with_the_field() {
         ),
         (
             r#"{"value": "source.ip", "provider_url": "/nowhere/list"}"#,
-            "field `provider_url`: found `/nowhere/list`, expected a list that can be read (No such file or directory (os error 2))",
+            "field `provider_url`: found `/nowhere/list`, expected a file that can be read (No such file or directory (os error 2))",
         ),
     ] {
         let error = List::new("l", serde_json::from_str(json).unwrap(), None).unwrap_err();

@@ -1,0 +1,257 @@
+//! Check adapter that asks for a JSON Web Token (RFC 7519), as Envoy's `jwt_authn` and Istio's RequestAuthentication.
+//!
+//! See this folder's README for the page an operator reads.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use weft_policy::ObjectRef;
+
+use crate::{
+    attribute::{Bag, RequestView},
+    error::AdapterError,
+    pipeline::{Check, CheckResult, Checking, Deny, Directives, HeaderOperation},
+    provider::{Latest, Provider},
+};
+
+mod cache;
+mod config;
+mod keys;
+mod token;
+
+use cache::Cache;
+pub use cache::MAX_CACHED_TOKENS;
+pub use config::{
+    ClaimToHeader, Config, DEFAULT_ALGORITHMS, DEFAULT_CLOCK_SKEW, DEFAULT_REALM, DEFAULT_REFRESH_INTERVAL,
+    HeaderLocation, Location, MAX_CLOCK_SKEW, MIN_REFRESH_INTERVAL,
+};
+use keys::Keys;
+pub use keys::MAX_KEYS;
+pub use token::MAX_TOKEN;
+use token::{BadToken, Verified};
+
+/// Allows requests with a valid token.
+#[derive(Debug)]
+pub struct Jwt {
+    name: String,
+    config: Config,
+    rule: Option<ObjectRef>,
+    trusted: Latest<Trusted>,
+    /// For requests without a token: no client may say what a claim would say.
+    without_claims: Vec<HeaderOperation>,
+}
+
+/// Keys, and the tokens that they signed.
+#[derive(Debug)]
+struct Trusted {
+    keys: Keys,
+    seen: Cache,
+}
+
+/// A token and where it was.
+struct Found<'a> {
+    token: &'a str,
+    location: &'a Location,
+}
+
+// === impl Jwt ===
+
+impl Jwt {
+    /// `rule` is the object that configured it, which flow events will name; `None`: the adapter by its name.
+    ///
+    /// A key file is read at once; a URL is fetched in the background, and until it answers requests are refused.
+    ///
+    /// # Errors
+    /// [`AdapterError::Config`]: a parameter makes no sense, or the key file has no usable key.
+    pub fn new(name: &str, mut config: Config, rule: Option<ObjectRef>) -> Result<Self, AdapterError> {
+        config.validate()?;
+        for location in &mut config.from {
+            if let Location::Header(header) = location {
+                header.name.make_ascii_lowercase();
+            }
+        }
+        let algorithms = config.algorithms.clone();
+        let parse = move |json: &[u8]| Trusted::parse(json, &algorithms);
+        let wrong = |field, reason| AdapterError::Config {
+            adapter: "jwt",
+            field,
+            found: reason,
+            expected: "a JSON Web Key Set with a key for one of the `algorithms`".to_owned(),
+        };
+        let trusted = match (&config.jwks_uri, &config.jwks) {
+            (Some(provider), _) => {
+                let first = match provider {
+                    Provider::Url(_) => None,
+                    Provider::File(path) => {
+                        let json = Provider::read_file(path, "jwt", "jwks_uri")?;
+                        Some(parse(&json).map_err(|reason| wrong("jwks_uri", reason))?)
+                    }
+                };
+                Latest::follow(name, provider, config.refresh_interval, first, parse)?
+            }
+            (None, set) => {
+                let json = set.as_ref().map(ToString::to_string).unwrap_or_default();
+                Latest::fixed(parse(json.as_bytes()).map_err(|reason| wrong("jwks", reason))?)
+            }
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            without_claims: token::headers(&serde_json::Map::new(), &config),
+            config,
+            rule,
+            trusted,
+        })
+    }
+
+    fn find<'a>(&'a self, request: &RequestView<'a>) -> Option<Found<'a>> {
+        self.config.from.iter().find_map(|location| {
+            let token = match location {
+                Location::Header(header) => {
+                    let value = request.headers.get(&header.name)?;
+                    let (prefix, token) = value.split_at_checked(header.prefix.len())?;
+                    prefix.eq_ignore_ascii_case(&header.prefix).then_some(token.trim())?
+                }
+                Location::Cookie(name) => request.cookie(name)?,
+                Location::Query(name) => request.query_param(name)?,
+            };
+            Some(Found { token, location })
+        })
+    }
+
+    fn verify(&self, token: &str, now: Duration) -> Result<Result<Arc<Verified>, BadToken>, NoKeys> {
+        let trusted = self.trusted.load();
+        let trusted = trusted.as_ref().ok_or(NoKeys)?;
+        let skew = self.config.clock_skew;
+        let verify = || {
+            if let Some(verified) = trusted.seen.get(token) {
+                verified.is_valid_at(now, skew)?;
+                return Ok(verified);
+            }
+            let verified = Arc::new(Verified::new(token, &trusted.keys, &self.config)?);
+            verified.is_valid_at(now, skew)?;
+            trusted.seen.put(token, verified.clone(), now, skew);
+            Ok(verified)
+        };
+        Ok(verify())
+    }
+
+    fn check_at(&self, bag: &Bag<'_>, now: Duration) -> Checking<'static> {
+        let Some(request) = bag.request else {
+            // Tokens are a matter of requests.
+            return Checking::ALLOW;
+        };
+        let Some(found) = self.find(&request) else {
+            return match self.config.allow_missing {
+                true => allow(self.without_claims.clone()),
+                false => self.unauthorized("the request has no token", None),
+            };
+        };
+        match self.verify(found.token, now) {
+            Ok(Ok(verified)) => {
+                let removal = self.config.remove_token.then(|| removal(&found, &request));
+                if removal.is_none() && verified.headers.is_empty() {
+                    return Checking::ALLOW;
+                }
+                allow(removal.into_iter().chain(verified.headers.iter().cloned()).collect())
+            }
+            Ok(Err(bad)) => self.unauthorized(&bad.to_string(), Some("invalid_token")),
+            Err(NoKeys) => Checking::deny(
+                Deny::new(
+                    StatusCode::SERVICE_UNAVAILABLE.as_u16(),
+                    "the keys that tokens are verified with are not available",
+                )
+                .by(self.rule.clone()),
+            ),
+        }
+    }
+
+    /// As RFC 6750 section 3 has it: no error code where no token was given.
+    fn unauthorized(&self, why: &str, error: Option<&str>) -> Checking<'static> {
+        let realm = &self.config.realm;
+        let challenge = match error {
+            None => format!("Bearer realm=\"{realm}\""),
+            Some(error) => format!("Bearer realm=\"{realm}\", error=\"{error}\", error_description=\"{why}\""),
+        };
+        let mut deny = Deny::new(StatusCode::UNAUTHORIZED.as_u16(), why).by(self.rule.clone());
+        if let Ok(challenge) = HeaderValue::try_from(challenge) {
+            deny = deny.with_header(header::WWW_AUTHENTICATE, challenge);
+        }
+        Checking::deny(deny)
+    }
+}
+
+impl Check for Jwt {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.check_at(bag, now)
+    }
+}
+
+/// Nothing to verify with yet.
+struct NoKeys;
+
+// === impl Trusted ===
+
+impl Trusted {
+    fn parse(json: &[u8], algorithms: &[jsonwebtoken::Algorithm]) -> Result<Self, String> {
+        Ok(Self {
+            keys: Keys::parse(json, algorithms)?,
+            seen: Cache::default(),
+        })
+    }
+}
+
+fn allow(request: Vec<HeaderOperation>) -> Checking<'static> {
+    if request.is_empty() {
+        return Checking::ALLOW;
+    }
+    Checking::Ready(CheckResult::AllowWith(Box::new(Directives {
+        request,
+        response: Vec::new(),
+    })))
+}
+
+/// How the token leaves the request.
+fn removal(found: &Found<'_>, request: &RequestView<'_>) -> HeaderOperation {
+    match found.location {
+        Location::Header(location) => match HeaderName::from_bytes(location.name.as_bytes()) {
+            Ok(name) => HeaderOperation::Remove(name),
+            Err(_) => HeaderOperation::Remove(header::AUTHORIZATION), // validated: a header's name
+        },
+        Location::Cookie(name) => {
+            let cookies = request.headers.get("cookie").unwrap_or_default();
+            let others: Vec<&str> = cookies
+                .split(';')
+                .map(str::trim)
+                .filter(|pair| pair.split_once('=').is_none_or(|(key, _)| key.trim() != name))
+                .collect();
+            match HeaderValue::try_from(others.join("; ")) {
+                Ok(value) if !value.is_empty() => HeaderOperation::Replace(header::COOKIE, value),
+                _ => HeaderOperation::Remove(header::COOKIE),
+            }
+        }
+        // Refused by `validate` together with `remove_token`.
+        Location::Query(_) => HeaderOperation::Remove(header::AUTHORIZATION),
+    }
+}
+
+impl fmt::Debug for Found<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Found")
+            .field("location", self.location)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
