@@ -22,6 +22,7 @@ pub mod provider;
 pub mod record;
 pub mod reporter;
 pub mod stream;
+pub mod upstreams;
 
 pub use attribute::{Attribute, Bag, Headers, Principal, Value};
 pub use error::AdapterError;
@@ -31,3 +32,4 @@ pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, Heade
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
 pub use reporter::{Report, Reporter, ReporterThread};
 pub use stream::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
+pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};
