@@ -1,9 +1,11 @@
-//! What the report path tells about itself.
+//! What the report path and the checks tell about themselves.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
+
+use crate::verdicts::CacheMetrics;
 
 /// A counter for each adapter, by name.
 pub type PerAdapter = Family<[(&'static str, String); 1], Counter>;
@@ -26,6 +28,26 @@ pub struct ReportMetrics {
     /// Adapters that were taken out because they panicked.
     pub failed: PerAdapter,
 }
+
+/// Counters of checks that ask somebody else; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct CheckMetrics {
+    /// Requests to which the failure policy was applied.
+    pub failures: PerAdapter,
+    /// Requests that a kept verdict answered.
+    pub cache_hits: PerAdapter,
+    /// Requests that found none.
+    pub cache_misses: PerAdapter,
+}
+
+/// Those of one adapter.
+#[derive(Debug, Clone)]
+pub struct OneCheck {
+    pub failures: Counter,
+    pub cache: CacheMetrics,
+}
+
+// === impl ReportMetrics ===
 
 impl ReportMetrics {
     /// What was lost before it could be told to any adapter.
@@ -61,6 +83,41 @@ impl ReportMetrics {
             "weft_report_adapter_failed",
             "Report adapters taken out of service because they panicked",
             self.failed.clone(),
+        );
+    }
+}
+
+// === impl CheckMetrics ===
+
+impl CheckMetrics {
+    /// Those of the adapter `name`.
+    pub fn of(&self, name: &str) -> OneCheck {
+        let of = |family: &PerAdapter| family.get_or_create(&[("adapter", name.to_owned())]).clone();
+        OneCheck {
+            failures: of(&self.failures),
+            cache: CacheMetrics {
+                hits: of(&self.cache_hits),
+                misses: of(&self.cache_misses),
+            },
+        }
+    }
+
+    /// Registers `weft_check_*`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weft_check_failures",
+            "Requests that an adapter could not judge, so that its failure policy applied",
+            self.failures.clone(),
+        );
+        registry.register(
+            "weft_check_cache_hits",
+            "Requests that a kept verdict of a remote adapter answered",
+            self.cache_hits.clone(),
+        );
+        registry.register(
+            "weft_check_cache_misses",
+            "Requests for which an adapter that keeps verdicts had none",
+            self.cache_misses.clone(),
         );
     }
 }

@@ -8,7 +8,7 @@ use weft_policy::ObjectRef;
 
 use crate::attribute::Bag;
 
-/// What a client gets if an adapter denies with a number that is no HTTP error.
+/// What a client gets if an adapter denies with a number that is neither an HTTP error nor a redirect.
 pub const DEFAULT_DENY_STATUS: u16 = 403;
 
 /// An adapter that judges. It runs on the request path: no blocking, no lock that is held for long.
@@ -37,7 +37,7 @@ pub enum CheckResult {
 /// What an adapter says when it refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deny {
-    /// HTTP status for the client, 400 to 599.
+    /// HTTP status for the client, 300 to 599 (a redirect may lead to a login).
     pub status: u16,
     /// For the client, the log and the flow event.
     pub message: String,
@@ -64,6 +64,10 @@ pub enum HeaderOperation {
     /// In place of all values of that name.
     Replace(HeaderName, HeaderValue),
     Append(HeaderName, HeaderValue),
+    /// Where there is none of that name.
+    AddIfAbsent(HeaderName, HeaderValue),
+    /// In place of all values of that name, where there are some.
+    ReplaceIfPresent(HeaderName, HeaderValue),
     Remove(HeaderName),
 }
 
@@ -71,7 +75,7 @@ pub enum HeaderOperation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     pub adapter: String,
-    /// 400 to 599.
+    /// 300 to 599.
     pub status: u16,
     pub message: String,
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -185,6 +189,14 @@ impl HeaderOperation {
             Self::Append(name, value) => {
                 headers.append(name, value.clone());
             }
+            Self::AddIfAbsent(name, value) => {
+                headers.entry(name).or_insert_with(|| value.clone());
+            }
+            Self::ReplaceIfPresent(name, value) => {
+                if headers.contains_key(name) {
+                    headers.insert(name, value.clone());
+                }
+            }
             Self::Remove(name) => {
                 headers.remove(name);
             }
@@ -198,7 +210,7 @@ impl Denied {
     fn new(adapter: &str, deny: Deny) -> Self {
         Self {
             adapter: adapter.to_owned(),
-            status: if (400..600).contains(&deny.status) {
+            status: if (300..600).contains(&deny.status) {
                 deny.status
             } else {
                 DEFAULT_DENY_STATUS
@@ -323,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_deny_is_never_answered_with_success() {
-        for status in [0, 200, 302, 600] {
+        for status in [0, 200, 299, 600] {
             let pipeline = Pipeline::new(vec![fixed("b", deny(status, None))]);
             assert_eq!(ask(&pipeline).unwrap_err().status, DEFAULT_DENY_STATUS);
         }

@@ -8,6 +8,8 @@ use crate::record::FlowProtocol;
 /// All attributes of one connection or request, borrowed.
 #[derive(Clone, Copy)]
 pub struct Bag<'a> {
+    /// Of the configuration that the request is judged under; later ones have higher numbers.
+    pub generation: u64,
     pub source: PeerView<'a>,
     pub destination: DestinationView<'a>,
     /// `None` while only the connection is judged.

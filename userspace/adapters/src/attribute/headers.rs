@@ -4,6 +4,9 @@
 pub trait Headers {
     /// First value of a header, by lower-case name. `None` also where the value is no UTF-8.
     fn get(&self, name: &str) -> Option<&str>;
+
+    /// Shows every header, in order: name and value, which need not be UTF-8.
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8]));
 }
 
 /// For connections of which nobody looks at requests.
@@ -14,12 +17,20 @@ impl Headers for NoHeaders {
     fn get(&self, _name: &str) -> Option<&str> {
         None
     }
+
+    fn each(&self, _visit: &mut dyn FnMut(&str, &[u8])) {}
 }
 
 impl Headers for http::HeaderMap {
     fn get(&self, name: &str) -> Option<&str> {
         let value = http::HeaderMap::get(self, name)?;
         std::str::from_utf8(value.as_bytes()).ok()
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        for (name, value) in self {
+            visit(name.as_str(), value.as_bytes());
+        }
     }
 }
 
@@ -29,5 +40,11 @@ impl Headers for &[(&str, &str)] {
         self.iter()
             .find(|(key, _)| key.eq_ignore_ascii_case(name))
             .map(|(_, value)| *value)
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        for (name, value) in *self {
+            visit(name, value.as_bytes());
+        }
     }
 }

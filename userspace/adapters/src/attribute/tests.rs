@@ -4,6 +4,7 @@ use crate::record::FlowProtocol;
 /// A request of `default/client` to `GET /a/b?c=d` of `shop/web`.
 pub(crate) fn with_bag<T>(headers: &[(&str, &str)], body: impl FnOnce(Bag<'_>) -> T) -> T {
     body(Bag {
+        generation: 1,
         source: PeerView {
             namespace: "default",
             service: None,

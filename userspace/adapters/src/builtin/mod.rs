@@ -1,6 +1,7 @@
 //! Adapters that are compiled in: a folder each, with the same files inside (code, config, tests, one page).
 
 pub mod denier;
+pub mod ext_authz;
 pub mod jwt;
 pub mod list;
 pub mod memquota;
@@ -9,6 +10,7 @@ pub mod statsd;
 pub mod stdio;
 
 pub use denier::Denier;
+pub use ext_authz::ExtAuthz;
 pub use jwt::Jwt;
 pub use list::List;
 pub use memquota::MemQuota;

@@ -163,6 +163,7 @@ async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::
             .unwrap_or_default(),
     };
     let bag = Bag {
+        generation: picked.snapshot.generation,
         source: weft_adapters::attribute::PeerView {
             namespace: &conn.source.namespace,
             service: conn.source.service.as_deref(),

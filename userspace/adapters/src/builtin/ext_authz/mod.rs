@@ -1,0 +1,134 @@
+//! Check adapter that asks a service of your own, by gRPC, as Envoy's filter of this name does
+//! (`envoy.service.auth.v3.Authorization/Check`).
+//!
+//! See this folder's README for the page an operator reads.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Instant, SystemTime},
+};
+
+use http::HeaderMap;
+use tracing::{info, warn};
+use weft_policy::ObjectRef;
+
+use crate::{
+    attribute::Bag,
+    error::AdapterError,
+    grpc::Channel,
+    metrics::{CheckMetrics, OneCheck},
+    pipeline::{Check, CheckResult, Checking, Deny},
+    verdicts::{Key, Verdicts},
+};
+
+mod config;
+mod proto;
+mod request;
+mod response;
+
+pub use config::{Config, DEFAULT_TIMEOUT, DEFAULT_TRUST_DOMAIN, FailurePolicy, MAX_TIMEOUT};
+
+/// Said to the client, who need not know what is behind.
+const UNAVAILABLE: &str = "the authorization service gave no verdict";
+
+/// Allows what the service allows.
+#[derive(Debug)]
+pub struct ExtAuthz {
+    name: String,
+    config: Config,
+    rule: Option<ObjectRef>,
+    service: Channel,
+    verdicts: Option<Verdicts>,
+    metrics: OneCheck,
+    /// The last call failed: the next that fails is no news.
+    failing: AtomicBool,
+}
+
+// === impl ExtAuthz ===
+
+impl ExtAuthz {
+    /// `rule` is the object that configured it, which flow events will name; `None`: the adapter by its name. Connects with
+    /// the first request.
+    ///
+    /// # Errors
+    /// [`AdapterError::Config`]: a parameter makes no sense.
+    pub fn new(
+        name: &str,
+        config: Config,
+        rule: Option<ObjectRef>,
+        metrics: &CheckMetrics,
+    ) -> Result<Self, AdapterError> {
+        let service = Channel::new(config.validate()?);
+        let metrics = metrics.of(name);
+        let cache = config.cache.clone();
+        Ok(Self {
+            name: name.to_owned(),
+            config,
+            rule,
+            service,
+            verdicts: cache.map(|cache| Verdicts::new(cache, metrics.cache.clone())),
+            metrics,
+            failing: AtomicBool::new(false),
+        })
+    }
+
+    async fn ask(&self, request: proto::CheckRequest, key: Option<Key>) -> CheckResult {
+        let timeout = self.config.timeout;
+        let headers = HeaderMap::new();
+        let answer = self.service.call(proto::CHECK, &headers, &request, timeout).await;
+        let result = match answer {
+            Ok(answer) => response::result(answer, self.rule.as_ref()),
+            Err(error) => Err(error.to_string()),
+        };
+        let verdict = match result {
+            Ok(verdict) => verdict,
+            Err(why) => return self.failed(&why),
+        };
+        if self.failing.swap(false, Ordering::Relaxed) {
+            info!(adapter = self.name, "the authorization service answers again");
+        }
+        if let (Some(verdicts), Some(key)) = (&self.verdicts, key) {
+            verdicts.put(key, &verdict, Instant::now());
+        }
+        verdict
+    }
+
+    /// No verdict, which is not kept.
+    fn failed(&self, why: &str) -> CheckResult {
+        self.metrics.failures.inc();
+        let policy = self.config.failure_policy;
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            let address = &self.config.address;
+            warn!(
+                adapter = self.name,
+                address, why, "no verdict; the failure policy ({policy:?}) applies"
+            );
+        }
+        match policy {
+            FailurePolicy::Open => CheckResult::Allow,
+            FailurePolicy::Closed => CheckResult::Deny(Box::new(
+                Deny::new(self.config.status_on_error, UNAVAILABLE).by(self.rule.clone()),
+            )),
+        }
+    }
+}
+
+impl Check for ExtAuthz {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
+        let key = self.verdicts.as_ref().map(|verdicts| verdicts.key(bag));
+        if let (Some(verdicts), Some(key)) = (&self.verdicts, &key)
+            && let Some(verdict) = verdicts.get(key, Instant::now())
+        {
+            return Checking::Ready(verdict);
+        }
+        let request = request::request(bag, &self.config, SystemTime::now());
+        Checking::Pending(Box::pin(self.ask(request, key)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! What the service says, as a check's result.
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use weft_policy::ObjectRef;
+
+use super::proto::{
+    AppendAction, CheckResponse, DeniedHttpResponse, HeaderValueOption, HttpResponse, OkHttpResponse, Status,
+};
+use crate::pipeline::{CheckResult, Deny, Directives, HeaderOperation};
+
+/// Said of a request that is refused without a word.
+const REFUSED: &str = "the authorization service refused";
+
+/// Headers by which the proxy and its peers tell where a message ends and where it goes: nobody else may set or remove them.
+const OURS: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// # Errors
+/// It is no verdict: why.
+pub(super) fn result(response: CheckResponse, rule: Option<&ObjectRef>) -> Result<CheckResult, String> {
+    let Status { code, message } = response.status.unwrap_or_default();
+    match response.http_response {
+        Some(HttpResponse::Error(_)) => Err(format!("the service could not judge: {message}")),
+        Some(HttpResponse::Ok(ok)) if code == 0 => allow(ok),
+        None if code == 0 => Ok(CheckResult::Allow),
+        Some(HttpResponse::Denied(denied)) if code != 0 => deny(denied, message, rule),
+        // Envoy goes by the status, too.
+        None | Some(HttpResponse::Ok(_)) => deny(DeniedHttpResponse::default(), message, rule),
+        Some(HttpResponse::Denied(_)) => Err("the service allows, with the answer of a denial".to_owned()),
+    }
+}
+
+fn allow(ok: OkHttpResponse) -> Result<CheckResult, String> {
+    let mut directives = Directives::default();
+    for option in ok.headers {
+        let append = option.append.is_some_and(|append| append.value);
+        let (name, value) = named(option)?;
+        directives.request.push(match append {
+            true => HeaderOperation::Append(name, value),
+            false => HeaderOperation::Replace(name, value),
+        });
+    }
+    for name in ok.headers_to_remove {
+        directives.request.push(HeaderOperation::Remove(checked(&name)?));
+    }
+    for option in ok.response_headers_to_add {
+        directives.response.push(operation(option)?);
+    }
+    Ok(match directives.is_empty() {
+        true => CheckResult::Allow,
+        false => CheckResult::AllowWith(Box::new(directives)),
+    })
+}
+
+fn deny(denied: DeniedHttpResponse, message: String, rule: Option<&ObjectRef>) -> Result<CheckResult, String> {
+    let status = match denied.status {
+        // 0: the service leaves it to us.
+        None => StatusCode::FORBIDDEN.as_u16(),
+        Some(status) if status.code == 0 => StatusCode::FORBIDDEN.as_u16(),
+        Some(status) => u16::try_from(status.code)
+            .ok()
+            .filter(|code| (300..600).contains(code))
+            .ok_or_else(|| format!("it denies with HTTP status {}, expected 300 to 599", status.code))?,
+    };
+    let message = match message.is_empty() {
+        true => REFUSED.to_owned(),
+        false => message,
+    };
+    let mut deny = Deny::new(status, message).by(rule.cloned());
+    for option in denied.headers {
+        let (name, value) = named(option)?;
+        deny.headers.push((name, value));
+    }
+    if !denied.body.is_empty() {
+        deny.body = Some(denied.body.into());
+    }
+    Ok(CheckResult::Deny(Box::new(deny)))
+}
+
+/// For the endpoint's answer. `append` is the older field and wins, as in Envoy.
+fn operation(option: HeaderValueOption) -> Result<HeaderOperation, String> {
+    let action = match option.append {
+        Some(append) if append.value => AppendAction::AppendIfExistsOrAdd,
+        Some(_) => AppendAction::OverwriteIfExistsOrAdd,
+        None => AppendAction::try_from(option.append_action)
+            .map_err(|_| format!("it has append_action {}, which is unknown", option.append_action))?,
+    };
+    let (name, value) = named(option)?;
+    Ok(match action {
+        AppendAction::AppendIfExistsOrAdd => HeaderOperation::Append(name, value),
+        AppendAction::AddIfAbsent => HeaderOperation::AddIfAbsent(name, value),
+        AppendAction::OverwriteIfExistsOrAdd => HeaderOperation::Replace(name, value),
+        AppendAction::OverwriteIfExists => HeaderOperation::ReplaceIfPresent(name, value),
+    })
+}
+
+fn named(option: HeaderValueOption) -> Result<(HeaderName, HeaderValue), String> {
+    let header = option.header.unwrap_or_default();
+    let bytes = match header.raw_value.is_empty() {
+        true => header.value.into_bytes(),
+        false => header.raw_value,
+    };
+    let value =
+        HeaderValue::try_from(bytes).map_err(|_| format!("it has a value for header `{}` that is none", header.key))?;
+    Ok((checked(&header.key)?, value))
+}
+
+fn checked(name: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(name.as_bytes())
+        .ok()
+        .filter(|name| !OURS.contains(name))
+        .ok_or_else(|| format!("it changes header `{name}`, which it may not"))
+}

@@ -1,0 +1,307 @@
+//! Unary gRPC calls to one server, in plain HTTP/2, over a connection that each thread keeps.
+//!
+//! Written on hyper because that is here already: what a client of unary calls needs of gRPC is a frame of five bytes and
+//! two trailers (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+
+use std::{fmt, io, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, uri::PathAndQuery};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prost::Message;
+use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+
+use crate::per_thread::PerThread;
+
+/// Largest answer, in bytes, as gRPC's libraries have it.
+pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+/// How often a connection is asked for a sign of life. One that gives none within [`PING_WAIT`] is given up, so that a
+/// server that vanished without a word costs that long, and not as long as TCP would wait.
+pub const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// See [`PING_EVERY`].
+pub const PING_WAIT: Duration = Duration::from_secs(5);
+
+/// In front of each message: compressed or not, and its length.
+const FRAME: usize = 5;
+
+/// A server that is called, by all threads.
+pub struct Channel {
+    address: Address,
+    /// The lock is held while a thread's connection is made: its other calls then wait for that one.
+    connections: PerThread<Mutex<Option<SendRequest<Full<Bytes>>>>>,
+}
+
+/// `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub host: String,
+    pub port: u16,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("connect: {0}")]
+    Connect(io::Error),
+    #[error("the connection failed: {0}")]
+    Exchange(hyper::Error),
+    #[error("the server answered {0}, expected 200")]
+    Http(StatusCode),
+    #[error("the server answered gRPC status {code}: {message}")]
+    Status { code: u16, message: String },
+    #[error("the answer is malformed: {0}")]
+    Malformed(String),
+}
+
+// === impl Address ===
+
+impl Address {
+    /// `None`: no `host:port`.
+    pub fn parse(text: &str) -> Option<Self> {
+        // What is no authority of an URL (spaces, slashes) is no address either.
+        let authority: http::uri::Authority = text.parse().ok()?;
+        let port = authority.port_u16().filter(|port| *port > 0)?;
+        let host = authority.host();
+        (!host.is_empty() && !text.contains('@')).then(|| Self {
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port,
+        })
+    }
+
+    /// With no delay for small writes.
+    ///
+    /// # Errors
+    /// The name has no address, or none of them answers.
+    pub async fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+// === impl Channel ===
+
+impl Channel {
+    /// Connects when it is first called.
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            connections: PerThread::default(),
+        }
+    }
+
+    /// Calls `method`, like `/package.Service/Method`, with headers beside gRPC's own. A connection that turns out to be
+    /// broken is replaced, and the call repeated once: only for calls that may arrive twice.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    ///
+    /// # Cancel safety
+    /// The call is reset; the connection stays.
+    pub async fn call<A: Message + Default>(
+        &self,
+        method: &'static str,
+        headers: &HeaderMap,
+        message: &impl Message,
+        deadline: Duration,
+    ) -> Result<A, CallError> {
+        let frame = frame(message);
+        let calling = async {
+            let (sender, reused) = self.sender().await?;
+            match self.exchange(sender, method, headers, frame.clone(), deadline).await {
+                Err(CallError::Exchange(_)) if reused => {
+                    let (sender, _) = self.sender().await?;
+                    self.exchange(sender, method, headers, frame, deadline).await
+                }
+                answer => answer,
+            }
+        };
+        let answer = timeout(deadline, calling)
+            .await
+            .unwrap_or(Err(CallError::Timeout(deadline)))?;
+        A::decode(answer).map_err(|error| CallError::Malformed(error.to_string()))
+    }
+
+    /// This thread's connection, and whether it was there before.
+    async fn sender(&self) -> Result<(SendRequest<Full<Bytes>>, bool), CallError> {
+        let connection = self.connections.get();
+        let mut connection = connection.lock().await;
+        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok((sender.clone(), true));
+        }
+        let stream = self.address.connect().await.map_err(CallError::Connect)?;
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WAIT)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(CallError::Exchange)?;
+        // Ends with the last sender, or the connection. What went wrong those learn whose calls it was.
+        tokio::spawn(async move { _ = driver.await });
+        *connection = Some(sender.clone());
+        Ok((sender, false))
+    }
+
+    /// One exchange; the message in the answer.
+    async fn exchange(
+        &self,
+        mut sender: SendRequest<Full<Bytes>>,
+        method: &'static str,
+        headers: &HeaderMap,
+        frame: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, CallError> {
+        let mut request = Request::post(self.uri(method)?);
+        if let Some(own) = request.headers_mut() {
+            own.extend(headers.clone());
+            own.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            own.insert(header::TE, HeaderValue::from_static("trailers"));
+            if let Ok(value) = HeaderValue::try_from(format!("{}m", deadline.as_millis().max(1))) {
+                own.insert("grpc-timeout", value);
+            }
+        }
+        let request = request
+            .body(Full::new(frame))
+            .map_err(|error| CallError::Malformed(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(CallError::Exchange)?;
+        if response.status() != StatusCode::OK {
+            return Err(CallError::Http(response.status()));
+        }
+        // A status among the headers means that there is nothing else.
+        if let Some(status) = status(response.headers()) {
+            status?;
+        }
+        let body = match Limited::new(response.into_body(), MAX_ANSWER + FRAME).collect().await {
+            Ok(body) => body,
+            Err(error) => match error.downcast::<hyper::Error>() {
+                Ok(error) => return Err(CallError::Exchange(*error)),
+                Err(error) => return Err(CallError::Malformed(error.to_string())),
+            },
+        };
+        body.trailers()
+            .and_then(status)
+            .ok_or_else(|| CallError::Malformed("it has no grpc-status".to_owned()))??;
+        unframe(body.to_bytes())
+    }
+
+    fn uri(&self, method: &'static str) -> Result<Uri, CallError> {
+        Uri::builder()
+            .scheme("http")
+            .authority(self.address.to_string())
+            .path_and_query(PathAndQuery::from_static(method))
+            .build()
+            .map_err(|error| CallError::Malformed(error.to_string()))
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+fn frame(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(FRAME + length);
+    frame.put_u8(0);
+    // Beyond 4 GiB the server would see a broken frame; messages here are some kilobytes.
+    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // A buffer that grows has room.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}
+
+fn unframe(mut body: Bytes) -> Result<Bytes, CallError> {
+    if body.len() < FRAME {
+        return Err(CallError::Malformed("it has no message".to_owned()));
+    }
+    let (compressed, length) = (body.get_u8(), body.get_u32() as usize);
+    match (compressed, body.len().checked_sub(length)) {
+        (0, Some(0)) => Ok(body),
+        (0, _) => Err(CallError::Malformed(format!(
+            "a message of {length} bytes in {} bytes",
+            body.len()
+        ))),
+        _ => Err(CallError::Malformed(
+            "it is compressed, which nobody asked for".to_owned(),
+        )),
+    }
+}
+
+/// What the headers or trailers say; `None`: nothing.
+fn status(headers: &HeaderMap) -> Option<Result<(), CallError>> {
+    let code = headers.get("grpc-status")?;
+    let code = code.to_str().ok().and_then(|code| code.parse().ok());
+    Some(match code {
+        Some(0) => Ok(()),
+        Some(code) => {
+            let message = headers.get("grpc-message").map(HeaderValue::as_bytes);
+            let message = String::from_utf8_lossy(message.unwrap_or_default()).into_owned();
+            Err(CallError::Status { code, message })
+        }
+        None => Err(CallError::Malformed("its grpc-status is no number".to_owned())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_a_host_and_a_port() {
+        for (text, expect) in [
+            ("localhost:9191", Some(("localhost", 9191))),
+            ("10.0.0.1:1", Some(("10.0.0.1", 1))),
+            ("[::1]:80", Some(("::1", 80))),
+            ("localhost", None),
+            ("localhost:0", None),
+            ("localhost:99999", None),
+            (":80", None),
+            ("a b:80", None),
+            ("http://a:80", None),
+            ("user@a:80", None),
+        ] {
+            let found = Address::parse(text);
+            let expect = expect.map(|(host, port)| Address {
+                host: host.to_owned(),
+                port,
+            });
+            assert_eq!(found, expect, "{text}");
+            assert!(found.is_none_or(|address| address.to_string() == text));
+        }
+    }
+
+    #[test]
+    fn broken_frames_are_refused() {
+        for body in [
+            &b""[..],
+            &[0, 0, 0, 0],
+            &[0, 0, 0, 0, 2, 1],
+            &[0, 0, 0, 0, 1, 1, 1],
+            &[1, 0, 0, 0, 0],
+            &[0, 255, 255, 255, 255],
+        ] {
+            assert!(unframe(Bytes::copy_from_slice(body)).is_err(), "{body:?}");
+        }
+        assert_eq!(unframe(Bytes::from_static(&[0, 0, 0, 0, 1, 7])).unwrap(), &[7][..]);
+    }
+}
