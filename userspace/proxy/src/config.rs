@@ -2,13 +2,12 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
 
-use crate::{balance::Balance, http::filter::Filter};
+use crate::{balance::Balance, filter::Filters};
 
 /// Istio's outbound port; captured connections are sent there.
 pub const DEFAULT_PORT: u16 = 15001;
@@ -35,8 +34,8 @@ pub struct ProxyConfig {
     pub virtual_ranges: Vec<IpNet>,
     /// How endpoints are picked.
     pub balance: Balance,
-    /// Called at fixed points of every request, in this order. Empty costs nothing.
-    pub filters: Vec<Arc<dyn Filter>>,
+    /// Adapters that see whole streams. Keep a clone to change them while the proxy runs; an empty table costs nothing.
+    pub filters: Filters,
     /// How long a caller waits for a service whose workload is starting. Longer hides a broken start, shorter fails
     /// callers of programs that are slow to listen.
     pub pending_timeout: Duration,
@@ -66,7 +65,7 @@ impl Default for ProxyConfig {
                 .filter_map(|range| range.parse().ok())
                 .collect(),
             balance: Balance::default(),
-            filters: Vec::new(),
+            filters: Filters::default(),
             pending_timeout: Self::DEFAULT_PENDING_TIMEOUT,
         }
     }

@@ -105,12 +105,6 @@ fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<Con
 }
 
 async fn serve(conn: Rc<Conn>, mut stream: Socket) {
-    for filter in &conn.worker.config.filters {
-        if filter.on_connection(&conn.context).is_refuse() {
-            tracing::debug!(filter = filter.name(), original = %conn.context.original, "connection refused by filter");
-            return tcp::reset(stream);
-        }
-    }
     let hint = route::hint(&conn.worker.snapshots.load(), conn.dialled(), conn.context.source);
     let found = match hint {
         Hint::Opaque => Found::Spoke(Spoken::Opaque, Default::default()),

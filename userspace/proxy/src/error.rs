@@ -76,6 +76,8 @@ pub enum DataError {
     TransferCoding,
     #[error("request body broke off or was malformed")]
     RequestBody,
+    #[error("adapter {adapter} holds the request body back to see more of it, and it has more than {limit} bytes")]
+    FilterBuffer { adapter: String, limit: usize },
     #[error("CONNECT is not offered: the mesh needs no proxy settings, dial the destination itself")]
     ConnectMethod,
 }
@@ -98,9 +100,11 @@ impl DataError {
     /// Who caused it.
     pub fn side(&self) -> FaultSide {
         match self {
-            Self::Malformed { .. } | Self::TransferCoding | Self::RequestBody | Self::ConnectMethod => {
-                FaultSide::Downstream
-            }
+            Self::Malformed { .. }
+            | Self::TransferCoding
+            | Self::RequestBody
+            | Self::FilterBuffer { .. }
+            | Self::ConnectMethod => FaultSide::Downstream,
             Self::Connect { .. } | Self::Upstream { .. } | Self::UnaskedUpgrade { .. } | Self::NoEndpoint { .. } => {
                 FaultSide::Upstream
             }
@@ -130,6 +134,7 @@ impl DataError {
             Self::Malformed { .. } => "malformed",
             Self::TransferCoding => "transfer-coding",
             Self::RequestBody => "request-body",
+            Self::FilterBuffer { .. } => "filter-buffer",
             Self::ConnectMethod => "connect-method",
         }
     }

@@ -3,7 +3,7 @@
 //! One worker thread a core accepts captured connections ([`listen`]), asks the kernel side where each wanted to go
 //! ([`Origin`]), tells from the first bytes what it speaks ([`detect`]), and then either works request by request
 //! ([`http`]) or moves bytes ([`tcp`]). Both ask the same [`route`] and [`balance`] where to, and the same snapshot
-//! whether they may. The README of this folder has the drawing.
+//! whether they may; [`filter`] lets adapters see what passes. The README of this folder has the drawing.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod context;
 pub mod detect;
 pub mod dns;
 mod error;
+pub mod filter;
 pub mod http;
 mod io;
 mod judge;
@@ -32,6 +33,7 @@ mod worker;
 pub use config::{DEFAULT_INBOUND_PORT, DEFAULT_PORT, ProxyConfig, default_addresses};
 pub use context::{ConnContext, Origin};
 pub use error::{DataError, FaultSide, ProxyError};
+pub use filter::{FilterTable, Filters};
 pub use listen::{DrainReport, NetnsListeners, Workers, WorkersHandle};
 pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome};
 pub use netns::Netns;

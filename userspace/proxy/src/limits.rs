@@ -91,5 +91,10 @@ pub const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// about to end no time for it.
 pub const RETIRED_DRAIN: Duration = Duration::from_secs(1);
 
+/// Bytes of one body that paused filters may hold back, all filters together: as Envoy's default. Larger lets a client
+/// make us keep more; smaller refuses bodies that filters want to see whole. A request that exceeds it is answered 413; an
+/// answer whose head has gone to the client is cut.
+pub const FILTER_BODY_BUFFER: usize = 1024 * 1024;
+
 /// Pause of an accept loop after the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_adapters::Destination;
-use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName, Snapshot};
+use weft_policy::{HttpRequestView, Identity, ObjectRef, Service, ServiceName, Snapshot};
 
 use crate::{
     error::DataError,
@@ -23,6 +23,10 @@ pub(crate) struct Picked {
     pub(crate) destination: Arc<Destination>,
     /// The TrafficSplit that chose it.
     pub(crate) split: Option<ObjectRef>,
+    /// The service that was called.
+    pub(crate) called: Option<Arc<Service>>,
+    /// The service whose endpoint it is: another one if a split chose it.
+    pub(crate) backend: Option<Arc<Service>>,
 }
 
 enum Step {
@@ -141,26 +145,35 @@ fn step(
                 address,
                 identity,
                 split: backend.split,
+                called: Some(service),
+                backend: Some(backend.service),
             }
         }
-        Target::Endpoint(owner) => Picked {
-            destination: report::service_destination(
-                &snapshot,
-                &owner.service,
-                owner.endpoint.address,
-                Some(owner.endpoint.identity),
-            ),
-            snapshot,
-            address: owner.endpoint.address,
-            identity: owner.endpoint.identity,
-            split: None,
-        },
+        Target::Endpoint(owner) => {
+            let service = snapshot.services.get(&owner.service).cloned();
+            Picked {
+                destination: report::service_destination(
+                    &snapshot,
+                    &owner.service,
+                    owner.endpoint.address,
+                    Some(owner.endpoint.identity),
+                ),
+                snapshot,
+                address: owner.endpoint.address,
+                identity: owner.endpoint.identity,
+                split: None,
+                called: service.clone(),
+                backend: service,
+            }
+        }
         Target::Workload { address, identity } => Picked {
             destination: report::workload_destination(&snapshot, address, identity),
             snapshot,
             address,
             identity,
             split: None,
+            called: None,
+            backend: None,
         },
         Target::Outside(address) => Picked {
             destination: report::bare_destination(address),
@@ -168,6 +181,8 @@ fn step(
             address,
             identity: Identity::OUTSIDE,
             split: None,
+            called: None,
+            backend: None,
         },
     };
     Ok(Step::Picked(Box::new(picked)))

@@ -111,6 +111,15 @@ pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<O
     rule.and_then(|rule| snapshot.rule(rule)).cloned()
 }
 
+/// An adapter, named as the rule that decided.
+pub(crate) fn adapter(name: &str) -> ObjectRef {
+    ObjectRef {
+        kind: "Adapter".into(),
+        namespace: None,
+        name: name.into(),
+    }
+}
+
 /// Tells the reporters of an opaque connection's event.
 #[derive(Clone)]
 pub(crate) struct TcpFlow {

@@ -1,13 +1,14 @@
-//! Bodies on their way through: counted, shown to filters, never collected.
+//! Bodies on their way through: counted, and led through filters where there are any.
 
 use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::{sync::Notify, time::timeout};
@@ -15,6 +16,10 @@ use tokio::{sync::Notify, time::timeout};
 use super::exchange::Exchange;
 use crate::{
     balance::InFlight,
+    filter::{
+        Passage, Stop,
+        passage::{Broke, Input, Way},
+    },
     limits::{CONTINUE_TIMEOUT, LINGER_TIMEOUT},
     upstream::Lease,
 };
@@ -26,24 +31,34 @@ pub(crate) struct RequestBody {
     exchange: Rc<Exchange>,
     /// The client waits for `100 Continue` before it sends; so do we, until the endpoint said so.
     gate: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    passage: Option<Box<Passage>>,
 }
 
 /// The response body, as the client's connection reads it.
-pub(crate) struct ResponseBody(Content);
+pub(crate) struct ResponseBody {
+    content: Content,
+    exchange: Rc<Exchange>,
+    passage: Option<Box<Passage>>,
+}
+
+/// Why a body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the sender broke off")]
+    Sender(#[source] hyper::Error),
+    #[error("{0}")]
+    Filter(String),
+}
 
 enum Content {
     /// Of the endpoint.
     Forwarded {
         incoming: Incoming,
-        exchange: Rc<Exchange>,
         lease: Option<Lease>,
         _load: InFlight,
     },
-    /// Ours.
-    Text {
-        text: Option<Bytes>,
-        _exchange: Rc<Exchange>,
-    },
+    /// Ours. `None` where it is empty or was read.
+    Text(Option<Bytes>),
 }
 
 // === impl RequestBody ===
@@ -54,6 +69,7 @@ impl RequestBody {
             incoming: Some(incoming),
             exchange,
             gate: None,
+            passage: None,
         }
     }
 
@@ -62,7 +78,18 @@ impl RequestBody {
             incoming: None,
             exchange,
             gate: None,
+            passage: None,
         }
+    }
+
+    /// Leads it through the filters that saw the head.
+    pub(crate) fn filtered(mut self) -> Self {
+        if let Some(chain) = self.exchange.chain()
+            && !self.is_end_stream()
+        {
+            self.passage = Some(Box::new(Passage::new(chain, Way::Request)));
+        }
+        self
     }
 
     /// Nothing is read before the returned notice was given, or time is up.
@@ -96,36 +123,74 @@ impl Drop for RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(gate) = &mut self.gate {
-            std::task::ready!(gate.as_mut().poll(cx));
-            self.gate = None;
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self {
+            incoming,
+            exchange,
+            gate,
+            passage,
+        } = &mut *self;
+        if let Some(waiting) = gate {
+            ready!(waiting.as_mut().poll(cx));
+            *gate = None;
         }
-        let Some(incoming) = &mut self.incoming else {
+        let Some(incoming) = incoming else {
             return Poll::Ready(None);
         };
-        let frame = std::task::ready!(Pin::new(incoming).poll_frame(cx));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => Some(Ok(self.exchange.request_frame(frame))),
-            Some(Err(error)) => {
-                self.exchange.request_broke();
-                Some(Err(error))
-            }
-            None => None,
-        })
+        let read = |cx: &mut Context<'_>| poll_incoming(incoming, exchange, cx);
+        let (Some(passage), Some(chain)) = (passage, exchange.chain()) else {
+            let frame = ready!(poll_incoming(incoming, exchange, cx));
+            return Poll::Ready(
+                frame
+                    .map(|input| input.map(|(frame, _)| frame))
+                    .map_err(BodyError::Sender)
+                    .transpose(),
+            );
+        };
+        let frame = ready!(passage.poll_frame(chain, cx, read));
+        Poll::Ready(frame.map(|frame| {
+            frame.map_err(|broke| match broke {
+                Broke::Input(error) => BodyError::Sender(error),
+                Broke::Filter(stop) => {
+                    let words = stop.cut_words();
+                    chain.stop(stop);
+                    BodyError::Filter(words)
+                }
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.passage {
+            Some(passage) => passage.is_over(),
+            None => self.incoming.as_ref().is_none_or(Body::is_end_stream),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match (&self.passage, &self.incoming) {
+            // Filters may change its length.
+            (Some(_), _) => SizeHint::default(),
+            (None, Some(incoming)) => incoming.size_hint(),
+            (None, None) => SizeHint::with_exact(0),
+        }
     }
+}
+
+/// What the client sends next.
+fn poll_incoming(
+    incoming: &mut Incoming,
+    exchange: &Exchange,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Input, hyper::Error>> {
+    let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx)).transpose();
+    if frame.is_err() {
+        exchange.request_broke();
+    }
+    let end = incoming.is_end_stream();
+    Poll::Ready(frame.map(|frame| frame.map(|frame| (exchange.request_frame(frame), end))))
 }
 
 // === impl ResponseBody ===
@@ -133,25 +198,64 @@ impl Body for RequestBody {
 impl ResponseBody {
     /// `lease` goes back to the pool when the last byte was read, `load` counts until the client has it all.
     pub(crate) fn forwarded(incoming: Incoming, exchange: Rc<Exchange>, lease: Lease, load: InFlight) -> Self {
-        let mut body = Content::Forwarded {
+        let mut content = Content::Forwarded {
             incoming,
-            exchange,
             lease: Some(lease),
             _load: load,
         };
-        body.settle();
-        Self(body)
+        content.settle();
+        Self {
+            content,
+            exchange,
+            passage: None,
+        }
     }
 
     pub(crate) fn text(text: impl Into<Bytes>, exchange: Rc<Exchange>) -> Self {
-        Self(Content::Text {
-            text: Some(text.into()).filter(|text| !text.is_empty()),
-            _exchange: exchange,
-        })
+        // hyper drops the body of an answer to HEAD on HTTP/1 only.
+        let takes_body = exchange.is_http1 || exchange.method != Method::HEAD;
+        Self {
+            content: Content::Text(Some(text.into()).filter(|text| takes_body && !text.is_empty())),
+            exchange,
+            passage: None,
+        }
+    }
+
+    /// Leads it through the filters that saw the head.
+    pub(crate) fn filtered(mut self) -> Self {
+        if let Some(chain) = self.exchange.chain()
+            && !self.is_end_stream()
+        {
+            self.passage = Some(Box::new(Passage::new(chain, Way::Response)));
+        }
+        self
     }
 }
 
 impl Content {
+    fn poll_frame(
+        &mut self,
+        exchange: &Exchange,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Frame<Bytes>>, hyper::Error>> {
+        match self {
+            Self::Forwarded { incoming, lease, .. } => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx)).transpose();
+                match &frame {
+                    Ok(Some(_)) => self.settle(),
+                    Ok(None) => {
+                        if let Some(lease) = lease.take() {
+                            lease.finish();
+                        }
+                    }
+                    Err(error) => exchange.response_broke(error),
+                }
+                Poll::Ready(frame)
+            }
+            Self::Text(text) => Poll::Ready(Ok(text.take().map(Frame::data))),
+        }
+    }
+
     /// Gives the connection back once nothing more comes on it. hyper stops asking at the last byte of a body of known
     /// length, and never asks for one that is empty.
     fn settle(&mut self) {
@@ -162,49 +266,69 @@ impl Content {
             lease.finish();
         }
     }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Forwarded { incoming, .. } => incoming.is_end_stream(),
+            Self::Text(text) => text.is_none(),
+        }
+    }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = match &mut self.0 {
-            Content::Forwarded {
-                incoming,
-                exchange,
-                lease,
-                ..
-            } => match std::task::ready!(Pin::new(incoming).poll_frame(cx)) {
-                Some(Ok(frame)) => Some(Ok(exchange.response_frame(frame))),
-                Some(Err(error)) => {
-                    exchange.response_broke(&error);
-                    Some(Err(error))
-                }
-                None => {
-                    if let Some(lease) = lease.take() {
-                        lease.finish();
-                    }
-                    None
-                }
-            },
-            Content::Text { text, .. } => text.take().map(|text| Ok(Frame::data(text))),
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self {
+            content,
+            exchange,
+            passage,
+        } = &mut *self;
+        let Some(chain) = exchange.chain() else {
+            let frame = ready!(content.poll_frame(exchange, cx));
+            let frame = frame.map_err(BodyError::Sender).transpose();
+            return Poll::Ready(frame.map(|frame| frame.map(|frame| exchange.response_frame(frame))));
         };
-        self.0.settle();
-        Poll::Ready(frame)
+        let cut = |stop: &Stop| {
+            exchange.cut_by(stop);
+            Some(Err(BodyError::Filter(stop.cut_words())))
+        };
+        // The request's body may still be under way, and a filter of it end the stream.
+        if let Poll::Ready(stop) = chain.poll_stopped(cx) {
+            return Poll::Ready(cut(&stop));
+        }
+        let frame = match passage {
+            Some(passage) => ready!(passage.poll_frame(chain, cx, |cx| {
+                let frame = ready!(content.poll_frame(exchange, cx));
+                let end = content.is_over();
+                Poll::Ready(frame.map(|frame| frame.map(|frame| (frame, end))))
+            })),
+            None => ready!(content.poll_frame(exchange, cx))
+                .map_err(Broke::Input)
+                .transpose(),
+        };
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(exchange.response_frame(frame))),
+            Some(Err(Broke::Input(error))) => Some(Err(BodyError::Sender(error))),
+            Some(Err(Broke::Filter(stop))) => cut(&stop),
+            None => None,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Content::Forwarded { incoming, .. } => incoming.is_end_stream(),
-            Content::Text { text, .. } => text.is_none(),
+        match &self.passage {
+            Some(passage) => passage.is_over(),
+            None => self.content.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Content::Forwarded { incoming, .. } => incoming.size_hint(),
-            Content::Text { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        match (&self.passage, &self.content) {
+            // Filters may change its length.
+            (Some(_), _) => SizeHint::default(),
+            (None, Content::Forwarded { incoming, .. }) => incoming.size_hint(),
+            (None, Content::Text(text)) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
         }
     }
 }

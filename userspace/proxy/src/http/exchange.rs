@@ -4,7 +4,7 @@
 //! event goes out for each, also for those that broke off, and none before the last byte.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     sync::{
         Arc,
@@ -17,11 +17,20 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
-use weft_adapters::{Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side};
+use weft_adapters::{
+    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, StreamInfo,
+};
 use weft_policy::ObjectRef;
 
-use super::filter::Stream;
-use crate::{conn::Conn, error::FaultSide, io::ConnClock, metrics::RequestOutcome, report};
+use crate::{
+    conn::Conn,
+    error::FaultSide,
+    filter::{Chain, Stop},
+    io::ConnClock,
+    metrics::RequestOutcome,
+    pick::Picked,
+    report,
+};
 
 /// Content type of gRPC, and what may follow it (`+proto`).
 const GRPC: &str = "application/grpc";
@@ -35,7 +44,6 @@ pub(crate) struct Exchange {
     pub(crate) is_http1: bool,
     pub(crate) method: Method,
     clock: Arc<ConnClock>,
-    id: u64,
     began: Instant,
     path: String,
     user_agent: Option<String>,
@@ -45,8 +53,8 @@ pub(crate) struct Exchange {
     status: Cell<u16>,
     grpc_status: Cell<Option<u16>>,
     request_broke: Cell<bool>,
-    /// Filters have seen its headers and must see its end.
-    filtered: Cell<bool>,
+    /// Set where filters look at it: they must see its end.
+    chain: OnceCell<Chain>,
     outcome: Cell<RequestOutcome>,
     /// What adapters want changed in the endpoint's answer.
     on_answer: RefCell<Vec<HeaderOperation>>,
@@ -75,7 +83,6 @@ impl Exchange {
             is_http1: head.version < Version::HTTP_2,
             method: head.method.clone(),
             clock: Arc::clone(clock),
-            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
             began: Instant::now(),
             path: head
                 .uri
@@ -90,7 +97,7 @@ impl Exchange {
             status: Cell::new(0),
             grpc_status: Cell::new(None),
             request_broke: Cell::new(false),
-            filtered: Cell::new(false),
+            chain: OnceCell::new(),
             outcome: Cell::new(RequestOutcome::Downstream),
             on_answer: RefCell::default(),
             told: RefCell::new(Told {
@@ -161,25 +168,19 @@ impl Exchange {
         }
     }
 
-    /// A piece of the request passes.
+    /// A piece of the request comes in.
     pub(crate) fn request_frame(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         count(&self.request_bytes, &frame);
-        self.filter_frame(frame, |filter, stream, piece| match piece {
-            Piece::Data(data) => filter.on_request_body(stream, data),
-            Piece::Trailers(trailers) => filter.on_request_trailers(stream, trailers),
-        })
+        frame
     }
 
-    /// A piece of the response passes.
+    /// A piece of the response goes out.
     pub(crate) fn response_frame(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         count(&self.response_bytes, &frame);
         if let Some(trailers) = frame.trailers_ref() {
             self.note_grpc_status(trailers);
         }
-        self.filter_frame(frame, |filter, stream, piece| match piece {
-            Piece::Data(data) => filter.on_response_body(stream, data),
-            Piece::Trailers(trailers) => filter.on_response_trailers(stream, trailers),
-        })
+        frame
     }
 
     /// Bytes of a tunnel after an upgrade.
@@ -203,45 +204,57 @@ impl Exchange {
         self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}");
     }
 
-    /// From now on filters see it, to its end.
-    pub(crate) fn begin_filters(&self) {
-        self.filtered.set(true);
+    /// The filters that look at it, to its end.
+    pub(crate) fn chain(&self) -> Option<&Chain> {
+        self.chain.get()
     }
 
-    pub(crate) fn stream(&self) -> Stream<'_> {
-        Stream {
-            id: self.id,
-            context: &self.conn.context,
+    /// Makes the filters that look at requests to `picked`, if any do.
+    pub(crate) fn begin_filters(&self, picked: &Picked) -> Option<&Chain> {
+        let table = self.conn.worker.config.filters.load();
+        let chain = Chain::new(&table, picked, || StreamInfo {
+            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
+            began: SystemTime::now(),
+            source: Arc::clone(&self.conn.source),
+            source_address: self.conn.peer,
+            destination: Arc::clone(&picked.destination),
+            original: self.conn.context.original,
+            protocol: self.protocol(),
+        })?;
+        Some(self.chain.get_or_init(|| chain))
+    }
+
+    /// A filter answers in the endpoint's place. An error of its choosing is a deny.
+    pub(crate) fn answered_by(&self, adapter: &str, status: StatusCode, told: StatusCode, grpc: Option<u16>) {
+        if status.is_client_error() || status.is_server_error() {
+            let reason = format!("denied by adapter {adapter}: {status}");
+            self.refused(told, grpc, RequestOutcome::Denied, &reason);
+            self.set_rule(Some(report::adapter(adapter)));
+        } else {
+            let reason = format!("answered by adapter {adapter}");
+            self.refused(told, grpc, RequestOutcome::Forwarded, &reason);
         }
     }
 
-    fn filter_frame(
-        &self,
-        frame: Frame<Bytes>,
-        call: impl Fn(&dyn super::filter::Filter, &Stream<'_>, Piece<'_>),
-    ) -> Frame<Bytes> {
-        let filters = &self.conn.worker.config.filters;
-        if filters.is_empty() {
-            return frame;
-        }
-        let stream = self.stream();
-        let each = |mut piece: Piece<'_>| {
-            for filter in filters {
-                call(filter.as_ref(), &stream, piece.reborrow());
-            }
-        };
-        match frame.into_data() {
-            Ok(mut data) => {
-                each(Piece::Data(&mut data));
-                Frame::data(data)
-            }
-            Err(frame) => match frame.into_trailers() {
-                Ok(mut trailers) => {
-                    each(Piece::Trailers(&mut trailers));
-                    Frame::trailers(trailers)
-                }
-                Err(frame) => frame,
-            },
+    /// A filter changed the status of an answer of ours.
+    pub(crate) fn set_status(&self, status: StatusCode) {
+        self.status.set(status.as_u16());
+    }
+
+    /// A filter ends the stream without an answer, or after its head.
+    pub(crate) fn cut_by(&self, stop: &Stop) {
+        self.outcome.set(RequestOutcome::Denied);
+        let mut told = self.told.borrow_mut();
+        told.reason = stop.cut_words();
+        told.verdict = FlowVerdict::Deny;
+        told.rule = Some(report::adapter(stop.by()));
+    }
+
+    fn protocol(&self) -> FlowProtocol {
+        if self.grpc {
+            FlowProtocol::Grpc
+        } else {
+            FlowProtocol::Http
         }
     }
 
@@ -259,16 +272,16 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.clock.request_ended();
         let worker = &self.conn.worker;
-        if self.filtered.get() {
-            let stream = Stream {
-                id: self.id,
-                context: &self.conn.context,
-            };
-            for filter in &worker.config.filters {
-                filter.on_end(&stream);
-            }
+        if let Some(chain) = self.chain.get_mut() {
+            chain.end(&StreamEnd {
+                status: self.status.get(),
+                duration: self.began.elapsed(),
+                request_bytes: self.request_bytes.get(),
+                response_bytes: self.response_bytes.get(),
+            });
         }
         worker.metrics.request(self.outcome.get());
+        let protocol = self.protocol();
         let told = self.told.get_mut();
         worker.reporter.record(Record::Flow(Arc::new(Flow {
             time: SystemTime::now(),
@@ -279,11 +292,7 @@ impl Drop for Exchange {
             rule: told.rule.take(),
             source: Arc::clone(&self.conn.source),
             destination: Arc::clone(&told.destination),
-            protocol: if self.grpc {
-                FlowProtocol::Grpc
-            } else {
-                FlowProtocol::Http
-            },
+            protocol,
             l7: Some(L7 {
                 method: self.method.as_str().to_owned(),
                 path: std::mem::take(&mut self.path),
@@ -299,23 +308,6 @@ impl Drop for Exchange {
             rtt_us: None,
             errno: None,
         })));
-    }
-}
-
-/// What filters are shown.
-enum Piece<'a> {
-    Data(&'a mut Bytes),
-    Trailers(&'a mut HeaderMap),
-}
-
-// === impl Piece ===
-
-impl Piece<'_> {
-    fn reborrow(&mut self) -> Piece<'_> {
-        match self {
-            Self::Data(data) => Piece::Data(data),
-            Self::Trailers(trailers) => Piece::Trailers(trailers),
-        }
     }
 }
 

@@ -14,7 +14,6 @@ use weft_policy::{ObjectRef, Verdict};
 use super::{
     body::{RequestBody, ResponseBody},
     exchange::Exchange,
-    filter::RequestAction,
     head,
     respond::{DenyReason, Refusal},
     tunnel,
@@ -47,24 +46,28 @@ pub(crate) async fn forward(
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
-    let Reached {
-        picked,
-        load,
-        sending,
-        directives,
-    } = reach(exchange, &head, wire).await?;
+    let picked = pick_allowed(exchange, &head, &[]).await?;
+    let directives = consult_adapters(exchange, &picked, &head).await?;
+    let filtered = exchange.begin_filters(&picked).is_some();
+    // Endpoints are picked and judged by what the client asked, whatever adapters make of it.
+    let received = (filtered || !directives.request.is_empty()).then(|| head::copy(&head));
     for operation in &directives.request {
         operation.apply(&mut head.headers);
     }
     exchange.on_answer(directives.response);
-
-    filter_request(exchange, &mut head)?;
+    if let Some(chain) = exchange.chain() {
+        chain.request_headers(&mut head, body.is_end_stream()).await?;
+        head::check(&head)?;
+        head::check_length(&mut head.headers);
+        body = body.filtered();
+    }
+    let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), wire).await?;
     let upgrade = head::upgrade(&head);
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
     head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
     let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
-    answer(exchange, &picked, response, lease, load, downstream)
+    answer(exchange, &picked, response, lease, load, downstream).await
 }
 
 /// An endpoint that may be asked, and a connection to it.
@@ -72,50 +75,50 @@ struct Reached {
     picked: Picked,
     load: InFlight,
     sending: Sending,
-    directives: Directives,
 }
 
-/// Picks, judges and connects, until an endpoint accepts or all that may be tried were.
-async fn reach(exchange: &Rc<Exchange>, head: &request::Parts, wire: Wire) -> Result<Reached, Refusal> {
+/// Picks an endpoint and judges it. `tried` were picked in vain.
+async fn pick_allowed(exchange: &Exchange, head: &request::Parts, tried: &[SocketAddr]) -> Result<Picked, Refusal> {
+    let conn = &exchange.conn;
+    let view = View::new(head);
+    let picked = pick(&conn.worker, conn.dialled(), Some(&view), tried).await?;
+    exchange.set_destination(&picked.destination);
+    authorize(exchange, &picked, head, &view)?;
+    Ok(picked)
+}
+
+/// Connects, to `picked` and then to others, until one accepts or all that may be tried were.
+async fn reach(
+    exchange: &Rc<Exchange>,
+    mut picked: Picked,
+    head: &request::Parts,
+    wire: Wire,
+) -> Result<Reached, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
-    let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut failed = None;
-    let mut directives = Directives::default();
     loop {
-        let picked = match pick(worker, conn.dialled(), Some(&view), &tried).await {
-            Ok(picked) => picked,
-            Err(error) => return Err(failed.unwrap_or(error).into()),
-        };
-        exchange.set_destination(&picked.destination);
-        authorize(exchange, &picked, head, &view)?;
-        if tried.is_empty() {
-            directives = consult_adapters(exchange, &picked, head).await?;
-        }
         let load = worker.loads.begin(picked.address);
-        match worker.pool.take(&conn.upstream(picked.address), wire).await {
-            Ok(sending) => {
-                return Ok(Reached {
-                    picked,
-                    load,
-                    sending,
-                    directives,
-                });
-            }
+        let error = match worker.pool.take(&conn.upstream(picked.address), wire).await {
+            Ok(sending) => return Ok(Reached { picked, load, sending }),
             Err(source) => {
                 tried.push(picked.address);
-                let error = DataError::Connect {
+                DataError::Connect {
                     address: picked.address,
                     tried: tried.len(),
                     source,
-                };
-                if tried.len() >= CONNECT_ATTEMPTS || picked.address == conn.context.original {
-                    return Err(error.into());
                 }
-                failed = Some(error);
             }
+        };
+        if tried.len() >= CONNECT_ATTEMPTS || picked.address == conn.context.original {
+            return Err(error.into());
         }
+        picked = match pick_allowed(exchange, head, &tried).await {
+            Ok(picked) => picked,
+            // There is no other: what happened to this one says more.
+            Err(Refusal::Failed(_)) => return Err(error.into()),
+            Err(denied) => return Err(denied),
+        };
     }
 }
 
@@ -137,13 +140,8 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
         exchange.audited(rule, &why);
         return Ok(());
     }
-    Err(Refusal::Denied(denied(
-        exchange,
-        head,
-        StatusCode::FORBIDDEN,
-        rule,
-        &why,
-    )))
+    let reason = denied(exchange, head, StatusCode::FORBIDDEN, rule, &why);
+    Err(Refusal::Denied(Box::new(reason)))
 }
 
 /// The adapters' checks; the first that denies ends it.
@@ -197,7 +195,7 @@ async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::
         let mut reason = denied(exchange, head, status, Some(deny.rule), &words);
         reason.headers = deny.headers;
         reason.body = deny.body;
-        Refusal::Denied(reason)
+        Refusal::Denied(Box::new(reason))
     })
 }
 
@@ -216,21 +214,6 @@ fn denied(
         headers: Vec::new(),
         body: None,
     }
-}
-
-fn filter_request(exchange: &Exchange, head: &mut request::Parts) -> Result<(), Refusal> {
-    let filters = &exchange.conn.worker.config.filters;
-    if filters.is_empty() {
-        return Ok(());
-    }
-    exchange.begin_filters();
-    let stream = exchange.stream();
-    for filter in filters {
-        if let RequestAction::Respond(response) = filter.on_request_headers(&stream, head) {
-            return Err(Refusal::Answer(Box::new(response)));
-        }
-    }
-    Ok(())
 }
 
 /// Sends it, and once more on a fresh connection where the pool's was being closed by the endpoint just then.
@@ -300,7 +283,7 @@ async fn send(
 }
 
 /// The endpoint's answer becomes the client's.
-fn answer(
+async fn answer(
     exchange: &Rc<Exchange>,
     picked: &Picked,
     mut response: Response<Incoming>,
@@ -321,9 +304,9 @@ fn answer(
     };
     let (mut head, incoming) = response.into_parts();
     head::prepare_response(&mut head, switching);
-    let stream = exchange.stream();
-    for filter in &exchange.conn.worker.config.filters {
-        filter.on_response_headers(&stream, &mut head);
+    if let Some(chain) = exchange.chain() {
+        let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
+        chain.response_headers(&mut head, end).await?;
     }
     exchange.change_answer(&mut head.headers);
     exchange.answered(head.status, &head.headers);
@@ -333,7 +316,7 @@ fn answer(
             tunnel::spawn(exchange, client, server, load);
             ResponseBody::text("", Rc::clone(exchange))
         }
-        None => ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load),
+        None => ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load).filtered(),
     };
     Ok(Response::from_parts(head, body))
 }

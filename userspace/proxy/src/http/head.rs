@@ -73,6 +73,18 @@ fn check_host(head: &request::Parts) -> Result<(), DataError> {
     }
 }
 
+/// After filters: a `Content-Length` that is no single number would leave the length of the body to the reader.
+pub(crate) fn check_length(headers: &mut HeaderMap) {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit) && !length.is_empty();
+    if lengths
+        .next()
+        .is_some_and(|length| !is_number(length) || lengths.next().is_some())
+    {
+        headers.remove(CONTENT_LENGTH);
+    }
+}
+
 fn authority(host: &HeaderValue) -> Option<Authority> {
     Authority::try_from(host.as_bytes())
         .ok()

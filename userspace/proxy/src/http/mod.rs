@@ -5,7 +5,6 @@
 
 pub(crate) mod body;
 pub(crate) mod exchange;
-pub mod filter;
 pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod respond;

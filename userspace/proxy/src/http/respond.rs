@@ -3,15 +3,19 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Body;
 use weft_policy::ObjectRef;
 
 use super::{
     body::ResponseBody,
     exchange::{Exchange, outcome_of},
+    head,
 };
 use crate::{
     error::{DataError, chain},
+    filter::{FilterAnswer, Stop},
+    limits::FILTER_BODY_BUFFER,
     metrics::RequestOutcome,
 };
 
@@ -21,10 +25,17 @@ pub(crate) enum Refusal {
     /// It could not be.
     Failed(DataError),
     /// It must not be. No error: a rule of the operator's.
-    Denied(DenyReason),
+    Denied(Box<DenyReason>),
     /// A filter answers.
-    Answer(Box<Response<String>>),
+    Answer(Box<FilterAnswer>),
+    /// A filter wants no answer at all.
+    Reset(Stop),
 }
+
+/// Why a client gets no answer: the connection (HTTP/1) or the stream (HTTP/2) is reset.
+#[derive(Debug, thiserror::Error)]
+#[error("reset by a filter")]
+pub(crate) struct Unanswered;
 
 /// Who denied, and the line that says so.
 #[derive(Debug)]
@@ -53,6 +64,19 @@ impl From<DataError> for Refusal {
     }
 }
 
+impl From<Stop> for Refusal {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Answer(answer) => Self::Answer(answer),
+            Stop::Reset { .. } => Self::Reset(stop),
+            Stop::Full { by } => Self::Failed(DataError::FilterBuffer {
+                adapter: by,
+                limit: FILTER_BODY_BUFFER,
+            }),
+        }
+    }
+}
+
 /// The status a failure is answered with.
 fn status_of(error: &DataError) -> StatusCode {
     match error {
@@ -63,14 +87,40 @@ fn status_of(error: &DataError) -> StatusCode {
         DataError::NoBackend { .. } | DataError::BackendMissing { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         DataError::Upstream { .. } | DataError::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
         DataError::Malformed { .. } | DataError::RequestBody => StatusCode::BAD_REQUEST,
+        DataError::FilterBuffer { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         DataError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
         DataError::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
     }
 }
 
-/// The answer, noted in `exchange`. A gRPC client gets it as gRPC says errors: status 200 and trailers only.
-pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<ResponseBody> {
-    match refusal {
+/// The answer, shown to the filters that saw the request, and noted in `exchange`.
+///
+/// # Errors
+/// A filter wants none.
+pub(crate) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<Response<ResponseBody>, Unanswered> {
+    let response = answer(exchange, refusal)?;
+    // What is answered in place of an answer that filters have seen goes past them.
+    let Some(chain) = exchange.chain().filter(|chain| !chain.is_answering()) else {
+        return Ok(response);
+    };
+    let (mut head, body) = response.into_parts();
+    let end = body.is_end_stream() || exchange.method == Method::HEAD;
+    if let Some(length) = body.size_hint().exact().filter(|_| !end) {
+        head.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    match chain.response_headers(&mut head, end).await {
+        Ok(()) => {
+            exchange.set_status(head.status);
+            let body = if end { body } else { body.filtered() };
+            Ok(Response::from_parts(head, body))
+        }
+        Err(stop) => answer(exchange, stop.into()),
+    }
+}
+
+/// A gRPC client gets it as gRPC says errors: status 200 and trailers only.
+fn answer(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<Response<ResponseBody>, Unanswered> {
+    Ok(match refusal {
         Refusal::Failed(error) => {
             tracing::debug!(reason = error.reason(), %error, original = %exchange.conn.context.original, "request failed");
             let mut response = words(exchange, status_of(&error), &chain(&error), outcome_of(error.side()));
@@ -88,13 +138,14 @@ pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<Resp
             }
             response
         }
-        Refusal::Denied(DenyReason {
-            status,
-            rule,
-            text,
-            headers: more,
-            body,
-        }) => {
+        Refusal::Denied(reason) => {
+            let DenyReason {
+                status,
+                rule,
+                text,
+                headers: more,
+                body,
+            } = *reason;
             let mut response = words(exchange, status, &text, RequestOutcome::Denied);
             if let (Some(body), false) = (body, exchange.grpc) {
                 *response.body_mut() = ResponseBody::text(body, Rc::clone(exchange));
@@ -118,16 +169,49 @@ pub(crate) fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Response<Resp
             }
             response
         }
-        Refusal::Answer(response) => {
-            exchange.refused(
-                response.status(),
-                None,
-                RequestOutcome::Forwarded,
-                "answered by a filter",
-            );
-            response.map(|text| ResponseBody::text(text, Rc::clone(exchange)))
+        Refusal::Answer(answer) => filters_answer(exchange, *answer),
+        Refusal::Reset(stop) => {
+            exchange.cut_by(&stop);
+            return Err(Unanswered);
         }
+    })
+}
+
+/// What a filter answers, made fit for the client.
+fn filters_answer(exchange: &Rc<Exchange>, answer: FilterAnswer) -> Response<ResponseBody> {
+    let (mut head, mut body) = answer.response.into_parts();
+    head::prepare_response(&mut head, false);
+    head.headers.remove(header::CONTENT_LENGTH);
+    // Interim answers and changes of the protocol are not a filter's to give.
+    if head.status.is_informational() {
+        head.status = StatusCode::INTERNAL_SERVER_ERROR;
     }
+    let status = head.status;
+    let mut grpc = None;
+    if exchange.grpc {
+        let given = head
+            .headers
+            .get("grpc-status")
+            .and_then(|code| code.to_str().ok()?.parse().ok());
+        let code = given.unwrap_or_else(|| grpc_status_of_foreign(status));
+        grpc = Some(code);
+        head.status = StatusCode::OK;
+        head.headers
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        head.headers.insert("grpc-status", HeaderValue::from(code));
+        let message = grpc_message(&String::from_utf8_lossy(&body));
+        if let (false, Ok(message)) = (message.is_empty(), HeaderValue::from_str(&message)) {
+            head.headers.insert("grpc-message", message);
+        }
+        body.clear();
+    } else if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        body.clear();
+    } else if !body.is_empty() {
+        let headers = head.headers.entry(header::CONTENT_TYPE);
+        headers.or_insert(HeaderValue::from_static("text/plain"));
+    }
+    exchange.answered_by(&answer.by, status, head.status, grpc);
+    Response::from_parts(head, ResponseBody::text(body, Rc::clone(exchange)))
 }
 
 /// Methods that a CONNECT is told to use instead.
@@ -164,6 +248,18 @@ fn grpc_status(status: StatusCode) -> u16 {
         StatusCode::BAD_REQUEST => GRPC_INVALID_ARGUMENT,
         _ if status.is_client_error() => GRPC_PERMISSION_DENIED,
         _ => GRPC_INTERNAL,
+    }
+}
+
+/// gRPC's `http-grpc-status-mapping.md`: what clients make of an answer that is not gRPC's.
+fn grpc_status_of_foreign(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => GRPC_INTERNAL,
+        401 => 16,
+        403 => GRPC_PERMISSION_DENIED,
+        404 => 12,
+        429 | 502 | 503 | 504 => GRPC_UNAVAILABLE,
+        _ => 2,
     }
 }
 

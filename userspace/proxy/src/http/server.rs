@@ -1,13 +1,18 @@
 //! hyper towards the client: settings, the drain, slow headers and idle connections.
 
-use std::{convert::Infallible, pin::pin, rc::Rc, sync::Arc};
+use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::{body::ResponseBody, exchange::Exchange, forward, respond};
+use super::{
+    body::ResponseBody,
+    exchange::Exchange,
+    forward,
+    respond::{self, Refusal, Unanswered},
+};
 use crate::{
     conn::Conn,
     io::{ConnClock, Prefixed, Socket, Watched},
@@ -120,14 +125,14 @@ async fn serve(
     conn: Rc<Conn>,
     clock: Arc<ConnClock>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Unanswered> {
     let (head, body) = request.into_parts();
     let exchange = Exchange::new(&conn, &clock, &head);
     let version = head.version;
     let request = Request::from_parts(head, body);
-    let mut response = match forward::forward(&exchange, request).await {
+    let mut response = match forward_unless_stopped(&exchange, request).await {
         Ok(response) => response,
-        Err(refusal) => respond::refuse(&exchange, refusal),
+        Err(refusal) => respond::refuse(&exchange, refusal).await?,
     };
     if version < Version::HTTP_2
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
@@ -138,4 +143,26 @@ async fn serve(
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Ends early where a filter of the request's body wants it, which the upstream connection reads in a task of its own.
+async fn forward_unless_stopped(
+    exchange: &Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let mut forwarding = pin!(forward::forward(exchange, request));
+    poll_fn(|cx| {
+        if let Some(chain) = exchange.chain()
+            && let Poll::Ready(stop) = chain.poll_stopped(cx)
+        {
+            return Poll::Ready(Err(stop.into()));
+        }
+        let forwarded = forwarding.as_mut().poll(cx);
+        match exchange.chain() {
+            // It was made just now.
+            Some(chain) if forwarded.is_pending() => chain.poll_stopped(cx).map(|stop| Err(stop.into())),
+            _ => forwarded,
+        }
+    })
+    .await
 }

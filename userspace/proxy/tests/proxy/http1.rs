@@ -1,9 +1,7 @@
 //! HTTP/1.1: connections, bodies, and what a head may be.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{
     H1, Mesh, Port, Spec, Text,
     bodies::pieces,
-    client::{self, full, raw, read_until, request},
+    client::{self, raw, read_until, request},
     server::{Server, text},
 };
 
@@ -409,77 +407,4 @@ async fn connections_nobody_captured_are_closed_and_counted() {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     assert_eq!(client::read_all(&mut stream).await, "");
     assert_eq!(mesh.metrics().capture_missing.get(), 1);
-}
-
-#[tokio::test]
-async fn the_filters_points_are_called_in_order() {
-    use weft_proxy::http::filter::{Filter, RequestAction, Stream};
-
-    #[derive(Default)]
-    struct Noting(std::sync::Mutex<Vec<&'static str>>);
-
-    impl Noting {
-        fn note(&self, point: &'static str) {
-            self.0.lock().unwrap().push(point);
-        }
-    }
-
-    impl Filter for Noting {
-        fn name(&self) -> &str {
-            "noting"
-        }
-        fn on_request_headers(&self, _: &Stream<'_>, head: &mut http::request::Parts) -> RequestAction {
-            self.note("request headers");
-            if head.uri.path() == "/stop" {
-                return RequestAction::respond(StatusCode::IM_A_TEAPOT, "stopped");
-            }
-            RequestAction::Continue
-        }
-        fn on_request_body(&self, _: &Stream<'_>, piece: &mut Bytes) {
-            self.note("request body");
-            *piece = piece.to_ascii_uppercase().into();
-        }
-        fn on_response_headers(&self, _: &Stream<'_>, _: &mut http::response::Parts) {
-            self.note("response headers");
-        }
-        fn on_response_body(&self, _: &Stream<'_>, _: &mut Bytes) {
-            self.note("response body");
-        }
-        fn on_end(&self, _: &Stream<'_>) {
-            self.note("end");
-        }
-    }
-
-    let server = Server::http1(|request| async move { text(request.collect().await.unwrap().to_bytes()) }).await;
-    let noting = Arc::new(Noting::default());
-    let config = weft_proxy::ProxyConfig {
-        filters: vec![noting.clone()],
-        ..Default::default()
-    };
-    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
-    let mut client = H1::new(mesh.dial(0).await).await;
-    let answer = Text::read(client.send(request("POST", "/", full("abc"))).await).await;
-    assert_eq!(answer.body, "ABC");
-    mesh.flow().await;
-    let seen = std::mem::take(&mut *noting.0.lock().unwrap());
-    assert_eq!(
-        seen,
-        [
-            "request headers",
-            "request body",
-            "response headers",
-            "response body",
-            "end"
-        ]
-    );
-    let answer = Text::read(
-        client
-            .send(request(Method::GET.as_str(), "/stop", client::empty()))
-            .await,
-    )
-    .await;
-    assert_eq!(
-        (answer.status, answer.body.as_str()),
-        (StatusCode::IM_A_TEAPOT, "stopped")
-    );
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod drain;
+mod filters;
 mod http1;
 mod http2;
 mod large;

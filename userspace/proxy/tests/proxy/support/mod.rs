@@ -2,6 +2,7 @@
 
 pub mod bodies;
 pub mod client;
+pub mod filter;
 pub mod mesh;
 pub mod server;
 pub mod spec;

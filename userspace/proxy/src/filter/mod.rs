@@ -1,0 +1,32 @@
+//! Filters that see whole streams, run in Envoy's order and with its meanings.
+//!
+//! ```text
+//!            request -->   first -> second -> third   --> endpoint
+//!            client  <--   first <- second <- third   <-- response
+//! ```
+//! [`table`] says which adapters look at a request, [`chain`] calls them for its heads, [`passage`] moves a body through
+//! them. What a paused filter means:
+//!
+//! - at a head, everything of that direction stands still: no byte of the body is read, which holds up the sender
+//!   (Envoy's `StopAllIterationAndWatermark`, what it does for proxy-wasm);
+//! - at a body, the body goes on coming and gathers with the filter, up to [`FILTER_BODY_BUFFER`]; each further piece is
+//!   shown with all before it;
+//! - at trailers, they wait, and what gathered before them with them.
+//!
+//! Filters run after routing, access rules and checks, so none sees a request that policy refuses, and nothing they change
+//! is routed or judged anew. An answer of a filter's goes back through the filters that saw the request, as does every
+//! answer of ours from then on; one that replaces an endpoint's answer at its head goes to the client directly. After the
+//! head has gone nothing can be answered any more: the stream is reset. The bytes of an upgraded connection pass by.
+//!
+//! Where no filter is configured, nothing is called and nothing is kept.
+//!
+//! [`FILTER_BODY_BUFFER`]: crate::limits::FILTER_BODY_BUFFER
+
+pub(crate) mod chain;
+pub(crate) mod passage;
+mod table;
+
+pub use table::{FilterTable, Filters};
+
+pub(crate) use chain::{Chain, FilterAnswer, Stop};
+pub(crate) use passage::Passage;

@@ -1,0 +1,239 @@
+//! Filters that answer themselves, or reset.
+
+use std::net::SocketAddr;
+
+use http::StatusCode;
+use http_body_util::BodyExt;
+use weft_adapters::{FlowVerdict, Lent, Step};
+
+use super::{data, echo1, echo2, post, post2, sum};
+use crate::support::{
+    H1, H2, Mesh, Port, Spec, Text,
+    bodies::pieces,
+    client::{empty, full, raw, request},
+    filter::{Events, Script, config, respond},
+    server::Server,
+};
+
+/// Answers 418 at one of the points.
+fn at(script: Script, point: &'static str) -> Script {
+    script.act(move |lent, _| {
+        if point == name(&lent) {
+            respond(418, "stopped")
+        } else {
+            Step::Continue
+        }
+    })
+}
+
+fn name(lent: &Lent<'_>) -> &'static str {
+    match lent {
+        Lent::RequestHeaders(_) => "request-head",
+        Lent::RequestBody(_) => "request-body",
+        Lent::RequestTrailers(_) => "request-trailers",
+        Lent::ResponseHeaders(_) => "response-head",
+        Lent::ResponseBody(_) => "response-body",
+        Lent::ResponseTrailers(_) => "response-trailers",
+    }
+}
+
+#[tokio::test]
+async fn an_answer_at_the_head_reaches_no_later_filter_and_no_endpoint() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let config = config([
+        events.script("a"),
+        at(events.script("b"), "request-head"),
+        events.script("c"),
+    ]);
+    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let answer = Text::read(client.send(post(full("abc"))).await).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (418, "stopped"));
+    assert_eq!(
+        (answer.header("x-by"), answer.header("content-type")),
+        (Some("filter"), Some("text/plain"))
+    );
+    assert_eq!(
+        events.until_end_of("c").await,
+        [
+            "a request-head /",
+            "b request-head /",
+            "b response-head 418",
+            "a response-head 418",
+            "b response-body 7 end",
+            "a response-body 7 end",
+            "a end 418 0 7",
+            "b end 418 0 7",
+            "c end 418 0 7",
+        ]
+    );
+    assert_eq!(server.connections(), 0);
+    let flow = mesh.flow().await;
+    assert_eq!(
+        (flow.verdict, flow.rule.as_ref().unwrap().to_string()),
+        (FlowVerdict::Deny, "Adapter b".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn an_answer_during_the_body_or_trailers_takes_the_endpoints_place() {
+    for point in ["request-body", "request-trailers"] {
+        let server = echo2().await;
+        let mut events = Events::new();
+        let config = at(events.script("a"), point).config();
+        let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let mut client = H2::new(mesh.dial(0).await).await;
+        let (sender, body) = pieces();
+        let feed = tokio::spawn(async move {
+            let _stopped = sender.send(data("abc")).await;
+            let _stopped = sender.send(sum("1")).await;
+        });
+        let answer = Text::read(client.send(post2(body)).await).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.as_str()),
+            (418, "stopped"),
+            "{point}"
+        );
+        feed.await.unwrap();
+        let seen = events.until_end_of("a").await;
+        assert!(seen.contains(&"a response-head 418".to_owned()), "{seen:?}");
+        assert!(events.rest().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_place_of_an_answer_passes_the_filters_by() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let config = config([events.script("a"), at(events.script("b"), "response-head")]);
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let answer = client.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (418, "stopped"));
+    let seen = events.until_end_of("b").await;
+    assert_eq!(seen[2..], ["b response-head 200 end", "a end 418 0 7", "b end 418 0 7"]);
+}
+
+#[tokio::test]
+async fn an_answer_after_the_head_cuts_the_answer() {
+    for point in ["response-body", "response-trailers"] {
+        let server = echo2().await;
+        let mut events = Events::new();
+        let config = at(events.script("a"), point).config();
+        let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let mut client = H2::new(mesh.dial(0).await).await;
+        let (sender, body) = pieces();
+        tokio::spawn(async move {
+            sender.send(data("abc")).await.unwrap();
+            sender.send(sum("1")).await.unwrap();
+        });
+        // The reset may overtake the head.
+        if let Ok(response) = client.try_send(post2(body)).await {
+            assert_eq!(response.status(), 200);
+            assert!(response.into_body().collect().await.is_err(), "{point}");
+        }
+        assert!(
+            events
+                .until_end_of("a")
+                .await
+                .last()
+                .unwrap()
+                .starts_with("a end 200 3 ")
+        );
+        assert!(mesh.flow().await.reason.starts_with("reset: adapter a answered 418"));
+    }
+}
+
+#[tokio::test]
+async fn a_reset_ends_an_http1_connection_without_a_byte() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let config = events.script("a").act(|_, _| Step::Reset).config();
+    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let answer = raw(mesh.dial(0).await, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    assert_eq!((answer.as_str(), server.connections()), ("", 0));
+    assert_eq!(events.until_end_of("a").await, ["a request-head / end", "a end 0 0 0"]);
+    assert_eq!(mesh.flow().await.reason, "reset by adapter a");
+}
+
+#[tokio::test]
+async fn a_reset_ends_an_http2_stream_and_no_other() {
+    let server = echo2().await;
+    let events = Events::new();
+    let config = events
+        .script("a")
+        .act(|lent, _| match lent {
+            Lent::RequestBody(body) if body.starts_with(b"bad") => Step::Reset,
+            _ => Step::Continue,
+        })
+        .config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut client = H2::new(mesh.dial(0).await).await;
+    assert!(client.try_send(post2(full("bad"))).await.is_err());
+    assert_eq!(Text::read(client.send(post2(full("good"))).await).await.body, "good");
+}
+
+#[tokio::test]
+async fn a_grpc_client_gets_an_answer_as_a_grpc_status() {
+    let server = echo2().await;
+    let events = Events::new();
+    let config = events.script("a").act(|_, _| respond(401, "who are you?")).config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut ask = post2(full(&b"\0\0\0\0\0"[..]));
+    ask.headers_mut()
+        .insert("content-type", "application/grpc".parse().unwrap());
+    let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, ""));
+    assert_eq!(
+        (answer.header("grpc-status"), answer.header("grpc-message")),
+        (Some("16"), Some("who are you?"))
+    );
+}
+
+#[tokio::test]
+async fn a_failure_of_ours_is_an_answer_that_filters_see() {
+    // Nobody listens there.
+    let unused = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let mut events = Events::new();
+    let script = events.script("a").act(|lent, _| {
+        if let Lent::ResponseHeaders(head) = lent {
+            head.headers.insert("x-seen", "1".parse().unwrap());
+        }
+        Step::Continue
+    });
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [unused])]), script.config(), Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let answer = client.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (503, Some("1")));
+    assert!(answer.body.contains(&SocketAddr::to_string(&unused)), "{answer:?}");
+    let seen = events.until_end_of("a").await;
+    assert_eq!(seen[..2], ["a request-head / end", "a response-head 503"]);
+}
+
+#[tokio::test]
+async fn what_policy_denies_no_filter_sees() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(crate::support::Access::Nobody);
+    let mut mesh = Mesh::start_with(&spec, events.script("a").config(), Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(client.get("/").await.status, StatusCode::FORBIDDEN);
+    mesh.flow().await;
+    assert!(events.rest().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_body_and_no_interim_status() {
+    let server = Server::http2(|_| async { crate::support::server::text("never") }).await;
+    let events = Events::new();
+    let config = events.script("a").act(|_, _| respond(101, "stopped")).config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut ask = request("HEAD", "http://web/", empty());
+    ask.headers_mut().remove("host");
+    let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (500, ""));
+}

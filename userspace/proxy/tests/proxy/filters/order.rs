@@ -1,0 +1,255 @@
+//! Which filters are called, when, and with what.
+
+use http::{Response, StatusCode};
+use tokio::io::AsyncWriteExt;
+use weft_adapters::{Lent, Step};
+use weft_policy::ServiceName;
+use weft_proxy::{FilterTable, Filters, ProxyConfig};
+
+use super::{data, echo1, echo2, post, post2, sum};
+use crate::support::{
+    H1, H2, Mesh, Port, Spec, Text,
+    bodies::pieces,
+    client::{empty, full, raw, read_all, read_until, request},
+    filter::{Events, config, table},
+    server::{Server, text},
+};
+
+#[tokio::test]
+async fn a_request_meets_the_first_filter_first_and_its_answer_last() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let config = config([events.script("a"), events.script("b")]);
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(Text::read(client.send(post(full("abc"))).await).await.body, "abc");
+    assert_eq!(
+        events.until_end_of("b").await,
+        [
+            "a request-head /",
+            "b request-head /",
+            "a request-body 3 end",
+            "b request-body 3 end",
+            "b response-head 200",
+            "a response-head 200",
+            "b response-body 3 end",
+            "a response-body 3 end",
+            "a end 200 3 3",
+            "b end 200 3 3",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn trailers_are_shown_both_ways_and_may_be_changed() {
+    for http2 in [false, true] {
+        let server = if http2 { echo2().await } else { echo1().await };
+        let mut events = Events::new();
+        let script = events.script("a").act(|lent, _| {
+            if let Lent::RequestTrailers(trailers) | Lent::ResponseTrailers(trailers) = lent {
+                let sum = trailers["x-sum"].to_str().unwrap().to_owned() + "+1";
+                trailers.insert("x-sum", sum.parse().unwrap());
+            }
+            Step::Continue
+        });
+        let spec = Spec::of([Port::http("web", [server.address])]);
+        let mesh = Mesh::start_with(&spec, script.config(), Vec::new());
+        let (sender, body) = pieces();
+        let feed = tokio::spawn(async move {
+            sender.send(data("abc")).await.unwrap();
+            sender.send(sum("1")).await.unwrap();
+        });
+        let answer = if http2 {
+            H2::new(mesh.dial(0).await).await.send(post2(body)).await
+        } else {
+            let mut request = post(body);
+            for (name, value) in [("te", "trailers"), ("trailer", "x-sum")] {
+                request.headers_mut().insert(name, value.parse().unwrap());
+            }
+            H1::new(mesh.dial(0).await).await.send(request).await
+        };
+        let answer = Text::read(answer).await;
+        feed.await.unwrap();
+        assert_eq!(
+            (answer.body.as_str(), &answer.trailers.unwrap()["x-sum"]),
+            ("abc", &"1+1+1".parse().unwrap())
+        );
+        assert_eq!(
+            events.until_end_of("a").await,
+            [
+                "a request-head /",
+                "a request-body 3",
+                "a request-trailers",
+                "a response-head 200",
+                "a response-body 3",
+                "a response-trailers",
+                "a end 200 3 3",
+            ]
+        );
+    }
+}
+
+#[tokio::test]
+async fn heads_without_a_body_are_the_end() {
+    let server = Server::http1(|request| async move {
+        let mut response = match request.uri().path() {
+            "/204" => text(""),
+            _ => text("seen only by GET"),
+        };
+        if request.uri().path() == "/204" {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
+        response
+    })
+    .await;
+    let mut events = Events::new();
+    let config = events.script("a").config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    for (method, path, status) in [("HEAD", "/head", 200), ("GET", "/204", 204)] {
+        let mut client = H1::new(mesh.dial(0).await).await;
+        let answer = Text::read(client.send(request(method, path, empty())).await).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (status, ""));
+        assert_eq!(answer.header("content-length"), (method == "HEAD").then_some("16"));
+        assert_eq!(
+            events.until_end_of("a").await,
+            [
+                format!("a request-head {path} end"),
+                format!("a response-head {status} end"),
+                format!("a end {status} 0 0"),
+            ]
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_ends_with_an_empty_piece() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let config = events.script("a").config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let ask =
+        "POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    assert!(raw(mesh.dial(0).await, ask).await.ends_with("\r\n\r\nabc"));
+    let seen = events.until_end_of("a").await;
+    assert_eq!(
+        seen[..3],
+        ["a request-head /", "a request-body 3", "a request-body 0 end"]
+    );
+}
+
+#[tokio::test]
+async fn filters_see_the_heads_of_an_upgrade_and_not_its_tunnel() {
+    let server = Server::http1(|mut request| async move {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+            io.write_all(b"hello").await.unwrap();
+        });
+        Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "x")
+            .body(pieces().1)
+            .unwrap()
+    })
+    .await;
+    let mut events = Events::new();
+    let config = events.script("a").config();
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut stream = mesh.dial(0).await;
+    let ask = "GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    read_until(&mut stream, "\r\n\r\n").await;
+    assert_eq!(read_all(&mut stream).await, "hello");
+    drop(stream);
+    assert_eq!(
+        events.until_end_of("a").await,
+        ["a request-head / end", "a response-head 101 end", "a end 101 0 5"]
+    );
+}
+
+#[tokio::test]
+async fn filters_are_those_of_the_service_and_the_table_in_force() {
+    let [web, api] = [Server::named("web").await, Server::named("api").await];
+    let mut events = Events::new();
+    let service = |name: &str| ServiceName {
+        namespace: "default".into(),
+        name: name.into(),
+    };
+    let filters = Filters::new(FilterTable {
+        everywhere: vec![events.script("all").factory()],
+        services: [
+            (service("web"), vec![events.script("web").factory()]),
+            (service("api"), vec![events.script("api").factory()]),
+        ]
+        .into(),
+    });
+    let config = ProxyConfig {
+        filters: filters.clone(),
+        ..ProxyConfig::default()
+    };
+    // `web` sends everything to `api`: both look.
+    let mut split = Port::http("web", [web.address]);
+    split.split = Some(vec![("api", 1)]);
+    let spec = Spec::of([split, Port::http("api", [api.address])]);
+    let mesh = Mesh::start_with(&spec, config, Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(client.get("/").await.body, "api");
+    let seen = events.until_end_of("api").await;
+    assert_eq!(
+        seen[..3],
+        [
+            "all request-head / end",
+            "web request-head / end",
+            "api request-head / end"
+        ]
+    );
+    let mut direct = H1::new(mesh.dial(1).await).await;
+    assert_eq!(direct.get("/").await.body, "api");
+    let seen = events.until_end_of("api").await;
+    assert_eq!(seen[..2], ["all request-head / end", "api request-head / end"]);
+
+    filters.publish(table([events.script("new")]));
+    assert_eq!(client.get("/").await.body, "api");
+    assert_eq!(events.until_end_of("new").await[0], "new request-head / end");
+}
+
+#[tokio::test]
+async fn a_filter_changes_what_the_endpoint_gets_and_not_who_that_is() {
+    let server = Server::http1(|request| async move {
+        let header = |name| {
+            request
+                .headers()
+                .get(name)
+                .map(|value| value.to_str().unwrap().to_owned())
+        };
+        text(format!("{} {:?} {:?}", request.uri(), header("x-new"), header("x-old")))
+    })
+    .await;
+    let events = Events::new();
+    let script = events.script("a").act(|lent, _| {
+        match lent {
+            Lent::RequestHeaders(head) => {
+                head.uri = "/admin?x=1".parse().unwrap();
+                head.headers.remove("x-old");
+                head.headers.insert("x-new", "1".parse().unwrap());
+            }
+            Lent::ResponseHeaders(head) => {
+                head.status = StatusCode::ACCEPTED;
+                head.headers.insert("x-seen", "1".parse().unwrap());
+            }
+            _ => {}
+        }
+        Step::Continue
+    });
+    // The rules speak of what the client asked.
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(crate::support::allow_paths("/public"));
+    let mesh = Mesh::start_with(&spec, script.config(), Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let mut ask = request("GET", "/public", empty());
+    ask.headers_mut().insert("x-old", "1".parse().unwrap());
+    let answer = Text::read(client.send(ask).await).await;
+    assert_eq!(answer.body, "/admin?x=1 Some(\"1\") None");
+    assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (202, Some("1")));
+    assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+}

@@ -1,0 +1,234 @@
+//! Filters that tests write down as closures, and what they saw.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode, request, response};
+use tokio::sync::{mpsc, watch};
+use weft_adapters::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use weft_proxy::{FilterTable, Filters, ProxyConfig};
+
+type Act = Arc<dyn Fn(Lent<'_>, bool) -> Step + Send + Sync>;
+
+/// An adapter that notes every call as `NAME POINT [DETAIL] [end]` and does what the test says.
+#[derive(Clone)]
+pub struct Script {
+    name: &'static str,
+    act: Act,
+    /// What a pause ends with, once the gate opens.
+    resume: Act,
+    gate: watch::Receiver<bool>,
+    events: mpsc::UnboundedSender<String>,
+}
+
+/// What scripts saw, in order.
+pub struct Events(mpsc::UnboundedReceiver<String>, mpsc::UnboundedSender<String>);
+
+/// One request's.
+struct Scripted {
+    script: Script,
+    waiting: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+// === impl Events ===
+
+impl Events {
+    pub fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self(receiver, sender)
+    }
+
+    /// A script that lets everything pass.
+    pub fn script(&self, name: &'static str) -> Script {
+        Script {
+            name,
+            act: Arc::new(|_, _| Step::Continue),
+            resume: Arc::new(|_, _| Step::Continue),
+            gate: watch::channel(false).1,
+            events: self.1.clone(),
+        }
+    }
+
+    pub async fn next(&mut self) -> String {
+        self.0.recv().await.unwrap()
+    }
+
+    /// All up to the end that filter `name` saw.
+    pub async fn until_end_of(&mut self, name: &str) -> Vec<String> {
+        let mut seen = Vec::new();
+        let end = format!("{name} end ");
+        loop {
+            let event = self.next().await;
+            let ended = event.starts_with(&end);
+            seen.push(event);
+            if ended {
+                return seen;
+            }
+        }
+    }
+
+    /// What was seen and not asked for yet.
+    pub fn rest(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.0.try_recv().ok()).collect()
+    }
+}
+
+// === impl Script ===
+
+impl Script {
+    pub fn act(mut self, act: impl Fn(Lent<'_>, bool) -> Step + Send + Sync + 'static) -> Self {
+        self.act = Arc::new(act);
+        self
+    }
+
+    pub fn resume(mut self, resume: impl Fn(Lent<'_>, bool) -> Step + Send + Sync + 'static) -> Self {
+        self.resume = Arc::new(resume);
+        self
+    }
+
+    /// Pauses end when `true` is sent.
+    pub fn gated(mut self) -> (Self, watch::Sender<bool>) {
+        let (gate, opens) = watch::channel(false);
+        self.gate = opens;
+        (self, gate)
+    }
+
+    /// Gathers the whole of the bodies in upper case.
+    pub fn shouting(self) -> Self {
+        self.act(|lent, end| match lent {
+            Lent::RequestHeaders(head) => {
+                head.headers.remove("content-length");
+                Step::Continue
+            }
+            Lent::ResponseHeaders(head) => {
+                head.headers.remove("content-length");
+                Step::Continue
+            }
+            Lent::RequestBody(body) | Lent::ResponseBody(body) => {
+                body.make_ascii_uppercase();
+                if end { Step::Continue } else { Step::Pause }
+            }
+            _ => Step::Continue,
+        })
+    }
+
+    /// Alone, for every service.
+    pub fn config(self) -> ProxyConfig {
+        config([self])
+    }
+
+    fn note(&self, what: &str) {
+        let _test_is_over = self.events.send(format!("{} {what}", self.name));
+    }
+}
+
+/// In this order, for every service.
+pub fn config(scripts: impl IntoIterator<Item = Script>) -> ProxyConfig {
+    ProxyConfig {
+        filters: Filters::new(table(scripts)),
+        ..ProxyConfig::default()
+    }
+}
+
+pub fn table(scripts: impl IntoIterator<Item = Script>) -> FilterTable {
+    FilterTable {
+        everywhere: scripts.into_iter().map(Script::factory).collect(),
+        ..FilterTable::default()
+    }
+}
+
+impl Script {
+    pub fn factory(self) -> Arc<dyn FilterFactory> {
+        Arc::new(self)
+    }
+}
+
+/// An answer for [`Step::Respond`].
+pub fn respond(status: u16, body: &'static str) -> Step {
+    let mut response = Response::new(Bytes::from_static(body.as_bytes()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response.headers_mut().insert("x-by", "filter".parse().unwrap());
+    Step::Respond(Box::new(response))
+}
+
+impl FilterFactory for Script {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        Some(Box::new(Scripted {
+            script: self.clone(),
+            waiting: None,
+        }))
+    }
+}
+
+// === impl Scripted ===
+
+impl Scripted {
+    fn run(&mut self, what: &str, lent: Lent<'_>, end: bool) -> Step {
+        self.script.note(&format!("{what}{}", if end { " end" } else { "" }));
+        (self.script.act)(lent, end)
+    }
+}
+
+impl StreamFilter for Scripted {
+    fn on_request_headers(&mut self, head: &mut request::Parts, end: bool) -> Step {
+        self.run(
+            &format!("request-head {}", head.uri.path()),
+            Lent::RequestHeaders(head),
+            end,
+        )
+    }
+
+    fn on_request_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
+        self.run(&format!("request-body {}", body.len()), Lent::RequestBody(body), end)
+    }
+
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+        self.run("request-trailers", Lent::RequestTrailers(trailers), false)
+    }
+
+    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+        self.run(
+            &format!("response-head {}", head.status.as_u16()),
+            Lent::ResponseHeaders(head),
+            end,
+        )
+    }
+
+    fn on_response_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
+        self.run(&format!("response-body {}", body.len()), Lent::ResponseBody(body), end)
+    }
+
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+        self.run("response-trailers", Lent::ResponseTrailers(trailers), false)
+    }
+
+    fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let mut gate = self.script.gate.clone();
+            Box::pin(async move {
+                if gate.wait_for(|open| *open).await.is_err() {
+                    // No gate: the next piece decides.
+                    std::future::pending::<()>().await;
+                }
+            })
+        });
+        ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready((self.script.resume)(lent, false))
+    }
+
+    fn on_end(&mut self, end: &StreamEnd) {
+        let (sent, received) = (end.request_bytes, end.response_bytes);
+        self.script.note(&format!("end {} {sent} {received}", end.status));
+    }
+}
