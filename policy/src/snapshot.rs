@@ -117,12 +117,15 @@ pub enum FailureMode {
     Closed,
 }
 
-/// Sockmap short-circuit. `Full` comes with the torture-tested kernels.
+/// Sockmap short-circuit: which sockets may be handed bytes past TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceleration {
     Off,
+    /// Those that our proxy reads.
     Proxy,
+    /// Also both ends of a direct connection within a network namespace: their programs must not splice, nor ask FIONREAD.
+    Full,
 }
 
 /// Who works per request for a service.

@@ -116,6 +116,16 @@ fn opaque_bytes_pass_the_proxy_unchanged_with_short_circuit() {
     });
 }
 
+#[test]
+fn direct_connections_carry_every_byte_short_circuited_both_ways() {
+    lab_test("direct-fast", |lab| {
+        let policy = resources::service_policy("bulk", &["acceleration: full"]);
+        lab.resource("bulk.yaml", &policy)?;
+        lab.daemon_with(FORCE)?;
+        opaque(lab, Way::ShortCircuited)
+    });
+}
+
 /// curl uploads a file to nginx and downloads another; both are compared with what they were made of.
 fn http(lab: &Lab, acceleration: &str, flags: &[&str]) -> Result<()> {
     let total = bytes()?;

@@ -37,6 +37,8 @@ pub mod sock_flags {
     /// With [`REDIRECTED`]: the proxy is a foreign one. `translated` of the dialling socket's record, and `original` of
     /// all others of the connection, hold the endpoint that was picked for it.
     pub const EXTERNAL: u16 = 256;
+    /// With [`ACCELERATE`]: connected directly, both ends may be handed bytes past TCP.
+    pub const FULL: u16 = 512;
 }
 
 /// Short-circuit state of one direction; decided at its first byte and kept.
@@ -83,7 +85,7 @@ pub struct SockRecord {
     pub translated: Addr,
     /// [`role::BOUND`]: the address the program bound; the entry in `weft_listen` goes with the socket.
     pub bound: Addr,
-    /// Its port, wire order.
+    /// Its port, wire order. Of an accepted socket that is short-circuited both ways: the port that the client asked for.
     pub translated_port_be: u16,
     /// Port of `original`, wire order.
     pub original_port_be: u16,
@@ -91,7 +93,8 @@ pub struct SockRecord {
     pub flags: u16,
     /// [`role`].
     pub role: u8,
-    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow).
+    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow); or its
+    /// upper layer was changed (TCP_ULP).
     pub plain: u8,
     /// Source identity.
     pub source: u32,
@@ -170,7 +173,9 @@ pub struct ConnRecord {
     pub pad: u16,
     /// Cookie of that end's socket (`SO_COOKIE`): whom to reset when it is denied later.
     pub cookie: u64,
+    /// Bytes that the accepting end sent past TCP to the dialling one ([`sock_flags::FULL`]), which has no count of them.
+    pub direct: u64,
 }
 
 const _: () = assert!(size_of::<SockRecord>() == 192);
-const _: () = assert!(size_of::<ConnRecord>() == 80);
+const _: () = assert!(size_of::<ConnRecord>() == 88);

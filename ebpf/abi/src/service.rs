@@ -42,6 +42,8 @@ pub mod dest_flags {
     pub const MIXED: u8 = 16;
     /// The proxy that its connections visit is a foreign one: [`External`].
     pub const EXTERNAL: u8 = 32;
+    /// Short-circuit both ways where client and server are connected directly, in one network namespace.
+    pub const FULL: u8 = 64;
 }
 
 /// Flags of [`Backend`].

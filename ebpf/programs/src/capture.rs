@@ -428,6 +428,9 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             return asked.refuse(ECONNREFUSED);
         }
     }
+    if flags & dest_flags::FULL != 0 && config.short_circuit != 0 && record.plain == 0 && is_local(&way.addr, netns) {
+        record.flags |= sock_flags::ACCELERATE | sock_flags::FULL;
+    }
     way
 }
 

@@ -123,13 +123,13 @@ pub static EDGES: PerCpuHashMap<EdgeKey, EdgeCounters, 16_384, NO_PREALLOC> = Pe
 #[btf_map(name = "weft_events")]
 pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();
 
-/// Sockets whose sends `weft_sk_msg` looks at: those of applications, towards our proxy.
+/// Sockets whose sends `weft_sk_msg` looks at: those of applications, towards our proxy or (`acceleration: full`) one another.
 #[btf_map(name = "weft_tx")]
 pub static TX: SockHash<Tuple, 65_536> = SockHash::new();
 
-/// Sockets that may be handed bytes past TCP: only ever those that our proxy reads. No program is attached here, so
-/// their own sends take the plain TCP path. That an application's socket is never in this map is what keeps
-/// `splice(2)` in applications safe (see `README.md`).
+/// Sockets that may be handed bytes past TCP: those that our proxy reads, and those of a service whose operator declared
+/// `acceleration: full`. No program is attached here, so the proxy's own sends take the plain TCP path. That no other
+/// application's socket is in this map is what keeps `splice(2)` in applications safe (see `README.md`).
 #[btf_map(name = "weft_rx")]
 pub static RX: SockHash<Tuple, 65_536> = SockHash::new();
 

@@ -67,6 +67,25 @@ pub fn edge_key(record: &SockRecord) -> EdgeKey {
     }
 }
 
+/// Counts bytes that this end handed to the other one past TCP for that end: nothing there sees them come.
+///
+/// Not inlined, as `counters`.
+#[inline(never)]
+pub fn handed_over(record: &SockRecord, bytes: u64) {
+    let mut key = edge_key(record);
+    let port_be = if record.role == role::ACTIVE {
+        key.reporter = reporter::DESTINATION;
+        record.target_port_be
+    } else {
+        key.reporter = reporter::SOURCE;
+        record.translated_port_be
+    };
+    if record.overflowed == 0 && key.port != 0 {
+        key.port = u16::from_be(port_be);
+    }
+    edge(&key, |counters| add(&mut counters.bytes_received, bytes));
+}
+
 /// Adds to an edge's counters on this CPU, by [`add`] and [`observe`]. `false`: it found no room, and the overflow edge
 /// was added to instead.
 #[inline(always)]

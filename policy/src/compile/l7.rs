@@ -15,7 +15,7 @@ use crate::{
         smi::{RouteKind, TrafficTargetSpec},
         weft::ServicePolicySpec,
     },
-    snapshot::{AccessRule, Identity, L7, ObjectRef, ObjectState, Protocol, ServiceName},
+    snapshot::{Acceleration, AccessRule, Identity, L7, ObjectRef, ObjectState, Protocol, ServiceName},
 };
 
 /// Target ports behind services that say so, each with the policy that does.
@@ -145,15 +145,26 @@ pub(super) fn proxied(l7: &L7) -> Option<String> {
     }
 }
 
-/// Says what a policy does about requests, if it says anything.
+/// Says what a policy does about requests and short-circuits, if it says anything that its fields do not.
 pub(super) fn report_policy(name: &ServiceName, object: &Object, spec: &ServicePolicySpec, report: &mut Report) {
-    let reason = match spec.l7.as_ref().map(|l7| &l7.value) {
-        None | Some(L7::Auto) => return,
+    let mut reason = match spec.l7.as_ref().map(|l7| &l7.value) {
+        None | Some(L7::Auto) => "in force".to_owned(),
         Some(L7::None) => format!("in force: connections to {name} never visit a proxy"),
         Some(L7::External { address, cgroup }) => format!(
             "in force: requests to {name} are left to the foreign proxy at {address} (cgroup {})",
             cgroup.display()
         ),
     };
+    let external = matches!(spec.l7.as_ref().map(|l7| &l7.value), Some(L7::External { .. }));
+    match spec.acceleration {
+        Some(Acceleration::Proxy | Acceleration::Full) if external => {
+            reason += "; nothing is short-circuited: a foreign proxy may splice, and lose bytes";
+        }
+        Some(Acceleration::Full) => {
+            reason += "; direct connections within this node are short-circuited both ways: neither end may splice";
+        }
+        _ if reason == "in force" => return,
+        _ => {}
+    }
     report.status(&object.id, ObjectState::Accepted, reason);
 }

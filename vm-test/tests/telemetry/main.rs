@@ -161,6 +161,27 @@ fn short_circuited_bytes_are_counted_exactly() {
     });
 }
 
+/// What comes past TCP is counted by its sender, for both ends.
+#[test]
+fn bytes_short_circuited_both_ways_are_counted_exactly_at_both_ends() {
+    lab_test("count-full", |lab| {
+        lab.resource("bulk.yaml", &resources::service_policy("bulk", &["acceleration: full"]))?;
+        lab.daemon_with(&["--short-circuit", "force"])?;
+        let view = transfers(lab, false, |port, listening| {
+            (Key::source("bulk", port), Key::destination("client", "bulk", listening))
+        })?;
+        for edge in view["edges"].as_array().context("edges")? {
+            let segments = edges::total(edge, "segments_sent")?;
+            ensure!(segments < 60, "it went through TCP: {edge}");
+        }
+        for flow in lab.flows()?.iter().filter(|flow| flow["event"] == "close") {
+            let received = flow["bytes_received"].as_u64().context("bytes_received")?;
+            ensure!(received > 0, "a close without the bytes that came past TCP: {flow}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn requests_through_the_proxy_are_counted_exactly_byte_for_byte() {
     lab_test("count-http", |lab| {

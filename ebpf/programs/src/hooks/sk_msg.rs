@@ -1,4 +1,4 @@
-//! sk_msg on `weft_tx`: the short-circuit from an application to the proxy beside it.
+//! sk_msg on `weft_tx`: the short-circuit from an application to the proxy beside it, or to another application.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -9,18 +9,18 @@ use aya_ebpf::{
     macros::sk_msg,
     programs::SkMsgContext,
 };
-use weft_abi::{SockRecord, circuit, sock_flags};
+use weft_abi::{SockRecord, circuit, role, sock_flags};
 
 use crate::{
     capture,
     context::{msg_tuple, record},
-    maps::RX,
+    maps::{CONNS, RX},
     telemetry, verdict,
 };
 
 const BPF_F_INGRESS: u64 = 1;
 
-/// Steps: decided for TCP -> leave it; else look for the proxy's socket at the other end. Found: hand the bytes over
+/// Steps: decided for TCP -> leave it; else look for the socket at the other end, if it may receive. Found: hand the bytes over
 /// and count them (TCP does not see them). Not found at the first byte: this direction stays on TCP for good, for a
 /// later change from TCP to the queue would overtake bytes in flight.
 ///
@@ -61,7 +61,15 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     };
     if result == i64::from(SK_PASS) {
         record.circuit = circuit::DIRECT;
-        record.direct_bytes += u64::from(ctx.size());
+        let bytes = u64::from(ctx.size());
+        record.direct_bytes += bytes;
+        if record.flags & sock_flags::FULL != 0
+            && record.role == role::PASSIVE
+            && let Some(conn) = CONNS.get_ptr_mut(&peer.conn_key())
+        {
+            // SAFETY: a live map value; the socket that sends is locked, so nobody else writes this field.
+            unsafe { (*conn).direct += bytes };
+        }
         flush(record);
     } else {
         // From DIRECT this is the one safe change: the peer is gone, and its queue is read before TCP's.
@@ -78,6 +86,9 @@ fn flush(record: &mut SockRecord) {
     }
     let grown = record.direct_bytes - record.flushed_direct;
     record.flushed_direct = record.direct_bytes;
+    if record.flags & sock_flags::FULL != 0 {
+        telemetry::handed_over(record, grown);
+    }
     telemetry::edge(&telemetry::edge_key(record), |counters| {
         telemetry::add(&mut counters.bytes_sent, grown);
     });

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use weft_abi::{
     ConnRecord, EdgeCounters, EventKind, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter,
-    role, sock_flags,
+    circuit, role, sock_flags,
 };
 
 use crate::{
@@ -133,7 +133,7 @@ fn on_active(ctx: &SockOpsContext) {
     record.acked_base += 1;
     if record.flags & sock_flags::ACCELERATE != 0 && acked <= record.acked_base {
         // More than the SYN acknowledged: data went with it (TCP Fast Open), so this direction began on TCP.
-        join_circuit(ctx, record, record.flags & sock_flags::PROXY != 0);
+        join_circuit(ctx, record);
     }
     if record.flags & sock_flags::PROXY != 0 {
         return;
@@ -217,6 +217,7 @@ fn accepted(
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
     (record.flushed_retransmits, record.direct_bytes, record.overflowed) = (0, 0, 0);
+    record.circuit = circuit::UNDECIDED;
     let whose = if assigned {
         // Whom the client dialled, not us.
         let listener = capture::listener(&tuple.local, tuple.local_port_be, protocol::TCP, tuple.netns);
@@ -249,7 +250,7 @@ fn accepted(
     record.verdict = conn.verdict;
     record.generation = conn.generation;
     record.flags |=
-        conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::EXEMPT | sock_flags::EXTERNAL);
+        conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::FULL | sock_flags::EXEMPT | sock_flags::EXTERNAL);
     if proxy && conn.flags & sock_flags::REDIRECTED != 0 {
         record.original = conn.original;
         record.original_port_be = conn.original_port_be;
@@ -266,9 +267,15 @@ fn accepted(
             external::claim(&key);
         }
     }
-    // Towards the proxy only: its own accepted sockets receive, a server it dialled sends.
-    if record.flags & sock_flags::ACCELERATE != 0 && (ours || record.source == identity::PROXY) {
-        join_circuit(ctx, record, ours);
+    // Towards the proxy: its own accepted sockets receive, a server it dialled sends. Both ways: a server dialled directly.
+    if record.flags & sock_flags::FULL != 0 {
+        record.translated_port_be = conn.original_port_be;
+    }
+    if record.flags & sock_flags::ACCELERATE != 0
+        && record.plain == 0
+        && (ours || record.source == identity::PROXY || record.flags & sock_flags::FULL != 0)
+    {
+        join_circuit(ctx, record);
     }
 }
 
@@ -303,22 +310,30 @@ fn note(ops: *mut bpf_sock_ops, record: &SockRecord, key: &Tuple, writer: u8) {
         pad: 0,
         // SAFETY: the helper takes this context.
         cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
+        direct: 0,
     };
     if let Err(errno) = CONNS.insert(key, &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
     }
 }
 
-#[inline(always)]
-fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord, receives: bool) {
+/// Our proxy's sockets receive past TCP, others send; both where that is declared. The receiving side first: the peer may
+/// send from then on.
+///
+/// Not inlined: two callers, and a stack of its own.
+#[inline(never)]
+fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord) {
     let tuple = sockops_tuple(ctx.ops);
     // SAFETY: the context pointer is valid for the run.
     let ops = unsafe { &mut *ctx.ops };
-    let result = if receives {
-        RX.update(tuple, ops, 0)
-    } else {
-        TX.update(tuple, ops, 0)
-    };
+    let (ours, full) = (record.flags & sock_flags::PROXY != 0, record.flags & sock_flags::FULL != 0);
+    let mut result = Ok(());
+    if ours || full {
+        result = RX.update(tuple, &mut *ops, 0);
+    }
+    if !ours && result.is_ok() {
+        result = TX.update(tuple, ops, 0);
+    }
     if let Err(errno) = result {
         errs::count(Site::CircuitInsert, errno);
         record.flags &= !sock_flags::ACCELERATE;
@@ -387,6 +402,7 @@ fn on_progress(ctx: &SockOpsContext) {
     let fin_acked = state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT;
     let fin_received = state != TCP_ESTABLISHED;
     let (acked, received) = payload(ctx, record, fin_acked, fin_received);
+    settle_far_end(record);
     settle(ctx.ops, record, acked, received, ending::NONE);
 }
 
@@ -471,9 +487,19 @@ fn settle(ops: *mut bpf_sock_ops, record: &mut SockRecord, acked: u64, received:
     });
 }
 
-/// The last settlement, and the event of it. `seen_by_us`: the event is ours to report.
+/// Gives the other end's edge what this end handed over; before [`settle`], and not in it: the stacks of three calls
+/// together were 528 bytes, of 512.
 #[inline(always)]
-fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool) {
+fn settle_far_end(record: &SockRecord) {
+    let direct = record.direct_bytes - record.flushed_direct;
+    if direct > 0 && record.flags & sock_flags::FULL != 0 {
+        telemetry::handed_over(record, direct);
+    }
+}
+
+/// The last settlement, and the event of it. `seen_by_us`: the event is ours to report. `handed`: bytes that came past TCP.
+#[inline(always)]
+fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool, handed: u64) {
     // SAFETY: a context load at a constant offset.
     let all_received = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_received)) };
     let fin_acked = fin_acked(old);
@@ -491,9 +517,10 @@ fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool
     } else {
         ending::RESET
     };
+    settle_far_end(record);
     settle(ctx.ops, record, acked, received, how);
     if seen_by_us {
-        report(ctx, record, EventKind::CLOSE, acked + record.direct_bytes, received);
+        report(ctx, record, EventKind::CLOSE, acked + record.direct_bytes, received + handed);
     }
 }
 
@@ -502,13 +529,19 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     let established = record.flags & sock_flags::ESTABLISHED != 0;
     // A connection handed to the proxy may close before it is accepted: its record waits for the accepting end.
     let key = sockops_tuple(ctx.ops).conn_key();
+    let handed = if record.flags & sock_flags::FULL != 0 {
+        // SAFETY: shared read of a map value.
+        unsafe { CONNS.get(&key) }.map_or(0, |conn| conn.direct)
+    } else {
+        0
+    };
     if record.flags & sock_flags::REDIRECTED == 0 || !established || external::is_settled(record, &key) {
         let _ = CONNS.remove(&key);
     }
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    end(ctx, record, old, reported_here(record));
+    end(ctx, record, old, reported_here(record), handed);
 }
 
 /// Our proxy reports what was handed to it itself.
@@ -526,7 +559,7 @@ fn on_passive_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
         let _ = CONNS.remove(&sockops_tuple(ctx.ops).reversed().conn_key());
     }
     // Where the dialling end is of this node, it reports.
-    end(ctx, record, old, record.peer_owner == 0);
+    end(ctx, record, old, record.peer_owner == 0, 0);
 }
 
 /// Whether the peer had acknowledged our FIN.

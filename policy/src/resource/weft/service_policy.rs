@@ -32,11 +32,11 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
         .optional("failureMode")
         .and_then(|value| value.choice(&[("open", FailureMode::Open), ("closed", FailureMode::Closed)]));
     let acceleration = spec.optional("acceleration").and_then(|value| {
-        if value.node.as_text() == Some("full") {
-            value.error("`full` is not supported on this build yet", "write `proxy` or `off`");
-            return None;
-        }
-        value.choice(&[("off", Acceleration::Off), ("proxy", Acceleration::Proxy)])
+        value.choice(&[
+            ("off", Acceleration::Off),
+            ("proxy", Acceleration::Proxy),
+            ("full", Acceleration::Full),
+        ])
     });
     let l7 = spec.optional("l7").and_then(l7::decode);
     spec.finish();

@@ -275,8 +275,11 @@ fn policy_flags(service: &Service) -> u8 {
     match service.l7 {
         L7::External { .. } => flags |= dest_flags::EXTERNAL,
         // A foreign proxy may splice, which misses redirected bytes.
-        _ if service.acceleration == Acceleration::Proxy => flags |= dest_flags::ACCELERATE,
-        _ => {}
+        _ => match service.acceleration {
+            Acceleration::Off => {}
+            Acceleration::Proxy => flags |= dest_flags::ACCELERATE,
+            Acceleration::Full => flags |= dest_flags::ACCELERATE | dest_flags::FULL,
+        },
     }
     flags
 }

@@ -45,7 +45,13 @@ impl Counted {
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.stream.read(buffer)?;
+        // It has no timeout, so a blocking read that says EAGAIN is a socket in a sockmap (`clients::Patient`).
+        let read = loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
         self.counts.received.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
