@@ -16,11 +16,12 @@ use crate::{cgroup::Cgroup, error::DataplaneError, loader::pin_name, sys};
 
 /// Every program that is attached to the captured cgroup, in the order they are attached: telemetry and records first,
 /// so that no decision is taken without them.
-pub const CGROUP_PROGRAMS: [&str; 15] = [
+pub const CGROUP_PROGRAMS: [&str; 16] = [
     "weft_sockcreate",
     "weft_postbind4",
     "weft_postbind6",
     "weft_sockrel",
+    "weft_setsockopt",
     "weft_sockops",
     "weft_getpeer4",
     "weft_getpeer6",
@@ -132,7 +133,12 @@ pub fn attach_one(
         Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
         Program::CgroupSockopt(program) => {
             let fd = program.fd().map_err(|source| refused(name, source))?;
-            return sys::pin_getsockopt(fd.as_fd(), file, pin).map_err(attach_error);
+            let kind = if name == GETSOCKOPT {
+                sys::Sockopt::Get
+            } else {
+                sys::Sockopt::Set
+            };
+            return sys::pin_sockopt(fd.as_fd(), file, kind, pin).map_err(attach_error);
         }
         _ => return Err(DataplaneError::Missing { what: "program", name }),
     };

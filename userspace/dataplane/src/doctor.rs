@@ -252,7 +252,7 @@ pub fn features() -> Vec<Feature> {
         feature(
             "cgroup/getsockopt",
             program(ProgramType::CgroupSockopt),
-            "foreign proxies (l7: external)",
+            "foreign proxies (l7: external), kernel TLS beside short-circuits",
         ),
         feature(
             "tcx",

@@ -18,6 +18,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_CGROUP_GETSOCKOPT: u32 = 21;
+const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
 /// `union bpf_attr` as BPF_LINK_CREATE reads it (include/uapi/linux/bpf.h).
@@ -93,12 +94,23 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
-/// Attaches a getsockopt program to a cgroup, behind a link pinned at `pin` (Linux 5.7). aya makes no pinnable link of this kind.
-pub fn pin_getsockopt(program: impl AsFd, cgroup: impl AsFd, pin: &Path) -> io::Result<()> {
+/// Which of the two a program on socket options sees.
+#[derive(Clone, Copy)]
+pub enum Sockopt {
+    Get,
+    Set,
+}
+
+/// Attaches a program on socket options to a cgroup, behind a link pinned at `pin` (Linux 5.7). aya makes no pinnable link of
+/// this kind.
+pub fn pin_sockopt(program: impl AsFd, cgroup: impl AsFd, kind: Sockopt, pin: &Path) -> io::Result<()> {
     let mut create = LinkCreate {
         prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
         target_fd: cgroup.as_fd().as_raw_fd().cast_unsigned(),
-        attach_type: BPF_CGROUP_GETSOCKOPT,
+        attach_type: match kind {
+            Sockopt::Get => BPF_CGROUP_GETSOCKOPT,
+            Sockopt::Set => BPF_CGROUP_SETSOCKOPT,
+        },
         flags: 0,
     };
     let fd = bpf(BPF_LINK_CREATE, &mut create)?;

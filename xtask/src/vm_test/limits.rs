@@ -17,6 +17,7 @@ pub const BUDGETS: &[(&str, u32)] = &[
     ("weft_sendmsg6", 8_000),
     ("weft_sk_lookup", 97_000),
     ("weft_sk_msg", 19_000),
+    ("weft_setsockopt", 48),
     ("weft_skb_in", 240_000),
     ("weft_skb_out", 110_000),
     ("weft_sockcreate", 1_600),

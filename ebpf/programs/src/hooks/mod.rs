@@ -3,6 +3,7 @@
 mod connect;
 mod getpeer;
 mod getsockopt;
+mod setsockopt;
 mod sk_lookup;
 mod sk_msg;
 mod skb;

@@ -1,0 +1,50 @@
+//! cgroup/setsockopt: a socket whose upper layer changes (TCP_ULP: kernel TLS, SMC) stays on TCP from then on.
+//!
+//! With kernel TLS, `weft_sk_msg` runs on what is not encrypted yet: handed over past TCP, the peer would get plaintext where
+//! it expects records. To leave is safe: what was handed over before is read first. To be left alone by the other end is not
+//! in this socket's hands, so one that may be handed bytes itself (`acceleration: full`) is refused with EPERM; libraries
+//! then encrypt by themselves.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
+use weft_abi::{circuit, sock_flags};
+
+use crate::context::record;
+
+const SOL_TCP: i32 = 6;
+const TCP_ULP: i32 = 31;
+
+#[cgroup_sockopt(setsockopt)]
+pub fn weft_setsockopt(ctx: SockoptContext) -> i32 {
+    let may = may(&ctx);
+    // SAFETY: a context store at a constant offset, allowed for this field. 0: the kernel takes the caller's own bytes, also
+    // where they are more than the page that programs are shown of them.
+    unsafe { write_volatile(addr_of_mut!((*ctx.sockopt).optlen), 0) };
+    i32::from(may)
+}
+
+#[inline(always)]
+fn may(ctx: &SockoptContext) -> bool {
+    // SAFETY: context loads at constant offsets; `sk` looked at before use as the verifier wants.
+    unsafe {
+        let level = read_volatile(addr_of!((*ctx.sockopt).level));
+        let optname = read_volatile(addr_of!((*ctx.sockopt).optname));
+        if level != SOL_TCP || optname != TCP_ULP {
+            return true;
+        }
+        let sk = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_1.sk));
+        if sk.is_null() {
+            return true;
+        }
+        let Some(record) = record(sk) else { return true };
+        const BOTH_WAYS: u16 = sock_flags::ACCELERATE | sock_flags::FULL;
+        if record.flags & BOTH_WAYS == BOTH_WAYS {
+            return false;
+        }
+        // Also of one that is not connected yet.
+        record.plain = 1;
+        record.circuit = circuit::TCP;
+        true
+    }
+}
