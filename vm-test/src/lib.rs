@@ -37,6 +37,7 @@ pub mod poll;
 pub mod process;
 pub mod resources;
 pub mod soak;
+pub mod torture;
 mod workload;
 
 pub use self::{

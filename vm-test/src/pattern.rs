@@ -34,6 +34,11 @@ pub(crate) fn mix(mut z: u64) -> u64 {
 // === impl Pattern ===
 
 impl Pattern {
+    /// Goes on from `bytes` later.
+    pub fn skip(&mut self, bytes: u64) {
+        self.offset += bytes;
+    }
+
     /// Fills all of `buffer` with the next bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         let mut rest = buffer;

@@ -97,10 +97,13 @@ pub fn service_policy(service: &str, fields: &[&str]) -> String {
     )
 }
 
-/// Resources that send ports 1 to 4 of `service` through the proxy: a split with HTTP matches does; what is no HTTP passes
+/// Ports that [`through_proxy`] speaks of.
+const PORTS: std::ops::RangeInclusive<u16> = 1..=16;
+
+/// Resources that send ports 1 to 16 of `service` through the proxy: a split with HTTP matches does; what is no HTTP passes
 /// there as opaque bytes. `acceleration` is `off` or `proxy`.
 pub fn through_proxy(service: &str, acceleration: &str) -> String {
-    let ports: String = (1..=4)
+    let ports: String = PORTS
         .map(|port| format!("  - {{name: p{port}, port: {port}}}\n"))
         .collect();
     let any = route("any", "/", &["GET"]);

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     // One compilation for both parts: cargo unifies features over the packages it is asked for.
-    let binaries = steps.step("compile tests", compile)?;
+    let binaries = steps.step("compile tests", || compile(None))?;
     let (real, plain): (Vec<TestBinary>, Vec<TestBinary>) = binaries
         .into_iter()
         .partition(|binary| binary.package == NET_PACKAGE && binary.integration);

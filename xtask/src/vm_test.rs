@@ -8,6 +8,7 @@ mod kernel;
 mod limits;
 mod machine;
 mod table;
+mod torture;
 
 use std::{
     env, fs,
@@ -56,11 +57,16 @@ pub struct Args {
     /// Write the table after a quick run too, with the chosen tests in every kernel: what it says of tests is what ran.
     #[arg(long, conflicts_with = "check")]
     write: bool,
+    /// Run only the torture suite for short-circuits, in every kernel, and compare (or, with --write, record) its results.
+    #[arg(long, conflicts_with_all = ["quick", "filter"])]
+    torture: bool,
     /// Test the binary without optimisation.
     #[arg(long)]
     debug: bool,
 }
 
+/// The test binary of the torture suite.
+const TORTURE: &str = "torture";
 /// Bytes a transfer of a guest's tests: one byte takes about 30 times longer than in this kernel.
 const BYTES: u64 = 4 << 20;
 /// How much slower than a real machine a guest may be: measured 10 to 15 times, on two cores with other work.
@@ -73,7 +79,9 @@ pub fn run(args: &Args) -> Result<()> {
     let tools = steps.step("tools and kernels", || setup::ensure(Scope::Guests))?;
     steps.step("kernel programs", || build::kernel_programs(&tools))?;
     let tests = steps.step("compile tests", || {
-        let binaries = test::compile()?.into_iter();
+        // All of them where the rest of CI needs them as well.
+        let package = args.torture.then_some(NET_PACKAGE);
+        let binaries = test::compile(package)?.into_iter();
         let net = binaries.filter(|binary| binary.package == NET_PACKAGE && binary.integration);
         let tests = net.map(|binary| Test {
             target: binary.target,
@@ -117,7 +125,18 @@ pub fn run(args: &Args) -> Result<()> {
     if !wrong.is_empty() {
         bail!("{} things are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
     }
-    let whole = args.filter.is_none() && args.kernel.is_empty();
+    let tortured = all.iter().any(|found| !found.cells.is_empty());
+    if tortured && args.filter.is_none() {
+        let whole = args.kernel.is_empty();
+        steps.step("torture", || {
+            if whole && (args.write || !(args.torture || args.check)) {
+                torture::write(&all)
+            } else {
+                torture::compare(&all)
+            }
+        })?;
+    }
+    let whole = args.filter.is_none() && args.kernel.is_empty() && !args.torture;
     if whole {
         steps.step("table", || {
             if (args.quick || args.check) && !args.write {
@@ -146,7 +165,12 @@ fn kernels(args: &Args) -> Result<Vec<Kernel>> {
 }
 
 fn tests_of(args: &Args, oldest: bool, tests: &[Test]) -> Vec<Test> {
-    let chosen = |test: &&Test| !args.quick || ((oldest || args.write) && QUICK.contains(&test.target.as_str()));
+    let chosen = |test: &&Test| {
+        if args.torture {
+            return test.target == TORTURE;
+        }
+        !args.quick || ((oldest || args.write) && QUICK.contains(&test.target.as_str()))
+    };
     tests.iter().filter(chosen).cloned().collect()
 }
 

@@ -35,13 +35,17 @@ pub struct Totals {
     binaries: u64,
 }
 
-/// Compiles all tests of the workspace.
+/// Compiles all tests of the workspace, or of one package alone.
 ///
 /// # Errors
 /// cargo's failure; its messages are on the terminal by then.
-pub fn compile() -> Result<Vec<TestBinary>> {
+pub fn compile(package: Option<&str>) -> Result<Vec<TestBinary>> {
     let mut build = cargo("test");
-    build.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    match package {
+        Some(package) => build.args(["--package", package]),
+        None => build.arg("--workspace"),
+    };
+    build.args(["--no-run", "--message-format=json-render-diagnostics"]);
     let messages = shell::read(&mut build).context("compile the tests")?;
     let mut binaries: Vec<TestBinary> = messages
         .lines()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vm_test::torture::Cell;
 
 /// Name of the virtio serial port that carries events.
 pub const PORT: &str = "weft.events";
@@ -48,6 +49,8 @@ pub enum Event {
     Binary { target: String },
     /// A test ended.
     Test { name: String, outcome: Outcome },
+    /// A result of the torture suite.
+    Tortured { cell: Cell },
     /// A line that is nobody's result: a panic, a daemon's log.
     Words { line: String },
     /// The binary's end.

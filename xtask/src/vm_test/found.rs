@@ -1,5 +1,7 @@
 //! What a guest found, told while it comes in, and judged when it is all there.
 
+use vm_test::torture::{self, Cell};
+
 use super::{
     event::{Event, Outcome, Report},
     limits::BUDGETS,
@@ -15,6 +17,8 @@ pub struct Found {
     pub report: Report,
     /// Binary, test, outcome.
     pub tests: Vec<(String, String, Outcome)>,
+    /// What the torture suite told.
+    pub cells: Vec<Cell>,
     /// Binaries that ended with something else than 0, with their code.
     broken: Vec<(String, i32)>,
     /// Words of the binary that runs, kept until it is known whether it fails.
@@ -60,6 +64,12 @@ impl Found {
                     Outcome::Absent(why) => println!("   absent {name}: {why}"),
                 }
                 self.tests.push((self.running().to_owned(), name, outcome));
+            }
+            Event::Tortured { cell } => {
+                if let torture::Outcome::Wrong(why) = &cell.outcome {
+                    println!("   mode {}, {}: {why}", cell.mode, cell.case);
+                }
+                self.cells.push(cell);
             }
             Event::Words { line } => self.words.push(line),
             Event::BinaryEnded { code, seconds } => {

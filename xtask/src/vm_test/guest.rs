@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use vm_test::need;
+use vm_test::{need, torture::Cell};
 
 use super::event::{Event, Outcome, PORT, Plan, Test};
 use crate::test::{Line, test_name};
@@ -106,6 +106,10 @@ fn run_binary(host: &mut Host, plan: &Plan, test: &Test) -> Result<()> {
                 name: name.to_owned(),
                 outcome: Outcome::Absent(why.to_owned()),
             })?;
+            continue;
+        }
+        if let Some(cell) = Cell::of_line(&line) {
+            host.tell(&Event::Tortured { cell })?;
             continue;
         }
         let outcome = match Line::of(&line) {

@@ -20,8 +20,8 @@ use super::{
 
 /// From QEMU's start to the first event: 4 to 10 s on two busy cores.
 const BOOT: Duration = Duration::from_secs(180);
-/// Between two events: the longest test takes about a minute.
-const SILENCE: Duration = Duration::from_secs(600);
+/// Between two events: the longest test takes about a minute, all cases of the torture suite on one path some more.
+const SILENCE: Duration = Duration::from_secs(1500);
 /// From the last event to QEMU's end.
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// MiB of memory. Tests use about a quarter of it.

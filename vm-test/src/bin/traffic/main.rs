@@ -8,7 +8,8 @@
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
 //! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
-//! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` has its own words.
+//! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
+//! `torture` have words of their own.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod dns;
 mod hammer;
 mod servers;
 mod soak;
+mod torture;
 
 use std::{env, process::ExitCode};
 
@@ -42,6 +44,12 @@ fn run(words: &[&str]) -> Result<bool> {
     let number = |word: &str| {
         word.parse::<u64>()
             .with_context(|| format!("`{word}` is no number of bytes"))
+    };
+    let place = |dir: &str, bytes: &str| -> Result<torture::Where> {
+        Ok(torture::Where {
+            dir: dir.into(),
+            bytes: usize::try_from(number(bytes)?)?,
+        })
     };
     match *words {
         ["serve-echo", address] => servers::serve(address, servers::echo),
@@ -74,6 +82,8 @@ fn run(words: &[&str]) -> Result<bool> {
         ["udp-echo", target] => clients::udp_echo(target, 0),
         ["udp-echo", target, port] => clients::udp_echo(target, port.parse().context("read the port")?),
         ["udp-hold", target] => clients::udp_hold(target),
+        ["serve-torture", address, port, dir, bytes] => torture::serve(address, number(port)?, &place(dir, bytes)?),
+        ["torture", host, dir, bytes] => torture::client(host, &place(dir, bytes)?),
         ["soak", seed, seconds, flows] => soak::run(number(seed)?, number(seconds)?, flows),
         ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
         _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),
