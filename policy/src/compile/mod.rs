@@ -49,7 +49,10 @@ pub use self::{
 };
 use crate::{
     diagnostic::Diagnostic,
-    snapshot::{Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot, Workload},
+    snapshot::{
+        Acceleration, Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot,
+        Workload,
+    },
     store::Store,
 };
 
@@ -68,6 +71,8 @@ pub struct CompileInput<'a> {
     pub vip4: &'a [Ipv4Net],
     /// Ranges of virtual IPs; empty: [`DEFAULT_VIP6`].
     pub vip6: &'a [Ipv6Net],
+    /// Of services whose policy does not say.
+    pub acceleration: Acceleration,
     pub generation: u64,
 }
 
@@ -116,7 +121,13 @@ pub fn compile(input: &CompileInput<'_>, allocations: &mut Allocations) -> Compi
     let access = Access::compile(&sources, &members, &drafts, allocations, &mut report);
     let network = network::compile(&sources, &members, &drafts, allocations, &mut report);
     capture::report(&sources, input.captured, &mut report);
-    let services = split::finish(&sources, &drafts, &access, allocations, &mut report);
+    let services = split::finish(
+        (&sources, input.acceleration),
+        &drafts,
+        &access,
+        allocations,
+        &mut report,
+    );
     report.services(&sources, &services);
     report.refusals(input.store);
     let policies = (access, network);

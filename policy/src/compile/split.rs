@@ -23,7 +23,7 @@ use crate::{
 const NOBODY_LISTENS_YET: &str = "no endpoint listens yet";
 
 pub(super) fn finish(
-    sources: &Sources<'_>,
+    (sources, acceleration): (&Sources<'_>, Acceleration),
     drafts: &Drafts,
     access: &Access,
     allocations: &mut Allocations,
@@ -54,9 +54,7 @@ pub(super) fn finish(
             vip6: draft.vip6,
             ports: ports.collect(),
             failure_mode: policy.and_then(|policy| policy.failure_mode),
-            acceleration: policy
-                .and_then(|policy| policy.acceleration)
-                .unwrap_or(Acceleration::Off),
+            acceleration: policy.and_then(|policy| policy.acceleration).unwrap_or(acceleration),
             l7: l7.clone(),
         };
         services.insert(name.clone(), Arc::new(service));

@@ -19,6 +19,7 @@ use crate::{
     attach,
     bpffs::ensure_bpffs,
     cgroup::Cgroup,
+    default_acceleration::{self, DefaultAcceleration},
     doctor,
     error::DataplaneError,
     foreign::ForeignProxies,
@@ -118,6 +119,7 @@ pub struct Dataplane {
     bpffs: PathBuf,
     adopted: bool,
     unfit: Option<String>,
+    default_acceleration: DefaultAcceleration,
     fixed: Config,
     cgroup: Cgroup,
     locks: Mutex<Option<Locks>>,
@@ -237,6 +239,7 @@ impl Dataplane {
         })?;
         let netns = Netns::adopt(&mut ebpf, netns_cookie)?;
         let unfit = attach::attach_sk_msg(&mut ebpf).map(|()| selftest::short_circuit(&mut ebpf).err())?;
+        let default_acceleration = default_acceleration::here(config.short_circuit, unfit.as_deref())?;
         let mut publisher = Publisher::adopt(&mut ebpf)?;
         let fixed = Config {
             generation: 0,
@@ -264,6 +267,7 @@ impl Dataplane {
         Ok(Self {
             bpffs: config.bpffs.clone(),
             adopted,
+            default_acceleration,
             unfit,
             fixed,
             cgroup: config.cgroup.clone(),
@@ -321,6 +325,11 @@ impl Dataplane {
     /// Why short-circuits are not safe in this kernel; `None`: the self-test found nothing.
     pub fn unfit_for_short_circuit(&self) -> Option<&str> {
         self.unfit.as_deref()
+    }
+
+    /// What services get whose policy says nothing of `acceleration`, and why.
+    pub fn default_acceleration(&self) -> &DefaultAcceleration {
+        &self.default_acceleration
     }
 
     /// Where the pins are.

@@ -42,6 +42,7 @@ pub fn compile_captured(
             captured,
             vip4: &[],
             vip6: &[],
+            acceleration: weft_policy::Acceleration::Off,
             generation: 1,
         },
         allocations,

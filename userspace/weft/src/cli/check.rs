@@ -43,6 +43,7 @@ impl Check {
                 workloads: &[],
                 vip4: &[],
                 vip6: &[],
+                acceleration: weft_policy::Acceleration::Off,
                 generation: 1,
             },
             &mut Allocations::default(),

@@ -346,6 +346,12 @@ impl Control for DaemonControl {
             present: self.engine.dataplane.unfit_for_short_circuit().is_none(),
             used_for: "short-circuit (self-test)".to_owned(),
         });
+        let default = self.engine.dataplane.default_acceleration();
+        report.features.push(FeatureView {
+            name: "short-circuit by default".to_owned(),
+            present: default.acceleration != Acceleration::Off,
+            used_for: format!("services whose policy does not say: {}", default.why),
+        });
         report
     }
 

@@ -174,6 +174,7 @@ impl Engine {
                 captured: &captured,
                 vip4: &self.vip4,
                 vip6: &self.vip6,
+                acceleration: self.dataplane.default_acceleration().acceleration,
                 generation: self.dataplane.next_generation(),
             };
             compile(&input, &mut state.allocations)
