@@ -3,6 +3,7 @@
 //! Kernel tables (`weft-dataplane`), routes and access checks of the proxy, DNS answers and `weft explain` are all
 //! read from one [`Snapshot`]; none of them looks at resources again. It is plain data: no I/O, no clock, no locks.
 
+mod adapter;
 mod network;
 
 use std::{
@@ -16,6 +17,9 @@ use std::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use self::adapter::{
+    Adapter, AdapterBackend, AdapterCatalog, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ParamsRefusal,
+};
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
 

@@ -22,6 +22,13 @@ pub enum AdapterError {
         #[source]
         source: io::Error,
     },
+    #[error("adapter `{adapter}`, parameter `{path}`: {reason}")]
+    Params {
+        adapter: &'static str,
+        /// As `quotas[0].max_amount`; `.`: of all of them together.
+        path: String,
+        reason: String,
+    },
     #[error("adapter `{adapter}`, field `{field}`: found `{found}`, expected {expected}")]
     Config {
         adapter: &'static str,

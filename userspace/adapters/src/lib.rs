@@ -12,12 +12,14 @@
 pub mod attribute;
 pub mod background;
 pub mod builtin;
+pub mod chain;
 pub mod duration;
 mod error;
 pub mod export;
 pub mod exposition;
 pub mod grpc;
 pub mod metrics;
+pub mod native;
 mod per_thread;
 pub mod pipeline;
 pub mod provider;
@@ -28,9 +30,11 @@ pub mod upstreams;
 pub mod verdicts;
 
 pub use attribute::{Attribute, Bag, Headers, Principal, Value};
+pub use chain::{Chain, Chains};
 pub use error::AdapterError;
 pub use export::Exporter;
 pub use metrics::{CheckMetrics, ReportMetrics};
+pub use native::{Native, NativeEntry, Part, Role};
 pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
 pub use reporter::{Report, Reporter, ReporterThread};

@@ -37,4 +37,4 @@ pub use filter::{FilterTable, Filters};
 pub use listen::{DrainReport, NetnsListeners, Workers, WorkersHandle};
 pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome};
 pub use netns::Netns;
-pub use watch::{SnapshotPublisher, SnapshotWatch};
+pub use watch::{InForce, SnapshotPublisher, SnapshotWatch};

@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use weft_adapters::Destination;
-use weft_policy::{HttpRequestView, Identity, ObjectRef, Service, ServiceName, Snapshot};
+use weft_adapters::{Chain, Destination};
+use weft_policy::{HttpRequestView, Identity, ObjectRef, Service, ServiceName};
 
 use crate::{
     error::DataError,
     report,
     route::{self, Dialled, Target},
+    watch::InForce,
     worker::Worker,
 };
 
@@ -17,7 +18,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Picked {
     /// Under which the whole decision was and will be taken.
-    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: Arc<InForce>,
     pub(crate) address: SocketAddr,
     pub(crate) identity: Identity,
     pub(crate) destination: Arc<Destination>,
@@ -27,6 +28,8 @@ pub(crate) struct Picked {
     pub(crate) called: Option<Arc<Service>>,
     /// The service whose endpoint it is: another one if a split chose it.
     pub(crate) backend: Option<Arc<Service>>,
+    /// The adapters that look at it; `None`: nobody does.
+    pub(crate) chain: Option<Arc<Chain>>,
 }
 
 enum Step {
@@ -121,7 +124,7 @@ fn waited(began: Instant) -> Duration {
 
 fn step(
     worker: &Worker,
-    snapshot: Arc<Snapshot>,
+    snapshot: Arc<InForce>,
     dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
@@ -141,6 +144,10 @@ fn step(
             let (address, identity) = (endpoints[index].address, endpoints[index].identity);
             Picked {
                 destination: report::service_destination(&snapshot, &backend.service.name, address, Some(identity)),
+                chain: snapshot
+                    .chains
+                    .of(Some(&service.name), Some(&backend.service.name))
+                    .cloned(),
                 snapshot,
                 address,
                 identity,
@@ -158,6 +165,7 @@ fn step(
                     owner.endpoint.address,
                     Some(owner.endpoint.identity),
                 ),
+                chain: snapshot.chains.of(Some(&owner.service), Some(&owner.service)).cloned(),
                 snapshot,
                 address: owner.endpoint.address,
                 identity: owner.endpoint.identity,
@@ -168,6 +176,7 @@ fn step(
         }
         Target::Workload { address, identity } => Picked {
             destination: report::workload_destination(&snapshot, address, identity),
+            chain: snapshot.chains.of(None, None).cloned(),
             snapshot,
             address,
             identity,
@@ -177,6 +186,7 @@ fn step(
         },
         Target::Outside(address) => Picked {
             destination: report::bare_destination(address),
+            chain: snapshot.chains.of(None, None).cloned(),
             snapshot,
             address,
             identity: Identity::OUTSIDE,

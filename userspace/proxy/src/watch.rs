@@ -1,48 +1,74 @@
 //! The snapshot in force, and a way to wait for the next one.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
+use weft_adapters::Chains;
 use weft_policy::Snapshot;
+
+/// What a request is taken under: one generation, policy and adapters together. Reads like its snapshot.
+#[derive(Debug, Default)]
+pub struct InForce {
+    pub snapshot: Arc<Snapshot>,
+    pub chains: Arc<Chains>,
+}
 
 /// Readers' side: cheap to clone, one for each worker and connection.
 ///
-/// Two things under one name: the snapshot itself sits in an [`ArcSwap`] (a read takes no lock), and a
-/// [`watch`] channel tells those who wait for an endpoint that there is a newer one.
+/// Two things under one name: what is in force sits in an [`ArcSwap`] (a read takes no lock), and a
+/// [`watch`] channel tells those who wait for an endpoint that there is something newer.
 #[derive(Clone)]
 pub struct SnapshotWatch {
-    current: Arc<ArcSwap<Snapshot>>,
+    in_force: Arc<ArcSwap<InForce>>,
     changed: watch::Receiver<()>,
 }
 
 /// Writer's side. Dropping it is harmless: waiters then wait for their deadline.
 pub struct SnapshotPublisher {
     current: Arc<ArcSwap<Snapshot>>,
+    in_force: Arc<ArcSwap<InForce>>,
     changed: watch::Sender<()>,
+}
+
+// === impl InForce ===
+
+impl Deref for InForce {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
+    }
 }
 
 // === impl SnapshotPublisher ===
 
 impl SnapshotPublisher {
-    /// Publishes through `current`, which others may read directly. All later stores go through [`Self::publish`].
-    pub fn new(current: Arc<ArcSwap<Snapshot>>) -> Self {
+    /// Also publishes through `current`, for those whom adapters do not concern. All later stores go through
+    /// [`Self::publish`].
+    pub fn new(current: Arc<ArcSwap<Snapshot>>, chains: Arc<Chains>) -> Self {
+        let in_force = InForce {
+            snapshot: current.load_full(),
+            chains,
+        };
         Self {
             current,
+            in_force: Arc::new(ArcSwap::from_pointee(in_force)),
             changed: watch::Sender::new(()),
         }
     }
 
-    /// Puts `snapshot` in force: the next request of every connection sees it, and all waiters wake.
-    pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        self.current.store(snapshot);
+    /// Puts a snapshot and its adapters in force: the next request of every connection sees them, and all waiters wake.
+    pub fn publish(&self, snapshot: Arc<Snapshot>, chains: Arc<Chains>) {
+        self.current.store(Arc::clone(&snapshot));
+        self.in_force.store(Arc::new(InForce { snapshot, chains }));
         self.changed.send_replace(());
     }
 
     /// A reader's side.
     pub fn watch(&self) -> SnapshotWatch {
         SnapshotWatch {
-            current: Arc::clone(&self.current),
+            in_force: Arc::clone(&self.in_force),
             changed: self.changed.subscribe(),
         }
     }
@@ -51,14 +77,14 @@ impl SnapshotPublisher {
 // === impl SnapshotWatch ===
 
 impl SnapshotWatch {
-    /// The snapshot in force; no lock and no reference count. Not to be held across an `await`.
-    pub fn load(&self) -> Guard<Arc<Snapshot>> {
-        self.current.load()
+    /// What is in force; no lock and no reference count. Not to be held across an `await`.
+    pub fn load(&self) -> Guard<Arc<InForce>> {
+        self.in_force.load()
     }
 
-    /// The snapshot in force, to be kept for the length of a decision.
-    pub fn load_full(&self) -> Arc<Snapshot> {
-        self.current.load_full()
+    /// What is in force, to be kept for the length of a decision.
+    pub fn load_full(&self) -> Arc<InForce> {
+        self.in_force.load_full()
     }
 
     /// Takes note of now: [`Self::changed`] then waits for a publication after this call. Call it *before* reading
@@ -84,15 +110,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_sees_what_was_published_after_its_mark() {
-        let publisher = SnapshotPublisher::new(Arc::new(ArcSwap::from_pointee(Snapshot::default())));
+        let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let publisher = SnapshotPublisher::new(Arc::clone(&current), Arc::default());
         let mut watch = publisher.watch();
         watch.mark();
         assert_eq!(watch.load().generation, 0);
-        publisher.publish(Arc::new(Snapshot {
+        let snapshot = Snapshot {
             generation: 7,
             ..Snapshot::default()
-        }));
+        };
+        publisher.publish(Arc::new(snapshot), Arc::default());
         watch.changed().await;
-        assert_eq!(watch.load_full().generation, 7);
+        assert_eq!((watch.load_full().generation, current.load().generation), (7, 7));
     }
 }

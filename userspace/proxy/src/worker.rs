@@ -3,7 +3,7 @@
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio_util::task::TaskTracker;
-use weft_adapters::{Pipeline, Reporter};
+use weft_adapters::Reporter;
 
 use crate::{
     balance::{Balancer, Loads, Random},
@@ -21,7 +21,6 @@ pub(crate) struct Shared {
     pub(crate) snapshots: SnapshotWatch,
     pub(crate) origin: Arc<dyn Origin>,
     pub(crate) reporter: Reporter,
-    pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) metrics: Arc<ProxyMetrics>,
     /// Our own listeners: never a destination.
     pub(crate) listeners: Vec<SocketAddr>,
@@ -33,7 +32,6 @@ pub(crate) struct Worker {
     pub(crate) snapshots: SnapshotWatch,
     pub(crate) origin: Arc<dyn Origin>,
     pub(crate) reporter: Reporter,
-    pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) metrics: Arc<ProxyMetrics>,
     pub(crate) listeners: Vec<SocketAddr>,
     pub(crate) pool: Pool,
@@ -57,7 +55,6 @@ impl Worker {
             snapshots,
             origin,
             reporter,
-            pipeline,
             metrics,
             listeners,
         } = shared;
@@ -68,7 +65,6 @@ impl Worker {
             snapshots,
             origin,
             reporter,
-            pipeline,
             metrics,
             listeners,
             pool,

@@ -17,9 +17,27 @@ pub use memquota::MemQuota;
 pub use prometheus::Prometheus;
 pub use stdio::Stdio;
 
+use crate::native::NativeEntry;
+
+/// Adapters that kind `Adapter` finds by name, in that order. `prometheus` is not among them: the daemon runs it itself.
+pub const ALL: &[NativeEntry] = &[
+    NativeEntry::of::<Denier>(),
+    NativeEntry::of::<ExtAuthz>(),
+    NativeEntry::of::<Jwt>(),
+    NativeEntry::of::<List>(),
+    NativeEntry::of::<MemQuota>(),
+    NativeEntry::of::<statsd::Statsd>(),
+    NativeEntry::of::<Stdio>(),
+];
+
+/// The adapter of this name.
+pub fn find(name: &str) -> Option<&'static NativeEntry> {
+    ALL.iter().find(|entry| entry.name == name)
+}
+
 /// The JSON examples of an adapter's page, for the test that loads them.
 #[cfg(test)]
-fn page_examples(page: &str) -> Vec<&str> {
+pub(crate) fn page_examples(page: &str) -> Vec<&str> {
     page.split("```json\n")
         .skip(1)
         .filter_map(|rest| rest.split("```").next())

@@ -59,7 +59,9 @@ pub(crate) struct FilterAnswer {
 impl Chain {
     /// Makes the filters that look at a request to `picked`; `None`: there are none.
     pub(crate) fn new(table: &FilterTable, picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
-        let mut factories = table.of(picked.called.as_deref(), picked.backend.as_deref()).peekable();
+        let adapters = picked.chain.iter().flat_map(|chain| &chain.filters);
+        let table = table.of(picked.called.as_deref(), picked.backend.as_deref());
+        let mut factories = table.chain(adapters).peekable();
         factories.peek()?;
         let info = Rc::new(info());
         let filters: Vec<Running> = factories

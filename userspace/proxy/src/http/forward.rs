@@ -147,10 +147,9 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
 /// The adapters' checks; the first that denies ends it.
 async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
-    let pipeline = &conn.worker.pipeline;
-    if pipeline.is_empty() {
+    let Some(chain) = picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) else {
         return Ok(Directives::default());
-    }
+    };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let host = match head.uri.authority() {
         Some(authority) => authority.as_str(),
@@ -188,7 +187,7 @@ async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::
             FlowProtocol::Http
         },
     };
-    pipeline.check(&bag).await.map_err(|deny| {
+    chain.pipeline.check(&bag).await.map_err(|deny| {
         let deny = *deny;
         let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
         let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use weft_adapters::{Pipeline, Reporter};
+use weft_adapters::Reporter;
 
 use super::{
     NetnsListeners, WorkersHandle, accept,
@@ -82,11 +82,10 @@ impl Workers {
         snapshot: SnapshotWatch,
         origin: Arc<dyn Origin>,
         reporter: impl FnMut(usize) -> Reporter,
-        pipeline: Arc<Pipeline>,
         metrics: Arc<ProxyMetrics>,
     ) -> Result<Self, ProxyError> {
         let listeners = NetnsListeners::open(&config.addresses, config.worker_count())?;
-        Self::start_on(vec![listeners], config, snapshot, origin, reporter, pipeline, metrics)
+        Self::start_on(vec![listeners], config, snapshot, origin, reporter, metrics)
     }
 
     /// The same with listeners that are open already, of any number of network namespaces. There are as many workers
@@ -100,7 +99,6 @@ impl Workers {
         snapshot: SnapshotWatch,
         origin: Arc<dyn Origin>,
         mut reporter: impl FnMut(usize) -> Reporter,
-        pipeline: Arc<Pipeline>,
         metrics: Arc<ProxyMetrics>,
     ) -> Result<Self, ProxyError> {
         let addresses: Vec<SocketAddr> = listeners.iter().flat_map(|l| l.addresses().iter().copied()).collect();
@@ -117,7 +115,6 @@ impl Workers {
                 snapshots: snapshot.clone(),
                 origin: Arc::clone(&origin),
                 reporter: reporter(index),
-                pipeline: Arc::clone(&pipeline),
                 metrics: Arc::clone(&started.metrics),
                 listeners: started.addresses.clone(),
             };

@@ -199,11 +199,11 @@ impl Engine {
             diagnostics: compiled.diagnostics,
             ports,
         }));
-        state.proxy.publish(Arc::clone(&snapshot));
+        state.proxy.publish(Arc::clone(&snapshot), Arc::default());
         let published = match self.dataplane.publish(&snapshot) {
             Ok(published) => published,
             Err(error) => {
-                state.proxy.publish(Arc::clone(&before.snapshot));
+                state.proxy.publish(Arc::clone(&before.snapshot), Arc::default());
                 self.in_force.store(before);
                 return Err(anyhow::Error::new(error).context("publish to the kernel"));
             }

@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::{net::TcpListener, signal::unix, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use weft_adapters::{Pipeline, Report, ReportMetrics, Reporter, ReporterThread, builtin};
+use weft_adapters::{Report, ReportMetrics, Reporter, ReporterThread, builtin};
 use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
 use weft_proxy::{DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
@@ -133,7 +133,7 @@ async fn mesh(
     let stop = CancellationToken::new();
     let registry = Arc::new(Registry::open(&config.state.workloads(), cgroup.path())?);
     let current = Arc::new(ArcSwap::default());
-    let snapshots = SnapshotPublisher::new(Arc::clone(&current));
+    let snapshots = SnapshotPublisher::new(Arc::clone(&current), Arc::default());
     let watch = snapshots.watch();
     let engine = Arc::new(Engine::new(
         config,
@@ -234,7 +234,6 @@ async fn mesh(
         watch,
         origin,
         |_| worker_reporters.pop().unwrap_or_else(|| fallback.clone()),
-        Arc::new(Pipeline::new(Vec::new())),
         proxy_metrics,
     )?;
     engine.pods.serve(netns::Serving {

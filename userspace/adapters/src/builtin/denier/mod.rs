@@ -2,11 +2,14 @@
 //!
 //! See this folder's README for the page an operator reads.
 
+use std::sync::Arc;
+
 use weft_policy::ObjectRef;
 
 use crate::{
     attribute::Bag,
     error::AdapterError,
+    native::{Context, Native, Part, Role},
     pipeline::{Check, Checking, Deny},
 };
 
@@ -75,6 +78,27 @@ impl Match {
                 let found = bag.header(&header.name);
                 found.is_some() && equal(&header.value, found)
             })
+    }
+}
+
+impl Native for Denier {
+    const NAME: &'static str = "denier";
+    const ABOUT: &'static str = "refuses what matches";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Check;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        Ok(Part::Check(Arc::new(Self::new(
+            context.name,
+            config,
+            Some(context.object.clone()),
+        )?)))
     }
 }
 

@@ -4,19 +4,23 @@
 //! See this folder's README for the page an operator reads.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
 use http::HeaderMap;
 use tracing::{info, warn};
-use weft_policy::ObjectRef;
+use weft_policy::{AdapterFailure, ObjectRef};
 
 use crate::{
     attribute::Bag,
     error::AdapterError,
     grpc::Channel,
     metrics::{CheckMetrics, OneCheck},
+    native::{Context, Native, Part, Role},
     pipeline::{Check, CheckResult, Checking, Deny},
     verdicts::{Key, Verdicts},
 };
@@ -127,6 +131,33 @@ impl Check for ExtAuthz {
         }
         let request = request::request(bag, &self.config, SystemTime::now());
         Checking::Pending(Box::pin(self.ask(request, key)))
+    }
+}
+
+impl Native for ExtAuthz {
+    const NAME: &'static str = "ext_authz";
+    const ABOUT: &'static str = "asks a service of your own, by gRPC, as Envoy's filter of this name does";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Check;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate().map(drop)
+    }
+
+    /// Open where either the object or its parameters say so.
+    fn make(mut config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        if context.failure_policy == AdapterFailure::Open {
+            config.failure_policy = FailurePolicy::Open;
+        }
+        let rule = Some(context.object.clone());
+        Ok(Part::Check(Arc::new(Self::new(
+            context.name,
+            config,
+            rule,
+            context.checks,
+        )?)))
     }
 }
 

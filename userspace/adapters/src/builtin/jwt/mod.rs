@@ -14,6 +14,7 @@ use weft_policy::ObjectRef;
 use crate::{
     attribute::{Bag, RequestView},
     error::AdapterError,
+    native::{Context, Native, Part, Role},
     pipeline::{Check, CheckResult, Checking, Deny, Directives, HeaderOperation},
     provider::{Latest, Provider},
 };
@@ -250,6 +251,27 @@ impl fmt::Debug for Found<'_> {
         f.debug_struct("Found")
             .field("location", self.location)
             .finish_non_exhaustive()
+    }
+}
+
+impl Native for Jwt {
+    const NAME: &'static str = "jwt";
+    const ABOUT: &'static str = "lets requests through that carry a valid JSON Web Token";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Check;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        Ok(Part::Check(Arc::new(Self::new(
+            context.name,
+            config,
+            Some(context.object.clone()),
+        )?)))
     }
 }
 

@@ -2,12 +2,15 @@
 //!
 //! See this folder's README for the page an operator reads.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use weft_policy::ObjectRef;
 
 use crate::{
     attribute::{Bag, TextBuffer, Value},
     error::AdapterError,
+    native::{Context, Native, Part, Role},
     pipeline::{Check, Checking, Deny},
     provider::{Latest, Provider},
 };
@@ -136,6 +139,27 @@ fn wrong_entry(field: &'static str, bad: BadEntry) -> AdapterError {
         field,
         found: bad.entry,
         expected: format!("an entry of the list's `entry_type` ({})", bad.reason),
+    }
+}
+
+impl Native for List {
+    const NAME: &'static str = "list";
+    const ABOUT: &'static str = "looks a value up on a list that allows or refuses";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Check;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        Ok(Part::Check(Arc::new(Self::new(
+            context.name,
+            config,
+            Some(context.object.clone()),
+        )?)))
     }
 }
 

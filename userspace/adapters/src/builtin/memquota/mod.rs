@@ -2,7 +2,7 @@
 //!
 //! See this folder's README for the page an operator reads.
 
-use std::{fmt::Write, time::Instant};
+use std::{fmt::Write, sync::Arc, time::Instant};
 
 use http::{HeaderValue, StatusCode, header};
 use weft_policy::ObjectRef;
@@ -10,6 +10,7 @@ use weft_policy::ObjectRef;
 use crate::{
     attribute::{Bag, Selector, TextBuffer},
     error::AdapterError,
+    native::{Context, Native, Part, Role},
     pipeline::{Check, Checking, Deny},
 };
 
@@ -160,6 +161,27 @@ impl Counted {
             .iter()
             .find(applies)
             .map_or(self.limit, |exception| exception.limit)
+    }
+}
+
+impl Native for MemQuota {
+    const NAME: &'static str = "memquota";
+    const ABOUT: &'static str = "refuses what is beyond a quota, counted in memory";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Quota;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        Ok(Part::Check(Arc::new(Self::new(
+            context.name,
+            config,
+            Some(context.object.clone()),
+        )?)))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     error::AdapterError,
     export::{Export, ExportMetrics, Exporter},
     metrics::ReportMetrics,
+    native::{Context, Native, Part, Role},
     record::{EdgeDelta, Flow, FlowEvent, FlowVerdict, Record},
 };
 
@@ -42,7 +43,7 @@ const RESOLVE_EVERY: Duration = Duration::from_secs(60);
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
 
 /// What runs in the background.
-struct Statsd {
+pub(super) struct Statsd {
     config: Config,
     names: HashMap<Metric, NameTemplate>,
     metrics: ExportMetrics,
@@ -313,6 +314,23 @@ fn significant(rate: f64) -> f64 {
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one("statsd") | 1
+}
+
+impl Native for Statsd {
+    const NAME: &'static str = "statsd";
+    const ABOUT: &'static str = "sends counters, times and gauges to a statsd or dogstatsd";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Report;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        Ok(Part::Report(Box::new(start(context.name, config, context.reports)?)))
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use tracing::warn;
 
 use crate::{
     error::AdapterError,
+    export::ExportMetrics,
+    native::{Context, Native, Part, Role},
     record::{Flow, Record},
     reporter::Report,
 };
@@ -30,6 +32,7 @@ pub const MAX_LINE: usize = 8 * 1024;
 /// The adapter.
 #[derive(Debug)]
 pub struct Stdio {
+    name: String,
     config: Config,
     output: Output,
     /// Lines of the batch at hand.
@@ -50,22 +53,11 @@ enum Output {
 // === impl Stdio ===
 
 impl Stdio {
-    /// Makes the adapter, opens its file and registers its counters.
+    /// The daemon's own access log: makes the adapter, opens its file and registers its counters.
     ///
     /// # Errors
-    /// [`AdapterError::OpenLog`], or [`AdapterError::Config`]: a parameter makes no sense.
+    /// As [`Stdio::open`].
     pub fn new(config: Config, registry: &mut Registry) -> Result<Self, AdapterError> {
-        config.validate()?;
-        let output = match &config.path {
-            None => Output::Stdout,
-            Some(path) => Output::File {
-                path: path.clone(),
-                file: open(path).map_err(|source| AdapterError::OpenLog {
-                    path: path.clone(),
-                    source,
-                })?,
-            },
-        };
         let (written, lost) = (Counter::default(), Counter::default());
         registry.register(
             "weft_access_log_lines",
@@ -77,7 +69,27 @@ impl Stdio {
             "Lines the access log could not write",
             lost.clone(),
         );
+        Self::open("stdio", config, written, lost)
+    }
+
+    /// Makes the adapter `name` and opens its file; counts lines that were written and that could not be.
+    ///
+    /// # Errors
+    /// [`AdapterError::OpenLog`], or [`AdapterError::Config`]: a parameter makes no sense.
+    pub fn open(name: &str, config: Config, written: Counter, lost: Counter) -> Result<Self, AdapterError> {
+        config.validate()?;
+        let output = match &config.path {
+            None => Output::Stdout,
+            Some(path) => Output::File {
+                path: path.clone(),
+                file: open(path).map_err(|source| AdapterError::OpenLog {
+                    path: path.clone(),
+                    source,
+                })?,
+            },
+        };
         Ok(Self {
+            name: name.to_owned(),
             config,
             output,
             buffer: String::new(),
@@ -129,7 +141,7 @@ impl Stdio {
 
 impl Report for Stdio {
     fn name(&self) -> &str {
-        "stdio"
+        &self.name
     }
 
     fn report(&mut self, batch: &[Record]) {
@@ -172,6 +184,25 @@ fn moved(path: &Path, file: &File) -> bool {
         (Ok(there), Ok(here)) => (there.dev(), there.ino()) != (here.dev(), here.ino()),
         (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
         _ => false,
+    }
+}
+
+impl Native for Stdio {
+    const NAME: &'static str = "stdio";
+    const ABOUT: &'static str = "writes an access log";
+    const PAGE: &'static str = include_str!("README.md");
+    const ROLE: Role = Role::Report;
+
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<(), AdapterError> {
+        config.validate()
+    }
+
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
+        let metrics = ExportMetrics::of(context.name, context.reports);
+        let stdio = Self::open(context.name, config, metrics.sent, metrics.dropped)?;
+        Ok(Part::Report(Box::new(stdio)))
     }
 }
 

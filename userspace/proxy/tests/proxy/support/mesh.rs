@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, sync::mpsc};
-use weft_adapters::{Check, Flow, Pipeline, Record, Report, ReportMetrics, ReporterThread};
+use weft_adapters::{Chain, Chains, Check, Flow, Pipeline, Record, Report, ReportMetrics, ReporterThread};
 use weft_policy::Identity;
 use weft_proxy::{ConnContext, Origin, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
@@ -29,6 +29,7 @@ pub struct Mesh {
     pub workers: Option<Workers>,
     pub table: Arc<Table>,
     publisher: SnapshotPublisher,
+    chains: Arc<Chains>,
     flows: mpsc::UnboundedReceiver<Arc<Flow>>,
     generation: AtomicU64,
     _reporting: ReporterThread,
@@ -76,14 +77,18 @@ impl Mesh {
         let (told, flows) = mpsc::unbounded_channel();
         let (reporting, reporters) =
             ReporterThread::start(vec![Box::new(Tell(told))], 2, ReportMetrics::default()).unwrap();
-        let publisher = SnapshotPublisher::new(Arc::new(ArcSwap::from_pointee(spec.snapshot(1))));
+        let chains = Arc::new(Chains::everywhere(Chain {
+            pipeline: Pipeline::new(checks),
+            filters: Vec::new(),
+        }));
+        let current = Arc::new(ArcSwap::from_pointee(spec.snapshot(1)));
+        let publisher = SnapshotPublisher::new(current, Arc::clone(&chains));
         let table = Arc::new(Table::default());
         let workers = Workers::start(
             config,
             publisher.watch(),
             table.clone(),
             |worker| reporters[worker].clone(),
-            Arc::new(Pipeline::new(checks)),
             Arc::new(ProxyMetrics::default()),
         )
         .unwrap();
@@ -91,6 +96,7 @@ impl Mesh {
             workers: Some(workers),
             table,
             publisher,
+            chains,
             flows,
             generation: AtomicU64::new(1),
             _reporting: reporting,
@@ -99,7 +105,8 @@ impl Mesh {
 
     pub fn publish(&self, spec: &Spec) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        self.publisher.publish(Arc::new(spec.snapshot(generation)));
+        let snapshot = Arc::new(spec.snapshot(generation));
+        self.publisher.publish(snapshot, Arc::clone(&self.chains));
     }
 
     /// Connects as default/client to port 80 of the n-th service.

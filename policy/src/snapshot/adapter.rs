@@ -1,0 +1,120 @@
+//! Adapters as kind `Adapter` declares them, and what policy must be told to understand them.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{ObjectRef, ServiceName};
+
+/// One Adapter and whom it looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Adapter {
+    /// What it is made of. Equal ones make the same adapter, so that one that did not change goes on.
+    pub config: Arc<AdapterConfig>,
+    pub target: AdapterTarget,
+}
+
+/// What an adapter is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AdapterConfig {
+    pub object: ObjectRef,
+    pub role: AdapterRole,
+    pub backend: AdapterBackend,
+    /// As written; null: none.
+    pub params: Value,
+    pub failure_policy: AdapterFailure,
+}
+
+/// Who carries an adapter out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterBackend {
+    /// Compiled in, under this name.
+    Native { name: String },
+}
+
+/// The services whose requests an adapter looks at; of a report adapter those it is told about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AdapterTarget {
+    /// Everything: also destinations that are no service, where an adapter is only told.
+    pub all: bool,
+    /// Those that there are, of `all` too.
+    pub services: BTreeSet<ServiceName>,
+}
+
+/// Where an adapter takes part in a request's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterRole {
+    /// Judges a request.
+    Check,
+    /// Judges a request by using something up: asked after all other checks, so that a refused request costs nothing.
+    Quota,
+    /// Sees, and may change, the whole stream.
+    Filter,
+    /// Is told afterwards.
+    Report,
+}
+
+/// What becomes of a request where an adapter fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterFailure {
+    /// It goes on as if the adapter were not there.
+    Open,
+    /// It is refused.
+    Closed,
+}
+
+/// Which adapters there are. Policy knows none itself: whoever runs them tells it.
+pub trait AdapterCatalog: fmt::Debug + Sync {
+    /// Those that are compiled in: name and role.
+    fn natives(&self) -> Vec<(&'static str, AdapterRole)>;
+
+    /// Whether the adapter of this name would take these parameters. No I/O.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    fn check(&self, native: &str, params: &Value) -> Result<(), ParamsRefusal>;
+}
+
+/// What is wrong with an adapter's parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamsRefusal {
+    /// Inside the parameters, as `quotas[0].max_amount`; empty: all of them.
+    pub path: String,
+    pub reason: String,
+    /// What to write instead.
+    pub instead: String,
+}
+
+// === impl AdapterBackend ===
+
+impl fmt::Display for AdapterBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native { name } => write!(f, "native {name}"),
+        }
+    }
+}
+
+// === impl AdapterRole ===
+
+impl AdapterRole {
+    /// Whether it sits in the way of requests, so that they have to visit the proxy.
+    pub fn sees_requests(self) -> bool {
+        self != Self::Report
+    }
+}
+
+impl fmt::Display for AdapterRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Check => "check",
+            Self::Quota => "quota",
+            Self::Filter => "filter",
+            Self::Report => "report",
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! Which adapters look at the requests of which service: what the proxy asks for each request.
+//!
+//! [`Chains`] is made anew when a snapshot is, published with it, and never changed: a request that has taken its
+//! [`Chain`] keeps it to its end.
+
+use std::{collections::HashMap, sync::Arc};
+
+use weft_policy::ServiceName;
+
+use crate::{pipeline::Pipeline, stream::FilterFactory};
+
+/// The adapters that look at a request, in order: checks first, then filters.
+#[derive(Clone, Default)]
+pub struct Chain {
+    pub pipeline: Pipeline,
+    pub filters: Vec<Arc<dyn FilterFactory>>,
+}
+
+/// The chains of all services. Services that nobody looks at have none.
+#[derive(Debug, Clone, Default)]
+pub struct Chains {
+    services: HashMap<ServiceName, Arc<Chain>>,
+    /// Of requests that a split of the first service sends to the second: those of both, none twice.
+    splits: HashMap<ServiceName, HashMap<ServiceName, Arc<Chain>>>,
+    /// Of everything that is not named.
+    others: Option<Arc<Chain>>,
+}
+
+// === impl Chain ===
+
+impl Chain {
+    pub fn is_empty(&self) -> bool {
+        self.pipeline.is_empty() && self.filters.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let filters: Vec<&str> = self.filters.iter().map(|filter| filter.name()).collect();
+        f.debug_struct("Chain")
+            .field("pipeline", &self.pipeline)
+            .field("filters", &filters)
+            .finish()
+    }
+}
+
+// === impl Chains ===
+
+impl Chains {
+    /// The same for every destination, also for those that are no service.
+    pub fn everywhere(chain: Chain) -> Self {
+        Self {
+            others: Some(Arc::new(chain)).filter(|chain| !chain.is_empty()),
+            ..Self::default()
+        }
+    }
+
+    /// Requests to `service` go through `chain`. An empty one is not kept.
+    pub fn insert(&mut self, service: ServiceName, chain: Arc<Chain>) {
+        if !chain.is_empty() {
+            self.services.insert(service, chain);
+        }
+    }
+
+    /// Requests that the split of `root` sends to `backend` go through `chain`. An empty one is not kept.
+    pub fn insert_split(&mut self, root: ServiceName, backend: ServiceName, chain: Arc<Chain>) {
+        if !chain.is_empty() {
+            self.splits.entry(root).or_default().insert(backend, chain);
+        }
+    }
+
+    /// Nobody looks at anything.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.splits.is_empty() && self.others.is_none()
+    }
+
+    /// Of a request that was sent to `called` and goes to an endpoint of `backend` (mostly the same); `None`, `None`: to a
+    /// destination that is no service. Costs one or two look-ups, and none where nobody looks at anything.
+    pub fn of(&self, called: Option<&ServiceName>, backend: Option<&ServiceName>) -> Option<&Arc<Chain>> {
+        if self.is_empty() {
+            return None;
+        }
+        let named = match (called, backend) {
+            (Some(called), Some(backend)) if called != backend => {
+                self.splits.get(called).and_then(|split| split.get(backend))
+            }
+            (Some(service), _) | (None, Some(service)) => self.services.get(service),
+            (None, None) => None,
+        };
+        named.or(self.others.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        attribute::Bag,
+        pipeline::{Check, Checking},
+    };
+
+    struct Named(&'static str);
+
+    impl Check for Named {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn check<'a>(&'a self, _bag: &'a Bag<'_>) -> Checking<'a> {
+            Checking::ALLOW
+        }
+    }
+
+    fn chain(name: &'static str) -> Arc<Chain> {
+        Arc::new(Chain {
+            pipeline: Pipeline::new(vec![Arc::new(Named(name))]),
+            filters: Vec::new(),
+        })
+    }
+
+    fn service(name: &str) -> ServiceName {
+        ServiceName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }
+    }
+
+    fn found(chains: &Chains, called: Option<&str>, backend: Option<&str>) -> Option<String> {
+        let (called, backend) = (called.map(service), backend.map(service));
+        let chain = chains.of(called.as_ref(), backend.as_ref())?;
+        Some(chain.pipeline.checks[0].name().to_owned())
+    }
+
+    #[test]
+    fn a_split_has_a_chain_of_its_own_and_the_unnamed_have_the_others() {
+        let mut chains = Chains::default();
+        assert!(chains.is_empty());
+        chains.insert(service("empty"), Arc::default());
+        assert!(chains.is_empty());
+        chains.insert(service("web"), chain("web"));
+        chains.insert_split(service("web"), service("v1"), chain("web and v1"));
+        for (called, backend, expect) in [
+            (Some("web"), Some("web"), Some("web")),
+            (Some("web"), Some("v1"), Some("web and v1")),
+            (Some("web"), Some("v2"), None),
+            (Some("v1"), Some("v1"), None),
+            (None, Some("web"), Some("web")),
+            (None, None, None),
+        ] {
+            assert_eq!(
+                found(&chains, called, backend).as_deref(),
+                expect,
+                "{called:?} {backend:?}"
+            );
+        }
+        let chains = Chains::everywhere((*chain("all")).clone());
+        for called in [Some("web"), None] {
+            assert_eq!(found(&chains, called, called).as_deref(), Some("all"));
+        }
+    }
+}
