@@ -1,9 +1,18 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
-use std::{net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use tokio::net::TcpStream;
-use weft_adapters::Peer;
+use weft_adapters::{FlowProtocol, Peer, StreamInfo};
 
 use crate::{
     context::ConnContext,
@@ -14,12 +23,15 @@ use crate::{
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
     netns::Netns,
+    pick::Picked,
     report,
     route::{self, Dialled, Hint},
     tcp,
     upstream::Upstream,
     worker::Worker,
 };
+
+static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
 
 /// What every request of a connection shares.
 pub(crate) struct Conn {
@@ -43,6 +55,19 @@ impl Conn {
             address: self.context.original,
             destination: self.context.destination,
             pods_loopback: self.netns.is_some() && self.context.original.ip().is_loopback(),
+        }
+    }
+
+    /// What filters are told of a request, or of the whole connection.
+    pub(crate) fn stream_info(&self, picked: &Picked, protocol: FlowProtocol) -> StreamInfo {
+        StreamInfo {
+            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
+            began: SystemTime::now(),
+            source: Arc::clone(&self.source),
+            source_address: self.peer,
+            destination: Arc::clone(&picked.destination),
+            original: self.context.original,
+            protocol,
         }
     }
 

@@ -8,11 +8,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::Bytes;
-use http::{Response, request, response};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, request, response};
 use weft_adapters::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
 
-use super::FilterTable;
+use super::{FilterTable, Passage, passage::Stages};
 use crate::{limits::FILTER_BODY_BUFFER, pick::Picked};
 
 /// One request's filters. Called from the task that forwards and from both bodies, all on one thread.
@@ -54,6 +54,19 @@ pub(crate) struct FilterAnswer {
     pub(crate) response: Response<Bytes>,
 }
 
+/// Which body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Request,
+    Response,
+}
+
+/// A chain as one of the bodies meets it.
+pub(crate) struct Bodies<'a> {
+    chain: &'a Chain,
+    way: Way,
+}
+
 // === impl Chain ===
 
 impl Chain {
@@ -81,9 +94,13 @@ impl Chain {
         })
     }
 
-    /// How many filters see the body that follows a head.
-    pub(super) fn seen(&self) -> usize {
-        self.seen.get()
+    /// The way of a body through the filters that saw the request's head.
+    pub(crate) fn passage(&self) -> Passage {
+        Passage::new(self.seen.get())
+    }
+
+    pub(crate) fn bodies(&self, way: Way) -> Bodies<'_> {
+        Bodies { chain: self, way }
     }
 
     /// Shows the request's head to all filters, first to last.
@@ -149,7 +166,7 @@ impl Chain {
         }
     }
 
-    pub(super) fn call(&self, index: usize, lent: Lent<'_>, end: bool) -> Step {
+    fn call(&self, index: usize, lent: Lent<'_>, end: bool) -> Step {
         let filter = &mut self.filters.borrow_mut()[index].filter;
         match lent {
             Lent::RequestHeaders(head) => filter.on_request_headers(head, end),
@@ -161,17 +178,18 @@ impl Chain {
         }
     }
 
-    pub(super) fn poll_resume(&self, index: usize, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
+    fn poll_resume(&self, index: usize, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
         match self.filters.borrow_mut()[index].filter.poll_resume(cx, lent) {
             Poll::Ready(Step::Pause) => Poll::Pending,
             other => other,
         }
     }
 
-    /// Whether the stream goes on after `step`, which is no pause.
-    pub(super) fn passes(&self, index: usize, step: Step) -> Result<(), Stop> {
+    /// Whether the stream goes on after `step`.
+    fn passes(&self, index: usize, step: Step) -> Result<bool, Stop> {
         match step {
-            Step::Continue | Step::Pause => Ok(()),
+            Step::Continue => Ok(true),
+            Step::Pause => Ok(false),
             Step::Respond(response) => Err(Stop::Answer(Box::new(FilterAnswer {
                 by: self.name(index),
                 response: *response,
@@ -180,8 +198,71 @@ impl Chain {
         }
     }
 
-    pub(super) fn name(&self, index: usize) -> String {
+    fn name(&self, index: usize) -> String {
         self.filters.borrow()[index].factory.name().to_owned()
+    }
+}
+
+// === impl Bodies ===
+
+impl Bodies<'_> {
+    /// The filter of a stage: an answer meets them in reverse.
+    fn filter(&self, at: usize) -> usize {
+        match self.way {
+            Way::Request => at,
+            Way::Response => self.chain.seen.get() - 1 - at,
+        }
+    }
+
+    fn body<'a>(&self, body: &'a mut BytesMut) -> Lent<'a> {
+        match self.way {
+            Way::Request => Lent::RequestBody(body),
+            Way::Response => Lent::ResponseBody(body),
+        }
+    }
+
+    fn trailers<'a>(&self, trailers: &'a mut HeaderMap) -> Lent<'a> {
+        match self.way {
+            Way::Request => Lent::RequestTrailers(trailers),
+            Way::Response => Lent::ResponseTrailers(trailers),
+        }
+    }
+}
+
+impl Stages for Bodies<'_> {
+    type Stop = Stop;
+
+    fn on_data(&self, at: usize, data: &mut BytesMut, end: bool) -> Result<bool, Stop> {
+        let filter = self.filter(at);
+        self.chain.passes(filter, self.chain.call(filter, self.body(data), end))
+    }
+
+    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap) -> Result<bool, Stop> {
+        let filter = self.filter(at);
+        self.chain
+            .passes(filter, self.chain.call(filter, self.trailers(trailers), true))
+    }
+
+    fn poll_resume(
+        &self,
+        at: usize,
+        cx: &mut Context<'_>,
+        data: &mut BytesMut,
+        trailers: Option<&mut HeaderMap>,
+    ) -> Poll<Result<(), Stop>> {
+        let filter = self.filter(at);
+        let lent = match trailers {
+            Some(trailers) => self.trailers(trailers),
+            None => self.body(data),
+        };
+        let step = std::task::ready!(self.chain.poll_resume(filter, cx, lent));
+        Poll::Ready(self.chain.passes(filter, step).map(|_goes_on| ()))
+    }
+
+    fn on_full(&self, at: usize) -> Result<(), Stop> {
+        Err(Stop::Full {
+            by: self.chain.name(self.filter(at)),
+        })
     }
 }
 

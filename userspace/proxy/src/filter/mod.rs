@@ -5,13 +5,14 @@
 //!            client  <--   first <- second <- third   <-- response
 //! ```
 //! [`table`] says which adapters look at a request, [`chain`] calls them for its heads, [`passage`] moves a body through
-//! them. What a paused filter means:
+//! them; [`tcp`] does the same for the bytes of a connection that nobody reads as HTTP. What a paused filter means:
 //!
 //! - at a head, everything of that direction stands still: no byte of the body is read, which holds up the sender
 //!   (Envoy's `StopAllIterationAndWatermark`, what it does for proxy-wasm);
 //! - at a body, the body goes on coming and gathers with the filter, up to [`FILTER_BODY_BUFFER`]; each further piece is
 //!   shown with all before it;
-//! - at trailers, they wait, and what gathered before them with them.
+//! - at trailers, they wait, and what gathered before them with them;
+//! - at an opaque connection's bytes, they gather as a body does, but once there are more than that, no more are read.
 //!
 //! Filters run after routing, access rules and checks, so none sees a request that policy refuses, and nothing they change
 //! is routed or judged anew. An answer of a filter's goes back through the filters that saw the request, as does every
@@ -25,8 +26,10 @@
 pub(crate) mod chain;
 pub(crate) mod passage;
 mod table;
+mod tcp;
 
 pub use table::{FilterTable, Filters};
 
-pub(crate) use chain::{Chain, FilterAnswer, Stop};
+pub(crate) use chain::{Chain, FilterAnswer, Stop, Way};
 pub(crate) use passage::Passage;
+pub(crate) use tcp::{ResetBy, TcpChain};

@@ -13,24 +13,37 @@ use std::{
     task::{Context, Poll},
 };
 
+use crate::limits::FILTER_BODY_BUFFER;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::Frame;
-use weft_adapters::{Lent, Step};
 
-use super::{Chain, Stop};
-use crate::limits::FILTER_BODY_BUFFER;
+/// The filters that a passage leads through, in the order in which it meets them.
+pub(crate) trait Stages {
+    /// Why a filter ends the stream.
+    type Stop;
 
-/// Which body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    Request,
-    Response,
+    /// Whether the filter lets `data` pass on.
+    fn on_data(&self, at: usize, data: &mut BytesMut, end: bool) -> Result<bool, Self::Stop>;
+
+    /// Whether the filter lets `trailers` pass on.
+    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap) -> Result<bool, Self::Stop>;
+
+    /// Ready: the filter goes on, with what it held.
+    fn poll_resume(
+        &self,
+        at: usize,
+        cx: &mut Context<'_>,
+        data: &mut BytesMut,
+        trailers: Option<&mut HeaderMap>,
+    ) -> Poll<Result<(), Self::Stop>>;
+
+    /// The filter pauses, and more than [`FILTER_BODY_BUFFER`] is held. `Ok`: nothing more is read until something passes.
+    fn on_full(&self, at: usize) -> Result<(), Self::Stop>;
 }
 
 /// One body's way.
 pub(crate) struct Passage {
-    way: Way,
     stages: Vec<Stage>,
     output: VecDeque<Frame<Bytes>>,
     /// Bytes in all stages.
@@ -57,20 +70,22 @@ pub(crate) type Input = Option<(Frame<Bytes>, bool)>;
 
 /// Why a passage broke off.
 #[derive(Debug)]
-pub(crate) enum Broke<E> {
+pub(crate) enum Broke<E, S> {
     Input(E),
-    Filter(Stop),
+    Filter(S),
 }
+
+/// What comes out next; `None`: the end.
+pub(crate) type Output<E, S> = Option<Result<Frame<Bytes>, Broke<E, S>>>;
 
 // === impl Passage ===
 
 impl Passage {
-    /// For the filters of `chain` that saw the request's head.
-    pub(crate) fn new(chain: &Chain, way: Way) -> Self {
+    /// Through `count` filters.
+    pub(crate) fn new(count: usize) -> Self {
         let mut stages = Vec::new();
-        stages.resize_with(chain.seen(), Stage::default);
+        stages.resize_with(count, Stage::default);
         Self {
-            way,
             stages,
             output: VecDeque::new(),
             held: 0,
@@ -85,12 +100,12 @@ impl Passage {
     }
 
     /// What comes out next; `read` gives what comes in.
-    pub(crate) fn poll_frame<E>(
+    pub(crate) fn poll_frame<E, S: Stages>(
         &mut self,
-        chain: &Chain,
+        filters: &S,
         cx: &mut Context<'_>,
         mut read: impl FnMut(&mut Context<'_>) -> Poll<Result<Input, E>>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broke<E>>>> {
+    ) -> Poll<Output<E, S::Stop>> {
         loop {
             if let Some(frame) = self.output.pop_front() {
                 return Poll::Ready(Some(Ok(frame)));
@@ -98,21 +113,21 @@ impl Passage {
             if self.passed {
                 return Poll::Ready(None);
             }
-            match self.resume(chain, cx) {
+            match self.resume(filters, cx) {
                 Ok(false) => {}
                 // What a stage let go may pause in a later one, which must then be asked too.
                 Ok(true) => continue,
                 Err(stop) => return Poll::Ready(Some(Err(Broke::Filter(stop)))),
             }
-            if self.ended {
-                // A filter holds the rest.
+            if self.ended || self.held > FILTER_BODY_BUFFER {
+                // A filter holds the rest, or enough.
                 return Poll::Pending;
             }
             let came = match std::task::ready!(read(cx)) {
-                Ok(Some((frame, end))) => self.take(chain, frame, end),
+                Ok(Some((frame, end))) => self.take(filters, frame, end),
                 Ok(None) => {
                     self.ended = true;
-                    self.data(chain, 0, BytesMut::new(), true)
+                    self.data(filters, 0, BytesMut::new(), true)
                 }
                 Err(error) => return Poll::Ready(Some(Err(Broke::Input(error)))),
             };
@@ -122,14 +137,14 @@ impl Passage {
         }
     }
 
-    fn take(&mut self, chain: &Chain, frame: Frame<Bytes>, end: bool) -> Result<(), Stop> {
+    fn take<S: Stages>(&mut self, filters: &S, frame: Frame<Bytes>, end: bool) -> Result<(), S::Stop> {
         self.ended |= end;
         match frame.into_data() {
-            Ok(data) => self.data(chain, 0, data.into(), end),
+            Ok(data) => self.data(filters, 0, data.into(), end),
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => {
                     self.ended = true;
-                    self.trailers(chain, 0, trailers)
+                    self.trailers(filters, 0, trailers)
                 }
                 // HTTP has no third kind of frame.
                 Err(_) => Ok(()),
@@ -138,52 +153,46 @@ impl Passage {
     }
 
     /// Asks those that pause, last first. Whether one goes on.
-    fn resume(&mut self, chain: &Chain, cx: &mut Context<'_>) -> Result<bool, Stop> {
+    fn resume<S: Stages>(&mut self, filters: &S, cx: &mut Context<'_>) -> Result<bool, S::Stop> {
         let mut released = false;
         for at in (0..self.stages.len()).rev() {
             if !self.stages[at].paused {
                 continue;
             }
-            let filter = self.filter(at);
             let stage = &mut self.stages[at];
             let before = stage.body.len();
-            let lent = match &mut stage.trailers {
-                Some(trailers) => self.way.trailers(trailers),
-                None => self.way.body(&mut stage.body),
-            };
-            let step = chain.poll_resume(filter, cx, lent);
+            let resumed = filters.poll_resume(at, cx, &mut stage.body, stage.trailers.as_mut());
             self.held = self.held - before + stage.body.len();
-            let Poll::Ready(step) = step else {
+            let Poll::Ready(resumed) = resumed else {
                 continue;
             };
-            chain.passes(filter, step)?;
-            self.release(chain, at)?;
+            resumed?;
+            self.release(filters, at)?;
             released = true;
         }
         Ok(released)
     }
 
     /// Passes on what a stage holds.
-    fn release(&mut self, chain: &Chain, at: usize) -> Result<(), Stop> {
+    fn release<S: Stages>(&mut self, filters: &S, at: usize) -> Result<(), S::Stop> {
         let stage = &mut self.stages[at];
         stage.paused = false;
         let (body, trailers) = (std::mem::take(&mut stage.body), stage.trailers.take());
         let end = stage.ended;
         self.held -= body.len();
-        self.data(chain, at + 1, body, end)?;
+        self.data(filters, at + 1, body, end)?;
         match trailers {
-            Some(trailers) => self.trailers(chain, at + 1, trailers),
+            Some(trailers) => self.trailers(filters, at + 1, trailers),
             None => Ok(()),
         }
     }
 
     /// Shows `data` to the stages from `at` on, until one pauses.
-    fn data(&mut self, chain: &Chain, at: usize, mut data: BytesMut, end: bool) -> Result<(), Stop> {
+    fn data<S: Stages>(&mut self, filters: &S, at: usize, mut data: BytesMut, end: bool) -> Result<(), S::Stop> {
         for at in at..self.stages.len() {
             if data.is_empty() && !end {
                 return Ok(());
             }
-            let filter = self.filter(at);
             let stage = &mut self.stages[at];
             if !stage.body.is_empty() {
                 self.held -= stage.body.len();
@@ -192,18 +201,16 @@ impl Passage {
                 data = all;
             }
             stage.ended |= end;
-            let step = chain.call(filter, self.way.body(&mut data), end);
-            stage.paused = matches!(step, Step::Pause);
+            stage.paused = !filters.on_data(at, &mut data, end)?;
             if stage.paused {
                 self.held += data.len();
                 stage.body = data;
                 return if self.held > FILTER_BODY_BUFFER {
-                    Err(Stop::Full { by: chain.name(filter) })
+                    filters.on_full(at)
                 } else {
                     Ok(())
                 };
             }
-            chain.passes(filter, step)?;
         }
         if !data.is_empty() {
             self.output.push_back(Frame::data(data.freeze()));
@@ -213,47 +220,18 @@ impl Passage {
     }
 
     /// Shows `trailers` to the stages from `at` on. One that lets them pass lets pass what it held before them.
-    fn trailers(&mut self, chain: &Chain, at: usize, mut trailers: HeaderMap) -> Result<(), Stop> {
+    fn trailers<S: Stages>(&mut self, filters: &S, at: usize, mut trailers: HeaderMap) -> Result<(), S::Stop> {
         for at in at..self.stages.len() {
-            let filter = self.filter(at);
-            let step = chain.call(filter, self.way.trailers(&mut trailers), true);
-            if let Step::Pause = step {
+            if !filters.on_trailers(at, &mut trailers)? {
                 let stage = &mut self.stages[at];
                 stage.paused = true;
                 stage.trailers = Some(trailers);
                 return Ok(());
             }
-            chain.passes(filter, step)?;
-            self.release(chain, at)?;
+            self.release(filters, at)?;
         }
         self.output.push_back(Frame::trailers(trailers));
         self.passed = true;
         Ok(())
-    }
-
-    /// The filter of a stage: an answer meets them in reverse.
-    fn filter(&self, at: usize) -> usize {
-        match self.way {
-            Way::Request => at,
-            Way::Response => self.stages.len() - 1 - at,
-        }
-    }
-}
-
-// === impl Way ===
-
-impl Way {
-    fn body(self, body: &mut BytesMut) -> Lent<'_> {
-        match self {
-            Self::Request => Lent::RequestBody(body),
-            Self::Response => Lent::ResponseBody(body),
-        }
-    }
-
-    fn trailers(self, trailers: &mut HeaderMap) -> Lent<'_> {
-        match self {
-            Self::Request => Lent::RequestTrailers(trailers),
-            Self::Response => Lent::ResponseTrailers(trailers),
-        }
     }
 }

@@ -17,8 +17,8 @@ use super::exchange::Exchange;
 use crate::{
     balance::InFlight,
     filter::{
-        Passage, Stop,
-        passage::{Broke, Input, Way},
+        Passage, Stop, Way,
+        passage::{Broke, Input},
     },
     limits::{CONTINUE_TIMEOUT, LINGER_TIMEOUT},
     upstream::Lease,
@@ -87,7 +87,7 @@ impl RequestBody {
         if let Some(chain) = self.exchange.chain()
             && !self.is_end_stream()
         {
-            self.passage = Some(Box::new(Passage::new(chain, Way::Request)));
+            self.passage = Some(Box::new(chain.passage()));
         }
         self
     }
@@ -149,7 +149,7 @@ impl Body for RequestBody {
                     .transpose(),
             );
         };
-        let frame = ready!(passage.poll_frame(chain, cx, read));
+        let frame = ready!(passage.poll_frame(&chain.bodies(Way::Request), cx, read));
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|broke| match broke {
                 Broke::Input(error) => BodyError::Sender(error),
@@ -226,7 +226,7 @@ impl ResponseBody {
         if let Some(chain) = self.exchange.chain()
             && !self.is_end_stream()
         {
-            self.passage = Some(Box::new(Passage::new(chain, Way::Response)));
+            self.passage = Some(Box::new(chain.passage()));
         }
         self
     }
@@ -299,7 +299,7 @@ impl Body for ResponseBody {
             return Poll::Ready(cut(&stop));
         }
         let frame = match passage {
-            Some(passage) => ready!(passage.poll_frame(chain, cx, |cx| {
+            Some(passage) => ready!(passage.poll_frame(&chain.bodies(Way::Response), cx, |cx| {
                 let frame = ready!(content.poll_frame(exchange, cx));
                 let end = content.is_over();
                 Poll::Ready(frame.map(|frame| frame.map(|frame| (frame, end))))

@@ -6,10 +6,7 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -18,7 +15,7 @@ use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
 use weft_adapters::{
-    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, StreamInfo,
+    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd,
 };
 use weft_policy::ObjectRef;
 
@@ -34,8 +31,6 @@ use crate::{
 
 /// Content type of gRPC, and what may follow it (`+proto`).
 const GRPC: &str = "application/grpc";
-
-static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
 
 /// One request, from its headers to the last byte of its answer.
 pub(crate) struct Exchange {
@@ -212,15 +207,7 @@ impl Exchange {
     /// Makes the filters that look at requests to `picked`, if any do.
     pub(crate) fn begin_filters(&self, picked: &Picked) -> Option<&Chain> {
         let table = self.conn.worker.config.filters.load();
-        let chain = Chain::new(&table, picked, || StreamInfo {
-            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
-            began: SystemTime::now(),
-            source: Arc::clone(&self.conn.source),
-            source_address: self.conn.peer,
-            destination: Arc::clone(&picked.destination),
-            original: self.conn.context.original,
-            protocol: self.protocol(),
-        })?;
+        let chain = Chain::new(&table, picked, || self.conn.stream_info(picked, self.protocol()))?;
         Some(self.chain.get_or_init(|| chain))
     }
 

@@ -5,11 +5,22 @@
 //! ends both: the socket that still lives is closed with a reset, because a FIN would tell its program that the
 //! other side was done, which is not what happened.
 
-use std::{cell::Cell, io, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
+use hyper::body::Frame;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use weft_adapters::Direction;
 
 use crate::{
+    filter::{ResetBy, TcpChain, passage::Broke},
     io::{Prefixed, Socket},
     limits::RELAY_BUFFER,
 };
@@ -29,6 +40,8 @@ pub(crate) enum Outcome {
     Finished,
     /// One side reset or vanished; the other was reset.
     Broken(io::Error),
+    /// This adapter's filter wanted a reset of both.
+    Reset { by: String },
 }
 
 // === impl Relay ===
@@ -58,12 +71,30 @@ impl Relay {
         let up = pump(client_read, server_write, &self.sent);
         let down = pump(server_read, client_write, &self.received);
         let result = both(up, down).await;
-        match result {
-            Ok(()) => Outcome::Finished,
-            Err(error) => {
-                self.abort();
-                Outcome::Broken(error)
-            }
+        self.outcome(result)
+    }
+
+    /// The same through filters. Bytes count when they come out of them.
+    ///
+    /// # Cancel safety
+    /// As [`Relay::run`].
+    pub(crate) async fn run_filtered(&mut self, chain: &TcpChain) -> Outcome {
+        let (client_read, client_write) = tokio::io::split(&mut self.client);
+        let (server_read, server_write) = tokio::io::split(&mut self.server);
+        let up = pump_filtered(client_read, server_write, &self.sent, chain, Direction::Downstream);
+        let down = pump_filtered(server_read, client_write, &self.received, chain, Direction::Upstream);
+        let result = both(up, down).await;
+        self.outcome(result)
+    }
+
+    fn outcome(&mut self, result: Result<(), Failed>) -> Outcome {
+        let Err(failed) = result else {
+            return Outcome::Finished;
+        };
+        self.abort();
+        match failed {
+            Failed::Read(error) | Failed::Write(error) => Outcome::Broken(error),
+            Failed::Filter(ResetBy(by)) => Outcome::Reset { by },
         }
     }
 
@@ -96,25 +127,74 @@ enum Failed {
     Read(io::Error),
     /// Its sink. What the sink sent before it went is still to be delivered by the other direction.
     Write(io::Error),
+    /// Between them.
+    Filter(ResetBy),
 }
 
 async fn both(
     up: impl Future<Output = Result<(), Failed>>,
     down: impl Future<Output = Result<(), Failed>>,
-) -> io::Result<()> {
+) -> Result<(), Failed> {
     tokio::pin!(up, down);
-    let (first, rest): (_, std::pin::Pin<&mut dyn Future<Output = Result<(), Failed>>>) = tokio::select! {
+    let (first, rest): (_, Pin<&mut dyn Future<Output = Result<(), Failed>>>) = tokio::select! {
         first = &mut up => (first, down),
         first = &mut down => (first, up),
     };
     match first {
-        Ok(()) => rest.await.map_err(|(Failed::Read(error) | Failed::Write(error))| error),
-        Err(Failed::Read(error)) => Err(error),
-        Err(Failed::Write(error)) => {
+        Ok(()) => rest.await,
+        Err(failed @ Failed::Write(_)) => {
             // The source of `rest` is the dead socket: it ends by itself, after the bytes that had arrived.
             let _ended = rest.await;
-            Err(error)
+            Err(failed)
         }
+        Err(failed) => Err(failed),
+    }
+}
+
+async fn pump_filtered(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    moved: &Cell<u64>,
+    chain: &TcpChain,
+    side: Direction,
+) -> Result<(), Failed> {
+    let filters = chain.bytes(side);
+    let mut passage = chain.passage();
+    let mut buffer = vec![0u8; RELAY_BUFFER];
+    loop {
+        let mut read = |cx: &mut Context<'_>| {
+            let mut into = ReadBuf::new(&mut buffer);
+            let read = ready!(Pin::new(&mut from).poll_read(cx, &mut into));
+            let filled = into.filled();
+            let frame = |()| (!filled.is_empty()).then(|| (Frame::data(Bytes::copy_from_slice(filled)), false));
+            Poll::Ready(read.map(frame))
+        };
+        let frame = poll_fn(|cx| passage.poll_frame(&filters, cx, &mut read)).await;
+        match frame {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                to.write_all(&data).await.map_err(Failed::Write)?;
+                moved.set(moved.get() + data.len() as u64);
+            }
+            Some(Err(Broke::Input(error))) => {
+                chain.closed(side);
+                return Err(Failed::Read(error));
+            }
+            Some(Err(Broke::Filter(reset))) => return Err(Failed::Filter(reset)),
+            None => {
+                chain.closed(side);
+                return finish(to).await;
+            }
+        }
+    }
+}
+
+/// Tells the sink that nothing more comes.
+async fn finish(mut to: impl AsyncWrite + Unpin) -> Result<(), Failed> {
+    match to.shutdown().await {
+        // The sink has gone already and nothing was lost on it.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result.map_err(Failed::Write),
     }
 }
 
@@ -127,11 +207,7 @@ async fn pump(
     loop {
         let count = from.read(&mut buffer).await.map_err(Failed::Read)?;
         if count == 0 {
-            return match to.shutdown().await {
-                // The sink has gone already and nothing was lost on it.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                result => result.map_err(Failed::Write),
-            };
+            return finish(to).await;
         }
         to.write_all(&buffer[..count]).await.map_err(Failed::Write)?;
         moved.set(moved.get() + count as u64);

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use weft_adapters::{FlowEvent, FlowVerdict};
+use weft_adapters::{FlowEvent, FlowProtocol, FlowVerdict};
 use weft_policy::{Decision, Verdict};
 
 use super::{Outcome, Relay, reset};
 use crate::{
     conn::Conn,
-    error::{DataError, chain},
+    error::{self, DataError},
+    filter::{ResetBy, TcpChain},
     io::{Prefixed, Socket},
     judge,
     limits::CONNECT_ATTEMPTS,
@@ -20,7 +21,7 @@ use crate::{
 /// Serves a connection that is not HTTP. A refusal is a reset: there is nothing that could carry words.
 pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<Socket>) {
     match open(&conn).await {
-        Ok((picked, server)) => relay(&conn, &picked, client, server).await,
+        Ok(opened) => relay(&conn, opened, client).await,
         Err(Refused { flow, reason, denied }) => {
             tracing::debug!(peer = %conn.peer, original = %conn.context.original, reason, "connection refused");
             let (event, verdict) = if denied {
@@ -34,15 +35,23 @@ pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<Socket>) {
     }
 }
 
+/// A connection to an endpoint, and who looks at what passes.
+struct Opened {
+    picked: Picked,
+    server: Socket,
+    chain: Option<TcpChain>,
+}
+
 struct Refused {
     flow: TcpFlow,
     reason: String,
     denied: bool,
 }
 
-async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
+async fn open(conn: &Conn) -> Result<Opened, Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failed: Option<Refused> = None;
+    let mut chain: Option<TcpChain> = None;
     loop {
         let picked = match pick(&conn.worker, conn.dialled(), None, &tried).await {
             Ok(picked) => picked,
@@ -52,8 +61,11 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
         if !decision.verdict.passes() {
             return Err(denial(conn, &picked, decision));
         }
+        if tried.is_empty() {
+            chain = filters(conn, &picked).await?;
+        }
         match connect(&conn.upstream(picked.address)).await {
-            Ok(server) => return Ok((picked, server)),
+            Ok(server) => return Ok(Opened { picked, server, chain }),
             Err(source) => {
                 conn.worker.metrics.upstream_connect_failed.inc();
                 tried.push(picked.address);
@@ -64,7 +76,7 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
                 };
                 let refused = Refused {
                     flow: flow(conn, &picked, None),
-                    reason: chain(&error),
+                    reason: error::chain(&error),
                     denied: false,
                 };
                 if tried.len() >= CONNECT_ATTEMPTS || tried.contains(&conn.context.original) {
@@ -73,6 +85,29 @@ async fn open(conn: &Conn) -> Result<(Picked, Socket), Refused> {
                 failed = Some(refused);
             }
         }
+    }
+}
+
+/// The filters that look at the connection. They may refuse it before an endpoint is connected to.
+async fn filters(conn: &Conn, picked: &Picked) -> Result<Option<TcpChain>, Refused> {
+    let chain = TcpChain::new(&conn.worker.config.filters.load(), picked, || {
+        conn.stream_info(picked, FlowProtocol::Tcp)
+    });
+    if let Some(chain) = &chain {
+        let opened = chain.open().await;
+        opened.map_err(|ResetBy(by)| reset_by(conn, picked, &by))?;
+    }
+    Ok(chain)
+}
+
+fn reset_by(conn: &Conn, picked: &Picked, adapter: &str) -> Refused {
+    Refused {
+        flow: TcpFlow {
+            rule: Some(report::adapter(adapter)),
+            ..flow(conn, picked, None)
+        },
+        reason: format!("reset by adapter {adapter}"),
+        denied: true,
     }
 }
 
@@ -116,33 +151,50 @@ fn unroutable(conn: &Conn, error: &DataError) -> Refused {
     };
     Refused {
         flow,
-        reason: chain(&error),
+        reason: error::chain(&error),
         denied: false,
     }
 }
 
-async fn relay(conn: &Conn, picked: &Picked, client: Prefixed<Socket>, server: Socket) {
+async fn relay(conn: &Conn, opened: Opened, client: Prefixed<Socket>) {
+    let Opened { picked, server, chain } = opened;
+    let picked = &picked;
     let _load = conn.worker.loads.begin(picked.address);
     let decision = judge::opaque(conn, picked, &picked.snapshot);
     let told = flow(conn, picked, decision.rule);
-    let (verdict, opened) = match decision.verdict {
+    let (verdict, words) = match decision.verdict {
         Verdict::Audit => (FlowVerdict::Audit, report::audit_words(&deny_words(&told))),
         _ => (FlowVerdict::Allow, "opened".to_owned()),
     };
-    told.tell(&conn.worker, FlowEvent::Open, verdict, opened, (0, 0));
+    told.tell(&conn.worker, FlowEvent::Open, verdict, words, (0, 0));
     let mut relay = Relay::new(client, Prefixed::new(bytes::Bytes::new(), server));
+    let running = async {
+        match &chain {
+            Some(chain) => relay.run_filtered(chain).await,
+            None => relay.run().await,
+        }
+    };
     let ended = tokio::select! {
-        outcome = relay.run() => Ended::Itself(outcome),
+        outcome = running => Ended::Itself(outcome),
         denied = denied_later(conn, picked) => Ended::Denied(denied),
     };
     let bytes = relay.bytes();
     match ended {
-        Ended::Itself(outcome) => {
-            let reason = match outcome {
-                Outcome::Finished => "closed".to_owned(),
-                Outcome::Broken(error) => format!("reset: {error}"),
-            };
-            told.tell(&conn.worker, FlowEvent::Close, verdict, reason, bytes);
+        Ended::Itself(Outcome::Finished) => {
+            told.tell(&conn.worker, FlowEvent::Close, verdict, "closed".to_owned(), bytes);
+        }
+        Ended::Itself(Outcome::Broken(error)) => {
+            told.tell(
+                &conn.worker,
+                FlowEvent::Close,
+                verdict,
+                format!("reset: {error}"),
+                bytes,
+            );
+        }
+        Ended::Itself(Outcome::Reset { by }) => {
+            let Refused { flow, reason, .. } = reset_by(conn, picked, &by);
+            flow.tell(&conn.worker, FlowEvent::Deny, FlowVerdict::Deny, reason, bytes);
         }
         Ended::Denied(Refused { flow, reason, .. }) => {
             relay.reset();

@@ -4,6 +4,7 @@ mod answer;
 mod body;
 mod order;
 mod pause;
+mod tcp;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};

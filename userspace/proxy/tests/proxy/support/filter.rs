@@ -11,10 +11,11 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, request, response};
 use tokio::sync::{mpsc, watch};
-use weft_adapters::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use weft_adapters::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
 use weft_proxy::{FilterTable, Filters, ProxyConfig};
 
 type Act = Arc<dyn Fn(Lent<'_>, bool) -> Step + Send + Sync>;
+type TcpAct = Arc<dyn Fn(Direction, &mut BytesMut, bool) -> TcpStep + Send + Sync>;
 
 /// An adapter that notes every call as `NAME POINT [DETAIL] [end]` and does what the test says.
 #[derive(Clone)]
@@ -23,12 +24,23 @@ pub struct Script {
     act: Act,
     /// What a pause ends with, once the gate opens.
     resume: Act,
+    /// What it does to opaque connections: to a new one, to bytes, and what a pause ends with.
+    tcp: Option<(TcpStep, TcpAct, TcpAct)>,
     gate: watch::Receiver<bool>,
     events: mpsc::UnboundedSender<String>,
 }
 
 /// What scripts saw, in order.
 pub struct Events(mpsc::UnboundedReceiver<String>, mpsc::UnboundedSender<String>);
+
+/// One connection's.
+struct TcpScripted {
+    script: Script,
+    open: TcpStep,
+    act: TcpAct,
+    resume: TcpAct,
+    waiting: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
 
 /// One request's.
 struct Scripted {
@@ -50,6 +62,7 @@ impl Events {
             name,
             act: Arc::new(|_, _| Step::Continue),
             resume: Arc::new(|_, _| Step::Continue),
+            tcp: None,
             gate: watch::channel(false).1,
             events: self.1.clone(),
         }
@@ -92,6 +105,17 @@ impl Script {
         self
     }
 
+    /// Looks at opaque connections: `open` is what becomes of a new one.
+    pub fn tcp(
+        mut self,
+        open: TcpStep,
+        act: impl Fn(Direction, &mut BytesMut, bool) -> TcpStep + Send + Sync + 'static,
+        resume: impl Fn(Direction, &mut BytesMut, bool) -> TcpStep + Send + Sync + 'static,
+    ) -> Self {
+        self.tcp = Some((open, Arc::new(act), Arc::new(resume)));
+        self
+    }
+
     /// Pauses end when `true` is sent.
     pub fn gated(mut self) -> (Self, watch::Sender<bool>) {
         let (gate, opens) = watch::channel(false);
@@ -121,6 +145,16 @@ impl Script {
     /// Alone, for every service.
     pub fn config(self) -> ProxyConfig {
         config([self])
+    }
+
+    fn wait(&self) -> Pin<Box<dyn Future<Output = ()>>> {
+        let mut gate = self.gate.clone();
+        Box::pin(async move {
+            if gate.wait_for(|open| *open).await.is_err() {
+                // No gate: the next piece decides.
+                std::future::pending::<()>().await;
+            }
+        })
     }
 
     fn note(&self, what: &str) {
@@ -165,6 +199,17 @@ impl FilterFactory for Script {
     fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         Some(Box::new(Scripted {
             script: self.clone(),
+            waiting: None,
+        }))
+    }
+
+    fn tcp(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+        let (open, act, resume) = self.tcp.clone()?;
+        Some(Box::new(TcpScripted {
+            script: self.clone(),
+            open,
+            act,
+            resume,
             waiting: None,
         }))
     }
@@ -213,15 +258,7 @@ impl StreamFilter for Scripted {
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
-        let waiting = self.waiting.get_or_insert_with(|| {
-            let mut gate = self.script.gate.clone();
-            Box::pin(async move {
-                if gate.wait_for(|open| *open).await.is_err() {
-                    // No gate: the next piece decides.
-                    std::future::pending::<()>().await;
-                }
-            })
-        });
+        let waiting = self.waiting.get_or_insert_with(|| self.script.wait());
         ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
         Poll::Ready((self.script.resume)(lent, false))
@@ -230,5 +267,35 @@ impl StreamFilter for Scripted {
     fn on_end(&mut self, end: &StreamEnd) {
         let (sent, received) = (end.request_bytes, end.response_bytes);
         self.script.note(&format!("end {} {sent} {received}", end.status));
+    }
+}
+
+// === impl TcpScripted ===
+
+impl TcpFilter for TcpScripted {
+    fn on_connection(&mut self) -> TcpStep {
+        self.script.note("connection");
+        self.open
+    }
+
+    fn on_data(&mut self, from: Direction, data: &mut BytesMut, end: bool) -> TcpStep {
+        let end_word = if end { " end" } else { "" };
+        self.script.note(&format!("{from:?} {}{end_word}", data.len()));
+        (self.act)(from, data, end)
+    }
+
+    fn poll_resume(&mut self, cx: &mut Context<'_>, from: Direction, data: &mut BytesMut) -> Poll<TcpStep> {
+        let waiting = self.waiting.get_or_insert_with(|| self.script.wait());
+        ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready((self.resume)(from, data, false))
+    }
+
+    fn on_close(&mut self, by: Direction) {
+        self.script.note(&format!("{by:?} closed"));
+    }
+
+    fn on_end(&mut self) {
+        self.script.note("end ");
     }
 }

@@ -1,0 +1,154 @@
+//! The filters of one connection whose bytes nobody reads as HTTP.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::BytesMut;
+use http::HeaderMap;
+use weft_adapters::{Direction, FilterFactory, StreamInfo, TcpFilter, TcpStep};
+
+use super::{FilterTable, Passage, passage::Stages};
+use crate::pick::Picked;
+
+/// One connection's filters; they see its end when this is dropped.
+pub(crate) struct TcpChain(RefCell<Vec<Running>>);
+
+struct Running {
+    factory: Arc<dyn FilterFactory>,
+    filter: Box<dyn TcpFilter>,
+}
+
+/// The chain as one direction meets it.
+pub(crate) struct Bytes<'a> {
+    chain: &'a TcpChain,
+    from: Direction,
+}
+
+/// An adapter resets the connection.
+#[derive(Debug)]
+pub(crate) struct ResetBy(pub(crate) String);
+
+// === impl TcpChain ===
+
+impl TcpChain {
+    /// Makes the filters that look at a connection to `picked`; `None`: there are none.
+    pub(crate) fn new(table: &FilterTable, picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
+        let mut factories = table.of(picked.called.as_deref(), picked.backend.as_deref()).peekable();
+        factories.peek()?;
+        let info = Rc::new(info());
+        let filters: Vec<Running> = factories
+            .filter_map(|factory| {
+                Some(Running {
+                    filter: factory.tcp(&info)?,
+                    factory: Arc::clone(factory),
+                })
+            })
+            .collect();
+        (!filters.is_empty()).then(|| Self(RefCell::new(filters)))
+    }
+
+    /// Shows the connection to all filters before an endpoint is connected to.
+    pub(crate) async fn open(&self) -> Result<(), ResetBy> {
+        for index in 0..self.count() {
+            let mut step = self.0.borrow_mut()[index].filter.on_connection();
+            if step == TcpStep::Pause {
+                let mut nothing = BytesMut::new();
+                step = poll_fn(|cx| self.poll_resume(index, cx, Direction::Downstream, &mut nothing)).await;
+            }
+            self.passes(index, step)?;
+        }
+        Ok(())
+    }
+
+    /// The way of one direction's bytes.
+    pub(crate) fn passage(&self) -> Passage {
+        Passage::new(self.count())
+    }
+
+    pub(crate) fn bytes(&self, from: Direction) -> Bytes<'_> {
+        Bytes { chain: self, from }
+    }
+
+    /// That side sends nothing more.
+    pub(crate) fn closed(&self, by: Direction) {
+        for running in self.0.borrow_mut().iter_mut() {
+            running.filter.on_close(by);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    fn poll_resume(&self, index: usize, cx: &mut Context<'_>, from: Direction, data: &mut BytesMut) -> Poll<TcpStep> {
+        match self.0.borrow_mut()[index].filter.poll_resume(cx, from, data) {
+            Poll::Ready(TcpStep::Pause) => Poll::Pending,
+            other => other,
+        }
+    }
+
+    fn passes(&self, index: usize, step: TcpStep) -> Result<bool, ResetBy> {
+        match step {
+            TcpStep::Continue => Ok(true),
+            TcpStep::Pause => Ok(false),
+            TcpStep::Reset => Err(ResetBy(self.0.borrow()[index].factory.name().to_owned())),
+        }
+    }
+}
+
+impl Drop for TcpChain {
+    fn drop(&mut self) {
+        for running in self.0.get_mut() {
+            running.filter.on_end();
+        }
+    }
+}
+
+// === impl Bytes ===
+
+impl Bytes<'_> {
+    /// The filter of a stage: what the endpoint sends meets them in reverse.
+    fn filter(&self, at: usize) -> usize {
+        match self.from {
+            Direction::Downstream => at,
+            Direction::Upstream => self.chain.count() - 1 - at,
+        }
+    }
+}
+
+impl Stages for Bytes<'_> {
+    type Stop = ResetBy;
+
+    fn on_data(&self, at: usize, data: &mut BytesMut, end: bool) -> Result<bool, ResetBy> {
+        let filter = self.filter(at);
+        let step = self.chain.0.borrow_mut()[filter].filter.on_data(self.from, data, end);
+        self.chain.passes(filter, step)
+    }
+
+    /// There are none.
+    fn on_trailers(&self, _: usize, _: &mut HeaderMap) -> Result<bool, ResetBy> {
+        Ok(true)
+    }
+
+    fn poll_resume(
+        &self,
+        at: usize,
+        cx: &mut Context<'_>,
+        data: &mut BytesMut,
+        _: Option<&mut HeaderMap>,
+    ) -> Poll<Result<(), ResetBy>> {
+        let filter = self.filter(at);
+        let step = ready!(self.chain.poll_resume(filter, cx, self.from, data));
+        Poll::Ready(self.chain.passes(filter, step).map(|_goes_on| ()))
+    }
+
+    /// The sender waits.
+    fn on_full(&self, _: usize) -> Result<(), ResetBy> {
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! Filters on connections that are not HTTP.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use weft_adapters::{Direction, FlowEvent, FlowVerdict, TcpStep};
+use weft_policy::AppProtocol;
+use weft_proxy::limits::{FILTER_BODY_BUFFER, RELAY_BUFFER};
+
+use crate::support::{
+    Mesh, Port, Spec,
+    bodies::Pattern,
+    client::read_all,
+    filter::{Events, config},
+    server::Server,
+};
+
+fn opaque(server: &Server) -> Spec {
+    let mut port = Port::undeclared("db", [server.address]);
+    port.app = AppProtocol::Opaque;
+    Spec::of([port])
+}
+
+/// Answers with everything, once it has everything.
+async fn echo() -> Server {
+    Server::raw(|mut stream| async move {
+        let said = read_all(&mut stream).await;
+        let _gone = stream.write_all(said.as_bytes()).await;
+    })
+    .await
+}
+
+fn pass(_: Direction, _: &mut BytesMut, _: bool) -> TcpStep {
+    TcpStep::Continue
+}
+
+#[tokio::test]
+async fn bytes_meet_the_first_filter_first_and_answers_last_and_ends_are_told() {
+    let server = echo().await;
+    let mut events = Events::new();
+    let script = |name| events.script(name).tcp(TcpStep::Continue, pass, pass);
+    // The last one does not look at connections.
+    let config = config([script("a"), script("b"), events.script("c")]);
+    let mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let mut client = mesh.dial(0).await;
+    client.write_all(b"abc").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut client).await, "abc");
+    assert_eq!(
+        events.until_end_of("b").await,
+        [
+            "a connection",
+            "b connection",
+            "a Downstream 3",
+            "b Downstream 3",
+            "a Downstream 0 end",
+            "b Downstream 0 end",
+            "a Downstream closed",
+            "b Downstream closed",
+            "b Upstream 3",
+            "a Upstream 3",
+            "b Upstream 0 end",
+            "a Upstream 0 end",
+            "a Upstream closed",
+            "b Upstream closed",
+            "a end ",
+            "b end ",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_filter_refuses_a_connection_before_an_endpoint_sees_it() {
+    let server = echo().await;
+    let mut events = Events::new();
+    let config = events.script("a").tcp(TcpStep::Reset, pass, pass).config();
+    let mut mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let mut client = mesh.dial(0).await;
+    assert_eq!(read_all(&mut client).await, "");
+    assert_eq!(server.connections(), 0);
+    assert_eq!(events.until_end_of("a").await, ["a connection", "a end "]);
+    let flow = mesh.flow().await;
+    assert_eq!((flow.event, flow.verdict), (FlowEvent::Deny, FlowVerdict::Deny));
+    assert_eq!(flow.rule.as_ref().unwrap().to_string(), "Adapter a");
+}
+
+#[tokio::test]
+async fn a_paused_connection_goes_on_when_the_filter_lets_it() {
+    let server = echo().await;
+    let mut events = Events::new();
+    let (script, gate) = events.script("a").tcp(TcpStep::Pause, pass, pass).gated();
+    let mesh = Mesh::start_with(&opaque(&server), script.config(), Vec::new());
+    let mut client = mesh.dial(0).await;
+    client.write_all(b"abc").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(events.next().await, "a connection");
+    assert_eq!((server.connections(), events.rest().len()), (0, 0));
+    gate.send(true).unwrap();
+    assert_eq!(read_all(&mut client).await, "abc");
+}
+
+#[tokio::test]
+async fn bytes_that_are_held_back_gather_and_may_be_changed() {
+    let server = echo().await;
+    let mut events = Events::new();
+    let lines = |_: Direction, data: &mut BytesMut, end: bool| {
+        if !end && !data.ends_with(b"\n") {
+            return TcpStep::Pause;
+        }
+        data.make_ascii_uppercase();
+        TcpStep::Continue
+    };
+    let config = events.script("a").tcp(TcpStep::Continue, lines, pass).config();
+    let mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let mut client = mesh.dial(0).await;
+    assert_eq!(events.next().await, "a connection");
+    for (piece, seen) in [
+        ("ab", "a Downstream 2"),
+        ("cd", "a Downstream 4"),
+        ("\n", "a Downstream 5"),
+    ] {
+        client.write_all(piece.as_bytes()).await.unwrap();
+        assert_eq!(events.next().await, seen);
+    }
+    client.write_all(b"rest").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut client).await, "ABCD\nREST");
+}
+
+#[tokio::test]
+async fn a_filter_that_holds_enough_makes_the_sender_wait() {
+    const LENGTH: u64 = 8 << 20;
+    let server = Server::raw(|mut stream| async move {
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        assert!(Pattern::matches(&said, 0));
+        stream.write_all(said.len().to_string().as_bytes()).await.unwrap();
+    })
+    .await;
+    let mut events = Events::new();
+    let released = Arc::new(AtomicBool::new(false));
+    let release = Arc::clone(&released);
+    let script = events.script("a").tcp(
+        TcpStep::Continue,
+        move |_, _, _| match released.load(Ordering::Relaxed) {
+            true => TcpStep::Continue,
+            false => TcpStep::Pause,
+        },
+        move |_, _, _| {
+            release.store(true, Ordering::Relaxed);
+            TcpStep::Continue
+        },
+    );
+    let (script, gate) = script.gated();
+    let mesh = Mesh::start_with(&opaque(&server), script.config(), Vec::new());
+    let mut client = mesh.dial(0).await;
+    let talk = tokio::spawn(async move {
+        client.write_all(&Pattern::bytes(0, LENGTH)).await.unwrap();
+        client.shutdown().await.unwrap();
+        read_all(&mut client).await
+    });
+    assert_eq!(events.next().await, "a connection");
+    let mut held = 0;
+    while held <= FILTER_BODY_BUFFER {
+        held = events.next().await["a Downstream ".len()..].parse().unwrap();
+    }
+    assert!(held <= FILTER_BODY_BUFFER + RELAY_BUFFER, "{held}");
+    gate.send(true).unwrap();
+    assert_eq!(talk.await.unwrap(), LENGTH.to_string());
+    for event in events.until_end_of("a").await {
+        if let Some(length) = event
+            .strip_prefix("a Downstream ")
+            .and_then(|length| length.parse::<usize>().ok())
+        {
+            assert!(length <= RELAY_BUFFER, "{event}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reset_by_a_filter_resets_both_sides() {
+    let server = echo().await;
+    let mut events = Events::new();
+    let config = events
+        .script("a")
+        .tcp(TcpStep::Continue, |_, _, _| TcpStep::Reset, pass)
+        .config();
+    let mut mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let mut client = mesh.dial(0).await;
+    client.write_all(b"abc").await.unwrap();
+    let error = client.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        events.until_end_of("a").await,
+        ["a connection", "a Downstream 3", "a end "]
+    );
+    let (opened, denied) = (mesh.flow().await, mesh.flow().await);
+    assert_eq!((opened.event, denied.event), (FlowEvent::Open, FlowEvent::Deny));
+    assert_eq!(denied.reason, "reset by adapter a");
+}
