@@ -62,6 +62,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // Before clippy and tests: weft-dataplane embeds the object.
     steps.step("kernel programs", || build::kernel_programs(&tools))?;
+    // What tests run as WebAssembly.
+    steps.step("filters", || build::filters(&setup::filters::ensure()?))?;
     if lint {
         steps.step("lint (clippy)", || {
             shell::run(cargo("clippy").args(["--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
