@@ -28,6 +28,7 @@ pub mod reporter;
 pub mod stream;
 pub mod upstreams;
 pub mod verdicts;
+pub mod wasm;
 
 pub use attribute::{Attribute, Bag, Headers, Principal, Value};
 pub use chain::{Chain, Chains};

@@ -1,0 +1,232 @@
+//! Calls of filters to services: what they order, and what comes back.
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full, Limited};
+use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
+
+use super::{
+    grpc::{self, Outgoing, Unframe},
+    headers::ResponseHead,
+    worker::Worker,
+};
+use crate::upstreams::{CallBody, CallProtocol, Calling, Upstreams};
+
+/// Longest body of an answer, bytes: a longer one is no answer.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A call that a module wants made when its callback is over.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// Who is told what came back.
+    pub context: u32,
+    pub token: u32,
+    pub upstream: String,
+    pub request: Request<()>,
+    pub kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Http {
+        body: Bytes,
+        trailers: HeaderMap,
+        limit: Duration,
+    },
+    /// One message there, one back.
+    GrpcCall { message: Bytes, limit: Duration },
+    /// Messages both ways; what is to be sent comes through here.
+    GrpcStream { messages: mpsc::Receiver<Bytes> },
+}
+
+/// What a module is told. Of each call but a stream there is one.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// `None`: there was no answer, or not in time.
+    Http {
+        token: u32,
+        answer: Option<HttpAnswer>,
+    },
+    GrpcInitial {
+        token: u32,
+        metadata: HeaderMap,
+    },
+    GrpcMessage {
+        token: u32,
+        message: Bytes,
+    },
+    GrpcTrailing {
+        token: u32,
+        metadata: HeaderMap,
+    },
+    GrpcClose {
+        token: u32,
+        status: u32,
+        text: String,
+    },
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(super) struct HttpAnswer {
+    pub head: ResponseHead,
+    pub body: Bytes,
+    pub trailers: HeaderMap,
+}
+
+/// A status of gRPC and its message.
+type Status = (u32, String);
+
+// === impl Order ===
+
+impl Order {
+    /// What the module is told where no call can be made.
+    pub fn refused(&self) -> Event {
+        let token = self.token;
+        match self.kind {
+            Kind::Http { .. } => Event::Http { token, answer: None },
+            Kind::GrpcCall { .. } | Kind::GrpcStream { .. } => Event::GrpcClose {
+                token,
+                status: grpc::UNAVAILABLE,
+                text: String::new(),
+            },
+        }
+    }
+
+    /// Makes the call, and tells what came back.
+    pub async fn run(self, upstreams: &dyn Upstreams, tell: impl Fn(Event)) {
+        let Self {
+            token,
+            upstream,
+            request,
+            kind,
+            ..
+        } = self;
+        let call = |body: CallBody, protocol| upstreams.call(&upstream, request.map(|()| body), protocol);
+        match kind {
+            Kind::Http { body, trailers, limit } => {
+                let body = Full::new(body).map_err(|never| match never {});
+                let body = match trailers.is_empty() {
+                    true => body.boxed_unsync(),
+                    false => body.with_trailers(async { Some(Ok(trailers)) }).boxed_unsync(),
+                };
+                let answer = timeout(limit, gather(call(body, CallProtocol::Http))).await;
+                let answer = answer.ok().flatten();
+                tell(Event::Http { token, answer });
+            }
+            Kind::GrpcCall { message, limit } => {
+                let body = Full::new(message).map_err(|never| match never {}).boxed_unsync();
+                let calling = call(body, CallProtocol::Grpc);
+                let answer = timeout(limit, one_message(calling)).await;
+                let answer = answer.unwrap_or_else(|_| Err((grpc::DEADLINE, String::new())));
+                tell(match answer {
+                    Ok(message) => Event::GrpcMessage { token, message },
+                    Err((status, text)) => Event::GrpcClose { token, status, text },
+                });
+            }
+            Kind::GrpcStream { messages } => {
+                let body = Outgoing(messages).boxed_unsync();
+                let calling = call(body, CallProtocol::Grpc);
+                let (status, text) = messages_of(calling, token, &tell).await;
+                tell(Event::GrpcClose { token, status, text });
+            }
+        }
+    }
+}
+
+/// Collects a whole answer; `None`: there is none.
+async fn gather(calling: Calling) -> Option<HttpAnswer> {
+    let response = calling.await.ok()?;
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.ok()?;
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    Some(HttpAnswer {
+        head: ResponseHead {
+            status: parts.status,
+            headers: parts.headers,
+        },
+        body: body.to_bytes(),
+        trailers,
+    })
+}
+
+/// The one message of an answer.
+async fn one_message(calling: Calling) -> Result<Bytes, Status> {
+    let response = calling.await.map_err(|error| (grpc::UNAVAILABLE, error.to_string()))?;
+    let (parts, body) = response.into_parts();
+    let broken = |error: &dyn std::fmt::Display| (grpc::UNAVAILABLE, error.to_string());
+    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| broken(&error))?;
+    let trailers = body.trailers().and_then(grpc::status);
+    let status = trailers.or_else(|| grpc::status(&parts.headers));
+    match status.unwrap_or_else(|| (grpc::status_of(parts.status), String::new())) {
+        (0, _) => {}
+        failed => return Err(failed),
+    }
+    let mut unframe = Unframe::default();
+    unframe.push(&body.to_bytes());
+    match unframe.next() {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) | Err(_) => Err((grpc::INTERNAL, "no message in the answer".into())),
+    }
+}
+
+/// Tells each message as it comes; the status at the end.
+async fn messages_of(calling: Calling, token: u32, tell: &impl Fn(Event)) -> Status {
+    let response = match calling.await {
+        Ok(response) => response,
+        Err(error) => return (grpc::UNAVAILABLE, error.to_string()),
+    };
+    let (parts, mut body) = response.into_parts();
+    let mut status = grpc::status(&parts.headers);
+    let metadata = parts.headers;
+    tell(Event::GrpcInitial { token, metadata });
+    let mut unframe = Unframe::default();
+    while let Some(frame) = body.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return (grpc::UNAVAILABLE, error.to_string()),
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                unframe.push(&data);
+                loop {
+                    match unframe.next() {
+                        Ok(Some(message)) => tell(Event::GrpcMessage { token, message }),
+                        Ok(None) => break,
+                        Err(_) => return (grpc::INTERNAL, "a message that cannot be read".into()),
+                    }
+                }
+            }
+            Err(frame) => {
+                if let Ok(metadata) = frame.into_trailers() {
+                    status = grpc::status(&metadata).or(status);
+                    tell(Event::GrpcTrailing { token, metadata });
+                }
+            }
+        }
+    }
+    status.unwrap_or_else(|| (grpc::status_of(parts.status), String::new()))
+}
+
+/// Makes the call as a task of the worker's thread.
+pub(super) fn spawn(worker: &Rc<Worker>, order: Order) -> AbortHandle {
+    let upstreams = worker.plugin.upstreams.clone();
+    let worker = Rc::downgrade(worker);
+    let (context, token) = (order.context, order.token);
+    let call = async move {
+        order
+            .run(&*upstreams, |event| {
+                if let Some(worker) = worker.upgrade() {
+                    worker.answered(context, event);
+                }
+            })
+            .await;
+        if let Some(worker) = worker.upgrade() {
+            worker.call_ended(token);
+        }
+    };
+    tokio::task::spawn_local(call).abort_handle()
+}

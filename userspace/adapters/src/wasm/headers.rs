@@ -1,0 +1,375 @@
+//! Heads and trailers as filters see them: with `:method`, `:path`, `:authority`, `:scheme` and `:status` among the headers.
+//!
+//! `host` is `:authority`, as in Envoy, and is not listed beside it.
+
+use std::mem;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    header::HOST,
+    request, response,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use super::{abi::Status, pairs};
+
+/// What a filter may see and change of a request's head.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RequestHead {
+    pub method: Method,
+    pub uri: Uri,
+    /// As it came; changes are not looked at.
+    pub version: Version,
+    pub headers: HeaderMap,
+}
+
+/// What a filter may see and change of a response's head.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ResponseHead {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+}
+
+/// A map that a filter reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum MapRef<'a> {
+    Request(&'a RequestHead),
+    Response(&'a ResponseHead),
+    Plain(&'a HeaderMap),
+}
+
+/// A map that a filter changes.
+#[derive(Debug)]
+pub(super) enum MapMut<'a> {
+    Request(&'a mut RequestHead),
+    Response(&'a mut ResponseHead),
+    Plain(&'a mut HeaderMap),
+}
+
+/// A value that outlives the map. Cloned without copying its bytes.
+#[derive(Debug)]
+pub(super) enum Value {
+    Header(HeaderValue),
+    Method(Method),
+    Path(PathAndQuery),
+    Authority(Authority),
+    Scheme(Scheme),
+    Status(StatusCode),
+}
+
+// === impl RequestHead ===
+
+impl RequestHead {
+    /// Exchanges what a filter may see with that of `parts`; costs a few moves.
+    pub fn swap(&mut self, parts: &mut request::Parts) {
+        self.version = parts.version;
+        mem::swap(&mut self.method, &mut parts.method);
+        mem::swap(&mut self.uri, &mut parts.uri);
+        mem::swap(&mut self.headers, &mut parts.headers);
+    }
+
+    pub fn authority(&self) -> Option<Value> {
+        match self.uri.authority() {
+            Some(authority) => Some(Value::Authority(authority.clone())),
+            None => self.headers.get(HOST).cloned().map(Value::Header),
+        }
+    }
+
+    pub fn path(&self) -> &str {
+        self.uri.path_and_query().map_or("/", PathAndQuery::as_str)
+    }
+
+    pub fn scheme(&self) -> Scheme {
+        self.uri.scheme().cloned().unwrap_or(Scheme::HTTP)
+    }
+
+    fn pseudo(&self, name: &[u8]) -> Option<Value> {
+        match name {
+            b":method" => Some(Value::Method(self.method.clone())),
+            b":path" => self.uri.path_and_query().cloned().map(Value::Path),
+            b":authority" => self.authority(),
+            b":scheme" => Some(Value::Scheme(self.scheme())),
+            _ => None,
+        }
+    }
+
+    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+        match name {
+            b":method" => self.method = Method::from_bytes(value).map_err(|_| Status::BadArgument)?,
+            b":path" => {
+                let path = PathAndQuery::try_from(value).map_err(|_| Status::BadArgument)?;
+                let mut parts = self.uri.clone().into_parts();
+                parts.path_and_query = Some(path);
+                self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+            }
+            b":authority" => {
+                let authority = Authority::try_from(value).map_err(|_| Status::BadArgument)?;
+                if self.uri.authority().is_none() || self.headers.contains_key(HOST) {
+                    self.headers.insert(HOST, header_value(value)?);
+                }
+                if self.uri.authority().is_some() {
+                    let mut parts = self.uri.clone().into_parts();
+                    parts.authority = Some(authority);
+                    self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+                }
+            }
+            b":scheme" => {
+                let scheme = Scheme::try_from(value).map_err(|_| Status::BadArgument)?;
+                // Without authority the URI has no place for one: it is what the connection says.
+                if self.uri.authority().is_some() {
+                    let mut parts = self.uri.clone().into_parts();
+                    parts.scheme = Some(scheme);
+                    self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+                }
+            }
+            _ => return Err(Status::BadArgument),
+        }
+        Ok(())
+    }
+}
+
+// === impl ResponseHead ===
+
+impl ResponseHead {
+    /// Exchanges what a filter may see with that of `parts`; costs a few moves.
+    pub fn swap(&mut self, parts: &mut response::Parts) {
+        mem::swap(&mut self.status, &mut parts.status);
+        mem::swap(&mut self.headers, &mut parts.headers);
+    }
+}
+
+// === impl MapRef ===
+
+impl<'a> MapRef<'a> {
+    fn headers(self) -> &'a HeaderMap {
+        match self {
+            Self::Request(head) => &head.headers,
+            Self::Response(head) => &head.headers,
+            Self::Plain(headers) => headers,
+        }
+    }
+
+    /// The first value under `name`.
+    pub fn get(self, name: &[u8]) -> Option<Value> {
+        match self {
+            Self::Request(head) if name.starts_with(b":") => return head.pseudo(name),
+            Self::Request(head) if name.eq_ignore_ascii_case(b"host") => return head.authority(),
+            Self::Response(head) if name == b":status" => return Some(Value::Status(head.status)),
+            _ => {}
+        }
+        let name = str::from_utf8(name).ok()?;
+        self.headers().get(name).cloned().map(Value::Header)
+    }
+
+    /// All pairs, `:` first.
+    pub fn pairs(self) -> Vec<(&'a [u8], &'a [u8])> {
+        let headers = self.headers();
+        let mut pairs: Vec<(&[u8], &[u8])> = Vec::with_capacity(headers.len() + 4);
+        let mut hide_host = false;
+        match self {
+            Self::Request(head) => {
+                let host = headers.get(HOST).map(HeaderValue::as_bytes);
+                let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+                if let Some(authority) = authority.or(host) {
+                    pairs.push((b":authority", authority));
+                }
+                pairs.push((b":path", head.path().as_bytes()));
+                pairs.push((b":method", head.method.as_str().as_bytes()));
+                pairs.push((b":scheme", head.uri.scheme_str().unwrap_or("http").as_bytes()));
+                hide_host = true;
+            }
+            Self::Response(head) => pairs.push((b":status", head.status.as_str().as_bytes())),
+            Self::Plain(_) => {}
+        }
+        let rest = headers.iter().filter(|(name, _)| !(hide_host && **name == HOST));
+        pairs.extend(rest.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())));
+        pairs
+    }
+
+    /// How many pairs there are.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Request(head) => {
+                let hosts = head.headers.get_all(HOST).iter().count();
+                let authority = usize::from(head.uri.authority().is_some() || hosts > 0);
+                3 + authority + head.headers.len() - hosts
+            }
+            Self::Response(head) => 1 + head.headers.len(),
+            Self::Plain(headers) => headers.len(),
+        }
+    }
+}
+
+// === impl MapMut ===
+
+impl MapMut<'_> {
+    fn headers(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Request(head) => &mut head.headers,
+            Self::Response(head) => &mut head.headers,
+            Self::Plain(headers) => headers,
+        }
+    }
+
+    /// Whether `name` is no header; if so, it was set.
+    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Status> {
+        match self {
+            Self::Request(head) if name.starts_with(b":") => head.set_pseudo(name, value)?,
+            Self::Request(head) if name.eq_ignore_ascii_case(b"host") => head.set_pseudo(b":authority", value)?,
+            Self::Response(head) if name == b":status" => {
+                head.status = StatusCode::from_bytes(value).map_err(|_| Status::BadArgument)?;
+            }
+            _ if name.starts_with(b":") => return Err(Status::BadArgument),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+        if !self.set_pseudo(name, value)? {
+            let (name, value) = (header_name(name)?, header_value(value)?);
+            let added = self.headers().try_append(name, value);
+            added.map_err(|_| Status::BadArgument)?;
+        }
+        Ok(())
+    }
+
+    pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+        if !self.set_pseudo(name, value)? {
+            let (name, value) = (header_name(name)?, header_value(value)?);
+            let set = self.headers().try_insert(name, value);
+            set.map_err(|_| Status::BadArgument)?;
+        }
+        Ok(())
+    }
+
+    /// Removes all values under `name`. What begins with `:` stays: a head has it.
+    pub fn remove(&mut self, name: &[u8]) {
+        let host = name.eq_ignore_ascii_case(b"host") && matches!(self, Self::Request(_));
+        if let (false, Ok(name)) = (host, str::from_utf8(name)) {
+            self.headers().remove(name);
+        }
+    }
+
+    /// Has `pairs` and nothing else, but for what begins with `:` and is not among them.
+    pub fn set_all(&mut self, pairs: &[(&[u8], &[u8])]) -> Result<(), Status> {
+        let host = match self {
+            Self::Request(head) => head.headers.remove(HOST),
+            _ => None,
+        };
+        self.headers().clear();
+        if let Some(host) = host {
+            self.headers().insert(HOST, host);
+        }
+        pairs.iter().try_for_each(|(name, value)| self.add(name, value))
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Header(value) => value.as_bytes(),
+            Self::Method(method) => method.as_str().as_bytes(),
+            Self::Path(path) => path.as_str().as_bytes(),
+            Self::Authority(authority) => authority.as_str().as_bytes(),
+            Self::Scheme(scheme) => scheme.as_str().as_bytes(),
+            Self::Status(status) => status.as_str().as_bytes(),
+        }
+    }
+}
+
+/// Headers without a head, from encoded pairs.
+pub(super) fn plain(encoded: &[u8]) -> Result<HeaderMap, Status> {
+    let mut headers = HeaderMap::new();
+    let pairs = pairs::decode(encoded).ok_or(Status::BadArgument)?;
+    let mut map = MapMut::Plain(&mut headers);
+    pairs.iter().try_for_each(|(name, value)| map.add(name, value))?;
+    Ok(headers)
+}
+
+fn header_name(name: &[u8]) -> Result<HeaderName, Status> {
+    HeaderName::from_bytes(name).map_err(|_| Status::BadArgument)
+}
+
+fn header_value(value: &[u8]) -> Result<HeaderValue, Status> {
+    HeaderValue::from_bytes(value).map_err(|_| Status::BadArgument)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(request: request::Builder) -> RequestHead {
+        let mut parts = request.body(()).expect("a request").into_parts().0;
+        let mut head = RequestHead::default();
+        head.swap(&mut parts);
+        head
+    }
+
+    fn text(value: Option<Value>) -> Option<String> {
+        value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    }
+
+    #[test]
+    fn host_is_the_authority_in_both_forms_of_a_uri() {
+        for request in [
+            http::Request::builder().uri("/a?b").header("host", "shop"),
+            http::Request::builder().uri("http://shop/a?b"),
+        ] {
+            let mut head = head(request.header("x", "1"));
+            let map = MapRef::Request(&head);
+            assert_eq!(text(map.get(b":authority")).as_deref(), Some("shop"));
+            assert_eq!(text(map.get(b"Host")).as_deref(), Some("shop"));
+            assert_eq!(text(map.get(b":path")).as_deref(), Some("/a?b"));
+            assert_eq!(map.pairs().len(), map.len());
+            assert!(map.pairs().iter().all(|(name, _)| *name != b"host"));
+            let mut map = MapMut::Request(&mut head);
+            map.replace(b":authority", b"other:81").expect("an authority");
+            map.replace(b":path", b"/c").expect("a path");
+            map.replace(b":method", b"PUT").expect("a method");
+            let map = MapRef::Request(&head);
+            assert_eq!(text(map.get(b"host")).as_deref(), Some("other:81"));
+            assert_eq!(text(map.get(b":path")).as_deref(), Some("/c"));
+            assert_eq!(text(map.get(b":method")).as_deref(), Some("PUT"));
+        }
+    }
+
+    #[test]
+    fn what_no_head_can_hold_is_refused() {
+        let mut head = head(http::Request::builder().uri("/"));
+        let mut map = MapMut::Request(&mut head);
+        for (name, value) in [
+            (&b":path"[..], &b"/ \n"[..]),
+            (b":method", b"G T"),
+            (b":status", b"200"),
+            (b"bad name", b"1"),
+            (b"x", b"a\r\nb: c"),
+        ] {
+            assert_eq!(map.replace(name, value), Err(Status::BadArgument), "{name:?}");
+        }
+        let mut response = ResponseHead::default();
+        let mut map = MapMut::Response(&mut response);
+        assert_eq!(map.replace(b":status", b"99999"), Err(Status::BadArgument));
+        map.replace(b":status", b"404").expect("a status");
+        assert_eq!(response.status, 404);
+    }
+
+    #[test]
+    fn a_new_set_keeps_the_head() {
+        let mut head = head(
+            http::Request::builder()
+                .uri("/a")
+                .header("host", "shop")
+                .header("x", "1"),
+        );
+        MapMut::Request(&mut head)
+            .set_all(&[(b"y", b"2"), (b"y", b"3")])
+            .expect("headers");
+        let map = MapRef::Request(&head);
+        assert_eq!(text(map.get(b":authority")).as_deref(), Some("shop"));
+        assert_eq!(map.len(), 6);
+        assert_eq!(text(map.get(b"x")), None);
+    }
+}

@@ -1,0 +1,293 @@
+//! A filter on one request.
+
+use std::{
+    mem,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::BytesMut;
+use http::{HeaderMap, request, response};
+
+use super::{
+    failed,
+    headers::MapRef,
+    host::{Point, Stream},
+    vm::{Vm, length, optional},
+    worker::Worker,
+};
+use crate::stream::{Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+
+/// Action of the ABI: go on.
+const CONTINUE: u32 = 0;
+
+/// Action of the ABI: hold what was lent.
+const PAUSE: u32 = 1;
+
+/// Action that Envoy adds for headers: go on. That the stream ends there is not supported.
+const CONTINUE_AND_END: u32 = 2;
+
+/// One request in an instance.
+pub(super) struct HttpStream {
+    worker: Rc<Worker>,
+    context: u32,
+    /// The failure policy has decided over it.
+    failed: bool,
+    ended: bool,
+}
+
+// === impl HttpStream ===
+
+impl HttpStream {
+    /// `None`: the instance fails on it.
+    pub fn begin(worker: Rc<Worker>, info: &StreamInfo) -> Option<Self> {
+        let context = worker.next_context();
+        worker.enter(|vm| {
+            let host = vm.host();
+            host.counters.streams.add(1);
+            host.streams.insert(context, Box::new(Stream::new(info.clone())));
+            vm.create_context(context)
+        })?;
+        Some(Self {
+            worker,
+            context,
+            failed: false,
+            ended: false,
+        })
+    }
+
+    /// Lends something to the module while `callback` runs, and says what becomes of the stream.
+    fn run(&mut self, mut lent: Lent<'_>, callback: impl FnOnce(&mut Vm, u32) -> wasmtime::Result<u32>) -> Step {
+        let context = self.context;
+        let step = self.worker.enter(|vm| {
+            let Some(stream) = vm.host().streams.get_mut(&context) else {
+                return Ok(Step::Continue);
+            };
+            let point = lent.point();
+            lend(stream, &mut lent);
+            let action = callback(vm, context).and_then(|action| deliver_waiting(vm, context).map(|()| action));
+            // Back in any case: the stream may go on without the filter.
+            let stream = vm.host().streams.get_mut(&context);
+            let step = stream.map(|stream| {
+                take_back(stream, &mut lent);
+                decide(stream, point, *action.as_ref().unwrap_or(&CONTINUE))
+            });
+            action.map(|_| step.unwrap_or(Step::Continue))
+        });
+        step.unwrap_or_else(|| self.fail())
+    }
+
+    /// What the failure policy says; asked again, the stream goes on.
+    fn fail(&mut self) -> Step {
+        if mem::replace(&mut self.failed, true) {
+            return Step::Continue;
+        }
+        match self.worker.plugin.failed() {
+            None => Step::Continue,
+            Some(_) => Step::Respond(failed::response(&self.worker.plugin.config.name)),
+        }
+    }
+
+    fn end(&mut self, end: Option<&StreamEnd>) {
+        if mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let context = self.context;
+        self.worker.cancel_calls(context);
+        self.worker.enter(|vm| finish(vm, context, end));
+    }
+}
+
+impl StreamFilter for HttpStream {
+    fn on_request_headers(&mut self, head: &mut request::Parts, end: bool) -> Step {
+        self.run(Lent::RequestHeaders(head), |vm, context| {
+            let stream = vm.host().streams.get(&context);
+            let count = stream.map_or(0, |stream| MapRef::Request(&stream.request).len());
+            vm.on_headers(true, context, count, end)
+        })
+    }
+
+    fn on_request_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
+        let about = (self.context, length(body.len()), u32::from(end));
+        self.run(Lent::RequestBody(body), |vm, context| {
+            let action = optional(&mut vm.store, &vm.exports.request_body, context, about)?;
+            Ok(action.unwrap_or(CONTINUE))
+        })
+    }
+
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+        let about = (self.context, length(trailers.len()));
+        self.run(Lent::RequestTrailers(trailers), |vm, context| {
+            let action = optional(&mut vm.store, &vm.exports.request_trailers, context, about)?;
+            Ok(action.unwrap_or(CONTINUE))
+        })
+    }
+
+    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+        self.run(Lent::ResponseHeaders(head), |vm, context| {
+            let stream = vm.host().streams.get(&context);
+            let count = stream.map_or(0, |stream| MapRef::Response(&stream.response).len());
+            vm.on_headers(false, context, count, end)
+        })
+    }
+
+    fn on_response_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
+        let about = (self.context, length(body.len()), u32::from(end));
+        self.run(Lent::ResponseBody(body), |vm, context| {
+            let action = optional(&mut vm.store, &vm.exports.response_body, context, about)?;
+            Ok(action.unwrap_or(CONTINUE))
+        })
+    }
+
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+        let about = (self.context, length(trailers.len()));
+        self.run(Lent::ResponseTrailers(trailers), |vm, context| {
+            let action = optional(&mut vm.store, &vm.exports.response_trailers, context, about)?;
+            Ok(action.unwrap_or(CONTINUE))
+        })
+    }
+
+    fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
+        let (context, side) = (self.context, lent.point().side());
+        let waiting = self.worker.enter(|vm| {
+            let Some(stream) = vm.host().streams.get_mut(&context) else {
+                return Ok(false);
+            };
+            let waiting = stream.events.is_empty() && !stream.settled && !stream.resume[side];
+            if waiting {
+                stream.listen(side, cx.waker());
+            }
+            Ok(waiting)
+        });
+        if waiting == Some(true) {
+            return Poll::Pending;
+        }
+        // Nothing is called beyond the answers that wait; unless these let it go, it stays held.
+        match self.run(lent, |_, _| Ok(PAUSE)) {
+            Step::Pause => {
+                self.worker.enter(|vm| {
+                    if let Some(stream) = vm.host().streams.get_mut(&context) {
+                        stream.listen(side, cx.waker());
+                    }
+                    Ok(())
+                });
+                Poll::Pending
+            }
+            step => Poll::Ready(step),
+        }
+    }
+
+    fn on_end(&mut self, end: &StreamEnd) {
+        self.end(Some(end));
+    }
+}
+
+impl Drop for HttpStream {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+/// The last callbacks of a context, unless the module wants to say itself when it is done.
+pub(super) fn finish(vm: &mut Vm, context: u32, end: Option<&StreamEnd>) -> wasmtime::Result<()> {
+    let Some(stream) = vm.host().streams.get_mut(&context) else {
+        return Ok(());
+    };
+    stream.end = end.copied();
+    stream.held = [None; 2];
+    stream.closing = true;
+    stream.settled = true;
+    if vm.on_done(context)? {
+        vm.delete_context(context)?;
+        vm.host().streams.remove(&context);
+    }
+    Ok(())
+}
+
+/// Tells the module of the answers that came while its stream was held.
+pub(super) fn deliver_waiting(vm: &mut Vm, context: u32) -> wasmtime::Result<()> {
+    loop {
+        let stream = vm.host().streams.get_mut(&context);
+        let Some(event) = stream.and_then(|stream| stream.events.pop_front()) else {
+            return Ok(());
+        };
+        vm.deliver(context, event)?;
+    }
+}
+
+/// What becomes of a stream after a callback at `point`.
+fn decide(stream: &mut Stream, point: Point, action: u32) -> Step {
+    let side = point.side();
+    let resumed = mem::take(&mut stream.resume[side]);
+    stream.held[side] = None;
+    if let Some(reply) = stream.reply.take() {
+        return Step::Respond(reply);
+    }
+    if mem::take(&mut stream.reset) {
+        return Step::Reset;
+    }
+    let heads = matches!(point, Point::RequestHeaders | Point::ResponseHeaders);
+    if action == CONTINUE || resumed || (heads && action == CONTINUE_AND_END) {
+        return Step::Continue;
+    }
+    stream.held[side] = Some(point);
+    Step::Pause
+}
+
+// === impl Lent ===
+
+impl Lent<'_> {
+    fn point(&self) -> Point {
+        match self {
+            Self::RequestHeaders(_) => Point::RequestHeaders,
+            Self::RequestBody(_) => Point::RequestBody,
+            Self::RequestTrailers(_) => Point::RequestTrailers,
+            Self::ResponseHeaders(_) => Point::ResponseHeaders,
+            Self::ResponseBody(_) => Point::ResponseBody,
+            Self::ResponseTrailers(_) => Point::ResponseTrailers,
+        }
+    }
+}
+
+/// Moves what is lent into the stream. What was changed while it was held is in there already.
+fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
+    let point = lent.point();
+    stream.lent = Some(point);
+    if stream.flows_on(point.side()) {
+        // Said when nothing was held: it was about nothing.
+        stream.resume[point.side()] = false;
+    }
+    let changed = mem::take(&mut stream.changed[point.side()]);
+    match lent {
+        Lent::RequestHeaders(_) | Lent::RequestTrailers(_) | Lent::ResponseHeaders(_) | Lent::ResponseTrailers(_)
+            if changed && stream.held[point.side()] == Some(point) => {}
+        Lent::RequestHeaders(head) => stream.request.swap(head),
+        Lent::ResponseHeaders(head) => {
+            stream.has_response = true;
+            stream.response.swap(head);
+        }
+        Lent::RequestTrailers(trailers) => mem::swap(&mut stream.request_trailers, trailers),
+        Lent::ResponseTrailers(trailers) => mem::swap(&mut stream.response_trailers, trailers),
+        Lent::RequestBody(body) | Lent::ResponseBody(body) => mem::swap(&mut stream.body, body),
+    }
+}
+
+/// Moves what was lent back, and keeps a copy of heads and trailers for later callbacks.
+fn take_back(stream: &mut Stream, lent: &mut Lent<'_>) {
+    stream.lent = None;
+    match lent {
+        Lent::RequestHeaders(head) => {
+            let kept = stream.request.clone();
+            stream.request.swap(head);
+            stream.request = kept;
+        }
+        Lent::ResponseHeaders(head) => {
+            let kept = stream.response.clone();
+            stream.response.swap(head);
+            stream.response = kept;
+        }
+        Lent::RequestTrailers(trailers) => trailers.clone_from(&stream.request_trailers),
+        Lent::ResponseTrailers(trailers) => trailers.clone_from(&stream.response_trailers),
+        Lent::RequestBody(body) | Lent::ResponseBody(body) => mem::swap(&mut stream.body, body),
+    }
+}

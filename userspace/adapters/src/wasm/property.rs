@@ -1,0 +1,152 @@
+//! Properties: what a filter may ask about a stream and the proxy, under the names of Envoy's attributes.
+//!
+//! Numbers, times (nanoseconds) and durations (nanoseconds) are eight bytes, little-endian; a truth value is one byte.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{HeaderMap, HeaderName, Version, header};
+
+use super::host::{Host, Stream};
+
+/// Segments of a path that are looked at.
+const MAX_SEGMENTS: usize = 8;
+
+/// The value of the property at `path`, whose segments have zero bytes between them; `None`: there is none.
+pub(super) fn get(host: &Host, path: &[u8]) -> Option<Vec<u8>> {
+    let path = path.strip_suffix(b"\0").unwrap_or(path);
+    let stream = host.stream();
+    if let Some(stream) = stream {
+        let set = stream.properties.iter().find(|(name, _)| **name == *path);
+        if let Some((_, value)) = set {
+            return Some(value.to_vec());
+        }
+    }
+    let mut segments = [""; MAX_SEGMENTS];
+    let mut count = 0;
+    for segment in path.split(|byte| *byte == 0) {
+        *segments.get_mut(count)? = str::from_utf8(segment).ok()?;
+        count += 1;
+    }
+    let path = &segments[..count];
+    of_plugin(host, path).or_else(|| of_stream(stream?, path))
+}
+
+fn of_plugin(host: &Host, path: &[&str]) -> Option<Vec<u8>> {
+    let config = &host.plugin.config;
+    match path {
+        ["plugin_name"] => text(&config.name),
+        ["plugin_root_id"] => text(&config.root_id),
+        ["plugin_vm_id"] => text(&config.vm_id),
+        _ => None,
+    }
+}
+
+fn of_stream(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
+    let info = &stream.info;
+    match path {
+        ["request", rest @ ..] => of_request(stream, rest),
+        ["response", rest @ ..] => of_response(stream, rest),
+        ["connection", "id"] => number(info.id),
+        ["source", "address"] => text(&info.source_address.to_string()),
+        ["source", "port"] => port(info.source_address),
+        ["source", "namespace"] => text(&info.source.namespace),
+        ["source", "account"] => text(&info.source.account),
+        ["source", "service"] => text(info.source.service.as_deref()?),
+        ["destination", "address"] => text(&info.original.to_string()),
+        ["destination", "port"] => port(info.original),
+        ["destination", "namespace"] => text(&info.destination.namespace),
+        ["destination", "account"] => text(info.destination.account.as_deref()?),
+        ["destination", "service"] => text(info.destination.service.as_deref()?),
+        ["upstream", "address"] => {
+            let upstream = SocketAddr::new(info.destination.address, info.destination.port);
+            text(&upstream.to_string())
+        }
+        ["upstream", "port"] => number(u64::from(info.destination.port)),
+        // As the mesh calls what was called.
+        ["cluster_name"] => text(info.destination.service.as_deref()?),
+        _ => None,
+    }
+}
+
+fn of_request(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
+    let request = &stream.request;
+    let header_text = |name: HeaderName| Some(request.headers.get(name)?.as_bytes().to_vec());
+    match path {
+        ["path"] => text(request.path()),
+        ["url_path"] => text(request.uri.path()),
+        ["query"] => text(request.uri.query().unwrap_or_default()),
+        ["host"] => request.authority().map(|host| host.as_bytes().to_vec()),
+        ["scheme"] => text(request.scheme().as_str()),
+        ["method"] => text(request.method.as_str()),
+        ["headers", name] => header_of(&request.headers, name),
+        ["referer"] => header_text(header::REFERER),
+        ["useragent" | "user_agent"] => header_text(header::USER_AGENT),
+        ["id"] => header_of(&request.headers, "x-request-id"),
+        ["protocol"] => text(match request.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP/1.1",
+        }),
+        ["time"] => time(stream.info.began),
+        ["duration"] => duration(stream.end?.duration),
+        ["size" | "total_size"] => match stream.end {
+            Some(end) => number(end.request_bytes),
+            // Until the end: as the client announced it.
+            None => number(
+                str::from_utf8(&header_text(header::CONTENT_LENGTH)?)
+                    .ok()?
+                    .parse()
+                    .ok()?,
+            ),
+        },
+        _ => None,
+    }
+}
+
+fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
+    match path {
+        ["code"] => match stream.end {
+            Some(end) => number(u64::from(end.status)),
+            None => number(u64::from(
+                stream.has_response.then_some(stream.response.status.as_u16())?,
+            )),
+        },
+        ["headers", name] => header_of(&stream.response.headers, name),
+        ["trailers", name] => header_of(&stream.response_trailers, name),
+        ["grpc_status"] => {
+            let (headers, trailers) = (&stream.response.headers, &stream.response_trailers);
+            let status = trailers.get("grpc-status").or_else(|| headers.get("grpc-status"))?;
+            number(status.to_str().ok()?.parse().ok()?)
+        }
+        ["size" | "total_size"] => number(stream.end?.response_bytes),
+        ["flags"] => number(0),
+        _ => None,
+    }
+}
+
+fn header_of(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+    Some(headers.get(name)?.as_bytes().to_vec())
+}
+
+fn text(text: &str) -> Option<Vec<u8>> {
+    Some(text.as_bytes().to_vec())
+}
+
+fn number(number: u64) -> Option<Vec<u8>> {
+    Some(number.to_le_bytes().to_vec())
+}
+
+fn port(address: SocketAddr) -> Option<Vec<u8>> {
+    number(u64::from(address.port()))
+}
+
+fn time(time: SystemTime) -> Option<Vec<u8>> {
+    duration(time.duration_since(UNIX_EPOCH).ok()?)
+}
+
+fn duration(duration: Duration) -> Option<Vec<u8>> {
+    number(u64::try_from(duration.as_nanos()).ok()?)
+}

@@ -1,0 +1,361 @@
+//! What filters share beyond an instance: data, queues and metrics, a set for each adapter of the process.
+//!
+//! They are kept by the adapter's name, so that a new generation finds what the old one left. Their locks are held for a
+//! look-up or a copy, by the filters that use them only.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use super::{abi::Status, inbox::Inbox};
+
+/// Keys and values of an adapter's shared data, in bytes together.
+pub const MAX_SHARED_BYTES: usize = 16 << 20;
+
+/// Messages in a queue.
+pub const MAX_QUEUE_LENGTH: usize = 1024;
+
+/// Bytes of the messages in a queue.
+pub const MAX_QUEUE_BYTES: usize = 4 << 20;
+
+/// Queues of an adapter.
+pub const MAX_QUEUES: usize = 64;
+
+/// Metrics of an adapter.
+pub const MAX_METRICS: usize = 1024;
+
+/// Longest name of a metric in bytes.
+pub const MAX_METRIC_NAME: usize = 256;
+
+/// Of all adapters of a process.
+#[derive(Debug, Default)]
+pub struct Services {
+    adapters: Mutex<HashMap<Arc<str>, Weak<Shared>>>,
+}
+
+/// Of one adapter.
+#[derive(Debug, Default)]
+pub struct Shared {
+    data: Mutex<Data>,
+    queues: Mutex<Queues>,
+    metrics: Mutex<BTreeMap<Box<str>, Arc<Metric>>>,
+}
+
+#[derive(Debug, Default)]
+struct Data {
+    entries: HashMap<Box<[u8]>, Entry>,
+    bytes: usize,
+    /// Of the last change: no two have the same, not even of a key that was set anew.
+    version: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    value: Arc<[u8]>,
+    version: u32,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    all: Vec<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    /// Vm id of the plugin that registered it, and its name there.
+    vm_id: Box<[u8]>,
+    name: Box<[u8]>,
+    messages: VecDeque<Box<[u8]>>,
+    bytes: usize,
+    /// Instances that asked to be told; the first that lives is.
+    registered: Vec<Weak<Inbox>>,
+}
+
+/// A metric of a filter.
+#[derive(Debug)]
+pub struct Metric {
+    pub kind: MetricKind,
+    /// Of a counter or gauge its value; of a histogram the sum.
+    value: AtomicI64,
+    /// Values recorded in a histogram.
+    count: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Services ===
+
+impl Services {
+    /// What the adapter `name` shares; made if no plugin of it lives.
+    pub fn of(&self, name: &Arc<str>) -> Arc<Shared> {
+        let mut adapters = lock(&self.adapters);
+        if let Some(shared) = adapters.get(name).and_then(Weak::upgrade) {
+            return shared;
+        }
+        adapters.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::new(Shared::default());
+        adapters.insert(name.clone(), Arc::downgrade(&shared));
+        shared
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Value and version of `key`.
+    pub(super) fn get(&self, key: &[u8]) -> Option<(Arc<[u8]>, u32)> {
+        let data = lock(&self.data);
+        data.entries.get(key).map(|entry| (entry.value.clone(), entry.version))
+    }
+
+    /// Sets `key`; where `expected` is not 0, only if that is the version it has.
+    pub(super) fn set(&self, key: &[u8], value: &[u8], expected: u32) -> Result<(), Status> {
+        let mut data = lock(&self.data);
+        let old = data.entries.get(key);
+        let found = old.map_or(0, |entry| entry.version);
+        if expected != 0 && expected != found {
+            return Err(Status::CasMismatch);
+        }
+        let freed = old.map_or(0, |entry| key.len() + entry.value.len());
+        let bytes = data.bytes - freed + key.len() + value.len();
+        if bytes > MAX_SHARED_BYTES {
+            return Err(Status::InternalFailure);
+        }
+        data.bytes = bytes;
+        // 0 means `none` in a later call.
+        data.version = data.version.checked_add(1).unwrap_or(1);
+        let version = data.version;
+        let entry = Entry {
+            value: value.into(),
+            version,
+        };
+        match data.entries.get_mut(key) {
+            Some(old) => *old = entry,
+            None => drop(data.entries.insert(key.into(), entry)),
+        }
+        Ok(())
+    }
+
+    /// The queue `name` of `vm_id`, made if there is none; `inbox` is told when something comes.
+    pub(super) fn register_queue(&self, vm_id: &[u8], name: &[u8], inbox: &Arc<Inbox>) -> Result<u32, Status> {
+        let mut queues = lock(&self.queues);
+        let at = match queues.position(vm_id, name) {
+            Some(at) => at,
+            None if queues.all.len() >= MAX_QUEUES => return Err(Status::InternalFailure),
+            None => {
+                queues.all.push(Queue {
+                    vm_id: vm_id.into(),
+                    name: name.into(),
+                    messages: VecDeque::new(),
+                    bytes: 0,
+                    registered: Vec::new(),
+                });
+                queues.all.len() - 1
+            }
+        };
+        let registered = &mut queues.all[at].registered;
+        registered.retain(|other| other.strong_count() > 0);
+        registered.push(Arc::downgrade(inbox));
+        Ok(token(at))
+    }
+
+    pub(super) fn resolve_queue(&self, vm_id: &[u8], name: &[u8]) -> Option<u32> {
+        lock(&self.queues).position(vm_id, name).map(token)
+    }
+
+    pub(super) fn enqueue(&self, queue: u32, message: &[u8]) -> Result<(), Status> {
+        let mut queues = lock(&self.queues);
+        let found = queues.get(queue)?;
+        if found.messages.len() >= MAX_QUEUE_LENGTH || found.bytes + message.len() > MAX_QUEUE_BYTES {
+            return Err(Status::InternalFailure);
+        }
+        found.bytes += message.len();
+        found.messages.push_back(message.into());
+        if let Some(inbox) = found.registered.iter().find_map(Weak::upgrade) {
+            inbox.queue_ready(queue);
+        }
+        Ok(())
+    }
+
+    pub(super) fn dequeue(&self, queue: u32) -> Result<Box<[u8]>, Status> {
+        let mut queues = lock(&self.queues);
+        let found = queues.get(queue)?;
+        let message = found.messages.pop_front().ok_or(Status::Empty)?;
+        found.bytes -= message.len();
+        Ok(message)
+    }
+
+    /// The metric `name`, made if there is none.
+    pub(super) fn metric(&self, kind: MetricKind, name: &str) -> Result<Arc<Metric>, Status> {
+        let mut metrics = lock(&self.metrics);
+        match metrics.get(name) {
+            Some(metric) if metric.kind == kind => Ok(metric.clone()),
+            Some(_) => Err(Status::BadArgument),
+            None if name.len() > MAX_METRIC_NAME => Err(Status::BadArgument),
+            None if metrics.len() >= MAX_METRICS => Err(Status::InternalFailure),
+            None => {
+                let metric = Arc::new(Metric {
+                    kind,
+                    value: AtomicI64::new(0),
+                    count: AtomicU64::new(0),
+                });
+                metrics.insert(name.into(), metric.clone());
+                Ok(metric)
+            }
+        }
+    }
+
+    /// All metrics that filters defined, by name.
+    pub fn metrics(&self) -> Vec<(Box<str>, Arc<Metric>)> {
+        let metrics = lock(&self.metrics);
+        metrics
+            .iter()
+            .map(|(name, metric)| (name.clone(), metric.clone()))
+            .collect()
+    }
+}
+
+// === impl Queues ===
+
+impl Queues {
+    fn position(&self, vm_id: &[u8], name: &[u8]) -> Option<usize> {
+        self.all
+            .iter()
+            .position(|queue| *queue.vm_id == *vm_id && *queue.name == *name)
+    }
+
+    fn get(&mut self, queue: u32) -> Result<&mut Queue, Status> {
+        let at = (queue as usize).checked_sub(1);
+        at.and_then(|at| self.all.get_mut(at)).ok_or(Status::NotFound)
+    }
+}
+
+/// Number of the queue at this place; 0 is none.
+fn token(at: usize) -> u32 {
+    u32::try_from(at + 1).unwrap_or(u32::MAX)
+}
+
+// === impl Metric ===
+
+impl Metric {
+    /// Of a counter or gauge its value, of a histogram the sum of what was recorded.
+    pub fn value(&self) -> i64 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// How many values a histogram has.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Adds to a counter or gauge. A counter only grows.
+    pub(super) fn increment(&self, delta: i64) -> Result<(), Status> {
+        match self.kind {
+            MetricKind::Counter if delta < 0 => return Err(Status::BadArgument),
+            MetricKind::Histogram => return Err(Status::BadArgument),
+            MetricKind::Counter | MetricKind::Gauge => {}
+        }
+        self.value.fetch_add(delta, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sets a gauge, or adds a value to a histogram.
+    pub(super) fn record(&self, value: u64) -> Result<(), Status> {
+        let value = i64::try_from(value).map_err(|_| Status::BadArgument)?;
+        match self.kind {
+            MetricKind::Counter => return Err(Status::BadArgument),
+            MetricKind::Gauge => self.value.store(value, Ordering::Relaxed),
+            MetricKind::Histogram => {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                self.value.fetch_add(value, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_in_between_is_a_mismatch() {
+        let shared = Shared::default();
+        assert!(shared.get(b"k").is_none());
+        shared.set(b"k", b"1", 0).expect("set");
+        let (value, version) = shared.get(b"k").expect("there");
+        assert_eq!(&value[..], b"1");
+        shared.set(b"k", b"2", version).expect("the version it has");
+        assert_eq!(shared.set(b"k", b"3", version), Err(Status::CasMismatch));
+        assert_eq!(shared.set(b"new", b"3", version), Err(Status::CasMismatch));
+        shared.set(b"k", b"4", 0).expect("whatever it has");
+        assert_eq!(&shared.get(b"k").expect("there").0[..], b"4");
+    }
+
+    #[test]
+    fn shared_data_is_bounded_and_what_is_replaced_counts_once() {
+        let shared = Shared::default();
+        let half = vec![0; MAX_SHARED_BYTES / 2];
+        for _ in 0..4 {
+            shared.set(b"a", &half, 0).expect("in place of the last");
+        }
+        assert_eq!(shared.set(b"b", &half, 0), Err(Status::InternalFailure));
+        shared.set(b"a", b"", 0).expect("shrinks");
+        shared.set(b"b", &half, 0).expect("now it fits");
+    }
+
+    #[test]
+    fn queues_keep_order_and_are_bounded() {
+        let shared = Shared::default();
+        let inbox = Arc::new(Inbox::default());
+        let queue = shared.register_queue(b"vm", b"q", &inbox).expect("a queue");
+        assert_eq!(shared.register_queue(b"vm", b"q", &inbox), Ok(queue));
+        assert_eq!(shared.resolve_queue(b"vm", b"q"), Some(queue));
+        assert_eq!(shared.resolve_queue(b"other", b"q"), None);
+        assert_eq!(shared.dequeue(queue), Err(Status::Empty));
+        assert_eq!(shared.dequeue(queue + 1), Err(Status::NotFound));
+        for number in 0..MAX_QUEUE_LENGTH {
+            shared.enqueue(queue, number.to_string().as_bytes()).expect("room");
+        }
+        assert_eq!(shared.enqueue(queue, b"x"), Err(Status::InternalFailure));
+        assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"0"[..]));
+        assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"1"[..]));
+        assert_eq!(inbox.take_queues(), [queue]);
+    }
+
+    #[test]
+    fn metrics_do_what_their_kind_allows() {
+        let shared = Shared::default();
+        let counter = shared.metric(MetricKind::Counter, "c").expect("a counter");
+        assert_eq!(shared.metric(MetricKind::Gauge, "c").err(), Some(Status::BadArgument));
+        counter.increment(2).expect("grows");
+        assert_eq!(counter.increment(-1), Err(Status::BadArgument));
+        assert_eq!(counter.record(1), Err(Status::BadArgument));
+        let gauge = shared.metric(MetricKind::Gauge, "g").expect("a gauge");
+        gauge.record(5).expect("is set");
+        gauge.increment(-7).expect("falls");
+        let histogram = shared.metric(MetricKind::Histogram, "h").expect("a histogram");
+        histogram.record(3).expect("recorded");
+        histogram.record(4).expect("recorded");
+        assert_eq!((counter.value(), gauge.value()), (2, -2));
+        assert_eq!((histogram.value(), histogram.count()), (7, 2));
+        for number in 3..MAX_METRICS {
+            shared.metric(MetricKind::Counter, &format!("n{number}")).expect("room");
+        }
+        let over = shared.metric(MetricKind::Counter, "over");
+        assert_eq!(over.err(), Some(Status::InternalFailure));
+    }
+}

@@ -1,0 +1,123 @@
+//! What happens beside requests: ticks, queues, the end of a plugin; and connections that are no HTTP.
+
+use bytes::BytesMut;
+
+use super::*;
+use crate::stream::{Direction, TcpStep};
+
+/// Counts ticks and messages of its queue `q`, into which each request puts one.
+const BESIDE: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_dequeue_shared_queue" (func $dequeue (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "ticksmessagesqm")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 512)))
+    (drop (call $define (i32.const 0) (i32.const 5) (i32.const 8) (i32.const 516)))
+    (drop (call $register (i32.const 13) (i32.const 1) (i32.const 520)))
+    (drop (call $tick (i32.const 1)))
+    (i32.const 1))
+  (func (export "proxy_on_tick") (param i32)
+    (drop (call $increment (i32.load (i32.const 512)) (i64.const 1))))
+  (func (export "proxy_on_queue_ready") (param i32 i32)
+    (if (call $dequeue (local.get 1) (i32.const 524) (i32.const 528)) (then unreachable))
+    (drop (call $increment (i32.load (i32.const 516)) (i64.const 1))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $enqueue (i32.load (i32.const 520)) (i32.const 14) (i32.const 1))))"#;
+
+/// Value of a metric that the filter defined.
+fn metric(plugin: &Plugin, name: &str) -> i64 {
+    let metrics = plugin.shared().metrics();
+    let found = metrics.iter().find(|(found, _)| **found == *name);
+    found.map_or(0, |(_, metric)| metric.value())
+}
+
+/// Lets tasks run until `ready`.
+async fn until(what: &str, ready: impl Fn() -> bool) {
+    let waiting = async {
+        while !ready() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[test]
+fn ticks_come_and_queues_are_told() {
+    local(async {
+        let module = Module::compile(&text(BESIDE)).expect("a filter");
+        let plugin = plugin(&module, config(""));
+        goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        until("a message", || metric(&plugin, "messages") == 1).await;
+        until("ticks", || metric(&plugin, "ticks") >= 3).await;
+        assert_eq!(plugin.stats().traps, 0);
+    });
+}
+
+#[test]
+fn a_dropped_plugin_ends_its_instances_but_not_the_requests_in_them() {
+    local(async {
+        let module = Module::compile(&text(BESIDE)).expect("a filter");
+        let old = plugin(&module, config(""));
+        let mut last = stream(&old);
+        goes_on(last.on_request_headers(&mut get("/", &[]), true));
+        let shared = Arc::downgrade(old.shared());
+        drop(old);
+        goes_on(last.on_response_headers(&mut ok(), true));
+        last.on_end(&end());
+        drop(last);
+        until("the instance is gone", || shared.strong_count() == 0).await;
+    });
+}
+
+/// Holds bytes until there are four, then puts `hi|` before them; closes when the client says `quit`.
+const TCP: &str = r#"(module
+  (import "env" "proxy_set_buffer_bytes" (func $set (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_buffer_bytes" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "hi|")
+  (func (export "proxy_abi_version_0_2_0"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_new_connection") (param i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_downstream_data") (param i32 i32 i32) (result i32)
+    (if (i32.lt_u (local.get 1) (i32.const 4)) (then (return (i32.const 1))))
+    (drop (call $get (i32.const 2) (i32.const 0) (i32.const 4) (i32.const 512) (i32.const 516)))
+    (if (i32.eq (i32.load (i32.const 1024)) (i32.const 0x74697571))
+      (then (drop (call $close (i32.const 2)))))
+    (drop (call $set (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 3)))
+    (i32.const 0)))"#;
+
+#[test]
+fn bytes_of_a_connection_are_held_changed_and_the_connection_closed() {
+    let module = Module::compile(&text(TCP)).expect("a filter");
+    let plugin = plugin(&module, config(""));
+    let mut filter = plugin.tcp(&info()).expect("a filter");
+    assert_eq!(filter.on_connection(), TcpStep::Continue);
+    let mut data = BytesMut::from("ab");
+    assert_eq!(filter.on_data(Direction::Downstream, &mut data, false), TcpStep::Pause);
+    data.extend_from_slice(b"cd");
+    assert_eq!(
+        filter.on_data(Direction::Downstream, &mut data, false),
+        TcpStep::Continue
+    );
+    assert_eq!(data, "hi|abcd");
+    let mut answer = BytesMut::from("upstream");
+    assert_eq!(
+        filter.on_data(Direction::Upstream, &mut answer, true),
+        TcpStep::Continue
+    );
+    assert_eq!(answer, "upstream");
+    let mut data = BytesMut::from("quit");
+    assert_eq!(filter.on_data(Direction::Downstream, &mut data, false), TcpStep::Reset);
+    filter.on_close(Direction::Downstream);
+    filter.on_end();
+    assert_eq!((plugin.stats().traps, plugin.stats().streams), (0, 1));
+}

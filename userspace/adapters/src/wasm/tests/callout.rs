@@ -1,0 +1,223 @@
+//! Calls to services: HTTP by a filter of the Rust SDK, gRPC by one written as text.
+
+use std::{
+    future::poll_fn,
+    sync::{Mutex, mpsc},
+};
+
+use http::{HeaderMap, HeaderValue};
+use http_body_util::{BodyExt, Full};
+
+use super::*;
+use crate::{
+    stream::Lent,
+    upstreams::{CallError, CallProtocol, Calling},
+};
+
+/// What reached a service: name, head, body.
+type Seen = (String, request::Parts, Bytes);
+
+/// How a service answers: head, body, trailers. `None`: never.
+type Answer = Option<(Response<()>, Bytes, HeaderMap)>;
+
+/// One service, `authz`, that answers everything the same.
+struct Service {
+    answer: Mutex<Answer>,
+    seen: Mutex<mpsc::Sender<Seen>>,
+}
+
+impl Upstreams for Service {
+    fn knows(&self, upstream: &str) -> bool {
+        upstream == "authz"
+    }
+
+    fn call(&self, upstream: &str, request: Request<crate::CallBody>, protocol: CallProtocol) -> Calling {
+        let answer = self.answer.lock().expect("no panic").clone();
+        let seen = self.seen.lock().expect("no panic").clone();
+        let upstream = upstream.to_owned();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            assert_eq!(protocol == CallProtocol::Grpc, head.headers.contains_key("te"));
+            let body = body.collect().await?.to_bytes();
+            let _ = seen.send((upstream.clone(), head, body));
+            let Some((head, body, trailers)) = answer else {
+                return std::future::pending().await;
+            };
+            if head.status() == 599 {
+                return Err(CallError::NoEndpoint { upstream });
+            }
+            let body = Full::new(body).map_err(|never| match never {});
+            Ok(head.map(|()| body.with_trailers(async { Some(Ok(trailers)) }).boxed_unsync()))
+        })
+    }
+}
+
+fn service(answer: Answer) -> (Arc<Service>, mpsc::Receiver<Seen>) {
+    let (sender, seen) = mpsc::channel();
+    let service = Service {
+        answer: Mutex::new(answer),
+        seen: Mutex::new(sender),
+    };
+    (Arc::new(service), seen)
+}
+
+fn status(status: u16) -> Answer {
+    let head = Response::builder().status(status).header("x-level", "gold");
+    Some((head.body(()).expect("a head"), Bytes::from("why"), HeaderMap::new()))
+}
+
+/// What becomes of a request that the filter holds.
+async fn resumed(filter: &mut dyn StreamFilter, head: &mut request::Parts) -> Step {
+    poll_fn(|cx| filter.poll_resume(cx, Lent::RequestHeaders(head))).await
+}
+
+const ASK: &str = r#"{"upstream": "authz", "path": "/ask", "ask_headers": ["x-token"], "answer_headers": ["x-level"], "timeout_ms": 20}"#;
+
+#[test]
+fn an_answer_lets_the_request_go_with_what_it_says() {
+    local(async {
+        let (authz, seen) = service(status(200));
+        let plugin = plugin_with(&filter("call-out"), config(ASK), authz);
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[("x-token", "t"), ("x-level", "forged")]);
+        waits(filter.on_request_headers(&mut head, true));
+        goes_on(resumed(&mut *filter, &mut head).await);
+        assert_eq!(head.headers["x-level"], "gold");
+        let (upstream, asked, _) = seen.try_recv().expect("the service was asked");
+        assert_eq!(upstream, "authz");
+        assert_eq!(asked.uri, "http://authz/ask");
+        assert_eq!(asked.headers["x-token"], "t");
+        assert!(seen.try_recv().is_err(), "once");
+        filter.on_end(&end());
+        assert_eq!((plugin.stats().call_outs, plugin.stats().traps), (1, 0));
+    });
+}
+
+#[test]
+fn a_no_a_failure_and_silence_deny() {
+    for answer in [status(403), status(599), None] {
+        local(async {
+            let (authz, _seen) = service(answer);
+            let plugin = plugin_with(&filter("call-out"), config(ASK), authz);
+            let mut filter = stream(&plugin);
+            let mut head = get("/", &[]);
+            waits(filter.on_request_headers(&mut head, true));
+            assert_eq!(answered(resumed(&mut *filter, &mut head).await).0, 403);
+            assert_eq!(plugin.stats().traps, 0);
+        });
+    }
+}
+
+#[test]
+fn nobody_is_called_whom_the_operator_or_the_mesh_does_not_name() {
+    local(async {
+        let (authz, seen) = service(status(200));
+        let other = ASK.replace("\"authz\"", "\"elsewhere\"");
+        let plugin = plugin_with(&filter("call-out"), config(&other), authz.clone());
+        let (status, _) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        assert_eq!(status, 403);
+        let nobody = PluginConfig {
+            may_call: MayCall::Only(Default::default()),
+            ..config(ASK)
+        };
+        let plugin = plugin_with(&filter("call-out"), nobody, authz);
+        let (status, _) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        assert_eq!((status, plugin.stats().refused_calls), (403, 1));
+        assert!(seen.try_recv().is_err());
+    });
+}
+
+#[test]
+fn an_answer_for_a_request_that_is_gone_reaches_nobody() {
+    local(async {
+        let (authz, seen) = service(status(200));
+        let plugin = plugin_with(&filter("call-out"), config(ASK), authz);
+        let mut gone = stream(&plugin);
+        waits(gone.on_request_headers(&mut get("/", &[]), true));
+        gone.on_end(&end());
+        drop(gone);
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[]);
+        waits(filter.on_request_headers(&mut head, true));
+        goes_on(resumed(&mut *filter, &mut head).await);
+        assert_eq!(plugin.stats().traps, 0);
+        assert_eq!(
+            seen.try_iter().count(),
+            1,
+            "the first call was cancelled before it began"
+        );
+    });
+}
+
+/// Asks `authz` by gRPC with each request, and writes the answer, or the status, into a header.
+const GRPC: &str = r#"(module
+  (import "env" "proxy_grpc_call"
+    (func $call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_buffer_bytes" (func $bytes (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "authzpkg.AuthCheckhellox-answer")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (if (call $call (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 8) (i32.const 13) (i32.const 5)
+          (i32.const 0) (i32.const 0) (i32.const 18) (i32.const 5) (i32.const 1000) (i32.const 512))
+      (then unreachable))
+    (i32.const 1))
+  (func (export "proxy_on_grpc_receive") (param i32 i32 i32)
+    (drop (call $bytes (i32.const 5) (i32.const 0) (local.get 2) (i32.const 516) (i32.const 520)))
+    (drop (call $add (i32.const 0) (i32.const 23) (i32.const 8) (i32.load (i32.const 516)) (i32.load (i32.const 520))))
+    (drop (call $continue (i32.const 0))))
+  (func (export "proxy_on_grpc_close") (param i32 i32 i32)
+    (drop (call $respond (i32.add (i32.const 500) (local.get 2)) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+      (i32.const 0) (i32.const 0) (i32.const -1)))))"#;
+
+fn grpc_answer(status: &'static str, message: &[u8]) -> Answer {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(status));
+    let body = match message {
+        b"" => Bytes::new(),
+        message => grpc::framed(message),
+    };
+    Some((Response::new(()), body, trailers))
+}
+
+#[test]
+fn grpc_carries_a_message_each_way() {
+    local(async {
+        let (authz, seen) = service(grpc_answer("0", b"welcome"));
+        let module = Module::compile(&text(GRPC)).expect("a filter");
+        let plugin = plugin_with(&module, config(""), authz);
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[]);
+        waits(filter.on_request_headers(&mut head, true));
+        goes_on(resumed(&mut *filter, &mut head).await);
+        assert_eq!(head.headers["x-answer"], "welcome");
+        let (_, asked, body) = seen.try_recv().expect("the service was asked");
+        assert_eq!((asked.method.as_str(), asked.uri.path()), ("POST", "/pkg.Auth/Check"));
+        assert_eq!(asked.headers["content-type"], "application/grpc");
+        assert_eq!(body, grpc::framed(b"hello"));
+    });
+}
+
+#[test]
+fn grpc_failures_come_as_their_status() {
+    for (answer, expected) in [
+        (grpc_answer("7", b""), 507),
+        (grpc_answer("0", b""), 513),
+        (status(599), 514),
+        (status(503), 514),
+    ] {
+        local(async {
+            let (authz, _seen) = service(answer);
+            let module = Module::compile(&text(GRPC)).expect("a filter");
+            let plugin = plugin_with(&module, config(""), authz);
+            let mut filter = stream(&plugin);
+            let mut head = get("/", &[]);
+            waits(filter.on_request_headers(&mut head, true));
+            assert_eq!(answered(resumed(&mut *filter, &mut head).await).0, expected);
+        });
+    }
+}

@@ -1,0 +1,110 @@
+//! Heads, bodies and answers through filters of the Rust and AssemblyScript SDKs.
+
+use bytes::BytesMut;
+
+use super::*;
+
+#[test]
+fn a_header_decides_and_the_service_is_told() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s3cret": "alice"}}"#));
+    let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+    assert_eq!((status, &*body), (401, "header-auth: no token\n"));
+    let wrong = [("authorization", "Bearer wrong")];
+    let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &wrong), true));
+    assert_eq!((status, &*body), (403, "header-auth: unknown token\n"));
+    let mut head = get("/", &[("authorization", "Bearer s3cret"), ("x-user", "root")]);
+    let mut filter = stream(&plugin);
+    goes_on(filter.on_request_headers(&mut head, true));
+    assert_eq!(head.headers["x-user"], "alice");
+    assert_eq!(head.headers.get_all("x-user").iter().count(), 1);
+    assert_eq!(head.headers["host"], "cart");
+    goes_on(filter.on_response_headers(&mut ok(), true));
+    filter.on_end(&end());
+    let stats = plugin.stats();
+    assert_eq!((stats.streams, stats.local_responses, stats.traps), (3, 2, 0));
+}
+
+#[test]
+fn challenges_carry_their_headers() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "a"}}"#));
+    let Step::Respond(response) = stream(&plugin).on_request_headers(&mut get("/", &[]), true) else {
+        panic!("no answer");
+    };
+    assert_eq!(response.headers()["www-authenticate"], "Bearer");
+}
+
+#[test]
+fn a_header_that_is_no_text_does_not_trap() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "a"}}"#));
+    let mut head = get("/", &[]);
+    let value = http::HeaderValue::from_bytes(b"Bearer \xff\xfe").expect("bytes are allowed");
+    head.headers.insert("authorization", value);
+    let (status, _) = answered(stream(&plugin).on_request_headers(&mut head, true));
+    assert_eq!((status, plugin.stats().traps), (403, 0));
+}
+
+#[test]
+fn bodies_are_held_until_they_are_whole_and_then_replaced() {
+    let json = r#"{"requests": [{"from": "cat", "to": "tiger"}], "responses": [{"from": "tiger", "to": "cat"}]}"#;
+    let plugin = plugin(&filter("body-rewrite"), config(json));
+    let mut filter = stream(&plugin);
+    let mut head = get("/", &[("content-length", "9"), ("accept-encoding", "gzip")]);
+    goes_on(filter.on_request_headers(&mut head, false));
+    assert!(!head.headers.contains_key("content-length"));
+    assert!(!head.headers.contains_key("accept-encoding"));
+    let mut body = BytesMut::from("a ca");
+    waits(filter.on_request_body(&mut body, false));
+    assert_eq!(body, "a ca", "what is held is the proxy's to keep");
+    body.extend_from_slice(b"t sat");
+    goes_on(filter.on_request_body(&mut body, true));
+    assert_eq!(body, "a tiger sat");
+
+    let mut head = ok();
+    head.headers.insert("content-length", 5.into());
+    goes_on(filter.on_response_headers(&mut head, false));
+    assert!(!head.headers.contains_key("content-length"));
+    let mut body = BytesMut::from("tiger");
+    goes_on(filter.on_response_body(&mut body, true));
+    assert_eq!(body, "cat");
+    filter.on_end(&end());
+    assert_eq!(plugin.stats().traps, 0);
+}
+
+#[test]
+fn assemblyscript_denies_a_path_and_marks_answers() {
+    let module = filter("deny-path");
+    assert_eq!(module.abi(), AbiVersion::V0_2_0);
+    let plugin = plugin(&module, config(r#"{"prefixes": ["/admin"]}"#));
+    let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/admin/x", &[]), true));
+    assert_eq!((status, &*body), (403, "deny-path: /admin is closed\n"));
+    let mut filter = stream(&plugin);
+    goes_on(filter.on_request_headers(&mut get("/shop", &[]), true));
+    let mut head = ok();
+    goes_on(filter.on_response_headers(&mut head, true));
+    assert_eq!(head.headers["x-adapter"], "deny-path");
+    filter.on_end(&end());
+}
+
+#[test]
+fn a_rate_is_kept_over_all_instances_of_an_adapter() {
+    let services = Services::default();
+    let module = filter("rate-limit");
+    let json = r#"{"rate": 0.001, "burst": 3}"#;
+    let make = || {
+        module
+            .plugin(config(json), &services, Arc::new(NoUpstreams))
+            .expect("a plugin")
+    };
+    let (one, other) = (make(), make());
+    goes_on(stream(&one).on_request_headers(&mut get("/", &[]), true));
+    goes_on(stream(&other).on_request_headers(&mut get("/", &[]), true));
+    goes_on(stream(&one).on_request_headers(&mut get("/", &[]), true));
+    assert_eq!(
+        answered(stream(&other).on_request_headers(&mut get("/", &[]), true)).0,
+        429
+    );
+    assert_eq!(
+        answered(stream(&one).on_request_headers(&mut get("/", &[]), true)).0,
+        429
+    );
+}

@@ -1,0 +1,220 @@
+//! What is refused, what starts, what harms only itself.
+
+use super::*;
+
+fn refused(bytes: &[u8]) -> String {
+    Module::compile(bytes).expect_err("it is no filter").to_string()
+}
+
+/// Why a plugin does not start.
+fn fails(module: &Module, config: PluginConfig) -> String {
+    plugin(module, config)
+        .canary()
+        .expect_err("it does not start")
+        .to_string()
+}
+
+#[test]
+fn garbage_is_refused_saying_what_it_is() {
+    for bytes in [&b""[..], b"no module at all", b"\0asm", b"\0asm\x01\0\0\0\xff"] {
+        let error = refused(bytes);
+        assert!(error.starts_with("not a WebAssembly module: "), "{error}");
+    }
+    let error = refused(&text("(module)"));
+    assert!(error.contains("proxy_abi_version_0_2_1"), "{error}");
+    let marker = r#"(func (export "proxy_abi_version_0_2_1"))"#;
+    let error = refused(&text(&format!("(module {marker})")));
+    assert!(error.starts_with("export `memory`: "), "{error}");
+    let memory = r#"(memory (export "memory") 1)"#;
+    let import = r#"(import "env" "proxy_teleport" (func))"#;
+    let error = refused(&text(&format!("(module {import} {memory} {marker})")));
+    assert!(error.starts_with("imports `env.proxy_teleport`, which"), "{error}");
+    let import = r#"(import "env" "proxy_log" (func (param i64)))"#;
+    let error = refused(&text(&format!("(module {import} {memory} {marker})")));
+    assert!(error.contains("proxy_log"), "{error}");
+}
+
+#[test]
+fn versions_are_told_by_their_markers() {
+    for (version, marker) in [
+        (AbiVersion::V0_1_0, "proxy_abi_version_0_1_0"),
+        (AbiVersion::V0_2_0, "proxy_abi_version_0_2_0"),
+        (AbiVersion::V0_2_1, "proxy_abi_version_0_2_1"),
+    ] {
+        let bytes = text(&format!(
+            r#"(module (memory (export "memory") 1) (func (export "{marker}")))"#
+        ));
+        let module = Module::compile(&bytes).expect("a filter");
+        assert_eq!(module.abi(), version);
+        assert_eq!(module.digest(), Digest::of(&bytes));
+        plugin(&module, config("")).canary().expect("it has nothing to start");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_refused_says_why() {
+    let module = filter("header-auth");
+    plugin(&module, config(r#"{"tokens": {"s": "alice"}}"#))
+        .canary()
+        .expect("a good configuration");
+    let error = fails(&module, config("{}"));
+    assert!(
+        error.starts_with("proxy_on_configure said no; the module says: "),
+        "{error}"
+    );
+    assert!(error.contains("missing field `tokens`"), "{error}");
+}
+
+#[test]
+fn a_start_that_traps_loops_or_eats_is_an_error() {
+    let module = |body: &str| {
+        let bytes = text(&format!(
+            r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+               (func (export "proxy_on_vm_start") (param i32 i32) (result i32) {body}))"#
+        ));
+        Module::compile(&bytes).expect("a filter")
+    };
+    let short = |memory| PluginConfig {
+        limits: Limits {
+            start_deadline: Duration::from_millis(20),
+            memory,
+            ..Limits::default()
+        },
+        ..config("")
+    };
+    let error = fails(&module("unreachable"), config(""));
+    assert!(
+        error.starts_with("proxy_on_vm_start: ") && error.contains("unreachable"),
+        "{error}"
+    );
+    let error = fails(&module("(loop (br 0)) (i32.const 1)"), short(DEFAULT_MEMORY));
+    assert_eq!(error, "proxy_on_vm_start: used more than 20 ms of CPU time");
+    let eats = "(i32.ne (memory.grow (i32.const 16)) (i32.const -1))";
+    plugin(&module(eats), short(2 << 20))
+        .canary()
+        .expect("it may have two megabytes");
+    let error = fails(&module(eats), short(1 << 20));
+    assert_eq!(error, "proxy_on_vm_start said no");
+    let error = fails(&module("(i32.const 1)"), short(1024));
+    assert!(error.starts_with("instantiate: "), "{error}");
+}
+
+#[test]
+fn a_trap_harms_the_requests_in_there_and_nobody_else() {
+    let trapping = plugin(&filter("trap"), config(""));
+    let other = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "alice"}}"#));
+    let mut before = stream(&trapping);
+    goes_on(before.on_request_headers(&mut get("/", &[]), true));
+    let mut elsewhere = stream(&other);
+
+    let mut victim = stream(&trapping);
+    let (status, body) = answered(victim.on_request_headers(&mut get("/", &[("x-trap", "1")]), true));
+    assert_eq!((status, &*body), (503, "adapter test failed\n"));
+    let (status, _) = answered(before.on_response_headers(&mut ok(), true));
+    assert_eq!(status, 503, "it was in the same instance");
+    before.on_end(&end());
+
+    let mut after = stream(&trapping);
+    goes_on(after.on_request_headers(&mut get("/", &[]), true));
+    goes_on(elsewhere.on_request_headers(&mut get("/", &[("authorization", "Bearer s")]), true));
+    let stats = trapping.stats();
+    assert_eq!((stats.traps, stats.deadlines, stats.failed_streams), (1, 0, 2));
+    assert_eq!(other.stats().traps, 0);
+}
+
+#[test]
+fn open_lets_requests_pass_unchanged_when_the_filter_fails() {
+    let open = PluginConfig {
+        failure: FailurePolicy::Open,
+        ..config("")
+    };
+    let plugin = plugin(&filter("trap"), open);
+    let mut victim = stream(&plugin);
+    let mut head = get("/a?b", &[("x-trap", "1")]);
+    let same = head.headers.clone();
+    goes_on(victim.on_request_headers(&mut head, true));
+    assert_eq!(head.headers, same);
+    assert_eq!(head.uri, "/a?b");
+    goes_on(victim.on_response_headers(&mut ok(), true));
+    assert_eq!(plugin.stats().failed_streams, 1);
+}
+
+#[test]
+fn an_endless_loop_is_ended_after_its_deadline() {
+    let plugin = plugin(&filter("loop"), config(""));
+    let (status, _) = answered(stream(&plugin).on_request_headers(&mut get("/", &[("x-loop", "1")]), true));
+    assert_eq!(status, 503);
+    goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+    let stats = plugin.stats();
+    assert_eq!((stats.traps, stats.deadlines), (1, 1));
+}
+
+#[test]
+fn memory_ends_at_the_limit_and_the_next_instance_is_small_again() {
+    let limited = PluginConfig {
+        limits: Limits {
+            memory: 8 << 20,
+            deadline: Duration::from_secs(5),
+            ..Limits::default()
+        },
+        ..config("")
+    };
+    let plugin = plugin(&filter("eat"), limited);
+    let (status, _) = answered(stream(&plugin).on_request_headers(&mut get("/", &[("x-eat", "1")]), true));
+    assert_eq!(status, 503);
+    goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+    let stats = plugin.stats();
+    assert!(stats.memory_refusals > 0, "{stats:?}");
+    assert_eq!((stats.traps, stats.deadlines, stats.instances), (1, 0, 1));
+    assert!(stats.memory < 4 << 20, "{stats:?}");
+}
+
+#[test]
+fn a_plugin_that_does_not_start_answers_as_its_policy_says() {
+    let module = filter("header-auth");
+    let closed = plugin(&module, config("{}"));
+    assert_eq!(
+        answered(stream(&closed).on_request_headers(&mut get("/", &[]), true)).0,
+        503
+    );
+    let open = PluginConfig {
+        failure: FailurePolicy::Open,
+        ..config("{}")
+    };
+    assert!(plugin(&module, open).stream(&info()).is_none());
+    assert!(closed.prepare(1).is_err());
+}
+
+#[test]
+fn prepared_instances_are_taken_by_workers() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "alice"}}"#));
+    plugin.prepare(2).expect("it starts");
+    let stats = plugin.stats();
+    assert_eq!((stats.instances, stats.streams), (2, 0));
+    let callbacks = stats.callbacks;
+    goes_on(stream(&plugin).on_request_headers(&mut get("/", &[("authorization", "Bearer s")]), true));
+    let stats = plugin.stats();
+    assert_eq!(stats.streams, 1);
+    assert!(stats.callbacks > callbacks);
+}
+
+#[test]
+fn what_is_not_allowed_answers_an_error_and_is_counted() {
+    // Ends itself if it may log.
+    let bytes = text(
+        r#"(module (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+             (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+             (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+               (call $log (i32.const 2) (i32.const 0) (i32.const 0))))"#,
+    );
+    let module = Module::compile(&bytes).expect("a filter");
+    let quiet = PluginConfig {
+        capabilities: Capabilities::Only(Default::default()),
+        ..config("")
+    };
+    let quiet = plugin(&module, quiet);
+    quiet.canary().expect("the error is not zero");
+    assert_eq!(quiet.stats().refused_calls, 1);
+    let error = fails(&module, config(""));
+    assert_eq!(error, "proxy_on_vm_start said no");
+}

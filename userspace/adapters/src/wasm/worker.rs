@@ -1,0 +1,270 @@
+//! An instance at work on its thread: callbacks, the calls they order, ticks and queues.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    pin::pin,
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
+use tracing::warn;
+
+use super::{
+    callout::{self, Event, Order},
+    host::ROOT,
+    inbox::Inbox,
+    plugin::{self, Inner},
+    vm::{Vm, reason},
+};
+
+/// Answers to calls that wait for a held stream; beyond, it is reset.
+const MAX_WAITING: usize = 1024;
+
+/// Calls of an instance that are under way at the same time.
+pub(super) const MAX_CALLS: usize = 1024;
+
+/// Of one plugin and one thread.
+pub(super) struct Worker {
+    pub plugin: Arc<Inner>,
+    vm: RefCell<Vm>,
+    inbox: Arc<Inbox>,
+    /// The instance trapped: nothing runs in it any more.
+    failed: Cell<bool>,
+    last_context: Cell<u32>,
+    /// Calls under way, by token: whose they are, and how to end them.
+    calls: RefCell<HashMap<u32, (u32, AbortHandle)>>,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    /// Puts an instance to work. What it wants beside streams (ticks, queues, answers to calls) needs tokio's
+    /// current-thread runtime with a `LocalSet`, in which a worker of the proxy runs; outside a runtime nothing of that
+    /// comes.
+    pub fn new(plugin: Arc<Inner>, vm: Vm) -> Rc<Self> {
+        let inbox = vm.store.data().inbox.clone();
+        let worker = Rc::new(Self {
+            plugin,
+            vm: RefCell::new(vm),
+            inbox,
+            failed: Cell::new(false),
+            last_context: Cell::new(ROOT),
+            calls: RefCell::default(),
+        });
+        if has_tasks() {
+            worker.plugin.tell_when_gone(&worker.inbox);
+            tokio::task::spawn_local(tend(Rc::downgrade(&worker), worker.inbox.clone(), worker.plugin.id()));
+        }
+        // What the start ordered.
+        worker.enter(|_| Ok(()));
+        worker
+    }
+
+    pub fn runs(&self) -> bool {
+        !self.failed.get()
+    }
+
+    pub fn next_context(&self) -> u32 {
+        let next = self.last_context.get().checked_add(1).unwrap_or(ROOT + 1);
+        self.last_context.set(next);
+        next
+    }
+
+    /// Runs something in the instance, then does what the module ordered. `None`: the instance has failed, now or before.
+    pub fn enter<R>(self: &Rc<Self>, run: impl FnOnce(&mut Vm) -> wasmtime::Result<R>) -> Option<R> {
+        if self.failed.get() {
+            return None;
+        }
+        let mut vm = self.vm.try_borrow_mut().ok()?;
+        let done = run(&mut vm).and_then(|done| self.obey(&mut vm).map(|()| done));
+        match done {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.fail(&mut vm, &error);
+                None
+            }
+        }
+    }
+
+    /// Does what was ordered during a callback.
+    fn obey(self: &Rc<Self>, vm: &mut Vm) -> wasmtime::Result<()> {
+        while let Some(context) = vm.host().done.pop() {
+            vm.delete_context(context)?;
+            vm.host().streams.remove(&context);
+        }
+        let host = vm.host();
+        if host.tick_changed {
+            self.inbox.wake();
+        }
+        while let Some(token) = host.cancelled.pop() {
+            host.senders.remove(&token);
+            if let Some((_, call)) = self.calls.borrow_mut().remove(&token) {
+                call.abort();
+                host.calls = host.calls.saturating_sub(1);
+            }
+        }
+        if !host.outbox.is_empty() {
+            for order in std::mem::take(&mut host.outbox) {
+                self.start(vm, order);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing runs here any more; whoever is held is woken, to get what the failure policy says.
+    fn fail(&self, vm: &mut Vm, error: &wasmtime::Error) {
+        self.failed.set(true);
+        let reason = reason(error);
+        let host = vm.host();
+        let plugin = &*self.plugin.config.name;
+        match host.words.take() {
+            Some(words) => warn!(plugin, "ended: {reason}; the module says: {words}"),
+            None => warn!(plugin, "ended: {reason}"),
+        }
+        host.streams.values_mut().for_each(|stream| stream.wake());
+        self.calls.borrow_mut().drain().for_each(|(_, (_, call))| call.abort());
+        self.inbox.wake();
+    }
+
+    fn start(self: &Rc<Self>, vm: &mut Vm, order: Order) {
+        let (context, token) = (order.context, order.token);
+        if has_tasks() {
+            let call = callout::spawn(self, order);
+            self.calls.borrow_mut().insert(token, (context, call));
+        } else if let Some(stream) = vm.host().streams.get_mut(&context) {
+            stream.events.push_back(order.refused());
+        }
+    }
+
+    /// Tells the module of an answer: at once if what the answer is for flows, else when it is lent again.
+    pub fn answered(self: &Rc<Self>, context: u32, event: Event) {
+        self.enter(|vm| {
+            if context == ROOT {
+                return vm.deliver(context, event);
+            }
+            let Some(stream) = vm.host().streams.get_mut(&context) else {
+                return Ok(());
+            };
+            if stream.flows() && stream.events.is_empty() {
+                return vm.deliver(context, event);
+            }
+            if stream.events.len() >= MAX_WAITING {
+                // A stream of messages that nobody takes.
+                stream.close();
+                return Ok(());
+            }
+            stream.events.push_back(event);
+            stream.wake();
+            Ok(())
+        });
+    }
+
+    /// A call is over.
+    pub fn call_ended(&self, token: u32) {
+        self.calls.borrow_mut().remove(&token);
+        if let Ok(mut vm) = self.vm.try_borrow_mut() {
+            let host = vm.host();
+            host.senders.remove(&token);
+            host.calls = host.calls.saturating_sub(1);
+        }
+    }
+
+    /// Ends the calls of a context that is gone.
+    pub fn cancel_calls(&self, context: u32) {
+        let calls = self.calls.borrow();
+        if calls.is_empty() {
+            return;
+        }
+        let of = calls.iter().filter(|(_, (of, _))| *of == context);
+        let tokens: Vec<u32> = of.map(|(token, _)| *token).collect();
+        drop(calls);
+        if let Ok(mut vm) = self.vm.try_borrow_mut() {
+            vm.host().cancelled.extend(tokens);
+        }
+    }
+
+    /// Time between ticks; asked after a change.
+    fn tick(&self) -> Option<Duration> {
+        let mut vm = self.vm.try_borrow_mut().ok()?;
+        vm.host().tick_changed = false;
+        vm.host().tick
+    }
+
+    fn tick_changed(&self) -> bool {
+        self.vm.try_borrow().is_ok_and(|vm| vm.store.data().tick_changed)
+    }
+}
+
+/// Whether local tasks can be had here.
+fn has_tasks() -> bool {
+    Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)
+}
+
+/// What wakes an instance's task.
+enum News {
+    Closed,
+    Queues(Vec<u32>),
+    TickChanged,
+    Tick,
+}
+
+/// Ticks and queues of an instance, until it fails, its thread drops it, or the plugin goes.
+async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
+    let mut next_tick: Option<Instant> = None;
+    loop {
+        let news = poll_fn(|context| {
+            inbox.listen(context.waker());
+            if inbox.is_closed() {
+                return Poll::Ready(News::Closed);
+            }
+            let queues = inbox.take_queues();
+            if !queues.is_empty() {
+                return Poll::Ready(News::Queues(queues));
+            }
+            match worker.upgrade() {
+                Some(worker) if !worker.runs() => Poll::Ready(News::Closed),
+                Some(worker) if worker.tick_changed() => Poll::Ready(News::TickChanged),
+                Some(_) => Poll::Pending,
+                None => Poll::Ready(News::Closed),
+            }
+        });
+        let tick = async {
+            match next_tick {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let news = tokio::select! {
+            news = pin!(news) => news,
+            () = pin!(tick) => News::Tick,
+        };
+        let Some(worker) = worker.upgrade() else { return };
+        match news {
+            News::Closed => {
+                if inbox.is_closed() {
+                    plugin::forget(plugin);
+                }
+                return;
+            }
+            News::Queues(queues) => {
+                for queue in queues {
+                    worker.enter(|vm| vm.on_queue_ready(queue));
+                }
+            }
+            News::TickChanged => next_tick = worker.tick().map(|period| Instant::now() + period),
+            News::Tick => {
+                worker.enter(Vm::on_tick);
+                next_tick = worker.tick().map(|period| Instant::now() + period);
+            }
+        }
+    }
+}
