@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{balance::Balance, filter::Filters};
+use crate::balance::Balance;
 
 /// Istio's outbound port; captured connections are sent there.
 pub const DEFAULT_PORT: u16 = 15001;
@@ -34,8 +34,6 @@ pub struct ProxyConfig {
     pub virtual_ranges: Vec<IpNet>,
     /// How endpoints are picked.
     pub balance: Balance,
-    /// Adapters that see whole streams. Keep a clone to change them while the proxy runs; an empty table costs nothing.
-    pub filters: Filters,
     /// How long a caller waits for a service whose workload is starting. Longer hides a broken start, shorter fails
     /// callers of programs that are slow to listen.
     pub pending_timeout: Duration,
@@ -65,7 +63,6 @@ impl Default for ProxyConfig {
                 .filter_map(|range| range.parse().ok())
                 .collect(),
             balance: Balance::default(),
-            filters: Filters::default(),
             pending_timeout: Self::DEFAULT_PENDING_TIMEOUT,
         }
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod callout;
 mod config;
 mod conn;
 mod context;
@@ -30,10 +31,10 @@ mod upstream;
 mod watch;
 mod worker;
 
+pub use callout::Callouts;
 pub use config::{DEFAULT_INBOUND_PORT, DEFAULT_PORT, ProxyConfig, default_addresses};
 pub use context::{ConnContext, Origin};
 pub use error::{DataError, FaultSide, ProxyError};
-pub use filter::{FilterTable, Filters};
 pub use listen::{DrainReport, NetnsListeners, Workers, WorkersHandle};
 pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome};
 pub use netns::Netns;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_adapters::{Chain, Destination};
-use weft_policy::{HttpRequestView, Identity, ObjectRef, Service, ServiceName};
+use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName};
 
 use crate::{
     error::DataError,
@@ -24,10 +24,6 @@ pub(crate) struct Picked {
     pub(crate) destination: Arc<Destination>,
     /// The TrafficSplit that chose it.
     pub(crate) split: Option<ObjectRef>,
-    /// The service that was called.
-    pub(crate) called: Option<Arc<Service>>,
-    /// The service whose endpoint it is: another one if a split chose it.
-    pub(crate) backend: Option<Arc<Service>>,
     /// The adapters that look at it; `None`: nobody does.
     pub(crate) chain: Option<Arc<Chain>>,
 }
@@ -152,28 +148,21 @@ fn step(
                 address,
                 identity,
                 split: backend.split,
-                called: Some(service),
-                backend: Some(backend.service),
             }
         }
-        Target::Endpoint(owner) => {
-            let service = snapshot.services.get(&owner.service).cloned();
-            Picked {
-                destination: report::service_destination(
-                    &snapshot,
-                    &owner.service,
-                    owner.endpoint.address,
-                    Some(owner.endpoint.identity),
-                ),
-                chain: snapshot.chains.of(Some(&owner.service), Some(&owner.service)).cloned(),
-                snapshot,
-                address: owner.endpoint.address,
-                identity: owner.endpoint.identity,
-                split: None,
-                called: service.clone(),
-                backend: service,
-            }
-        }
+        Target::Endpoint(owner) => Picked {
+            destination: report::service_destination(
+                &snapshot,
+                &owner.service,
+                owner.endpoint.address,
+                Some(owner.endpoint.identity),
+            ),
+            chain: snapshot.chains.of(Some(&owner.service), Some(&owner.service)).cloned(),
+            snapshot,
+            address: owner.endpoint.address,
+            identity: owner.endpoint.identity,
+            split: None,
+        },
         Target::Workload { address, identity } => Picked {
             destination: report::workload_destination(&snapshot, address, identity),
             chain: snapshot.chains.of(None, None).cloned(),
@@ -181,8 +170,6 @@ fn step(
             address,
             identity,
             split: None,
-            called: None,
-            backend: None,
         },
         Target::Outside(address) => Picked {
             destination: report::bare_destination(address),
@@ -191,8 +178,6 @@ fn step(
             address,
             identity: Identity::OUTSIDE,
             split: None,
-            called: None,
-            backend: None,
         },
     };
     Ok(Step::Picked(Box::new(picked)))

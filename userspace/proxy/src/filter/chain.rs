@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, request, response};
 use weft_adapters::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
 
-use super::{FilterTable, Passage, passage::Stages};
+use super::{Passage, passage::Stages};
 use crate::{limits::FILTER_BODY_BUFFER, pick::Picked};
 
 /// One request's filters. Called from the task that forwards and from both bodies, all on one thread.
@@ -71,13 +71,11 @@ pub(crate) struct Bodies<'a> {
 
 impl Chain {
     /// Makes the filters that look at a request to `picked`; `None`: there are none.
-    pub(crate) fn new(table: &FilterTable, picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
-        let adapters = picked.chain.iter().flat_map(|chain| &chain.filters);
-        let table = table.of(picked.called.as_deref(), picked.backend.as_deref());
-        let mut factories = table.chain(adapters).peekable();
-        factories.peek()?;
+    pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
+        let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
         let info = Rc::new(info());
         let filters: Vec<Running> = factories
+            .iter()
             .filter_map(|factory| {
                 Some(Running {
                     filter: factory.stream(&info)?,

@@ -4,8 +4,8 @@
 //!            request -->   first -> second -> third   --> endpoint
 //!            client  <--   first <- second <- third   <-- response
 //! ```
-//! [`table`] says which adapters look at a request, [`chain`] calls them for its heads, [`passage`] moves a body through
-//! them; [`tcp`] does the same for the bytes of a connection that nobody reads as HTTP. What a paused filter means:
+//! Which adapters look at a request is said by the `Chains` that are in force with the snapshot. [`chain`] calls them for its
+//! heads, [`passage`] moves a body through them; [`tcp`] does the same for the bytes of a connection that nobody reads as HTTP. What a paused filter means:
 //!
 //! - at a head, everything of that direction stands still: no byte of the body is read, which holds up the sender
 //!   (Envoy's `StopAllIterationAndWatermark`, what it does for proxy-wasm);
@@ -25,10 +25,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod passage;
-mod table;
 mod tcp;
-
-pub use table::{FilterTable, Filters};
 
 pub(crate) use chain::{Chain, FilterAnswer, Stop, Way};
 pub(crate) use passage::Passage;

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use http::HeaderMap;
 use weft_adapters::{Direction, FilterFactory, StreamInfo, TcpFilter, TcpStep};
 
-use super::{FilterTable, Passage, passage::Stages};
+use super::{Passage, passage::Stages};
 use crate::pick::Picked;
 
 /// One connection's filters; they see its end when this is dropped.
@@ -37,11 +37,11 @@ pub(crate) struct ResetBy(pub(crate) String);
 
 impl TcpChain {
     /// Makes the filters that look at a connection to `picked`; `None`: there are none.
-    pub(crate) fn new(table: &FilterTable, picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
-        let mut factories = table.of(picked.called.as_deref(), picked.backend.as_deref()).peekable();
-        factories.peek()?;
+    pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
+        let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
         let info = Rc::new(info());
         let filters: Vec<Running> = factories
+            .iter()
             .filter_map(|factory| {
                 Some(Running {
                     filter: factory.tcp(&info)?,

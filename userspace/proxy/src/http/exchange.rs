@@ -206,8 +206,7 @@ impl Exchange {
 
     /// Makes the filters that look at requests to `picked`, if any do.
     pub(crate) fn begin_filters(&self, picked: &Picked) -> Option<&Chain> {
-        let table = self.conn.worker.config.filters.load();
-        let chain = Chain::new(&table, picked, || self.conn.stream_info(picked, self.protocol()))?;
+        let chain = Chain::new(picked, || self.conn.stream_info(picked, self.protocol()))?;
         Some(self.chain.get_or_init(|| chain))
     }
 

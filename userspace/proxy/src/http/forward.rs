@@ -26,7 +26,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report,
-    upstream::{Lease, Sending, Wire},
+    upstream::{Lease, Sending, UpstreamBody, Wire},
 };
 
 /// Carries `request` out.
@@ -230,7 +230,7 @@ async fn send(
     let reused = sending.is_reused();
     // A request that may have arrived is only repeated if that does no harm (RFC 9110 9.2.2) and there is no body.
     let replay = (reused && body.is_end_stream() && is_idempotent(&head.method)).then(|| head::copy(&head));
-    let mut request = Request::from_parts(head, body);
+    let mut request = Request::from_parts(head, UpstreamBody::Forwarded(body));
     if let Some(go) = go {
         hyper::ext::on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {
@@ -248,7 +248,8 @@ async fn send(
     request = match (error.take_message(), replay) {
         (Some(unsent), _) if reused => unsent,
         (None, Some(head)) if is_lost_connection(error.error()) => {
-            Request::from_parts(head, RequestBody::empty(Rc::clone(exchange)))
+            let nothing = RequestBody::empty(Rc::clone(exchange));
+            Request::from_parts(head, UpstreamBody::Forwarded(nothing))
         }
         _ => {
             return Err(DataError::Upstream {

@@ -161,6 +161,24 @@ pub(crate) fn prepare_request(
     Ok(())
 }
 
+/// Makes the head of a filter's call one that goes to `address`.
+///
+/// # Errors
+/// As [`prepare_request`].
+pub(crate) fn prepare_call(head: &mut request::Parts, wire: Wire, address: SocketAddr) -> Result<(), DataError> {
+    let trailers = lists_in(&head.headers, &TE, "trailers");
+    match wire {
+        Wire::Http1 => origin_form(head, address)?,
+        Wire::Http2 => absolute_form(head, address)?,
+    }
+    strip_hop_by_hop(&mut head.headers);
+    check_length(&mut head.headers);
+    if trailers && wire == Wire::Http2 {
+        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(())
+}
+
 /// Makes the endpoint's head the one that goes to the client.
 pub(crate) fn prepare_response(head: &mut response::Parts, upgraded: bool) {
     let protocol = upgraded.then(|| head.headers.get(UPGRADE).cloned()).flatten();

@@ -24,6 +24,7 @@ use super::{
     stop::{Phase, StopSignal, StopWatch},
 };
 use crate::{
+    callout,
     config::ProxyConfig,
     context::Origin,
     error::ProxyError,
@@ -241,6 +242,7 @@ fn run(
     let tasks = LocalSet::new();
     tasks.block_on(runtime, async {
         let worker = Worker::new(shared);
+        callout::enter(&worker);
         let mut accepting = Accepting::new(Rc::clone(&worker), stop.clone());
         for socket in sockets {
             accepting.begin(socket, None, CancellationToken::new());

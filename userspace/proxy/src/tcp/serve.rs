@@ -90,9 +90,7 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
 
 /// The filters that look at the connection. They may refuse it before an endpoint is connected to.
 async fn filters(conn: &Conn, picked: &Picked) -> Result<Option<TcpChain>, Refused> {
-    let chain = TcpChain::new(&conn.worker.config.filters.load(), picked, || {
-        conn.stream_info(picked, FlowProtocol::Tcp)
-    });
+    let chain = TcpChain::new(picked, || conn.stream_info(picked, FlowProtocol::Tcp));
     if let Some(chain) = &chain {
         let opened = chain.open().await;
         opened.map_err(|ResetBy(by)| reset_by(conn, picked, &by))?;

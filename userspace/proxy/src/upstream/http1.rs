@@ -13,14 +13,13 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{Upstream, connect};
+use super::{Upstream, UpstreamBody, connect};
 use crate::{
-    http::body::RequestBody,
     limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
     netns::Netns,
 };
 
-type Sender = SendRequest<RequestBody>;
+type Sender = SendRequest<UpstreamBody>;
 
 /// Idle connections by endpoint, the last used one on top.
 #[derive(Default)]
@@ -125,8 +124,8 @@ impl Http1Sending {
 
     pub(super) async fn send(
         mut self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Http1Lease), TrySendError<Request<RequestBody>>> {
+        request: Request<UpstreamBody>,
+    ) -> Result<(Response<Incoming>, Http1Lease), TrySendError<Request<UpstreamBody>>> {
         let response = self.sender.try_send_request(request).await?;
         Ok((
             response,

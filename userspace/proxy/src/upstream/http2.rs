@@ -18,9 +18,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{LocalExec, Upstream, connect};
+use super::{LocalExec, Upstream, UpstreamBody, connect};
 use crate::{
-    http::body::RequestBody,
     limits::{
         H2_CONNECTION_WINDOW, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, MAX_HEADER_BYTES,
         POOL_IDLE_TIMEOUT,
@@ -29,7 +28,7 @@ use crate::{
     netns::Netns,
 };
 
-type Sender = SendRequest<RequestBody>;
+type Sender = SendRequest<UpstreamBody>;
 
 /// Connections by endpoint.
 #[derive(Default)]
@@ -162,8 +161,8 @@ impl Http2Sending {
 
     pub(super) async fn send(
         mut self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Http2Lease), TrySendError<Request<RequestBody>>> {
+        request: Request<UpstreamBody>,
+    ) -> Result<(Response<Incoming>, Http2Lease), TrySendError<Request<UpstreamBody>>> {
         match self.sender.try_send_request(request).await {
             Ok(response) => Ok((response, self.lease)),
             Err(error) => {

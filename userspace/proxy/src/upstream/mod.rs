@@ -1,11 +1,13 @@
 //! Connections to endpoints: opened here, kept for the next request here, closed here. Each worker has its own pool.
 
+mod body;
 mod connect;
 mod exec;
 mod http1;
 mod http2;
 mod pool;
 
+pub(crate) use body::UpstreamBody;
 pub(crate) use connect::{Upstream, connect};
 pub(crate) use exec::LocalExec;
 pub(crate) use pool::{Lease, Pool, Sending, Wire};

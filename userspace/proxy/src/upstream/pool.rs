@@ -10,11 +10,11 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 
 use super::{
-    Upstream,
+    Upstream, UpstreamBody,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
 };
-use crate::{http::body::RequestBody, metrics::ProxyMetrics, netns::Netns};
+use crate::{metrics::ProxyMetrics, netns::Netns};
 
 /// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +119,8 @@ impl Sending {
     /// With the request, if nothing of it was sent.
     pub(crate) async fn send(
         self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Lease), TrySendError<Request<RequestBody>>> {
+        request: Request<UpstreamBody>,
+    ) -> Result<(Response<Incoming>, Lease), TrySendError<Request<UpstreamBody>>> {
         match self {
             Self::Http1(sending) => sending
                 .send(request)

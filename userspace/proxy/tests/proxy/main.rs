@@ -2,6 +2,7 @@
 //! answer about a connection's original destination comes from a table (`support::Table`).
 
 mod access;
+mod callout;
 mod drain;
 mod filters;
 mod http1;

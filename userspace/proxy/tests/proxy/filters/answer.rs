@@ -11,7 +11,7 @@ use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, raw, request},
-    filter::{Events, Script, config, respond},
+    filter::{Events, Script, chains, respond},
     server::Server,
 };
 
@@ -41,12 +41,12 @@ fn name(lent: &Lent<'_>) -> &'static str {
 async fn an_answer_at_the_head_reaches_no_later_filter_and_no_endpoint() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = config([
+    let chains = chains([
         events.script("a"),
         at(events.script("b"), "request-head"),
         events.script("c"),
     ]);
-    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = Text::read(client.send(post(full("abc"))).await).await;
     assert_eq!((answer.status.as_u16(), answer.body.as_str()), (418, "stopped"));
@@ -81,8 +81,8 @@ async fn an_answer_during_the_body_or_trailers_takes_the_endpoints_place() {
     for point in ["request-body", "request-trailers"] {
         let server = echo2().await;
         let mut events = Events::new();
-        let config = at(events.script("a"), point).config();
-        let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = at(events.script("a"), point).chains();
+        let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let mut client = H2::new(mesh.dial(0).await).await;
         let (sender, body) = pieces();
         let feed = tokio::spawn(async move {
@@ -106,8 +106,8 @@ async fn an_answer_during_the_body_or_trailers_takes_the_endpoints_place() {
 async fn an_answer_in_place_of_an_answer_passes_the_filters_by() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = config([events.script("a"), at(events.script("b"), "response-head")]);
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = chains([events.script("a"), at(events.script("b"), "response-head")]);
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = client.get("/").await;
     assert_eq!((answer.status.as_u16(), answer.body.as_str()), (418, "stopped"));
@@ -120,8 +120,8 @@ async fn an_answer_after_the_head_cuts_the_answer() {
     for point in ["response-body", "response-trailers"] {
         let server = echo2().await;
         let mut events = Events::new();
-        let config = at(events.script("a"), point).config();
-        let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = at(events.script("a"), point).chains();
+        let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let mut client = H2::new(mesh.dial(0).await).await;
         let (sender, body) = pieces();
         tokio::spawn(async move {
@@ -149,8 +149,8 @@ async fn an_answer_after_the_head_cuts_the_answer() {
 async fn a_reset_ends_an_http1_connection_without_a_byte() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = events.script("a").act(|_, _| Step::Reset).config();
-    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").act(|_, _| Step::Reset).chains();
+    let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let answer = raw(mesh.dial(0).await, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
     assert_eq!((answer.as_str(), server.connections()), ("", 0));
     assert_eq!(events.until_end_of("a").await, ["a request-head / end", "a end 0 0 0"]);
@@ -161,14 +161,14 @@ async fn a_reset_ends_an_http1_connection_without_a_byte() {
 async fn a_reset_ends_an_http2_stream_and_no_other() {
     let server = echo2().await;
     let events = Events::new();
-    let config = events
+    let chains = events
         .script("a")
         .act(|lent, _| match lent {
             Lent::RequestBody(body) if body.starts_with(b"bad") => Step::Reset,
             _ => Step::Continue,
         })
-        .config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        .chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H2::new(mesh.dial(0).await).await;
     assert!(client.try_send(post2(full("bad"))).await.is_err());
     assert_eq!(Text::read(client.send(post2(full("good"))).await).await.body, "good");
@@ -178,8 +178,8 @@ async fn a_reset_ends_an_http2_stream_and_no_other() {
 async fn a_grpc_client_gets_an_answer_as_a_grpc_status() {
     let server = echo2().await;
     let events = Events::new();
-    let config = events.script("a").act(|_, _| respond(401, "who are you?")).config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").act(|_, _| respond(401, "who are you?")).chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut ask = post2(full(&b"\0\0\0\0\0"[..]));
     ask.headers_mut()
         .insert("content-type", "application/grpc".parse().unwrap());
@@ -205,7 +205,7 @@ async fn a_failure_of_ours_is_an_answer_that_filters_see() {
         }
         Step::Continue
     });
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [unused])]), script.config(), Vec::new());
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [unused])]), script.chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = client.get("/").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (503, Some("1")));
@@ -219,7 +219,7 @@ async fn what_policy_denies_no_filter_sees() {
     let server = echo1().await;
     let mut events = Events::new();
     let spec = Spec::of([Port::http("web", [server.address])]).with_access(crate::support::Access::Nobody);
-    let mut mesh = Mesh::start_with(&spec, events.script("a").config(), Vec::new());
+    let mut mesh = Mesh::filtered(&spec, events.script("a").chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     assert_eq!(client.get("/").await.status, StatusCode::FORBIDDEN);
     mesh.flow().await;
@@ -230,8 +230,8 @@ async fn what_policy_denies_no_filter_sees() {
 async fn an_answer_to_head_has_no_body_and_no_interim_status() {
     let server = Server::http2(|_| async { crate::support::server::text("never") }).await;
     let events = Events::new();
-    let config = events.script("a").act(|_, _| respond(101, "stopped")).config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").act(|_, _| respond(101, "stopped")).chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut ask = request("HEAD", "http://web/", empty());
     ask.headers_mut().remove("host");
     let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;

@@ -9,7 +9,7 @@ use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::{Pattern, check_pattern, pieces},
     client::{empty, full, request},
-    filter::{Events, config},
+    filter::{Events, chains},
     server::Server,
 };
 
@@ -17,8 +17,8 @@ use crate::support::{
 async fn a_body_that_is_held_back_grows_until_it_passes_as_one() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = config([events.script("a").shouting(), events.script("b")]);
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = chains([events.script("a").shouting(), events.script("b")]);
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let (sender, body) = pieces();
     let answer = tokio::spawn(async move { Text::read(client.send(post(body)).await).await });
@@ -38,8 +38,8 @@ async fn a_body_that_is_held_back_grows_until_it_passes_as_one() {
 async fn trailers_let_pass_what_was_held_before_them() {
     let server = echo2().await;
     let mut events = Events::new();
-    let config = config([events.script("a").shouting(), events.script("b").shouting()]);
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = chains([events.script("a").shouting(), events.script("b").shouting()]);
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let (sender, body) = pieces();
     tokio::spawn(async move {
         sender.send(data("abc")).await.unwrap();
@@ -79,8 +79,8 @@ async fn bodies_pass_two_filters_unchanged_at_any_size() {
             Lent::RequestBody(body) | Lent::ResponseBody(body) if !end && body.len() < 200_000 => Step::Pause,
             _ => Step::Continue,
         });
-        let config = config([events.script("a"), pausing]);
-        let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = chains([events.script("a"), pausing]);
+        let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let response = if http2 {
             H2::new(mesh.dial(0).await)
                 .await
@@ -101,8 +101,8 @@ async fn a_request_body_too_large_to_hold_back_is_413() {
     for http2 in [false, true] {
         let server = if http2 { echo2().await } else { echo1().await };
         let mut events = Events::new();
-        let config = events.script("a").shouting().config();
-        let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = events.script("a").shouting().chains();
+        let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let body = || Pattern::chunked(2 * FILTER_BODY_BUFFER as u64);
         let response = if http2 {
             H2::new(mesh.dial(0).await).await.send(post2(body())).await
@@ -129,8 +129,8 @@ async fn a_request_body_too_large_to_hold_back_is_413() {
 async fn as_much_as_the_limit_may_be_held_back() {
     let server = echo1().await;
     let events = Events::new();
-    let config = events.script("a").shouting().config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").shouting().chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = Text::read(client.send(post(full("a".repeat(FILTER_BODY_BUFFER)))).await).await;
     assert_eq!(answer.body, "A".repeat(FILTER_BODY_BUFFER));
@@ -141,8 +141,8 @@ async fn an_answer_too_large_to_hold_back_is_cut() {
     let server =
         Server::http1(|_| async { http::Response::new(Pattern::chunked(FILTER_BODY_BUFFER as u64 + 1)) }).await;
     let mut events = Events::new();
-    let config = events.script("a").shouting().config();
-    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").shouting().chains();
+    let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let response = client.send(request("GET", "/", empty())).await;
     assert_eq!(response.status(), 200);
@@ -162,11 +162,7 @@ async fn a_length_that_a_filter_made_ambiguous_is_not_sent() {
         }
         Step::Continue
     });
-    let mesh = Mesh::start_with(
-        &Spec::of([Port::http("web", [server.address])]),
-        script.config(),
-        Vec::new(),
-    );
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     assert_eq!(Text::read(client.send(post(full("abc"))).await).await.body, "abc");
 }

@@ -1,17 +1,18 @@
 //! Which filters are called, when, and with what.
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode};
 use tokio::io::AsyncWriteExt;
-use weft_adapters::{Lent, Step};
+use weft_adapters::{Chains, Lent, Step};
 use weft_policy::ServiceName;
-use weft_proxy::{FilterTable, Filters, ProxyConfig};
 
 use super::{data, echo1, echo2, post, post2, sum};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, raw, read_all, read_until, request},
-    filter::{Events, config, table},
+    filter::{Events, chain, chains},
     server::{Server, text},
 };
 
@@ -19,8 +20,8 @@ use crate::support::{
 async fn a_request_meets_the_first_filter_first_and_its_answer_last() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = config([events.script("a"), events.script("b")]);
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = chains([events.script("a"), events.script("b")]);
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     assert_eq!(Text::read(client.send(post(full("abc"))).await).await.body, "abc");
     assert_eq!(
@@ -53,7 +54,7 @@ async fn trailers_are_shown_both_ways_and_may_be_changed() {
             Step::Continue
         });
         let spec = Spec::of([Port::http("web", [server.address])]);
-        let mesh = Mesh::start_with(&spec, script.config(), Vec::new());
+        let mesh = Mesh::filtered(&spec, script.chains());
         let (sender, body) = pieces();
         let feed = tokio::spawn(async move {
             sender.send(data("abc")).await.unwrap();
@@ -103,8 +104,8 @@ async fn heads_without_a_body_are_the_end() {
     })
     .await;
     let mut events = Events::new();
-    let config = events.script("a").config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     for (method, path, status) in [("HEAD", "/head", 200), ("GET", "/204", 204)] {
         let mut client = H1::new(mesh.dial(0).await).await;
         let answer = Text::read(client.send(request(method, path, empty())).await).await;
@@ -125,8 +126,8 @@ async fn heads_without_a_body_are_the_end() {
 async fn a_chunked_body_ends_with_an_empty_piece() {
     let server = echo1().await;
     let mut events = Events::new();
-    let config = events.script("a").config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let ask =
         "POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     assert!(raw(mesh.dial(0).await, ask).await.ends_with("\r\n\r\nabc"));
@@ -154,8 +155,8 @@ async fn filters_see_the_heads_of_an_upgrade_and_not_its_tunnel() {
     })
     .await;
     let mut events = Events::new();
-    let config = events.script("a").config();
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut stream = mesh.dial(0).await;
     let ask = "GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
     stream.write_all(ask.as_bytes()).await.unwrap();
@@ -169,47 +170,33 @@ async fn filters_see_the_heads_of_an_upgrade_and_not_its_tunnel() {
 }
 
 #[tokio::test]
-async fn filters_are_those_of_the_service_and_the_table_in_force() {
+async fn filters_are_those_of_the_service_and_of_the_generation_in_force() {
     let [web, api] = [Server::named("web").await, Server::named("api").await];
     let mut events = Events::new();
     let service = |name: &str| ServiceName {
         namespace: "default".into(),
         name: name.into(),
     };
-    let filters = Filters::new(FilterTable {
-        everywhere: vec![events.script("all").factory()],
-        services: [
-            (service("web"), vec![events.script("web").factory()]),
-            (service("api"), vec![events.script("api").factory()]),
-        ]
-        .into(),
-    });
-    let config = ProxyConfig {
-        filters: filters.clone(),
-        ..ProxyConfig::default()
-    };
-    // `web` sends everything to `api`: both look.
+    let list = |names: &[&'static str]| Arc::new(chain(names.iter().map(|name| events.script(name))));
+    let mut by_service = Chains::default();
+    by_service.insert(service("web"), list(&["web"]));
+    by_service.insert(service("api"), list(&["api"]));
+    by_service.insert_split(service("web"), service("api"), list(&["web", "api"]));
+    // `web` sends everything to `api`.
     let mut split = Port::http("web", [web.address]);
     split.split = Some(vec![("api", 1)]);
     let spec = Spec::of([split, Port::http("api", [api.address])]);
-    let mesh = Mesh::start_with(&spec, config, Vec::new());
+    let mut mesh = Mesh::filtered(&spec, by_service);
     let mut client = H1::new(mesh.dial(0).await).await;
     assert_eq!(client.get("/").await.body, "api");
     let seen = events.until_end_of("api").await;
-    assert_eq!(
-        seen[..3],
-        [
-            "all request-head / end",
-            "web request-head / end",
-            "api request-head / end"
-        ]
-    );
+    assert_eq!(seen[..2], ["web request-head / end", "api request-head / end"]);
     let mut direct = H1::new(mesh.dial(1).await).await;
     assert_eq!(direct.get("/").await.body, "api");
     let seen = events.until_end_of("api").await;
-    assert_eq!(seen[..2], ["all request-head / end", "api request-head / end"]);
+    assert_eq!(seen[0], "api request-head / end");
 
-    filters.publish(table([events.script("new")]));
+    mesh.publish_chains(&spec, chains([events.script("new")]));
     assert_eq!(client.get("/").await.body, "api");
     assert_eq!(events.until_end_of("new").await[0], "new request-head / end");
 }
@@ -244,7 +231,7 @@ async fn a_filter_changes_what_the_endpoint_gets_and_not_who_that_is() {
     });
     // The rules speak of what the client asked.
     let spec = Spec::of([Port::http("web", [server.address])]).with_access(crate::support::allow_paths("/public"));
-    let mesh = Mesh::start_with(&spec, script.config(), Vec::new());
+    let mesh = Mesh::filtered(&spec, script.chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     let mut ask = request("GET", "/public", empty());
     ask.headers_mut().insert("x-old", "1".parse().unwrap());

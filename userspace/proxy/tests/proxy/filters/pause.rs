@@ -9,7 +9,7 @@ use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, request},
-    filter::{Events, config, respond},
+    filter::{Events, chains, respond},
     server::Server,
 };
 
@@ -33,8 +33,8 @@ async fn a_paused_head_holds_the_request_back_and_may_be_changed_when_it_goes_on
         Step::Continue
     });
     let (script, gate) = script.gated();
-    let config = config([script, events.script("b")]);
-    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = chains([script, events.script("b")]);
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = tokio::spawn(async move { Text::read(client.send(post(full("abc"))).await).await });
     assert_eq!(events.next().await, "a request-head /");
@@ -58,8 +58,8 @@ async fn every_point_may_pause_and_go_on() {
             .gated();
         drop(other);
         gate.send(true).unwrap();
-        let config = config([script.clone(), script]);
-        let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = chains([script.clone(), script]);
+        let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let (sender, body) = pieces();
         tokio::spawn(async move {
             sender.send(data("abc")).await.unwrap();
@@ -91,8 +91,8 @@ async fn a_paused_filter_may_answer() {
         });
         let (script, gate) = script.resume(|_, _| respond(429, "later")).gated();
         gate.send(true).unwrap();
-        let config = script.config();
-        let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+        let chains = script.chains();
+        let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
         let mut client = H1::new(mesh.dial(0).await).await;
         let answer = Text::read(client.send(post(full("abc"))).await).await;
         assert_eq!(
@@ -108,11 +108,7 @@ async fn a_client_that_goes_away_ends_a_paused_request_once() {
     let server = echo2().await;
     let mut events = Events::new();
     let (script, gate) = events.script("a").act(|_, _| Step::Pause).gated();
-    let mut mesh = Mesh::start_with(
-        &Spec::of([Port::http("web", [server.address])]),
-        script.config(),
-        Vec::new(),
-    );
+    let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
     let mut client = H2::new(mesh.dial(0).await).await;
     let asked = tokio::spawn(async move { client.try_send(post2(full("abc"))).await.is_ok() });
     assert_eq!(events.next().await, "a request-head /");
@@ -134,8 +130,8 @@ async fn an_endpoint_that_breaks_off_ends_the_request_once() {
     })
     .await;
     let mut events = Events::new();
-    let config = events.script("a").config();
-    let mut mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), config, Vec::new());
+    let chains = events.script("a").chains();
+    let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let response = client.send(request("GET", "/", empty())).await;
     assert!(response.into_body().collect().await.is_err());

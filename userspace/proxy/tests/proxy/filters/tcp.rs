@@ -15,7 +15,7 @@ use crate::support::{
     Mesh, Port, Spec,
     bodies::Pattern,
     client::read_all,
-    filter::{Events, config},
+    filter::{Events, chains},
     server::Server,
 };
 
@@ -44,8 +44,8 @@ async fn bytes_meet_the_first_filter_first_and_answers_last_and_ends_are_told() 
     let mut events = Events::new();
     let script = |name| events.script(name).tcp(TcpStep::Continue, pass, pass);
     // The last one does not look at connections.
-    let config = config([script("a"), script("b"), events.script("c")]);
-    let mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let chains = chains([script("a"), script("b"), events.script("c")]);
+    let mesh = Mesh::filtered(&opaque(&server), chains);
     let mut client = mesh.dial(0).await;
     client.write_all(b"abc").await.unwrap();
     client.shutdown().await.unwrap();
@@ -77,8 +77,8 @@ async fn bytes_meet_the_first_filter_first_and_answers_last_and_ends_are_told() 
 async fn a_filter_refuses_a_connection_before_an_endpoint_sees_it() {
     let server = echo().await;
     let mut events = Events::new();
-    let config = events.script("a").tcp(TcpStep::Reset, pass, pass).config();
-    let mut mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let chains = events.script("a").tcp(TcpStep::Reset, pass, pass).chains();
+    let mut mesh = Mesh::filtered(&opaque(&server), chains);
     let mut client = mesh.dial(0).await;
     assert_eq!(read_all(&mut client).await, "");
     assert_eq!(server.connections(), 0);
@@ -93,7 +93,7 @@ async fn a_paused_connection_goes_on_when_the_filter_lets_it() {
     let server = echo().await;
     let mut events = Events::new();
     let (script, gate) = events.script("a").tcp(TcpStep::Pause, pass, pass).gated();
-    let mesh = Mesh::start_with(&opaque(&server), script.config(), Vec::new());
+    let mesh = Mesh::filtered(&opaque(&server), script.chains());
     let mut client = mesh.dial(0).await;
     client.write_all(b"abc").await.unwrap();
     client.shutdown().await.unwrap();
@@ -114,8 +114,8 @@ async fn bytes_that_are_held_back_gather_and_may_be_changed() {
         data.make_ascii_uppercase();
         TcpStep::Continue
     };
-    let config = events.script("a").tcp(TcpStep::Continue, lines, pass).config();
-    let mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+    let chains = events.script("a").tcp(TcpStep::Continue, lines, pass).chains();
+    let mesh = Mesh::filtered(&opaque(&server), chains);
     let mut client = mesh.dial(0).await;
     assert_eq!(events.next().await, "a connection");
     for (piece, seen) in [
@@ -156,7 +156,7 @@ async fn a_filter_that_holds_enough_makes_the_sender_wait() {
         },
     );
     let (script, gate) = script.gated();
-    let mesh = Mesh::start_with(&opaque(&server), script.config(), Vec::new());
+    let mesh = Mesh::filtered(&opaque(&server), script.chains());
     let mut client = mesh.dial(0).await;
     let talk = tokio::spawn(async move {
         client.write_all(&Pattern::bytes(0, LENGTH)).await.unwrap();
@@ -185,11 +185,11 @@ async fn a_filter_that_holds_enough_makes_the_sender_wait() {
 async fn a_reset_by_a_filter_resets_both_sides() {
     let server = echo().await;
     let mut events = Events::new();
-    let config = events
+    let chains = events
         .script("a")
         .tcp(TcpStep::Continue, |_, _, _| TcpStep::Reset, pass)
-        .config();
-    let mut mesh = Mesh::start_with(&opaque(&server), config, Vec::new());
+        .chains();
+    let mut mesh = Mesh::filtered(&opaque(&server), chains);
     let mut client = mesh.dial(0).await;
     client.write_all(b"abc").await.unwrap();
     let error = client.read_u8().await.unwrap_err();

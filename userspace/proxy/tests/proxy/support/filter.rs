@@ -11,8 +11,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, request, response};
 use tokio::sync::{mpsc, watch};
-use weft_adapters::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
-use weft_proxy::{FilterTable, Filters, ProxyConfig};
+use weft_adapters::{
+    Chain, Chains, Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
+};
 
 type Act = Arc<dyn Fn(Lent<'_>, bool) -> Step + Send + Sync>;
 type TcpAct = Arc<dyn Fn(Direction, &mut BytesMut, bool) -> TcpStep + Send + Sync>;
@@ -143,8 +144,8 @@ impl Script {
     }
 
     /// Alone, for every service.
-    pub fn config(self) -> ProxyConfig {
-        config([self])
+    pub fn chains(self) -> Chains {
+        chains([self])
     }
 
     fn wait(&self) -> Pin<Box<dyn Future<Output = ()>>> {
@@ -163,22 +164,19 @@ impl Script {
 }
 
 /// In this order, for every service.
-pub fn config(scripts: impl IntoIterator<Item = Script>) -> ProxyConfig {
-    ProxyConfig {
-        filters: Filters::new(table(scripts)),
-        ..ProxyConfig::default()
-    }
+pub fn chains(scripts: impl IntoIterator<Item = Script>) -> Chains {
+    Chains::everywhere(chain(scripts))
 }
 
-pub fn table(scripts: impl IntoIterator<Item = Script>) -> FilterTable {
-    FilterTable {
-        everywhere: scripts.into_iter().map(Script::factory).collect(),
-        ..FilterTable::default()
+pub fn chain(scripts: impl IntoIterator<Item = Script>) -> Chain {
+    Chain {
+        filters: scripts.into_iter().map(Script::factory).collect(),
+        ..Chain::default()
     }
 }
 
 impl Script {
-    pub fn factory(self) -> Arc<dyn FilterFactory> {
+    fn factory(self) -> Arc<dyn FilterFactory> {
         Arc::new(self)
     }
 }

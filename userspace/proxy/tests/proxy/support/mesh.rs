@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, sync::mpsc};
 use weft_adapters::{Chain, Chains, Check, Flow, Pipeline, Record, Report, ReportMetrics, ReporterThread};
-use weft_policy::Identity;
+use weft_policy::{Identity, Snapshot};
 use weft_proxy::{ConnContext, Origin, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
 use super::spec::{CLIENT, CLIENT_CGROUP, Spec, vip};
@@ -30,6 +30,7 @@ pub struct Mesh {
     pub table: Arc<Table>,
     publisher: SnapshotPublisher,
     chains: Arc<Chains>,
+    current: Arc<ArcSwap<Snapshot>>,
     flows: mpsc::UnboundedReceiver<Arc<Flow>>,
     generation: AtomicU64,
     _reporting: ReporterThread,
@@ -69,6 +70,19 @@ impl Mesh {
     }
 
     pub fn start_with(spec: &Spec, config: ProxyConfig, checks: Vec<Arc<dyn Check>>) -> Self {
+        let chains = Chains::everywhere(Chain {
+            pipeline: Pipeline::new(checks),
+            filters: Vec::new(),
+        });
+        Self::start_all(spec, config, chains)
+    }
+
+    /// With adapters that see whole streams.
+    pub fn filtered(spec: &Spec, chains: Chains) -> Self {
+        Self::start_all(spec, ProxyConfig::default(), chains)
+    }
+
+    fn start_all(spec: &Spec, config: ProxyConfig, chains: Chains) -> Self {
         let config = ProxyConfig {
             addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
             workers: Some(2),
@@ -77,12 +91,9 @@ impl Mesh {
         let (told, flows) = mpsc::unbounded_channel();
         let (reporting, reporters) =
             ReporterThread::start(vec![Box::new(Tell(told))], 2, ReportMetrics::default()).unwrap();
-        let chains = Arc::new(Chains::everywhere(Chain {
-            pipeline: Pipeline::new(checks),
-            filters: Vec::new(),
-        }));
+        let chains = Arc::new(chains);
         let current = Arc::new(ArcSwap::from_pointee(spec.snapshot(1)));
-        let publisher = SnapshotPublisher::new(current, Arc::clone(&chains));
+        let publisher = SnapshotPublisher::new(Arc::clone(&current), Arc::clone(&chains));
         let table = Arc::new(Table::default());
         let workers = Workers::start(
             config,
@@ -97,10 +108,22 @@ impl Mesh {
             table,
             publisher,
             chains,
+            current,
             flows,
             generation: AtomicU64::new(1),
             _reporting: reporting,
         }
+    }
+
+    /// What [`weft_proxy::Callouts`] find services in.
+    pub fn snapshots(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.current)
+    }
+
+    /// From now on these adapters look.
+    pub fn publish_chains(&mut self, spec: &Spec, chains: Chains) {
+        self.chains = Arc::new(chains);
+        self.publish(spec);
     }
 
     pub fn publish(&self, spec: &Spec) {
