@@ -139,7 +139,7 @@ impl Channel {
 
     /// This thread's connection, and whether it was there before.
     async fn sender(&self) -> Result<(SendRequest<Full<Bytes>>, bool), CallError> {
-        let connection = self.connections.get();
+        let connection = self.connections.get_or(Mutex::default);
         let mut connection = connection.lock().await;
         if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok((sender.clone(), true));

@@ -271,6 +271,16 @@ mod tests {
                 json!({"quotas": [{"name": "a", "max_amount": 1, "valid_duration": "1s"}]}),
                 "Check(\"shop/closed\")",
             ),
+            (
+                "opa",
+                json!({"policy": ["package p\n r := true"], "check_method": "data.p.r"}),
+                "Check(\"shop/closed\")",
+            ),
+            (
+                "redisquota",
+                json!({"quotas": [{"name": "a", "max_amount": 1, "valid_duration": "1s"}]}),
+                "Check(\"shop/closed\")",
+            ),
             ("statsd", json!({}), "Report(\"shop/closed\")"),
             ("stdio", json!({}), "Report(\"shop/closed\")"),
         ] {

@@ -18,11 +18,13 @@ impl<T> Default for PerThread<T> {
     }
 }
 
-impl<T: Default> PerThread<T> {
-    pub fn get(&self) -> Arc<T> {
-        // A look-up under the lock cannot panic.
+impl<T> PerThread<T> {
+    /// `make` must not ask for another.
+    pub fn get_or(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        // If making one panics, the others are as good as before.
         let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(values.entry(thread::current().id()).or_default())
+        let value = values.entry(thread::current().id()).or_insert_with(|| Arc::new(make()));
+        Arc::clone(value)
     }
 }
 
@@ -33,11 +35,14 @@ mod tests {
     #[test]
     fn a_thread_gets_its_own_again_and_again() {
         let values = PerThread::<Mutex<u32>>::default();
-        *values.get().lock().unwrap() = 1;
+        *values.get_or(Mutex::default).lock().unwrap() = 1;
         thread::scope(|scope| {
-            let other = scope.spawn(|| *values.get().lock().unwrap()).join().unwrap();
+            let other = scope
+                .spawn(|| *values.get_or(Mutex::default).lock().unwrap())
+                .join()
+                .unwrap();
             assert_eq!(other, 0);
         });
-        assert_eq!(*values.get().lock().unwrap(), 1);
+        assert_eq!(*values.get_or(Mutex::default).lock().unwrap(), 1);
     }
 }

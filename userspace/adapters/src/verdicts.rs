@@ -174,6 +174,12 @@ impl Verdicts {
         }
     }
 
+    /// Hits and misses.
+    #[cfg(test)]
+    pub fn looked_up(&self) -> (u64, u64) {
+        (self.metrics.hits.get(), self.metrics.misses.get())
+    }
+
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.shards

@@ -60,6 +60,11 @@ const TRAFFIC: &[Package] = &[
         why: "a real server to mesh (no service is started)",
     },
     Package {
+        name: "redis-server",
+        provides: Provides::Program("redis-server"),
+        why: "counts quotas in tests (no service is started)",
+    },
+    Package {
         name: "curl",
         provides: Provides::Program("curl"),
         why: "a real client to mesh",

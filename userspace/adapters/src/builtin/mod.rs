@@ -5,7 +5,9 @@ pub mod ext_authz;
 pub mod jwt;
 pub mod list;
 pub mod memquota;
+pub mod opa;
 pub mod prometheus;
+pub mod redisquota;
 pub mod statsd;
 pub mod stdio;
 
@@ -14,7 +16,9 @@ pub use ext_authz::ExtAuthz;
 pub use jwt::Jwt;
 pub use list::List;
 pub use memquota::MemQuota;
+pub use opa::Opa;
 pub use prometheus::Prometheus;
+pub use redisquota::RedisQuota;
 pub use stdio::Stdio;
 
 use crate::native::NativeEntry;
@@ -26,6 +30,8 @@ pub const ALL: &[NativeEntry] = &[
     NativeEntry::of::<Jwt>(),
     NativeEntry::of::<List>(),
     NativeEntry::of::<MemQuota>(),
+    NativeEntry::of::<Opa>(),
+    NativeEntry::of::<RedisQuota>(),
     NativeEntry::of::<statsd::Statsd>(),
     NativeEntry::of::<Stdio>(),
 ];

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use http::HeaderName;
 use serde::Deserialize;
 
-use crate::{duration, error::AdapterError, grpc::Address, verdicts::CacheConfig};
+use crate::{duration, error::AdapterError, grpc::Address, outage::FailurePolicy, verdicts::CacheConfig};
 
 /// How long a request waits for the verdict, unless said otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -44,17 +44,6 @@ pub struct Config {
     pub cache: Option<CacheConfig>,
 }
 
-/// What happens to a request that nobody judged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FailurePolicy {
-    /// It is allowed.
-    Open,
-    /// It is refused.
-    #[default]
-    Closed,
-}
-
 fn default_timeout() -> Duration {
     DEFAULT_TIMEOUT
 }
@@ -70,14 +59,7 @@ fn default_trust_domain() -> String {
 // === impl Config ===
 
 impl Config {
-    /// The service's address.
-    pub(super) fn validate(&self) -> Result<Address, AdapterError> {
-        let wrong = |field, found: String, expected: &str| AdapterError::Config {
-            adapter: "ext_authz",
-            field,
-            found,
-            expected: expected.to_owned(),
-        };
+    pub(super) fn validate(&self) -> Result<(), AdapterError> {
         if !(Duration::from_millis(1)..=MAX_TIMEOUT).contains(&self.timeout) {
             return Err(wrong("timeout", format!("{:?}", self.timeout), "1ms to 1m"));
         }
@@ -91,7 +73,20 @@ impl Config {
         if let Some(cache) = &self.cache {
             cache.validate("ext_authz")?;
         }
+        self.address().map(|_| ())
+    }
+
+    pub(super) fn address(&self) -> Result<Address, AdapterError> {
         Address::parse(&self.address)
             .ok_or_else(|| wrong("address", self.address.clone(), "`host:port`, like localhost:9191"))
+    }
+}
+
+fn wrong(field: &'static str, found: String, expected: &str) -> AdapterError {
+    AdapterError::Config {
+        adapter: "ext_authz",
+        field,
+        found,
+        expected: expected.to_owned(),
     }
 }

@@ -4,24 +4,21 @@
 //! See this folder's README for the page an operator reads.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::{Instant, SystemTime},
 };
 
 use http::HeaderMap;
-use tracing::{info, warn};
-use weft_policy::{AdapterFailure, ObjectRef};
+use weft_policy::ObjectRef;
 
 use crate::{
     attribute::Bag,
     error::AdapterError,
     grpc::Channel,
-    metrics::{CheckMetrics, OneCheck},
+    metrics::CheckMetrics,
     native::{Context, Native, Part, Role},
-    pipeline::{Check, CheckResult, Checking, Deny},
+    outage::Outage,
+    pipeline::{Check, CheckResult, Checking},
     verdicts::{Key, Verdicts},
 };
 
@@ -30,7 +27,7 @@ mod proto;
 mod request;
 mod response;
 
-pub use config::{Config, DEFAULT_TIMEOUT, DEFAULT_TRUST_DOMAIN, FailurePolicy, MAX_TIMEOUT};
+pub use config::{Config, DEFAULT_TIMEOUT, DEFAULT_TRUST_DOMAIN, MAX_TIMEOUT};
 
 /// Said to the client, who need not know what is behind.
 const UNAVAILABLE: &str = "the authorization service gave no verdict";
@@ -43,9 +40,7 @@ pub struct ExtAuthz {
     rule: Option<ObjectRef>,
     service: Channel,
     verdicts: Option<Verdicts>,
-    metrics: OneCheck,
-    /// The last call failed: the next that fails is no news.
-    failing: AtomicBool,
+    outage: Outage,
 }
 
 // === impl ExtAuthz ===
@@ -62,17 +57,25 @@ impl ExtAuthz {
         rule: Option<ObjectRef>,
         metrics: &CheckMetrics,
     ) -> Result<Self, AdapterError> {
-        let service = Channel::new(config.validate()?);
+        config.validate()?;
         let metrics = metrics.of(name);
         let cache = config.cache.clone();
         Ok(Self {
             name: name.to_owned(),
+            service: Channel::new(config.address()?),
+            verdicts: cache.map(|cache| Verdicts::new(cache, metrics.cache)),
+            outage: Outage {
+                adapter: name.to_owned(),
+                address: config.address.clone(),
+                policy: config.failure_policy,
+                status: config.status_on_error,
+                message: UNAVAILABLE,
+                rule: rule.clone(),
+                failures: metrics.failures,
+                failing: AtomicBool::new(false),
+            },
             config,
             rule,
-            service,
-            verdicts: cache.map(|cache| Verdicts::new(cache, metrics.cache.clone())),
-            metrics,
-            failing: AtomicBool::new(false),
         })
     }
 
@@ -86,34 +89,14 @@ impl ExtAuthz {
         };
         let verdict = match result {
             Ok(verdict) => verdict,
-            Err(why) => return self.failed(&why),
+            // Not kept.
+            Err(why) => return self.outage.failed(&why),
         };
-        if self.failing.swap(false, Ordering::Relaxed) {
-            info!(adapter = self.name, "the authorization service answers again");
-        }
+        self.outage.answered();
         if let (Some(verdicts), Some(key)) = (&self.verdicts, key) {
             verdicts.put(key, &verdict, Instant::now());
         }
         verdict
-    }
-
-    /// No verdict, which is not kept.
-    fn failed(&self, why: &str) -> CheckResult {
-        self.metrics.failures.inc();
-        let policy = self.config.failure_policy;
-        if !self.failing.swap(true, Ordering::Relaxed) {
-            let address = &self.config.address;
-            warn!(
-                adapter = self.name,
-                address, why, "no verdict; the failure policy ({policy:?}) applies"
-            );
-        }
-        match policy {
-            FailurePolicy::Open => CheckResult::Allow,
-            FailurePolicy::Closed => CheckResult::Deny(Box::new(
-                Deny::new(self.config.status_on_error, UNAVAILABLE).by(self.rule.clone()),
-            )),
-        }
     }
 }
 
@@ -143,14 +126,12 @@ impl Native for ExtAuthz {
     type Config = Config;
 
     fn validate(config: &Config) -> Result<(), AdapterError> {
-        config.validate().map(drop)
+        config.validate()
     }
 
     /// Open where either the object or its parameters say so.
     fn make(mut config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
-        if context.failure_policy == AdapterFailure::Open {
-            config.failure_policy = FailurePolicy::Open;
-        }
+        config.failure_policy = config.failure_policy.or(context.failure_policy);
         let rule = Some(context.object.clone());
         Ok(Part::Check(Arc::new(Self::new(
             context.name,

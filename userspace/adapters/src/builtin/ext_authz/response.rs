@@ -1,27 +1,18 @@
 //! What the service says, as a check's result.
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue};
 use weft_policy::ObjectRef;
 
 use super::proto::{
     AppendAction, CheckResponse, DeniedHttpResponse, HeaderValueOption, HttpResponse, OkHttpResponse, Status,
 };
-use crate::pipeline::{CheckResult, Deny, Directives, HeaderOperation};
+use crate::{
+    framing,
+    pipeline::{CheckResult, DEFAULT_DENY_STATUS, Deny, Directives, HeaderOperation},
+};
 
 /// Said of a request that is refused without a word.
 const REFUSED: &str = "the authorization service refused";
-
-/// Headers by which the proxy and its peers tell where a message ends and where it goes: nobody else may set or remove them.
-const OURS: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 /// # Errors
 /// It is no verdict: why.
@@ -63,8 +54,8 @@ fn allow(ok: OkHttpResponse) -> Result<CheckResult, String> {
 fn deny(denied: DeniedHttpResponse, message: String, rule: Option<&ObjectRef>) -> Result<CheckResult, String> {
     let status = match denied.status {
         // 0: the service leaves it to us.
-        None => StatusCode::FORBIDDEN.as_u16(),
-        Some(status) if status.code == 0 => StatusCode::FORBIDDEN.as_u16(),
+        None => DEFAULT_DENY_STATUS,
+        Some(status) if status.code == 0 => DEFAULT_DENY_STATUS,
         Some(status) => u16::try_from(status.code)
             .ok()
             .filter(|code| (300..600).contains(code))
@@ -114,8 +105,5 @@ fn named(option: HeaderValueOption) -> Result<(HeaderName, HeaderValue), String>
 }
 
 fn checked(name: &str) -> Result<HeaderName, String> {
-    HeaderName::from_bytes(name.as_bytes())
-        .ok()
-        .filter(|name| !OURS.contains(name))
-        .ok_or_else(|| format!("it changes header `{name}`, which it may not"))
+    framing::changeable(name).ok_or_else(|| format!("it changes header `{name}`, which it may not"))
 }

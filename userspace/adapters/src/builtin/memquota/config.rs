@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 
 use super::TICKS;
-use crate::{attribute::Selector, duration, error::AdapterError};
+use crate::{attribute::Selector, dimensions, duration, error::AdapterError};
 
 /// Cells a quota may have, unless said otherwise. A cell takes about 200 bytes: 13 MB a quota.
 pub const DEFAULT_MAX_CELLS: usize = 65_536;
@@ -84,11 +84,10 @@ impl Config {
             if quota.max_cells == 0 {
                 return wrong("max_cells", "0".to_owned(), format!("1 or more in quota `{name}`"));
             }
-            let mut named = quota.overrides.iter().flat_map(|other| other.dimensions.keys());
-            if let Some(unknown) = named.find(|key| !quota.dimensions.contains_key(*key)) {
-                let known: Vec<&str> = quota.dimensions.keys().map(String::as_str).collect();
-                let expected = format!("a dimension of quota `{name}` ({})", known.join(", "));
-                return wrong("overrides.dimensions", unknown.clone(), expected);
+            let named = quota.overrides.iter().flat_map(|other| other.dimensions.keys());
+            if let Some((unknown, known)) = dimensions::unknown(&quota.dimensions, named) {
+                let expected = format!("a dimension of quota `{name}` ({known})");
+                return wrong("overrides.dimensions", unknown, expected);
             }
         }
         Ok(())

@@ -2,13 +2,14 @@
 //!
 //! See this folder's README for the page an operator reads.
 
-use std::{fmt::Write, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use http::{HeaderValue, StatusCode, header};
 use weft_policy::ObjectRef;
 
 use crate::{
-    attribute::{Bag, Selector, TextBuffer},
+    attribute::{Bag, TextBuffer},
+    dimensions::Dimensions,
     error::AdapterError,
     native::{Context, Native, Part, Role},
     pipeline::{Check, Checking, Deny},
@@ -23,12 +24,6 @@ pub use config::{Config, DEFAULT_MAX_CELLS, MIN_VALID_DURATION, Override, Quota}
 use window::Limit;
 pub use window::TICKS;
 
-/// Separates the values of dimensions in a key. No header, path or name has it.
-const SEPARATOR: char = '\0';
-
-/// Stands for a value that the request does not have, which is another thing than an empty one.
-const ABSENT: char = '\u{1}';
-
 /// Refuses with 429 what is beyond a quota.
 #[derive(Debug)]
 pub struct MemQuota {
@@ -42,17 +37,8 @@ pub struct MemQuota {
 #[derive(Debug)]
 struct Counted {
     name: String,
-    limit: Limit,
-    dimensions: Vec<Selector>,
-    overrides: Vec<Exception>,
+    dimensions: Dimensions<Limit>,
     cells: Cells,
-}
-
-/// An override, in the order of the dimensions.
-#[derive(Debug)]
-struct Exception {
-    values: Vec<Option<String>>,
-    limit: Limit,
 }
 
 // === impl MemQuota ===
@@ -102,8 +88,9 @@ impl Check for MemQuota {
         let mut key = TextBuffer::default();
         for quota in &self.quotas {
             key.clear();
-            quota.key(bag, &mut key);
-            if let Err(wait) = quota.cells.take(key.as_str(), now, || quota.limit_of(bag)) {
+            quota.dimensions.key(bag, &mut key);
+            // The limit is only asked for of combinations that are new.
+            if let Err(wait) = quota.cells.take(key.as_str(), now, || quota.dimensions.limit(bag)) {
                 return self.exhausted(&quota.name, wait);
             }
         }
@@ -115,52 +102,16 @@ impl Check for MemQuota {
 
 impl Counted {
     fn new(quota: Quota) -> Self {
-        let exception = |other: Override| Exception {
-            limit: Limit::new(other.max_amount, other.valid_duration.unwrap_or(quota.valid_duration)),
-            values: quota
-                .dimensions
-                .keys()
-                .map(|name| other.dimensions.get(name).cloned())
-                .collect(),
-        };
+        let window = quota.valid_duration;
+        let overrides = quota.overrides.into_iter().map(|other| {
+            let limit = Limit::new(other.max_amount, other.valid_duration.unwrap_or(window));
+            (other.dimensions, limit)
+        });
         Self {
-            limit: Limit::new(quota.max_amount, quota.valid_duration),
-            overrides: quota.overrides.into_iter().map(exception).collect(),
+            dimensions: Dimensions::new(quota.dimensions, Limit::new(quota.max_amount, window), overrides),
             cells: Cells::new(quota.max_cells),
-            dimensions: quota.dimensions.into_values().collect(),
             name: quota.name,
         }
-    }
-
-    fn key(&self, bag: &Bag<'_>, key: &mut TextBuffer) {
-        for dimension in &self.dimensions {
-            // Writing to the buffer cannot fail: it grows.
-            let _ = match dimension.get(bag) {
-                Some(value) => write!(key, "{value}{SEPARATOR}"),
-                None => write!(key, "{ABSENT}{SEPARATOR}"),
-            };
-        }
-    }
-
-    /// Only asked for combinations that are new.
-    fn limit_of(&self, bag: &Bag<'_>) -> Limit {
-        let applies = |exception: &&Exception| {
-            exception
-                .values
-                .iter()
-                .zip(&self.dimensions)
-                .all(|(wanted, dimension)| {
-                    let Some(wanted) = wanted else { return true };
-                    let mut buffer = TextBuffer::default();
-                    dimension
-                        .get(bag)
-                        .is_some_and(|found| found.text(&mut buffer) == wanted)
-                })
-        };
-        self.overrides
-            .iter()
-            .find(applies)
-            .map_or(self.limit, |exception| exception.limit)
     }
 }
 

@@ -1,0 +1,423 @@
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use redis::Commands;
+use serde_json::{Value, json};
+use tokio::runtime;
+
+use super::*;
+use crate::attribute::tests::with_bag;
+
+/// A Redis of the test's own.
+struct Redis {
+    child: Child,
+    port: u16,
+}
+
+impl Redis {
+    /// `None`: there is no such program here.
+    fn start(password: Option<&str>) -> Option<Self> {
+        for _ in 0..20 {
+            // Free just now; if somebody takes it meanwhile, Redis says so and ends.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--pdeathsig", "KILL", "--", "redis-server", "--bind", "127.0.0.1"])
+                .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--port"])
+                .arg(port.to_string())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null());
+            if let Some(password) = password {
+                command.args(["--requirepass", password]);
+            }
+            let has_redis = Command::new("redis-server").arg("--version").output().is_ok();
+            let child = has_redis.then(|| command.spawn().ok()).flatten();
+            let Some(mut child) = child else {
+                println!("skipped: needs redis-server and setpriv (Debian packages redis-server, util-linux)");
+                return None;
+            };
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            if lines.any(|line| line.unwrap().contains("Ready to accept connections")) {
+                // Whatever else it says must not fill the pipe.
+                thread::spawn(move || lines.count());
+                return Some(Self { child, port });
+            }
+            child.wait().unwrap();
+        }
+        panic!("Redis does not start");
+    }
+
+    fn client(&self) -> redis::Connection {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        client.get_connection().unwrap()
+    }
+
+    fn adapter(&self, quota: Value) -> RedisQuota {
+        adapter(json!({"redis_server_url": format!("127.0.0.1:{}", self.port), "timeout": "20s", "quotas": [quota]}))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn adapter(config: Value) -> RedisQuota {
+    let config = serde_json::from_value(config).unwrap();
+    RedisQuota::new("q", config, None, &CheckMetrics::default()).unwrap()
+}
+
+fn with_runtime<T>(body: impl FnOnce(&runtime::Runtime) -> T) -> T {
+    body(&runtime::Builder::new_current_thread().enable_all().build().unwrap())
+}
+
+fn ask_in(runtime: &runtime::Runtime, adapter: &RedisQuota, headers: &[(&str, &str)]) -> CheckResult {
+    with_bag(headers, |bag| {
+        runtime.block_on(async {
+            match adapter.check(&bag) {
+                Checking::Pending(answer) => answer.await,
+                Checking::Ready(_) => panic!("Redis was not asked"),
+            }
+        })
+    })
+}
+
+/// How many of `times` requests are allowed.
+fn allowed(adapter: &RedisQuota, times: usize, headers: &[(&str, &str)]) -> usize {
+    with_runtime(|runtime| {
+        (0..times)
+            .filter(|_| ask_in(runtime, adapter, headers) == CheckResult::Allow)
+            .count()
+    })
+}
+
+/// What a client that is refused is told to wait, in seconds.
+fn refusal(adapter: &RedisQuota) -> Option<u64> {
+    let CheckResult::Deny(deny) = with_runtime(|runtime| ask_in(runtime, adapter, &[])) else {
+        panic!("it is allowed");
+    };
+    assert_eq!((deny.status, deny.message.as_str()), (429, "quota `a` is exhausted"));
+    let (name, value) = deny.headers.first()?;
+    assert_eq!(name, header::RETRY_AFTER);
+    Some(value.to_str().unwrap().parse().unwrap())
+}
+
+fn fixed(most: u32) -> Value {
+    json!({"name": "a", "max_amount": most, "valid_duration": "1h"})
+}
+
+const FIXED_COUNT: &str = "weft:q:a:fixed:count:";
+
+#[test]
+fn a_fixed_window_grants_its_amount_until_it_ends() {
+    let Some(redis) = Redis::start(None) else { return };
+    let mut client = redis.client();
+    let adapter = redis.adapter(fixed(3));
+    assert_eq!(allowed(&adapter, 5, &[]), 3);
+    let wait = refusal(&adapter).unwrap();
+    assert!((1..=3600).contains(&wait), "{wait}");
+    let left: u64 = client.pttl::<_, i64>(FIXED_COUNT).unwrap().try_into().unwrap();
+    assert!(
+        left <= 3_600_000 && left.div_ceil(1000) <= wait,
+        "{left} ms left, {wait} s told"
+    );
+    // Its end, without waiting for it.
+    let _: () = client.pexpire(FIXED_COUNT, 0).unwrap();
+    assert_eq!(allowed(&adapter, 5, &[]), 3);
+}
+
+#[test]
+fn a_rolling_window_gives_back_what_has_left_it() {
+    let Some(redis) = Redis::start(None) else { return };
+    let mut client = redis.client();
+    // 10 buckets of 10 hours.
+    let adapter = redis.adapter(json!({"name": "a", "max_amount": 3, "valid_duration": "100h",
+        "rate_limit_algorithm": "ROLLING_WINDOW", "bucket_duration": "10h"}));
+    const COUNTS: &str = "weft:q:a:rolling-36000000ms:count:";
+    assert_eq!(allowed(&adapter, 2, &[]), 2);
+    let mut age = |by: i64| {
+        let counts: Vec<(i64, i64)> = client.hgetall(COUNTS).unwrap();
+        let _: () = client.del(COUNTS).unwrap();
+        for (bucket, count) in counts {
+            let _: () = client.hincr(COUNTS, bucket - by, count).unwrap();
+        }
+    };
+    // Within the window yet, even if a bucket ends just now.
+    age(9);
+    assert_eq!(allowed(&adapter, 2, &[]), 1);
+    let wait = refusal(&adapter).unwrap();
+    assert!((1..=20 * 3600).contains(&wait), "{wait}");
+    // Two have left it, one has not.
+    age(2);
+    assert_eq!(allowed(&adapter, 5, &[]), 2);
+    let left: i64 = client.pttl(COUNTS).unwrap();
+    assert!((1..=11 * 36_000_000).contains(&left), "{left}");
+    // What has left is forgotten.
+    let counts: Vec<(i64, i64)> = client.hgetall(COUNTS).unwrap();
+    assert_eq!(counts.iter().map(|(_, count)| count).sum::<i64>(), 3);
+}
+
+#[test]
+fn daemons_and_workers_share_a_quota_and_never_grant_more() {
+    let Some(redis) = Redis::start(None) else { return };
+    for (window, quota) in [
+        ("fixed", fixed(100)),
+        (
+            "rolling",
+            json!({"name": "a", "max_amount": 100, "valid_duration": "1h",
+                "rate_limit_algorithm": "ROLLING_WINDOW", "bucket_duration": "1m"}),
+        ),
+    ] {
+        let daemons = [redis.adapter(quota.clone()), redis.adapter(quota)];
+        let granted: usize = thread::scope(|scope| {
+            let workers: Vec<_> = (0..4)
+                .map(|worker| {
+                    scope.spawn({
+                        let daemons = &daemons;
+                        move || allowed(&daemons[worker % 2], 40, &[])
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+        });
+        assert_eq!(granted, 100, "{window}");
+    }
+}
+
+#[test]
+fn dimensions_are_counted_apart_and_some_have_other_limits() {
+    let Some(redis) = Redis::start(None) else { return };
+    let adapter = redis.adapter(json!({"name": "a", "max_amount": 2, "valid_duration": "1h",
+        "dimensions": {"user": "request.headers[x-user]"},
+        "overrides": [{"dimensions": {"user": "batch"}, "max_amount": 1}]}));
+    for (user, most) in [("ann", 2), ("bob", 2), ("batch", 1), ("", 2)] {
+        assert_eq!(allowed(&adapter, 4, &[("x-user", user)]), most, "{user}");
+    }
+    assert_eq!(allowed(&adapter, 4, &[]), 2);
+    let none = redis.adapter(json!({"name": "none", "max_amount": 0, "valid_duration": "1h"}));
+    let CheckResult::Deny(deny) = with_runtime(|runtime| ask_in(runtime, &none, &[])) else {
+        panic!("it is allowed");
+    };
+    assert!(deny.headers.is_empty(), "nothing comes back: {deny:?}");
+}
+
+#[test]
+fn every_quota_is_charged_until_one_is_exhausted() {
+    let Some(redis) = Redis::start(None) else { return };
+    let mut config = json!({"redis_server_url": format!("localhost:{}", redis.port), "timeout": "20s",
+        "connection_pool_size": 3, "quotas": [fixed(2), fixed(1)]});
+    config["quotas"][1]["name"] = json!("b");
+    let adapter = adapter(config);
+    assert_eq!(allowed(&adapter, 1, &[]), 1);
+    let CheckResult::Deny(deny) = with_runtime(|runtime| ask_in(runtime, &adapter, &[])) else {
+        panic!("it is allowed");
+    };
+    assert_eq!(deny.message, "quota `b` is exhausted");
+    assert!(refusal(&adapter).is_some());
+}
+
+/// Passes on what is said between one client after the other and Redis, except the first answer that grants something: there
+/// it hangs up.
+fn lossy(redis: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut lose = true;
+        while let Ok((client, _)) = listener.accept() {
+            let server = TcpStream::connect(("127.0.0.1", redis)).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+            let (mut from, mut to) = (server, client);
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = from.read(&mut buffer) {
+                let grants = buffer[..length].starts_with(b"*2\r\n:1\r\n");
+                if grants && std::mem::take(&mut lose) {
+                    break;
+                }
+                to.write_all(&buffer[..length]).unwrap();
+            }
+            let _ = to.shutdown(Shutdown::Both);
+        }
+    });
+    port
+}
+
+#[test]
+fn a_question_whose_answer_was_lost_is_repeated_and_charged_once() {
+    let Some(redis) = Redis::start(None) else { return };
+    for (count, quota) in [
+        (FIXED_COUNT, fixed(5)),
+        (
+            "weft:q:a:rolling-60000ms:count:",
+            json!({"name": "a", "max_amount": 5, "valid_duration": "1h",
+                "rate_limit_algorithm": "ROLLING_WINDOW", "bucket_duration": "1m"}),
+        ),
+    ] {
+        let port = lossy(redis.port);
+        let through =
+            adapter(json!({"redis_server_url": format!("127.0.0.1:{port}"), "timeout": "20s", "quotas": [quota]}));
+        with_runtime(|runtime| {
+            // Connected, and with an answer that is not the one to lose.
+            let question = refused_question(&through, count);
+            let refused = through.server.run(&question);
+            assert_eq!(runtime.block_on(refused).unwrap().0, 0);
+            assert_eq!(ask_in(runtime, &through, &[]), CheckResult::Allow);
+        });
+        let mut client = redis.client();
+        let charged: i64 = match count {
+            FIXED_COUNT => client.get(count).unwrap(),
+            _ => client.hvals::<_, Vec<i64>>(count).unwrap().iter().sum(),
+        };
+        assert_eq!(charged, 1, "{count}");
+        assert_eq!(through.outage.failures.get(), 0);
+    }
+}
+
+/// One that grants nothing because the most is nought.
+fn refused_question<'a>(adapter: &'a RedisQuota, count: &str) -> redis::ScriptInvocation<'a> {
+    let script = if count == FIXED_COUNT {
+        &adapter.fixed
+    } else {
+        &adapter.rolling
+    };
+    let mut call = script.key(count);
+    call.key("none").arg(0).arg(60).arg(60_000).arg(1000);
+    call
+}
+
+#[test]
+fn a_worker_reconnects_to_a_redis_that_came_back() {
+    let Some(redis) = Redis::start(None) else { return };
+    let adapter = redis.adapter(fixed(5));
+    with_runtime(|runtime| {
+        assert_eq!(ask_in(runtime, &adapter, &[]), CheckResult::Allow);
+        let _: () = redis::cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+            .query(&mut redis.client())
+            .unwrap();
+        assert_eq!(ask_in(runtime, &adapter, &[]), CheckResult::Allow);
+    });
+    assert_eq!(adapter.outage.failures.get(), 0);
+}
+
+#[test]
+fn a_password_and_a_database_are_used() {
+    let Some(redis) = Redis::start(Some("secret")) else {
+        return;
+    };
+    let url = |password: &str| {
+        json!({"redis_server_url": format!("redis://:{password}@127.0.0.1:{}/3", redis.port),
+            "timeout": "20s", "quotas": [fixed(1)]})
+    };
+    assert_eq!(allowed(&adapter(url("secret")), 2, &[]), 1);
+    assert_eq!(allowed(&adapter(url("wrong")), 1, &[]), 0);
+    let client = redis::Client::open(format!("redis://:secret@127.0.0.1:{}/3", redis.port)).unwrap();
+    assert!(client.get_connection().unwrap().exists::<_, bool>(FIXED_COUNT).unwrap());
+}
+
+#[test]
+fn where_redis_does_not_answer_the_failure_policy_applies() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (hold, held) = mpsc::channel();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hanging = silent.local_addr().unwrap();
+    thread::spawn(move || silent.incoming().try_for_each(|stream| hold.send(stream)));
+    let denied = CheckResult::Deny(Box::new(Deny::new(503, UNAVAILABLE)));
+    for (policy, expect) in [("open", CheckResult::Allow), ("closed", denied)] {
+        for address in [nobody, hanging] {
+            let adapter = adapter(json!({"redis_server_url": address.to_string(), "timeout": "30ms",
+                "failure_policy": policy, "quotas": [fixed(1)]}));
+            assert_eq!(
+                with_runtime(|runtime| ask_in(runtime, &adapter, &[])),
+                expect,
+                "{address}"
+            );
+            assert_eq!(adapter.outage.failures.get(), 1);
+        }
+    }
+    drop(held);
+}
+
+#[test]
+fn parameters_are_checked() {
+    let quota = |more: Value| {
+        let mut quota = fixed(1);
+        quota.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"quotas": [quota]})
+    };
+    let rolling = |bucket: &str| quota(json!({"rate_limit_algorithm": "ROLLING_WINDOW", "bucket_duration": bucket}));
+    let url = |url: &str| json!({"quotas": [fixed(1)], "redis_server_url": url});
+    let bucket = "expected less than valid_duration, a hundredth of it or more, and 1ms or more, in quota `a`";
+    let address = "expected `host:port` or `redis://[user][:password]@host[:port][/database]`";
+    for (config, expect) in [
+        (
+            json!({"quotas": []}),
+            "field `quotas`: found `[]`, expected at least one quota".to_owned(),
+        ),
+        (
+            json!({"quotas": [fixed(1), fixed(2)]}),
+            "field `quotas.name`: found `a twice`, expected names that differ, as they stand in Redis".to_owned(),
+        ),
+        (
+            quota(json!({"valid_duration": "1ms"})),
+            "field `valid_duration`: found `1ms`, expected 10ms to 8760h in quota `a`".to_owned(),
+        ),
+        (
+            quota(json!({"bucket_duration": "1s"})),
+            "field `bucket_duration`: found `1s`, expected none, or ROLLING_WINDOW, in quota `a`".to_owned(),
+        ),
+        (
+            quota(json!({"rate_limit_algorithm": "ROLLING_WINDOW"})),
+            format!("field `bucket_duration`: found `none`, {bucket}"),
+        ),
+        (
+            rolling("1h"),
+            format!("field `bucket_duration`: found `3600s`, {bucket}"),
+        ),
+        (
+            rolling("35s"),
+            format!("field `bucket_duration`: found `35s`, {bucket}"),
+        ),
+        (
+            quota(json!({"overrides": [{"dimensions": {"user": "a"}, "max_amount": 1}]})),
+            "field `overrides.dimensions`: found `user`, expected a dimension of quota `a` ()".to_owned(),
+        ),
+        (
+            json!({"quotas": [fixed(1)], "connection_pool_size": 0}),
+            "field `connection_pool_size`: found `0`, expected 1 to 100".to_owned(),
+        ),
+        (
+            url("rediss://:secret@a:1"),
+            format!("field `redis_server_url`: found `a:1`, {address}"),
+        ),
+        (url("a:b"), format!("field `redis_server_url`: found `a:b`, {address}")),
+        (
+            url("unix:///run/redis"),
+            format!("field `redis_server_url`: found `unix:///run/redis`, {address}"),
+        ),
+    ] {
+        let config = serde_json::from_value(config).unwrap();
+        let error = RedisQuota::new("q", config, None, &CheckMetrics::default()).unwrap_err();
+        assert_eq!(error.to_string(), format!("adapter `redisquota`, {expect}"));
+    }
+}
+
+/// Each example of the page is a configuration that loads.
+#[test]
+fn the_examples_of_the_page_load() {
+    let examples = crate::builtin::page_examples(include_str!("README.md"));
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        adapter(serde_json::from_str(example).unwrap());
+    }
+}
