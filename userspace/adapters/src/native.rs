@@ -277,12 +277,22 @@ mod tests {
                 "Check(\"shop/closed\")",
             ),
             (
+                "otlp",
+                json!({"endpoint": "http://localhost:1"}),
+                "Report(\"shop/closed\")",
+            ),
+            (
                 "redisquota",
                 json!({"quotas": [{"name": "a", "max_amount": 1, "valid_duration": "1s"}]}),
                 "Check(\"shop/closed\")",
             ),
             ("statsd", json!({}), "Report(\"shop/closed\")"),
             ("stdio", json!({}), "Report(\"shop/closed\")"),
+            (
+                "zipkin",
+                json!({"url": "http://localhost:1/api/v2/spans"}),
+                "Report(\"shop/closed\")",
+            ),
         ] {
             let part = builtin::find(name).unwrap().make(&params, &context).unwrap();
             assert_eq!(format!("{part:?}"), expect, "{name}");

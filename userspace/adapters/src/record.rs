@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use weft_abi::LatencyHistogram;
 use weft_policy::ObjectRef;
 
+use crate::trace::Trace;
+
 mod json;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -144,6 +146,9 @@ pub struct L7 {
     pub grpc_status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
+    /// The proxy's span of a trace; only while an adapter reports spans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
 }
 
 /// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read, told
@@ -180,6 +185,26 @@ pub struct EdgeDelta {
     pub connect: LatencyHistogram,
     /// Smoothed round trip time as this end measures it: at least a sample a connection, at most one a second.
     pub rtt: LatencyHistogram,
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A request that has a span.
+    pub fn trace(&self) -> Option<(&Flow, &L7, &Trace)> {
+        let Self::Flow(flow) = self else { return None };
+        let l7 = flow.l7.as_ref()?;
+        Some((flow, l7, l7.trace.as_ref()?))
+    }
+}
+
+// === impl L7 ===
+
+impl L7 {
+    /// The server failed: a status of 5xx, or one of gRPC other than OK.
+    pub fn is_error(&self) -> bool {
+        self.status >= 500 || self.grpc_status.is_some_and(|status| status != 0)
+    }
 }
 
 // === impl Side ===

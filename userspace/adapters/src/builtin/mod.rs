@@ -6,10 +6,12 @@ pub mod jwt;
 pub mod list;
 pub mod memquota;
 pub mod opa;
+pub mod otlp;
 pub mod prometheus;
 pub mod redisquota;
 pub mod statsd;
 pub mod stdio;
+pub mod zipkin;
 
 pub use denier::Denier;
 pub use ext_authz::ExtAuthz;
@@ -31,9 +33,11 @@ pub const ALL: &[NativeEntry] = &[
     NativeEntry::of::<List>(),
     NativeEntry::of::<MemQuota>(),
     NativeEntry::of::<Opa>(),
+    NativeEntry::of::<otlp::Otlp>(),
     NativeEntry::of::<RedisQuota>(),
     NativeEntry::of::<statsd::Statsd>(),
     NativeEntry::of::<Stdio>(),
+    NativeEntry::of::<zipkin::Zipkin>(),
 ];
 
 /// The adapter of this name.

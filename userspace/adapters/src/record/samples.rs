@@ -49,6 +49,7 @@ pub(crate) fn request() -> Flow {
             response_bytes: 612,
             grpc_status: None,
             user_agent: Some("curl/8".into()),
+            trace: None,
         }),
         bytes_sent: 0,
         bytes_received: 612,

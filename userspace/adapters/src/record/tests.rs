@@ -54,6 +54,7 @@ fn request() -> Flow {
             response_bytes: 612,
             grpc_status: None,
             user_agent: Some("curl/8".into()),
+            trace: None,
         }),
         bytes_sent: 75,
         bytes_received: 850,

@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
 use weft_adapters::{
-    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd,
+    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, trace::Trace,
 };
 use weft_policy::ObjectRef;
 
@@ -53,6 +53,8 @@ pub(crate) struct Exchange {
     outcome: Cell<RequestOutcome>,
     /// What adapters want changed in the endpoint's answer.
     on_answer: RefCell<Vec<HeaderOperation>>,
+    /// Where somebody reports spans.
+    trace: Option<Trace>,
     told: RefCell<Told>,
 }
 
@@ -95,6 +97,7 @@ impl Exchange {
             chain: OnceCell::new(),
             outcome: Cell::new(RequestOutcome::Downstream),
             on_answer: RefCell::default(),
+            trace: Trace::of(&head.headers),
             told: RefCell::new(Told {
                 verdict: FlowVerdict::Allow,
                 reason: "the client went away before it was answered".to_owned(),
@@ -102,6 +105,13 @@ impl Exchange {
                 destination: report::bare_destination(conn.context.original),
             }),
         })
+    }
+
+    /// What the request causes belongs to this span.
+    pub(crate) fn pass_trace_on(&self, headers: &mut HeaderMap) {
+        if let Some(trace) = &self.trace {
+            trace.write(headers);
+        }
     }
 
     pub(crate) fn set_destination(&self, destination: &Arc<Destination>) {
@@ -288,6 +298,7 @@ impl Drop for Exchange {
                 response_bytes: self.response_bytes.get(),
                 grpc_status: self.grpc_status.get(),
                 user_agent: self.user_agent.take(),
+                trace: self.trace,
             }),
             bytes_sent: self.request_bytes.get(),
             bytes_received: self.response_bytes.get(),

@@ -65,6 +65,7 @@ pub(crate) async fn forward(
     let upgrade = head::upgrade(&head);
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
+    exchange.pass_trace_on(&mut head.headers);
     head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
     let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
     answer(exchange, &picked, response, lease, load, downstream).await

@@ -207,6 +207,7 @@ mod tests {
                 response_bytes: 31,
                 grpc_status: None,
                 user_agent: None,
+                trace: None,
             }),
             bytes_sent: 0,
             bytes_received: 31,

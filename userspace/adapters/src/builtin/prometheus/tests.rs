@@ -47,6 +47,7 @@ fn request(source: &str, status: u16) -> Flow {
             response_bytes: 612,
             grpc_status: None,
             user_agent: None,
+            trace: None,
         }),
         bytes_sent: 1,
         bytes_received: 2,

@@ -43,6 +43,7 @@ fn request(status: u16) -> Flow {
             response_bytes: 612,
             grpc_status: None,
             user_agent: None,
+            trace: None,
         }),
         bytes_sent: 75,
         bytes_received: 850,
