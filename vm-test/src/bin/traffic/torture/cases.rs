@@ -345,8 +345,7 @@ fn short_server(side: &mut Side) -> Result<()> {
 fn tls_client(side: &mut Side) -> Result<()> {
     side.send(LITTLE, LITTLE)?;
     side.receive(LITTLE, LITTLE)?;
-    let note = super::tls::begin(side)?;
-    side.say("tls-client", &note)?;
+    let note = begin_tls(side, "tls-client")?;
     let theirs = side.hear("tls-server")?;
     ensure!(note == theirs, "kernel TLS: {note} here, {theirs} there");
     encrypted(side, note)
@@ -357,9 +356,15 @@ fn tls_server(side: &mut Side) -> Result<()> {
     side.send(LITTLE, LITTLE)?;
     // Not before the client has read what came in the clear.
     side.hear("tls-client")?;
-    let note = super::tls::begin(side)?;
-    side.say("tls-server", &note)?;
+    let note = begin_tls(side, "tls-server")?;
     encrypted(side, note)
+}
+
+/// Tells the other end how it went, also where it went wrong.
+fn begin_tls(side: &Side, what: &str) -> Result<String> {
+    let begun = super::tls::begin(side);
+    side.say(what, begun.as_ref().map_or("failed", |note| note.as_str()))?;
+    begun
 }
 
 /// Both ways, encrypted by the kernel or (where it does not) not at all.

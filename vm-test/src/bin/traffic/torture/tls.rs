@@ -27,7 +27,8 @@ fn keys(from_server: bool) -> TlsCryptoInfo {
     })
 }
 
-/// Switches it on: `on`; `refused` (EPERM: what is short-circuited both ways cannot have it); or `absent`: no such kernel.
+/// Switches it on: `on`; `refused`, by us (EPERM: what is short-circuited both ways cannot have it) or by a kernel that gives
+/// no keys to a socket in a sockmap (EINVAL), after which a program encrypts by itself; or `absent`: no such kernel.
 pub fn begin(side: &Side) -> Result<String> {
     match setsockopt(side, TcpUlp::default(), b"tls") {
         Ok(()) => {}
@@ -35,7 +36,11 @@ pub fn begin(side: &Side) -> Result<String> {
         Err(Errno::EPERM) => return Ok("refused".to_owned()),
         Err(error) => return Err(error).context("set TCP_ULP"),
     }
-    setsockopt(side, TcpTlsTx, &keys(side.serves)).context("set the key to send with")?;
+    match setsockopt(side, TcpTlsTx, &keys(side.serves)) {
+        Ok(()) => {}
+        Err(Errno::EINVAL) => return Ok("refused".to_owned()),
+        Err(error) => return Err(error).context("set the key to send with"),
+    }
     setsockopt(side, TcpTlsRx, &keys(!side.serves)).context("set the key to receive with")?;
     Ok("on".to_owned())
 }
