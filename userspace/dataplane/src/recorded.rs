@@ -3,4 +3,15 @@
 use crate::default_acceleration::Record;
 
 /// One run a kernel.
-pub const RECORDS: &[Record] = &[];
+pub const RECORDS: &[Record] = &[
+    Record {
+        series: "6.1",
+        version: "6.1.192-2",
+        wrong: &["blocking-read", "ktls", "memory-bound"],
+    },
+    Record {
+        series: "6.12",
+        version: "6.12.95-1~bpo12+1",
+        wrong: &["blocking-read", "memory-bound", "unread"],
+    },
+];
