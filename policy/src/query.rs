@@ -103,6 +103,16 @@ impl Snapshot {
         }
     }
 
+    /// Whether some rule is about the requests of a TCP connection, another one allowing them all or not: the kernel's table
+    /// hands such a connection to the proxy.
+    pub fn wants_requests(&self, source: Identity, destination: Identity, target_port: u16) -> bool {
+        let policy = self.policy_for(source, destination);
+        policy.is_ok_and(|policy| {
+            let mut rules = policy.rules_for(source, Protocol::Tcp, target_port);
+            rules.any(|rule| rule.http.is_some())
+        })
+    }
+
     /// The verdict on a TCP connection that is known not to carry HTTP, so that rules about requests allow none of it:
     /// never [`Verdict::NeedsHttp`].
     pub fn authorize_opaque(&self, source: Identity, destination: Identity, target_port: u16) -> Decision {

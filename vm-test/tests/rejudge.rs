@@ -123,3 +123,38 @@ fn a_connection_whose_requests_must_be_looked_at_now_is_cut_so_that_it_comes_aga
         Ok(())
     });
 }
+
+/// Found by `tests/judge`: the kernel dropped its packets, and nobody told its program.
+#[test]
+fn a_connection_that_one_rule_allows_and_another_wants_to_see_is_cut_and_not_left_hanging() {
+    lab_test("cut-seen", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let route = resources::tcp_route("web-port", &[8080]);
+        let allowed = resources::allow("friend-may", "friend", "web", ("TCPRoute", "web-port"));
+        let allowed = format!("{}{route}{allowed}", resources::DENY);
+        lab.resource("access.yaml", &allowed)?;
+        let strangers_wait = || {
+            let denied = lab.run("stranger").curl("http://web/")?;
+            ensure!(denied.code == vm_test::curl::COULD_NOT_CONNECT, "{denied:?}");
+            Ok(())
+        };
+        poll::until("the rule to be in force", strangers_wait)?;
+        let mut held = Held::new(lab, "friend", "hold", "127.0.0.1:8080")?;
+        let get = resources::route("get", "/", &["GET"]);
+        let seen = ["friend", "stranger"]
+            .map(|account| resources::allow(&format!("{account}-gets"), account, "web", ("HTTPRouteGroup", "get")));
+        lab.resource("access.yaml", &format!("{allowed}{get}{}", seen.concat()))?;
+        poll::until("strangers' requests to be seen", || {
+            ensure!(lab.run("stranger").curl("http://web/")?.http == 200, "not yet");
+            Ok(())
+        })?;
+        let told = held.say("GET / HTTP/1.0\r\n\r")?;
+        ensure!(told["errno"] == ECONNABORTED, "{told}");
+        ensure!(
+            lab.run("friend").curl_with(&["-X", "POST"], "http://web/")?.http == 200,
+            "what the first rule allows is allowed"
+        );
+        Ok(())
+    });
+}

@@ -234,6 +234,7 @@ impl Engine {
             let (source, class) = owner.map_or(noted, |workload| (workload.identity, workload.class));
             let access =
                 snapshot.authorize_connection(source, Identity(connection.destination), Protocol::Tcp, connection.port);
+            let seen = snapshot.wants_requests(source, Identity(connection.destination), connection.port);
             let network = snapshot.authorize_network(
                 class,
                 Class(connection.destination_class),
@@ -241,9 +242,10 @@ impl Engine {
                 connection.port,
             );
             match network.and(access).verdict {
-                Verdict::Allow | Verdict::Audit => false,
-                Verdict::NeedsHttp => !connection.past_the_proxy,
                 Verdict::Deny => true,
+                Verdict::NeedsHttp => !connection.past_the_proxy,
+                // As the kernel's table has it: what one rule allows and another wants to see is to be looked at.
+                Verdict::Allow | Verdict::Audit => !connection.past_the_proxy && seen,
             }
         };
         let mut doomed = match self.dataplane.doomed(denied) {

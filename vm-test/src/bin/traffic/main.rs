@@ -9,10 +9,11 @@
 //! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
 //! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
-//! `torture` have words of their own.
+//! `torture` have words of their own; `actor PORT...` does what its input says.
 
 #![forbid(unsafe_code)]
 
+mod actor;
 mod clients;
 mod dns;
 mod hammer;
@@ -84,6 +85,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["udp-hold", target] => clients::udp_hold(target),
         ["serve-torture", address, port, dir, bytes] => torture::serve(address, number(port)?, &place(dir, bytes)?),
         ["torture", host, dir, bytes] => torture::client(host, &place(dir, bytes)?),
+        ["actor", ref ports @ ..] => actor::act(ports),
         ["soak", seed, seconds, flows] => soak::run(number(seed)?, number(seconds)?, flows),
         ["dns", transport, server, name, kind] => dns::ask(transport, server, name, kind),
         _ => bail!("unknown words {words:?}: the head of vm-test/src/bin/traffic/main.rs lists the modes"),

@@ -237,7 +237,8 @@ proptest! {
             let Call { source, destination, protocol, port } = call;
             let found = judge(&table, call);
             let mut access = snapshot.authorize_connection(Identity(source), Identity(destination), protocol, port);
-            if access.verdict == Verdict::Allow && is_about_requests(&snapshot, call) {
+            let wanted = snapshot.wants_requests(Identity(source), Identity(destination), port);
+            if access.verdict == Verdict::Allow && protocol == Protocol::Tcp && wanted {
                 // Redirect goes before allow: what one rule allows and another wants to see visits the proxy, which allows it.
                 access.verdict = Verdict::NeedsHttp;
             }
@@ -261,18 +262,6 @@ proptest! {
         }
         prop_assert!(blocks.iter().all(|(first, prefix)| mask_port(*first, *prefix) == *first));
     }
-}
-
-/// Some rule about requests speaks of this call.
-fn is_about_requests(snapshot: &Snapshot, call: Call) -> bool {
-    let rules = snapshot
-        .access
-        .get(&Identity(call.destination))
-        .map(|policy| &policy.allow);
-    rules
-        .into_iter()
-        .flatten()
-        .any(|rule| rule.http.is_some() && rule.speaks_of(Identity(call.source), call.protocol, call.port))
 }
 
 #[test]
