@@ -6,6 +6,8 @@ pub enum AbiVersion {
     V0_1_0,
     V0_2_0,
     V0_2_1,
+    /// Higress's: 0.2.1 with calls and a callback of its own, without which modules run here.
+    V0_2_100,
 }
 
 /// What a host call answers.
@@ -61,7 +63,7 @@ pub(super) enum StreamKind {
 
 impl AbiVersion {
     /// Newest first.
-    pub(super) const ALL: [Self; 3] = [Self::V0_2_1, Self::V0_2_0, Self::V0_1_0];
+    pub(super) const ALL: [Self; 4] = [Self::V0_2_100, Self::V0_2_1, Self::V0_2_0, Self::V0_1_0];
 
     /// Export that marks it.
     pub(super) fn marker(self) -> &'static str {
@@ -69,6 +71,7 @@ impl AbiVersion {
             Self::V0_1_0 => "proxy_abi_version_0_1_0",
             Self::V0_2_0 => "proxy_abi_version_0_2_0",
             Self::V0_2_1 => "proxy_abi_version_0_2_1",
+            Self::V0_2_100 => "proxy_abi_version_0_2_100",
         }
     }
 
@@ -77,6 +80,7 @@ impl AbiVersion {
             Self::V0_1_0 => "0.1.0",
             Self::V0_2_0 => "0.2.0",
             Self::V0_2_1 => "0.2.1",
+            Self::V0_2_100 => "0.2.100",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Adapters as WebAssembly: a host of the proxy-wasm ABI, versions 0.2.1, 0.2.0 and 0.1.0.
+//! Adapters as WebAssembly: a host of the proxy-wasm ABI, versions 0.2.1, 0.2.0 and 0.1.0 (and Higress's 0.2.100).
 //!
 //! ```text
 //!  bytes --> Module (compiled once) --> Plugin (a configuration; the FilterFactory)

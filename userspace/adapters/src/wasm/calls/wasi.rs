@@ -19,7 +19,7 @@ use crate::wasm::abi::Status;
 pub(super) const MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
 
 /// Calls that do something here; all others answer [`ENOTSUP`].
-pub(super) const KNOWN: [&str; 12] = [
+pub(super) const KNOWN: [&str; 13] = [
     "args_get",
     "args_sizes_get",
     "clock_time_get",
@@ -27,6 +27,7 @@ pub(super) const KNOWN: [&str; 12] = [
     "environ_sizes_get",
     "fd_close",
     "fd_fdstat_get",
+    "fd_prestat_get",
     "fd_write",
     "poll_oneoff",
     "proc_exit",
@@ -64,6 +65,8 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             },
         )?;
         linker.func_wrap(module, "fd_close", |_: Caller<'_, Host>, fd: u32| open(fd))?;
+        // No folder is open. Go asks, and takes no other answer for an end.
+        linker.func_wrap(module, "fd_prestat_get", |_: Caller<'_, Host>, _: u32, _: u32| EBADF)?;
         linker.func_wrap(
             module,
             "fd_fdstat_get",

@@ -32,14 +32,14 @@ const BESIDE: &str = r#"(module
     (call $enqueue (i32.load (i32.const 520)) (i32.const 14) (i32.const 1))))"#;
 
 /// Value of a metric that the filter defined.
-fn metric(plugin: &Plugin, name: &str) -> i64 {
+pub(super) fn metric(plugin: &Plugin, name: &str) -> i64 {
     let metrics = plugin.shared().metrics();
     let found = metrics.iter().find(|(found, _)| **found == *name);
     found.map_or(0, |(_, metric)| metric.value())
 }
 
 /// Lets tasks run until `ready`.
-async fn until(what: &str, ready: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, ready: impl Fn() -> bool) {
     let waiting = async {
         while !ready() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -40,6 +40,7 @@ fn versions_are_told_by_their_markers() {
         (AbiVersion::V0_1_0, "proxy_abi_version_0_1_0"),
         (AbiVersion::V0_2_0, "proxy_abi_version_0_2_0"),
         (AbiVersion::V0_2_1, "proxy_abi_version_0_2_1"),
+        (AbiVersion::V0_2_100, "proxy_abi_version_0_2_100"),
     ] {
         let bytes = text(&format!(
             r#"(module (memory (export "memory") 1) (func (export "{marker}")))"#

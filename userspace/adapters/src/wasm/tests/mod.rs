@@ -21,7 +21,9 @@ use crate::{
 
 mod beside;
 mod callout;
+mod context;
 mod exchange;
+mod foreign;
 mod life;
 
 /// A module that `cargo xtask build --filters` made.

@@ -1,0 +1,331 @@
+//! Contexts: properties, requests that others resume, the end of one; and what a module may pass to host calls.
+
+use std::{
+    future::poll_fn,
+    task::{Context as TaskContext, Poll, Waker},
+};
+
+use http::HeaderMap;
+
+use super::*;
+use crate::stream::Lent;
+
+/// Answers each request with the property that the configuration names, or with 404.
+const PROPERTY: &str = r#"(module
+  (import "env" "proxy_get_buffer_bytes" (func $bytes (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (global $free (mut i32) (i32.const 1024))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32)
+    (global.get $free) (global.set $free (i32.add (global.get $free) (local.get 0))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (drop (call $bytes (i32.const 7) (i32.const 0) (i32.const 1000) (i32.const 0) (i32.const 4)))
+    (if (call $property (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.const 8) (i32.const 12))
+      (then (drop (call $respond (i32.const 404) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+        (i32.const 0) (i32.const -1))))
+      (else (drop (call $respond (i32.const 200) (i32.const 0) (i32.const 0) (i32.load (i32.const 8))
+        (i32.load (i32.const 12)) (i32.const 0) (i32.const 0) (i32.const -1)))))
+    (i32.const 1)))"#;
+
+#[test]
+fn properties_have_envoys_names() {
+    let module = Module::compile(&text(PROPERTY)).expect("a filter");
+    let number = |number: u64| number.to_le_bytes().to_vec();
+    for (path, expected) in [
+        ("request\0path", Some(b"/a/b?c=d".to_vec())),
+        ("request\0url_path", Some(b"/a/b".to_vec())),
+        ("request\0query", Some(b"c=d".to_vec())),
+        ("request\0method", Some(b"GET".to_vec())),
+        ("request\0host", Some(b"cart".to_vec())),
+        ("request\0scheme", Some(b"http".to_vec())),
+        ("request\0protocol", Some(b"HTTP/1.1".to_vec())),
+        ("request\0headers\0X-One", Some(b"1".to_vec())),
+        ("request\0headers\0x-two", None),
+        ("request\0size", Some(number(12))),
+        ("response\0code", None),
+        ("connection\0id", Some(number(7))),
+        ("source\0address", Some(b"10.0.0.1:40000".to_vec())),
+        ("source\0port", Some(number(40_000))),
+        ("source\0service", Some(b"web".to_vec())),
+        ("destination\0port", Some(number(80))),
+        ("upstream\0address", Some(b"10.0.0.2:8080".to_vec())),
+        ("cluster_name", Some(b"cart".to_vec())),
+        ("plugin_name", Some(b"test".to_vec())),
+        ("plugin_root_id", Some(Vec::new())),
+        ("a\0b\0c\0d\0e\0f\0g\0h\0i\0j", None),
+        ("", None),
+    ] {
+        let plugin = plugin(&module, config(path));
+        let mut head = get("/a/b?c=d", &[("x-one", "1"), ("content-length", "12")]);
+        let Step::Respond(response) = stream(&plugin).on_request_headers(&mut head, true) else {
+            panic!("{path:?}: no answer");
+        };
+        let found = (response.status() == 200).then(|| response.body().to_vec());
+        assert_eq!(found, expected, "{path:?}");
+    }
+}
+
+/// Holds each request; the next tick lets the last one go, with a header more. Waits with its end for another tick.
+const HOLD: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
+  (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (import "env" "proxy_done" (func $done (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "x-tickended")
+  (global $held (mut i32) (i32.const 0))
+  (global $ended (mut i32) (i32.const 0))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 6) (i32.const 5) (i32.const 512)))
+    (drop (call $tick (i32.const 1)))
+    (i32.const 1))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (global.set $held (local.get 0))
+    (i32.const 1))
+  (func (export "proxy_on_tick") (param i32)
+    (if (global.get $held) (then
+      (drop (call $context (global.get $held)))
+      (drop (call $add (i32.const 0) (i32.const 0) (i32.const 6) (i32.const 2) (i32.const 4)))
+      (drop (call $continue (i32.const 0)))
+      (global.set $held (i32.const 0))))
+    (if (global.get $ended) (then
+      (drop (call $context (global.get $ended)))
+      (if (call $done) (then unreachable))
+      (global.set $ended (i32.const 0)))))
+  (func (export "proxy_on_done") (param i32) (result i32)
+    (global.set $ended (local.get 0))
+    (i32.const 0))
+  (func (export "proxy_on_log") (param i32)
+    (drop (call $increment (i32.load (i32.const 512)) (i64.const 1)))))"#;
+
+#[test]
+fn a_tick_changes_a_held_request_lets_it_go_and_ends_it() {
+    local(async {
+        let module = Module::compile(&text(HOLD)).expect("a filter");
+        let plugin = plugin(&module, config(""));
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[("x-mine", "1")]);
+        waits(filter.on_request_headers(&mut head, true));
+        goes_on(poll_fn(|cx| filter.poll_resume(cx, Lent::RequestHeaders(&mut head))).await);
+        assert_eq!(head.headers["x-tick"], "tick");
+        assert_eq!(head.headers["x-mine"], "1");
+        filter.on_end(&end());
+        drop(filter);
+        beside::until("the end", || beside::metric(&plugin, "ended") == 1).await;
+        assert_eq!(plugin.stats().traps, 0);
+    });
+}
+
+#[test]
+fn a_held_request_learns_that_its_instance_failed() {
+    local(async {
+        // The tick finds no held request of its own, but a trap.
+        let module = HOLD.replace("(call $continue (i32.const 0))", "(unreachable)");
+        let module = Module::compile(&text(&module)).expect("a filter");
+        let plugin = plugin(&module, config(""));
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[]);
+        waits(filter.on_request_headers(&mut head, true));
+        let step = poll_fn(|cx| filter.poll_resume(cx, Lent::RequestHeaders(&mut head))).await;
+        assert_eq!(answered(step).0, 503);
+    });
+}
+
+#[test]
+fn version_0_1_0_reads_its_configuration_and_goes_on_by_old_names() {
+    let bytes = text(
+        r#"(module
+          (import "env" "proxy_get_configuration" (func $configuration (param i32 i32) (result i32)))
+          (import "env" "proxy_replace_header_map_value" (func $replace (param i32 i32 i32 i32 i32) (result i32)))
+          (import "env" "proxy_continue_request" (func $continue (result i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "x-conf")
+          (func (export "proxy_abi_version_0_1_0"))
+          (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+          (func (export "proxy_on_request_headers") (param i32 i32) (result i32)
+            (drop (call $configuration (i32.const 512) (i32.const 516)))
+            (drop (call $replace (i32.const 0) (i32.const 0) (i32.const 6) (i32.load (i32.const 512))
+              (i32.load (i32.const 516))))
+            (drop (call $continue))
+            (i32.const 1)))"#,
+    );
+    let plugin = plugin(&Module::compile(&bytes).expect("a filter"), config("hello"));
+    let mut head = get("/", &[]);
+    goes_on(stream(&plugin).on_request_headers(&mut head, true));
+    assert_eq!(head.headers["x-conf"], "hello");
+}
+
+#[test]
+fn trailers_are_changed_and_wishes_out_of_time_do_nothing() {
+    let bytes = text(
+        r#"(module
+          (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+          (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "x-sum42")
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+            ;; No response is there yet, and nothing is held.
+            (drop (call $continue (i32.const 1)))
+            (call $add (i32.const 2) (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 2)))
+          (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+            (call $add (i32.const 1) (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 2)))
+          (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32) (i32.const 1)))"#,
+    );
+    let plugin = plugin(&Module::compile(&bytes).expect("a filter"), config(""));
+    let mut filter = stream(&plugin);
+    goes_on(filter.on_request_headers(&mut get("/", &[]), false));
+    let mut trailers = HeaderMap::new();
+    goes_on(filter.on_request_trailers(&mut trailers));
+    assert_eq!(trailers["x-sum"], "42");
+    let mut head = ok();
+    waits(filter.on_response_headers(&mut head, true));
+    assert!(head.headers.is_empty());
+    let mut cx = TaskContext::from_waker(Waker::noop());
+    assert!(matches!(
+        filter.poll_resume(&mut cx, Lent::ResponseHeaders(&mut head)),
+        Poll::Pending
+    ));
+}
+
+#[test]
+fn a_command_starts_with_its_environment_and_exits() {
+    let bytes = text(
+        r#"(module
+          (import "wasi_unstable" "environ_sizes_get" (func $sizes (param i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "path_open"
+            (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+          (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+          (memory (export "memory") 1)
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "_start")
+            (drop (call $sizes (i32.const 0) (i32.const 4)))
+            (drop (call $environ (i32.const 8) (i32.const 64)))
+            ;; Prints the first of them on standard error, without its zero byte.
+            (i32.store (i32.const 16) (i32.load (i32.const 8)))
+            (i32.store (i32.const 20) (i32.sub (i32.load (i32.const 4)) (i32.const 1)))
+            (drop (call $write (i32.const 2) (i32.const 16) (i32.const 1) (i32.const 24)))
+            ;; ENOTSUP
+            (if (i32.ne (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i64.const 0)
+                  (i64.const 0) (i32.const 0) (i32.const 0)) (i32.const 58))
+              (then unreachable))
+            (call $exit (i32.const 0)))
+          (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 0)))"#,
+    );
+    let named = PluginConfig {
+        environment: vec![("ZONE".into(), "eu-1".into())],
+        ..config("")
+    };
+    let plugin = plugin(&Module::compile(&bytes).expect("a filter"), named);
+    let error = plugin.canary().expect_err("it says no").to_string();
+    assert_eq!(error, "proxy_on_configure said no; the module says: ZONE=eu-1");
+}
+
+/// Host calls and how many numbers they take, of those whose numbers all have 32 bits.
+const CALLS: &[(&str, usize)] = &[
+    ("log", 3),
+    ("get_log_level", 1),
+    ("get_current_time_nanoseconds", 1),
+    ("set_tick_period_milliseconds", 1),
+    ("get_buffer_bytes", 5),
+    ("get_buffer_status", 3),
+    ("set_buffer_bytes", 5),
+    ("get_header_map_size", 2),
+    ("get_header_map_pairs", 3),
+    ("set_header_map_pairs", 3),
+    ("get_header_map_value", 5),
+    ("add_header_map_value", 5),
+    ("replace_header_map_value", 5),
+    ("remove_header_map_value", 3),
+    ("continue_stream", 1),
+    ("http_call", 10),
+    ("grpc_call", 12),
+    ("grpc_stream", 9),
+    ("grpc_send", 4),
+    ("grpc_cancel", 1),
+    ("grpc_close", 1),
+    ("get_status", 3),
+    ("get_property", 4),
+    ("set_property", 4),
+    ("get_shared_data", 5),
+    ("set_shared_data", 5),
+    ("register_shared_queue", 3),
+    ("resolve_shared_queue", 5),
+    ("enqueue_shared_queue", 3),
+    ("dequeue_shared_queue", 3),
+    ("define_metric", 4),
+    ("get_metric", 2),
+    ("set_effective_context", 1),
+    ("done", 0),
+    ("call_foreign_function", 6),
+    ("send_local_response", 8),
+    ("close_stream", 1),
+];
+
+/// The same of WASI.
+const WASI_CALLS: &[(&str, usize)] = &[
+    ("fd_write", 4),
+    ("fd_close", 1),
+    ("fd_fdstat_get", 2),
+    ("random_get", 2),
+    ("environ_sizes_get", 2),
+    ("environ_get", 2),
+    ("args_sizes_get", 2),
+    ("args_get", 2),
+    ("poll_oneoff", 4),
+    ("sched_yield", 0),
+];
+
+#[test]
+fn no_number_that_a_module_passes_harms_the_host() {
+    let all = CALLS
+        .iter()
+        .map(|(name, count)| ("env", format!("proxy_{name}"), *count));
+    let wasi = WASI_CALLS
+        .iter()
+        .map(|(name, count)| ("wasi_snapshot_preview1", (*name).to_owned(), *count));
+    let (mut imports, mut body) = (String::new(), String::new());
+    for (space, name, count) in all.chain(wasi) {
+        let parameters = "i32 ".repeat(count);
+        imports += &format!("(import \"{space}\" \"{name}\" (func ${name} (param {parameters}) (result i32)))\n");
+        for number in [0_i64, 1, 2, 7, 65_535, 65_536, 0x7fff_ffff, 0xffff_fff0, 0xffff_ffff] {
+            let same = format!("(i32.const {number}) ").repeat(count);
+            body += &format!("(drop (call ${name} {same}))\n");
+            // A good number in all places but one.
+            for place in 0..count {
+                let numbers: String = (0..count)
+                    .map(|at| format!("(i32.const {}) ", if at == place { number } else { 4 }))
+                    .collect();
+                body += &format!("(drop (call ${name} {numbers}))\n");
+            }
+        }
+    }
+    let module = format!(
+        r#"(module {imports} (memory (export "memory") 1)
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "malloc") (param i32) (result i32) (i32.const 8))
+          (func (export "proxy_on_vm_start") (param i32 i32) (result i32) {body} (i32.const 1))
+          (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) {body} (i32.const 1)))"#
+    );
+    let generous = PluginConfig {
+        limits: Limits {
+            deadline: Duration::from_secs(10),
+            start_deadline: Duration::from_secs(10),
+            ..Limits::default()
+        },
+        ..config("{}")
+    };
+    let plugin = plugin(&Module::compile(&text(&module)).expect("a filter"), generous);
+    plugin.canary().expect("every call answered");
+    let step = stream(&plugin).on_request_headers(&mut get("/", &[]), true);
+    assert!(matches!(step, Step::Reset | Step::Respond(_) | Step::Pause), "{step:?}");
+    assert_eq!(plugin.stats().traps, 0);
+}
