@@ -46,6 +46,8 @@ pub struct Outcome {
     pub wrong: u64,
     /// Not answered.
     pub failed: u64,
+    /// Right answers, those that were due during the warm-up too: what the CPU time of a whole run is divided by.
+    pub all: u64,
     /// Right answers a second.
     pub rate: f64,
     /// The first thing that was wrong or failed.
@@ -91,6 +93,7 @@ impl Load {
                 right: 0,
                 wrong: 0,
                 failed: 0,
+                all: 0,
                 rate: 0.0,
                 first_fault: None,
                 p50: 0,
@@ -218,7 +221,10 @@ impl Run<'_> {
             }
             let fault = format!("status {}, a body of {} bytes", whole.status, whole.body.len());
             self.outcome.first_fault.get_or_insert(fault);
-        } else if self.counts(due) {
+            return;
+        }
+        self.outcome.all += 1;
+        if self.counts(due) {
             self.outcome.right += 1;
             let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST);
             self.latencies.saturating_record(nanos);

@@ -10,8 +10,14 @@ mod connection;
 mod load;
 mod response;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    io::{self, BufRead, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
 
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::load::Load;
@@ -19,8 +25,20 @@ use crate::load::Load;
 /// Sends HTTP/1.1 requests and prints what came of them, as one JSON object; times are in nanoseconds.
 #[derive(Parser)]
 struct Args {
+    /// Take loads from standard input, one a line as a JSON array of the words of
+    /// this command line, and print an object for each. A bench
+    /// starts its clients once so: processes that start are not what it measures.
+    #[arg(long, conflicts_with = "target")]
+    serve: bool,
     /// Where to: ADDRESS:PORT.
-    target: SocketAddr,
+    #[arg(required_unless_present = "serve")]
+    target: Option<SocketAddr>,
+    #[command(flatten)]
+    wanted: Wanted,
+}
+
+#[derive(clap::Args)]
+struct Wanted {
     /// Path and query.
     #[arg(long, default_value = "/")]
     path: String,
@@ -54,43 +72,64 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let mut request = format!(
-        "GET {} HTTP/1.1\r\nhost: {}\r\n",
-        args.path,
-        args.host.unwrap_or_else(|| args.target.to_string())
-    );
-    for line in &args.headers {
-        request.push_str(line);
-        request.push_str("\r\n");
-    }
-    if args.short {
-        request.push_str("connection: close\r\n");
-    }
-    request.push_str("\r\n");
-    let load = Load {
-        target: args.target,
-        request: request.into_bytes(),
-        rate: args.rate,
-        connections: args.connections.max(1),
-        warm_up: Duration::from_secs_f64(args.warm_up.max(0.0)),
-        counted: Duration::from_secs_f64(args.seconds.max(0.0)),
-        short: args.short,
-        status: args.status,
-        body: args.body.map(String::into_bytes),
-    };
-    match load.run() {
-        Ok(result) => {
-            println!("{}", serde_json::json!(result));
-            if result.wrong == 0 && result.failed == 0 {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
-        }
+    match run(Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("weft-load: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all answers were right.
+fn run(args: Args) -> Result<bool> {
+    if let Some(target) = args.target {
+        return one(target, args.wanted);
+    }
+    let mut right = true;
+    for line in io::stdin().lock().lines() {
+        let line = line.context("read a load from standard input")?;
+        let words: Vec<String> = serde_json::from_str(&line).with_context(|| format!("{line:?}: no array of words"))?;
+        let asked = Args::try_parse_from(std::iter::once("weft-load".to_owned()).chain(words))
+            .map_err(|error| anyhow::anyhow!("{line:?}: {error}"))?;
+        right &= one(asked.target.context("a load needs a target")?, asked.wanted)?;
+    }
+    Ok(right)
+}
+
+fn one(target: SocketAddr, wanted: Wanted) -> Result<bool> {
+    let outcome = wanted.load(target).run()?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", serde_json::json!(outcome)).context("print what came of it")?;
+    out.flush().context("print what came of it")?;
+    Ok(outcome.wrong == 0 && outcome.failed == 0)
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn load(self, target: SocketAddr) -> Load {
+        let host = self.host.unwrap_or_else(|| target.to_string());
+        let mut request = format!("GET {} HTTP/1.1\r\nhost: {host}\r\n", self.path);
+        for line in &self.headers {
+            request.push_str(line);
+            request.push_str("\r\n");
+        }
+        if self.short {
+            request.push_str("connection: close\r\n");
+        }
+        request.push_str("\r\n");
+        Load {
+            target,
+            request: request.into_bytes(),
+            rate: self.rate,
+            connections: self.connections.max(1),
+            warm_up: Duration::from_secs_f64(self.warm_up.max(0.0)),
+            counted: Duration::from_secs_f64(self.seconds.max(0.0)),
+            short: self.short,
+            status: self.status,
+            body: self.body.map(String::into_bytes),
         }
     }
 }

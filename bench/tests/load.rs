@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -155,4 +155,38 @@ fn nobody_there_is_a_failure() {
     let (output, told) = load(free, &["--rate", "10", "--seconds", "0.5", "--warm-up", "0"]);
     assert!(!output.status.success());
     assert_eq!(told["failed"], 5, "{told}");
+}
+
+#[test]
+fn loads_of_standard_input_are_answered_one_by_one() {
+    let target = server(|_| ok("hello"));
+    let mut serving = Command::new(env!("CARGO_BIN_EXE_weft-load"))
+        .arg("--serve")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asks = serving.stdin.take().unwrap();
+    let mut tells = BufReader::new(serving.stdout.take().unwrap()).lines();
+    for rate in ["50", "100"] {
+        let words = [
+            "--rate",
+            rate,
+            "--seconds",
+            "1",
+            "--warm-up",
+            "0.1",
+            "--header",
+            "x-a: b",
+        ];
+        let words: Vec<String> = std::iter::once(target.to_string())
+            .chain(words.map(str::to_owned))
+            .collect();
+        writeln!(asks, "{}", serde_json::json!(words)).unwrap();
+        let told: Value = serde_json::from_str(&tells.next().unwrap().unwrap()).unwrap();
+        assert_eq!(told["right"], rate.parse::<u64>().unwrap(), "{told}");
+        assert!(told["all"].as_u64() > told["right"].as_u64(), "{told}");
+    }
+    drop(asks);
+    assert!(serving.wait().unwrap().success());
 }

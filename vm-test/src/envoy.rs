@@ -29,7 +29,11 @@ pub fn environment() -> Result<PathBuf> {
     folder.canonicalize().context("resolve the folder of Envoy")
 }
 
-fn binary() -> Result<PathBuf> {
+/// The binary of the package.
+///
+/// # Errors
+/// It is not there.
+pub fn binary() -> Result<PathBuf> {
     let lib = environment()?.join("lib");
     let versions = fs::read_dir(&lib).with_context(|| format!("list {}", lib.display()))?;
     versions

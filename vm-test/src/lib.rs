@@ -44,7 +44,7 @@ pub use self::{
     harness::{hosts_test, lab_test},
     hosts::{Host, Hosts, Remote},
     lab::Lab,
-    nginx::{Nginx, Server},
+    nginx::{Nginx, Server, listens},
     pods::{Pod, Pods},
     process::{Output, Running},
     workload::Run,

@@ -82,7 +82,10 @@ impl Nginx {
     }
 
     /// Writes its configuration, starts it somewhere and waits until it listens.
-    pub(crate) fn start_by(&self, lab: &Lab, start: impl FnOnce([&str; 7]) -> Result<Running>) -> Result<Server> {
+    ///
+    /// # Errors
+    /// As `start`, or it does not listen.
+    pub fn start_by(&self, lab: &Lab, start: impl FnOnce([&str; 7]) -> Result<Running>) -> Result<Server> {
         let target = self.ports.first().context("an nginx needs a port")?.1;
         let dir = lab.work().join(format!("nginx-{}-{target}", self.service));
         let files = dir.join("files");

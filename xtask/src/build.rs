@@ -73,6 +73,14 @@ pub fn traffic() -> Result<()> {
     shell::run(cargo("build").args(["--package", "vm-test", "--bin", "traffic"])).context("build traffic")
 }
 
+/// The load generator, optimised: its own price is in every figure of the machine.
+///
+/// # Errors
+/// A compiler's failure.
+pub fn load() -> Result<()> {
+    shell::run(cargo("build").args(["--package", "weft-bench", "--release"])).context("build weft-load")
+}
+
 /// Compiles `ebpf/programs` into [`paths::bpf_object`], unless nothing changed.
 ///
 /// The object is replaced only when its bytes differ, so that cargo does not rebuild the crate that embeds it.

@@ -24,6 +24,11 @@ pub fn weft() -> PathBuf {
     target().join("release/weft")
 }
 
+/// The load generator of the bench.
+pub fn load() -> PathBuf {
+    target().join("release/weft-load")
+}
+
 /// What `cargo xtask build --debug` leaves behind.
 pub fn weft_debug() -> PathBuf {
     target().join("debug/weft")

@@ -41,7 +41,9 @@ pub enum Scope {
     Build,
     /// Compilers, and the programs that tests and demo put on the wire.
     Traffic,
-    /// The same, an emulator, and Debian's kernels: `cargo xtask vm-test`.
+    /// The same, and the peers of the bench: `cargo xtask bench`.
+    Bench,
+    /// As for traffic, an emulator, and Debian's kernels: `cargo xtask vm-test`.
     Guests,
 }
 
@@ -70,7 +72,7 @@ pub fn ensure(scope: Scope) -> Result<Tools> {
     }
     let tools: Vec<_> = match scope {
         Scope::Build => Vec::new(),
-        Scope::Traffic | Scope::Guests => python::TOOLS.iter().filter(|tool| !tool.is_there()).collect(),
+        Scope::Traffic | Scope::Bench | Scope::Guests => python::TOOLS.iter().filter(|tool| !tool.is_there()).collect(),
     };
     if !tools.is_empty() && !python::can_make_environments() {
         missing.extend(packages::PYTHON.iter());

@@ -72,6 +72,13 @@ pub fn cargo(verb: &str) -> Command {
     command
 }
 
+/// A `git` command in the checkout.
+pub fn git() -> Command {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(crate::paths::root());
+    command
+}
+
 fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words

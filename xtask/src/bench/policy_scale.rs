@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vm_test::{Lab, Running, poll, process::BOUND, resources};
 
-use super::rounds::Row;
+use super::rounds::{Goal, Row};
 
 /// Sources times ports of the one TrafficTarget that makes the entries.
 const SMALL: (usize, u16, usize) = (2, 5, 0);
@@ -31,32 +31,21 @@ pub fn run(quick: bool) -> Result<Vec<Row>> {
     let (rounds, connects) = if quick { (3, 2_000) } else { (15, 20_000) };
     let small = Mesh::start("10", SMALL)?;
     let large = Mesh::start("100000", LARGE)?;
-    let mut wall = row("connect(), wall", None);
+    let (mut wall, mut program) = (<[Vec<f64>; 2]>::default(), <[Vec<f64>; 2]>::default());
     for _ in 0..rounds {
-        wall.base.push(small.connect(connects)?);
-        wall.arm.push(large.connect(connects)?);
+        wall[0].push(large.connect(connects)?);
+        wall[1].push(small.connect(connects)?);
     }
-    let mut program = row("weft_connect4, a run", Some(GOAL));
     for _ in 0..rounds {
-        program.base.push(small.program(connects)?);
-        program.arm.push(large.program(connects)?);
+        program[0].push(large.program(connects)?);
+        program[1].push(small.program(connects)?);
     }
-    println!("\n{:<34} {:>9} {:>9}     {:>6}", "", "10", "100,000", "ratio");
-    for row in [&wall, &program] {
-        println!("{}", row.line());
-    }
-    println!("{rounds} rounds of {connects} connects an arm; [least, greatest] ratio of a round");
-    Ok(vec![wall, program])
-}
-
-fn row(what: &str, at_most: Option<f64>) -> Row {
-    Row {
-        what: what.to_owned(),
-        unit: "ns",
-        base: Vec::new(),
-        arm: Vec::new(),
-        at_most,
-    }
+    println!("{rounds} rounds of {connects} connects an arm; the peer is the small mesh");
+    let [large, small] = program;
+    let program = Row::ratio("weft_connect4, a run", "ns", large, small, Goal::AtMost(GOAL));
+    let [large, small] = wall;
+    let wall = Row::ratio("connect(), wall", "ns", large, small, Goal::Told);
+    Ok(vec![program, wall])
 }
 
 // === impl Mesh ===

@@ -1,14 +1,62 @@
-//! Rounds of two arms that take turns, and what came of them.
+//! Rounds of arms that take turns, and what came of them.
 
-/// One row of a table: the ratio of two arms, round by round.
+use anyhow::Result;
+
+/// What can be measured again and again.
+pub trait Scenario {
+    /// All arms once, in an order of the round's own. Returns processor seconds that the host took meanwhile.
+    ///
+    /// # Errors
+    /// A response was wrong, or a figure could not be had.
+    fn round(&mut self, number: usize) -> Result<f64>;
+
+    /// Forgets the last round.
+    fn drop_last(&mut self);
+
+    /// What the rounds so far come to.
+    fn rows(&self) -> Vec<Row>;
+}
+
+/// How many rounds: at least, and at most where a goal is within the spread.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounds {
+    pub least: usize,
+    pub most: usize,
+}
+
+/// Processor seconds stolen in a round above which it is dropped.
+const STOLEN: f64 = 0.3;
+
+/// Rounds dropped for that before the rest are taken as they are.
+const DROPS: usize = 5;
+
+/// One row of a table: two arms, and what their rounds come to when put beside each other.
 pub struct Row {
     pub what: String,
     pub unit: &'static str,
-    /// The arm that is compared with.
-    pub base: Vec<f64>,
     pub arm: Vec<f64>,
-    /// The ratio of medians aimed for: at most this. `None`: shown only.
-    pub at_most: Option<f64>,
+    pub peer: Vec<f64>,
+    /// A value a round.
+    pub compared: Vec<f64>,
+    pub goal: Goal,
+}
+
+/// What the median of the compared values is to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    /// None: told only.
+    Told,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    /// The goal is within the interval: another run may say otherwise.
+    Undecided,
+    FallsShort,
+    Told,
 }
 
 /// Median, least and greatest.
@@ -19,39 +67,83 @@ pub struct Spread {
     pub greatest: f64,
 }
 
+/// Runs a scenario until every row is decided or the most rounds are done; `tell` gets a line a round.
+///
+/// # Errors
+/// As [`Scenario::round`].
+pub fn run(scenario: &mut dyn Scenario, rounds: Rounds, mut tell: impl FnMut(String)) -> Result<Vec<Row>> {
+    let (mut done, mut dropped) = (0, 0);
+    while done < rounds.least || (done < rounds.most && scenario.rows().iter().any(Row::is_open)) {
+        let stolen = scenario.round(done)?;
+        if stolen > STOLEN && dropped < DROPS {
+            scenario.drop_last();
+            dropped += 1;
+            tell(format!(
+                "a round dropped: the host took {stolen:.2} s of processor time"
+            ));
+            continue;
+        }
+        done += 1;
+        tell(format!("round {done} of {} to {}", rounds.least, rounds.most));
+    }
+    Ok(scenario.rows())
+}
+
+/// `a / b`, round by round.
+pub fn ratio(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a / b).collect()
+}
+
+/// `a - b`, round by round.
+pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
 // === impl Row ===
 
 impl Row {
-    /// Ratios of the rounds.
-    pub fn ratio(&self) -> Spread {
-        let ratios: Vec<f64> = self.arm.iter().zip(&self.base).map(|(arm, base)| arm / base).collect();
-        spread(&ratios)
+    /// `arm / peer`.
+    pub fn ratio(what: &str, unit: &'static str, arm: Vec<f64>, peer: Vec<f64>, goal: Goal) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit,
+            compared: ratio(&arm, &peer),
+            arm,
+            peer,
+            goal,
+        }
     }
 
-    /// Whether the goal is reached; a row without one always does.
-    pub fn reaches(&self) -> bool {
-        self.at_most.is_none_or(|goal| self.ratio().median <= goal)
-    }
-
-    /// One line of the table.
-    pub fn line(&self) -> String {
-        let (base, arm, ratio) = (spread(&self.base), spread(&self.arm), self.ratio());
-        let goal = match self.at_most {
-            Some(goal) if self.reaches() => format!("PASS (at most {goal})"),
-            Some(goal) => format!("FALLS SHORT (at most {goal})"),
-            None => String::new(),
+    pub fn verdict(&self) -> Verdict {
+        let median = spread(&self.compared).median;
+        let (low, high) = interval(&self.compared);
+        let (goal, reached) = match self.goal {
+            Goal::AtLeast(goal) => (goal, median >= goal),
+            Goal::AtMost(goal) => (goal, median <= goal),
+            Goal::Told => return Verdict::Told,
         };
-        format!(
-            "{:<34} {:>9.0} {:>9.0} {:<3} {:>6.3} [{:.3}, {:.3}]  {goal}",
-            self.what, base.median, arm.median, self.unit, ratio.median, ratio.least, ratio.greatest
-        )
+        if reached {
+            Verdict::Pass
+        } else if low < goal && goal < high {
+            Verdict::Undecided
+        } else {
+            Verdict::FallsShort
+        }
+    }
+
+    /// Whether more rounds may change the verdict.
+    fn is_open(&self) -> bool {
+        let (low, high) = interval(&self.compared);
+        match self.goal {
+            Goal::AtLeast(goal) | Goal::AtMost(goal) => low < goal && goal < high,
+            Goal::Told => false,
+        }
     }
 }
 
 /// Of at least one value.
 pub fn spread(values: &[f64]) -> Spread {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    let sorted = sorted(values);
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
     let middle = sorted.len() / 2;
     let median = if sorted.len().is_multiple_of(2) && middle > 0 {
@@ -66,6 +158,31 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
+/// The interval that holds the median with 95 % confidence whatever the distribution (the sign test's, from order statistics);
+/// fewer than six values cannot say so much: all of them then.
+fn interval(values: &[f64]) -> (f64, f64) {
+    let sorted = sorted(values);
+    let count = sorted.len();
+    // The greatest number of values that may be cut off each end: 2 P(Binomial(count, 1/2) <= cut - 1) <= 5 %.
+    let mut cut = 0;
+    let mut below = 0.5_f64.powi(i32::try_from(count).unwrap_or(i32::MAX));
+    let mut term = below;
+    while 2.0 * below <= 0.05 && cut + 1 < count / 2 {
+        cut += 1;
+        term *= (count - cut + 1) as f64 / cut as f64;
+        below += term;
+    }
+    let cut = cut.saturating_sub(1);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    (at(cut), at(count.saturating_sub(1 + cut)))
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,16 +195,65 @@ mod tests {
         assert_eq!((one.least, one.median, one.greatest), (7.0, 7.0, 7.0));
     }
 
-    #[test]
-    fn a_row_is_judged_by_the_median_of_its_rounds() {
-        let row = |arm: &[f64]| Row {
+    fn row(compared: &[f64], goal: Goal) -> Row {
+        Row {
             what: "x".into(),
             unit: "ns",
-            base: vec![100.0; arm.len()],
-            arm: arm.to_vec(),
-            at_most: Some(1.2),
-        };
-        assert!(row(&[110.0, 500.0, 119.0]).reaches());
-        assert!(!row(&[130.0, 100.0, 121.0]).reaches());
+            arm: Vec::new(),
+            peer: Vec::new(),
+            compared: compared.to_vec(),
+            goal,
+        }
+    }
+
+    #[test]
+    fn a_row_is_judged_by_the_median_of_its_rounds() {
+        let at_most = |values: &[f64]| row(values, Goal::AtMost(1.2)).verdict();
+        assert_eq!(at_most(&[1.1, 5.0, 1.19]), Verdict::Pass);
+        assert_eq!(at_most(&[1.3, 1.0, 1.21]), Verdict::Undecided);
+        assert_eq!(at_most(&[1.3, 1.25, 1.21]), Verdict::FallsShort);
+        assert_eq!(row(&[3.9, 4.0, 4.1], Goal::AtLeast(4.0)).verdict(), Verdict::Pass);
+        assert_eq!(row(&[3.9, 3.8], Goal::Told).verdict(), Verdict::Told);
+    }
+
+    /// From a table of the sign test: of 6 to 8 values the outermost bound it, of 9 to 11 the second ones, of 12 to 14 the third.
+    #[test]
+    fn the_interval_is_that_of_the_sign_test() {
+        let of = |count: u32| interval(&(1..=count).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(of(3), (1.0, 3.0));
+        assert_eq!(of(6), (1.0, 6.0));
+        assert_eq!(of(8), (1.0, 8.0));
+        assert_eq!(of(9), (2.0, 8.0));
+        assert_eq!(of(11), (2.0, 10.0));
+        assert_eq!(of(12), (3.0, 10.0));
+        assert_eq!(of(15), (4.0, 12.0));
+    }
+
+    struct Fixed(Vec<f64>, usize);
+
+    impl Scenario for Fixed {
+        fn round(&mut self, number: usize) -> Result<f64> {
+            self.0.push([1.0, 3.0][number % 2]);
+            self.1 += 1;
+            Ok(if self.1 == 2 { 9.0 } else { 0.0 })
+        }
+
+        fn drop_last(&mut self) {
+            self.0.pop();
+        }
+
+        fn rows(&self) -> Vec<Row> {
+            vec![row(&self.0, Goal::AtMost(2.0))]
+        }
+    }
+
+    #[test]
+    fn open_rows_get_more_rounds_and_stolen_time_drops_one() -> Result<()> {
+        let mut scenario = Fixed(Vec::new(), 0);
+        let mut told = Vec::new();
+        run(&mut scenario, Rounds { least: 3, most: 7 }, |line| told.push(line))?;
+        assert_eq!((scenario.0.len(), scenario.1), (7, 8));
+        assert!(told.iter().any(|line| line.contains("dropped")), "{told:?}");
+        Ok(())
     }
 }

@@ -81,6 +81,20 @@ const TRAFFIC: &[Package] = &[
     },
 ];
 
+/// What the bench compares with.
+const BENCH: &[Package] = &[
+    Package {
+        name: "haproxy",
+        provides: Provides::Program("haproxy"),
+        why: "the leanest HTTP proxy to compare with (no service is started)",
+    },
+    Package {
+        name: "iptables",
+        provides: Provides::Program("iptables"),
+        why: "redirects to sidecars, in a namespace of the bench's own",
+    },
+];
+
 /// What boots other kernels.
 const GUESTS: &[Package] = &[
     Package {
@@ -156,15 +170,16 @@ pub const NPM: &[Package] = &[
 
 /// The packages of `scope` whose program or file is not on this machine.
 pub fn missing(scope: Scope) -> Vec<&'static Package> {
-    let (traffic, guests): (&[Package], &[Package]) = match scope {
+    let (traffic, more): (&[Package], &[Package]) = match scope {
         Scope::Build => (&[], &[]),
         Scope::Traffic => (TRAFFIC, &[]),
+        Scope::Bench => (TRAFFIC, BENCH),
         Scope::Guests => (TRAFFIC, GUESTS),
     };
     BUILD
         .iter()
         .chain(traffic)
-        .chain(guests)
+        .chain(more)
         .filter(|package| !package.is_provided())
         .collect()
 }

@@ -1,0 +1,165 @@
+//! An arm: a client that sends the same requests some way, and the processes between it and the origin.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, de::IgnoredAny};
+use vm_test::{Running, poll};
+
+use super::cpu;
+
+/// Longer than a load takes by this is an error.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// One load: what `weft-load` is told beside the target.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Requests a second; `None`: as many as there are answers.
+    pub rate: Option<u32>,
+    pub connections: usize,
+    pub seconds: f64,
+    /// A connection a request.
+    pub short: bool,
+}
+
+/// What came of a load, all answers being right.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    /// Right answers a second.
+    pub rate: f64,
+    /// Microseconds.
+    pub p50: f64,
+    pub p99: f64,
+    /// Processor time of the proxies a request, in microseconds.
+    pub proxy: f64,
+    /// Of the whole machine.
+    pub machine: f64,
+    /// Processor seconds stolen by the host meanwhile.
+    pub stolen: f64,
+}
+
+#[derive(Deserialize)]
+struct Outcome {
+    right: u64,
+    wrong: u64,
+    failed: u64,
+    all: u64,
+    rate: f64,
+    first_fault: Option<String>,
+    p50: u64,
+    p99: u64,
+    #[serde(flatten)]
+    _rest: std::collections::BTreeMap<String, IgnoredAny>,
+}
+
+/// A client that takes its loads from us, so that it is started (and meshed) once.
+pub struct Client {
+    running: Running,
+    told: usize,
+}
+
+/// A way to the origin.
+pub struct Arm {
+    pub name: &'static str,
+    pub target: SocketAddr,
+    pub host: String,
+    /// Headers of each request, `NAME: VALUE`.
+    pub headers: Vec<String>,
+    /// The processes whose price this is.
+    pub proxies: Vec<i32>,
+    pub client: Client,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// `start` starts the words somewhere: outside, in a cgroup, as a workload.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start(generator: &Path, start: impl FnOnce([&str; 2]) -> Result<Running>) -> Result<Self> {
+        let generator = generator.display().to_string();
+        Ok(Self {
+            running: start([&generator, "--serve"])?,
+            told: 0,
+        })
+    }
+
+    fn load(&mut self, words: &[String], bound: Duration) -> Result<Outcome> {
+        self.running.say(&serde_json::json!(words).to_string())?;
+        self.told += 1;
+        let told = self.told;
+        let line = poll::within(bound, "a load", || {
+            let alive = self.running.is_running()?;
+            let stdout = self.running.stdout();
+            let whole = stdout.rfind('\n').map_or("", |end| &stdout[..end]);
+            match whole.lines().nth(told - 1) {
+                Some(line) => Ok(Some(line.to_owned())),
+                // What ended says no more: no need to wait.
+                None if !alive => Ok(None),
+                None => bail!("no outcome yet"),
+            }
+        })?;
+        let line = line.with_context(|| format!("weft-load ended: {}", self.running.stderr()))?;
+        serde_json::from_str(&line).with_context(|| format!("weft-load said {line}"))
+    }
+}
+
+// === impl Arm ===
+
+impl Arm {
+    /// Puts a load on it.
+    ///
+    /// # Errors
+    /// A response was wrong or missing: no figure is worth anything then.
+    pub fn measure(&mut self, load: &Load, warm_up: f64) -> Result<Measured> {
+        let mut words = vec![self.target.to_string(), "--host".to_owned(), self.host.clone()];
+        for header in &self.headers {
+            words.extend(["--header".to_owned(), header.clone()]);
+        }
+        let pair = |name: &str, value: String| [name.to_owned(), value];
+        words.extend(pair("--connections", load.connections.to_string()));
+        words.extend(pair("--seconds", load.seconds.to_string()));
+        words.extend(pair("--warm-up", warm_up.to_string()));
+        if let Some(rate) = load.rate {
+            words.extend(pair("--rate", rate.to_string()));
+        }
+        if load.short {
+            words.push("--short".to_owned());
+        }
+
+        let began = Instant::now();
+        let (proxies, machine) = (self.proxies_ran()?, cpu::of_machine()?);
+        let bound = Duration::from_secs_f64(load.seconds + warm_up) + SLACK;
+        let outcome = self.client.load(&words, bound);
+        let outcome = outcome.with_context(|| format!("arm `{}`", self.name))?;
+        let (proxies, machine_now) = (self.proxies_ran()?.saturating_sub(proxies), cpu::of_machine()?);
+        ensure!(
+            outcome.wrong == 0 && outcome.failed == 0 && outcome.right > 0,
+            "arm `{}`: of {} answers {} were wrong and {} missing after {:.1} s: {}",
+            self.name,
+            outcome.all + outcome.wrong + outcome.failed,
+            outcome.wrong,
+            outcome.failed,
+            began.elapsed().as_secs_f64(),
+            outcome.first_fault.as_deref().unwrap_or("no fault told"),
+        );
+        let a_request = |time: Duration| time.as_secs_f64() * 1e6 / outcome.all as f64;
+        Ok(Measured {
+            rate: outcome.rate,
+            p50: outcome.p50 as f64 / 1e3,
+            p99: outcome.p99 as f64 / 1e3,
+            proxy: a_request(proxies),
+            machine: a_request(machine_now.busy.saturating_sub(machine.busy)),
+            stolen: machine_now.stolen.saturating_sub(machine.stolen).as_secs_f64(),
+        })
+    }
+
+    fn proxies_ran(&self) -> Result<Duration> {
+        self.proxies.iter().map(|pid| cpu::of_process(*pid)).sum()
+    }
+}

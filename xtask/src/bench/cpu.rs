@@ -1,0 +1,115 @@
+//! Time that processors spent: on one process, on the whole machine, and stolen from it by the host.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+/// A tick of /proc/stat: USER_HZ is 100 on every architecture Linux runs on here.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What the processors of this machine did since it started.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// All but idling and waiting for disks.
+    pub busy: Duration,
+    /// Taken by the host for others.
+    pub stolen: Duration,
+}
+
+/// User and system time of a process's threads, in nanoseconds of the scheduler (`/proc/PID/task/*/schedstat`): ticks of 10 ms
+/// are too coarse for a proxy that is idle most of the time.
+///
+/// # Errors
+/// The process is gone.
+pub fn of_process(pid: i32) -> Result<Duration> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("list threads of {pid}"))?;
+    let mut total = 0;
+    for task in tasks {
+        let file = task?.path().join("schedstat");
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let ran = text.split_whitespace().next().context("a thread's schedstat")?;
+        total += ran.parse::<u64>().context("a thread's run time")?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// # Errors
+/// `/proc/stat` cannot be read.
+pub fn of_machine() -> Result<Machine> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    machine_of(text.lines().next().unwrap_or_default())
+}
+
+/// `cpu USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL ...` (proc(5)).
+fn machine_of(line: &str) -> Result<Machine> {
+    let fields: Vec<u32> = line
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .map(|field| field.parse().with_context(|| format!("{field:?} in /proc/stat")))
+        .collect::<Result<_>>()?;
+    ensure!(fields.len() == 8, "{line:?} is not the first line of /proc/stat");
+    let ticks = [0, 1, 2, 5, 6]
+        .iter()
+        .filter_map(|index| fields.get(*index))
+        .sum::<u32>();
+    Ok(Machine {
+        busy: TICK * ticks,
+        stolen: TICK * fields.get(7).copied().unwrap_or_default(),
+    })
+}
+
+/// Keeps every processor from halting while it lives: a halted virtual one takes 25 to 40 µs to wake, and that is not what a
+/// latency on one connection should be of. Runs only where nothing else wants to (SCHED_IDLE).
+pub struct Awake {
+    spinners: Vec<vm_test::Running>,
+}
+
+// === impl Awake ===
+
+impl Awake {
+    /// # Errors
+    /// `chrt` (util-linux) cannot be started.
+    pub fn new() -> Result<Self> {
+        let processors = thread::available_parallelism().context("count processors")?.get();
+        let spinners = (0..processors).map(|_| {
+            let mut command = std::process::Command::new("chrt");
+            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+            vm_test::Running::start(command)
+        });
+        Ok(Self {
+            spinners: spinners.collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.spinners.iter_mut().for_each(vm_test::Running::kill);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_proc_stat_is_read() -> Result<()> {
+        let machine = machine_of("cpu  100 10 50 9000 7 3 2 5 0 0")?;
+        assert_eq!(machine.busy, Duration::from_millis(1650));
+        assert_eq!(machine.stolen, Duration::from_millis(50));
+        machine_of("cpu 1 2").unwrap_err();
+        Ok(())
+    }
+
+    #[test]
+    fn a_process_that_works_is_seen_to() -> Result<()> {
+        let before = of_process(std::process::id().cast_signed())?;
+        let mut sum = 0_u64;
+        while of_process(std::process::id().cast_signed())? < before + Duration::from_millis(5) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        Ok(())
+    }
+}

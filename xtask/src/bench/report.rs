@@ -1,0 +1,105 @@
+//! What a bench prints, and what it keeps.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{
+    peers,
+    rounds::{Goal, Row, Spread, Verdict, spread},
+};
+use crate::shell;
+
+/// Prints a scenario's rows.
+pub fn table(scenario: &str, rows: &[Row]) {
+    let width = rows
+        .iter()
+        .map(|row| row.what.chars().count())
+        .max()
+        .unwrap_or_default();
+    println!(
+        "\n{scenario:<width$}  {:>9}  {:>9}  {:<7} {:>8}  {:<18} {:>8}  verdict",
+        "weft", "peer", "", "compared", "[least, greatest]", "goal"
+    );
+    for row in rows {
+        println!("{}", line(row, width));
+    }
+}
+
+fn line(row: &Row, width: usize) -> String {
+    let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
+    let goal = match row.goal {
+        Goal::AtLeast(goal) => format!(">= {goal}"),
+        Goal::AtMost(goal) => format!("<= {goal}"),
+        Goal::Told => String::new(),
+    };
+    let range = format!("[{:.3}, {:.3}]", compared.least, compared.greatest);
+    format!(
+        "{:<width$}  {:>9.1}  {:>9.1}  {:<7} {:>8.3}  {range:<18} {goal:>8}  {}",
+        row.what,
+        arm.median,
+        peer.median,
+        row.unit,
+        compared.median,
+        row.verdict().text()
+    )
+}
+
+/// Writes all rows with what they were measured on.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn json(file: &Path, scenarios: &[(&str, Vec<Row>)]) -> Result<()> {
+    let of = |spread: Spread| json!({"median": spread.median, "least": spread.least, "greatest": spread.greatest});
+    let row = |row: &Row| {
+        json!({
+            "what": row.what,
+            "unit": row.unit,
+            "weft": of(spread(&row.arm)),
+            "peer": of(spread(&row.peer)),
+            "compared": of(spread(&row.compared)),
+            "rounds": row.compared.len(),
+            "goal": row.goal.json(),
+            "verdict": row.verdict().text(),
+        })
+    };
+    let scenarios: Vec<Value> = scenarios
+        .iter()
+        .map(|(name, rows)| json!({"scenario": name, "rows": rows.iter().map(row).collect::<Vec<_>>()}))
+        .collect();
+    let ask = |words: &[&str]| shell::ask(shell::git().args(words));
+    let all = json!({
+        "commit": ask(&["describe", "--always", "--dirty"]),
+        "date": shell::ask(std::process::Command::new("date").args(["--utc", "--iso-8601=seconds"])),
+        "machine": peers::versions(),
+        "scenarios": scenarios,
+    });
+    let text = serde_json::to_string_pretty(&all).context("results")?;
+    fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
+}
+
+// === impl Goal ===
+
+impl Goal {
+    fn json(self) -> Value {
+        match self {
+            Self::AtLeast(goal) => json!({"at_least": goal}),
+            Self::AtMost(goal) => json!({"at_most": goal}),
+            Self::Told => Value::Null,
+        }
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Undecided => "UNDECIDED",
+            Self::FallsShort => "FALLS SHORT",
+            Self::Told => "",
+        }
+    }
+}
