@@ -3,6 +3,7 @@
 mod arm;
 mod cpu;
 mod http;
+mod memory;
 mod peers;
 mod policy_scale;
 mod report;
@@ -45,6 +46,8 @@ pub struct Args {
 enum Scenario {
     /// HTTP/1.1 and connections on one node: no mesh, weft, Envoy, haproxy, Envoy twice behind iptables.
     Http,
+    /// Memory of an idle proxy, and with 10,000 connections, beside Envoy.
+    Memory,
     /// What a connect costs with 10 policy entries and with 100,000 and 10,000 services.
     PolicyScale,
 }
@@ -88,6 +91,7 @@ impl Scenario {
     fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Memory => "memory",
             Self::PolicyScale => "policy-scale",
         }
     }
@@ -98,6 +102,7 @@ impl Scenario {
             Self::Http => rounds::run(&mut http::Http::new(quick)?, http::rounds(quick), |line| {
                 println!("{line}")
             }),
+            Self::Memory => memory::run(quick),
             Self::PolicyScale => policy_scale::run(quick),
         }
     }

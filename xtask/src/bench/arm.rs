@@ -81,10 +81,11 @@ impl Client {
     ///
     /// # Errors
     /// As `start`.
-    pub fn start(generator: &Path, start: impl FnOnce([&str; 2]) -> Result<Running>) -> Result<Self> {
+    pub fn start(generator: &Path, start: impl FnOnce([&str; 5]) -> Result<Running>) -> Result<Self> {
         let generator = generator.display().to_string();
         Ok(Self {
-            running: start([&generator, "--serve"])?,
+            // A connection is a descriptor.
+            running: start(["prlimit", "--nofile=65536", "--", &generator, "--serve"])?,
             told: 0,
         })
     }
