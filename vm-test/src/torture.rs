@@ -50,8 +50,12 @@ pub const MEMORY: &str = "memory-bound";
 pub const BLOCKING: &str = "blocking-read";
 
 /// The most that a sender may get rid of while nobody reads, over all sockets and buffers between the two programs: twice
-/// the kernel's largest send and receive buffers (4 and 6 MiB, `tcp_wmem` and `tcp_rmem`), and some.
+/// the largest send and receive buffers ([`BUFFERS`]), and some.
 pub const MOST_UNREAD: u64 = 24 << 20;
+
+/// Least, first and largest buffers, in bytes, of every connection of the suite (`tcp_rmem`, `tcp_wmem`): those that Linux has on
+/// its own up to 6.15. Later kernels let a receive buffer grow to 32 MiB, and then the bound says nothing.
+pub const BUFFERS: [(&str, &str); 2] = [("tcp_rmem", "4096 131072 6291456"), ("tcp_wmem", "4096 16384 4194304")];
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vm_test::{
     Lab, lab_test, poll, process, resources,
-    torture::{BLOCKING, CASES, Cell, MANY, MEMORY, MOST_UNREAD, Mode, Outcome},
+    torture::{BLOCKING, BUFFERS, CASES, Cell, MANY, MEMORY, MOST_UNREAD, Mode, Outcome},
 };
 
 /// Bytes of a huge write: `WEFT_TEST_BYTES`, or this.
@@ -24,6 +24,10 @@ const KERNEL: &[&str] = &["splice", "peek", "unread", "sendfile", "ktls", MEMORY
 
 /// All cases on one path.
 fn run(lab: &Lab, direct: bool) -> Result<BTreeMap<String, Outcome>> {
+    for (name, sizes) in BUFFERS {
+        let write = format!("echo '{sizes}' > /proc/sys/net/ipv4/{name}");
+        lab.outside(["sh", "-c", &write])?.ok()?;
+    }
     let traffic = lab.traffic()?;
     let bytes = env::var("WEFT_TEST_BYTES").unwrap_or_else(|_| DEFAULT_BYTES.to_owned());
     let dir = lab.work().join("torture");

@@ -134,15 +134,15 @@ fn events_that_the_ring_has_no_room_for_are_counted_where_one_looks() {
         let dropped = poll::until("the status to tell of lost events", || {
             let status = lab.status()?;
             let dropped = status["flows"]["dropped"].as_u64().context("dropped")?;
-            // An open and a close each, of which the ring took at most 39.
-            ensure!(dropped >= 2 * BURST as u64 - 39, "{}", status["flows"]);
+            // An open and a close each. While nobody reads, the ring takes at most 39; closes may come when the daemon reads again.
+            ensure!(dropped >= BURST as u64, "{}", status["flows"]);
+            let text = scrape(lab)?;
+            ensure!(
+                metric(&text, "weft_flow_events_dropped_total", &[])? == dropped as f64,
+                "{text}"
+            );
             Ok(dropped)
         })?;
-        let text = scrape(lab)?;
-        ensure!(
-            metric(&text, "weft_flow_events_dropped_total", &[])? == dropped as f64,
-            "{text}"
-        );
         let shown = lab.weft(["status"])?.ok()?.stdout;
         ensure!(shown.contains(&format!("{dropped} dropped")), "{shown}");
         poll::until("the follower to be told", || {
