@@ -2,6 +2,8 @@
 //!
 //! Decoding goes on after an error, so that one run shows all that is wrong. A function that returns `None` has said why.
 
+mod free;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -11,7 +13,7 @@ use std::{
 use crate::{
     diagnostic::{Diagnostic, Severity},
     names,
-    snapshot::ObjectRef,
+    snapshot::{AdapterCatalog, ObjectRef},
     yaml::{Data, Kind, Node, Position, Problem},
 };
 
@@ -28,6 +30,8 @@ const MAX_REGEX_TEXT: usize = 1024;
 /// What decoding a file has found so far, and which object it is at.
 pub(crate) struct Context {
     pub file: Arc<str>,
+    /// `None`: any adapter may be one, with any parameters.
+    pub adapters: Option<&'static dyn AdapterCatalog>,
     object: RefCell<Option<ObjectRef>>,
     found: RefCell<Vec<Diagnostic>>,
     dropped: Cell<usize>,
@@ -64,9 +68,10 @@ pub struct Located<T> {
 // === impl Context ===
 
 impl Context {
-    pub fn new(file: &str) -> Self {
+    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>) -> Self {
         Self {
             file: file.into(),
+            adapters,
             object: RefCell::default(),
             found: RefCell::default(),
             dropped: Cell::default(),

@@ -165,6 +165,13 @@ impl Snapshot {
                     "service {} at {vips}: port {port}/{protocol}{http}",
                     service.name
                 ));
+                let looks = |adapter: &&std::sync::Arc<crate::snapshot::Adapter>| {
+                    adapter.config.role.sees_requests() && adapter.target.services.contains(&service.name)
+                };
+                for adapter in self.adapters.iter().filter(|_| found.http).filter(looks) {
+                    let config = &adapter.config;
+                    steps.push(format!("- {}: {}, {}", config.object, config.backend, config.role));
+                }
                 Some((service, found))
             }
             None => {
@@ -259,7 +266,9 @@ impl Snapshot {
                 key.0, owner.service, owner.endpoint.workload
             ));
             if let Some(service) = self.services.get(&owner.service) {
-                road.http = service.ports.get(owner.port).is_some_and(|p| p.http);
+                let port = service.ports.get(owner.port);
+                road.http = port.is_some_and(|p| p.http);
+                road.proxied = port.filter(|p| p.guarded).and_then(|p| p.proxied.as_deref());
                 road.l7 = &service.l7;
             }
             owner.endpoint.identity

@@ -188,6 +188,8 @@ pub struct Snapshot {
     /// What the classes stand for, also those that are gone.
     pub classes: BTreeMap<Class, ClassName>,
     pub rules: HashMap<RuleId, ObjectRef>,
+    /// In the order in which they look at a request.
+    pub adapters: Vec<Arc<Adapter>>,
     pub statuses: Vec<ObjectStatus>,
     /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
     pub by_vip: HashMap<IpAddr, ServiceName>,
@@ -241,6 +243,9 @@ pub struct ServicePort {
     pub http: bool,
     /// Why connections to this port visit the proxy whatever the access policy says; `None`: they do not.
     pub proxied: Option<String>,
+    /// An adapter judges its requests, and refuses what it cannot look at: so does the kernel where nobody declared otherwise
+    /// and no proxy is there, and the proxy what is no HTTP.
+    pub guarded: bool,
     /// Ready endpoints.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Identities and target ports behind it, of ready and of starting workloads: whom callers will reach.

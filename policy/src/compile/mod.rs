@@ -10,12 +10,15 @@
 //!       (further dialects lower to       |
 //!        Grants and splits too)          +-> network: NetworkPolicies, one policy a class
 //!                                        v
+//!       adapters: whose requests each looks at, in which order
+//!                                        |
 //!                        splits, what works per request, what visits the proxy
 //! ```
 //!
 //! The same input and allocations give the same snapshot. Nothing is guessed from which objects exist.
 
 mod access;
+mod adapters;
 mod allocations;
 mod capture;
 mod l7;
@@ -38,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     access::Access,
+    adapters::Adapters,
     members::{Members, Origin},
     report::Report,
     services::Drafts,
@@ -50,8 +54,8 @@ pub use self::{
 use crate::{
     diagnostic::Diagnostic,
     snapshot::{
-        Acceleration, Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName, Snapshot,
-        Workload,
+        Acceleration, Adapter, Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName,
+        Snapshot, Workload,
     },
     store::Store,
 };
@@ -121,16 +125,17 @@ pub fn compile(input: &CompileInput<'_>, allocations: &mut Allocations) -> Compi
     let access = Access::compile(&sources, &members, &drafts, allocations, &mut report);
     let network = network::compile(&sources, &members, &drafts, allocations, &mut report);
     capture::report(&sources, input.captured, &mut report);
+    let adapters = Adapters::compile(&sources, &drafts, &mut report);
     let services = split::finish(
         (&sources, input.acceleration),
         &drafts,
-        &access,
+        (&access, &adapters),
         allocations,
         &mut report,
     );
     report.services(&sources, &services);
     report.refusals(input.store);
-    let policies = (access, network);
+    let policies = (access, network, adapters.all);
     assemble(input, allocations, members, drafts, policies, services, report)
 }
 
@@ -139,7 +144,7 @@ fn assemble(
     allocations: &Allocations,
     members: Members<'_>,
     drafts: Drafts,
-    (access, network): (Access, Network),
+    (access, network, adapters): (Access, Network, Vec<Arc<Adapter>>),
     services: BTreeMap<ServiceName, Arc<Service>>,
     report: Report,
 ) -> Compiled {
@@ -171,6 +176,7 @@ fn assemble(
         outbound_default: access.outbound_default,
         outbound_audit: access.outbound_audit,
         network,
+        adapters,
         classes: allocations
             .classes()
             .map(|(name, class)| (*class, name.clone()))

@@ -7,7 +7,7 @@ use crate::{
         Object, Spec,
         k8s::{NetworkPolicySpec, ServiceSpec},
         smi::{HttpRouteGroupSpec, PortRouteSpec, TrafficSplitSpec, TrafficTargetSpec},
-        weft::{Enforcement, MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
+        weft::{AdapterSpec, Enforcement, MeshConfigSpec, ServicePolicySpec, WorkloadSpec},
     },
     snapshot::{Account, L7, ServiceName},
     store::Store,
@@ -34,6 +34,7 @@ pub(super) struct Sources<'a> {
     /// By service.
     pub policies: BTreeMap<ServiceName, (&'a Object, &'a ServicePolicySpec)>,
     pub workloads: Vec<(&'a Object, &'a WorkloadSpec)>,
+    pub adapters: Vec<(&'a Object, &'a AdapterSpec)>,
     /// Declared by a ServiceAccount.
     pub accounts: BTreeSet<Account>,
     pub all: Vec<&'a Object>,
@@ -82,6 +83,7 @@ impl<'a> Sources<'a> {
                     sources.configs.insert(object.id.namespace.as_deref(), (object, spec));
                 }
                 Spec::Workload(spec) => sources.workloads.push((object, spec)),
+                Spec::Adapter(spec) => sources.adapters.push((object, spec)),
                 Spec::ServicePolicy(spec) => {
                     sources
                         .policies

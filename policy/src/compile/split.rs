@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Allocations,
     access::Access,
+    adapters::Adapters,
     l7,
     report::Report,
     services::{Draft, Drafts, PortDraft},
@@ -25,7 +26,7 @@ const NOBODY_LISTENS_YET: &str = "no endpoint listens yet";
 pub(super) fn finish(
     (sources, acceleration): (&Sources<'_>, Acceleration),
     drafts: &Drafts,
-    access: &Access,
+    deciders: (&Access, &Adapters<'_>),
     allocations: &mut Allocations,
     report: &mut Report,
 ) -> BTreeMap<ServiceName, Arc<Service>> {
@@ -47,7 +48,7 @@ pub(super) fn finish(
         let ports = draft
             .ports
             .iter()
-            .map(|port| finish_port(port, l7, split.as_ref(), drafts, access, allocations));
+            .map(|port| finish_port(name, port, l7, split.as_ref(), drafts, deciders, allocations));
         let service = Service {
             name: name.clone(),
             vip4: draft.vip4,
@@ -63,15 +64,25 @@ pub(super) fn finish(
 }
 
 fn finish_port(
+    name: &ServiceName,
     port: &PortDraft,
     l7: &L7,
     root: Option<&Root<'_>>,
     drafts: &Drafts,
-    access: &Access,
+    (access, adapters): (&Access, &Adapters<'_>),
     allocations: &mut Allocations,
 ) -> ServicePort {
     let split = root.filter(|root| root.applies_to(port));
+    let reached: Vec<ServiceName> = [name.clone()]
+        .into_iter()
+        .chain(split.into_iter().flat_map(Root::leaves))
+        .collect();
+    let looked_at = adapters
+        .why(reached.iter())
+        .filter(|_| *l7 == L7::Auto && may_be_http(port));
+    let guarded = looked_at.is_some() && adapters.closed(reached.iter());
     let asked_for = split.is_some_and(Root::has_matches)
+        || looked_at.is_some()
         || port
             .targets
             .iter()
@@ -87,6 +98,7 @@ fn finish_port(
         // Nobody of ours is there to split or to wait.
         _ if *l7 != L7::Auto => l7::proxied(l7).filter(|_| may_be_http(port)),
         Some(root) if http => Some(format!("{} splits per request", root.object.id)),
+        _ if looked_at.is_some() => looked_at,
         _ if waits => Some(NOBODY_LISTENS_YET.to_owned()),
         _ => None,
     };
@@ -98,6 +110,7 @@ fn finish_port(
         app: port.app,
         http,
         proxied,
+        guarded,
         endpoints: port.endpoints.clone(),
         targets: port.targets.clone(),
         pending: port.pending,
@@ -145,6 +158,12 @@ impl<'a> Root<'a> {
     /// Whether requests on this port can be told apart.
     fn tells_apart(&self, port: &PortDraft) -> bool {
         self.per_request && may_be_http(port)
+    }
+
+    /// Services that it names.
+    fn leaves(&self) -> impl Iterator<Item = ServiceName> {
+        let backends = self.spec.backends.iter();
+        backends.map(|backend| service_name(self.object, &backend.service.value))
     }
 
     /// Backends with a weight, and their port of this number.

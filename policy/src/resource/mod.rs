@@ -28,6 +28,7 @@ pub enum Spec {
     MeshConfig(weft::MeshConfigSpec),
     Workload(weft::WorkloadSpec),
     ServicePolicy(weft::ServicePolicySpec),
+    Adapter(weft::AdapterSpec),
 }
 
 /// Every kind that is understood. A further front end is a folder and its lines here.
@@ -44,6 +45,7 @@ pub(crate) const KINDS: &[&KindInfo] = &[
     &weft::MESH_CONFIG,
     &weft::WORKLOAD,
     &weft::SERVICE_POLICY,
+    &weft::ADAPTER,
 ];
 
 /// How a kind is named and read.

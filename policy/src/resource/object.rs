@@ -7,7 +7,7 @@ use crate::{
     decode::{Context, Fields, Value, one_of, shorten},
     diagnostic::{Diagnostic, Severity},
     names,
-    snapshot::ObjectRef,
+    snapshot::{AdapterCatalog, ObjectRef},
     yaml::{self, Document, Kind, Node, Position},
 };
 
@@ -83,8 +83,8 @@ pub(crate) struct Body<'b, 'a> {
 }
 
 /// Reads all documents of a file.
-pub(crate) fn parse_file(path: &str, bytes: &[u8]) -> ParsedFile {
-    let cx = Context::new(path);
+pub(crate) fn parse_file(path: &str, bytes: &[u8], adapters: Option<&'static dyn AdapterCatalog>) -> ParsedFile {
+    let cx = Context::new(path, adapters);
     let documents = match yaml::parse(bytes) {
         Ok(documents) => Some(
             documents

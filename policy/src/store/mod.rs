@@ -24,12 +24,13 @@ use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
     resource::{self, Claim, Key, Location, Object, Parsed},
-    snapshot::ObjectRef,
+    snapshot::{AdapterCatalog, ObjectRef},
 };
 
 /// See the module's words.
 #[derive(Debug, Default)]
 pub struct Store {
+    adapters: Option<&'static dyn AdapterCatalog>,
     files: BTreeMap<String, FileState>,
     /// Files that have an object, in the order in which they came to have it.
     holders: BTreeMap<Key, Vec<String>>,
@@ -69,11 +70,19 @@ pub struct Refusal {
 // === impl Store ===
 
 impl Store {
+    /// An empty one that refuses adapters which are not in this catalog, and parameters which they would not take.
+    pub fn with_adapters(catalog: &'static dyn AdapterCatalog) -> Self {
+        Self {
+            adapters: Some(catalog),
+            ..Self::default()
+        }
+    }
+
     /// Takes a file's content, new or changed. Gives all that is wrong with this file now.
     ///
     /// `path` only names the file: in messages, and to know it again.
     pub fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
-        let parsed = resource::parse_file(path, bytes);
+        let parsed = resource::parse_file(path, bytes, self.adapters);
         let mut state = FileState {
             slots: BTreeMap::new(),
             diagnostics: parsed.diagnostics,

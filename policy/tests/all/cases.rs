@@ -19,7 +19,7 @@ fn every_case_gives_what_is_expected() {
         let bytes = fs::read(&path).expect("a readable case");
         let script = support::script(&String::from_utf8_lossy(&bytes));
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-        let mut store = Store::default();
+        let mut store = Store::with_adapters(&support::Known);
         let diagnostics = store.apply_file(&name, &bytes);
         let compiled =
             support::compile_captured(&store, &script.workloads, &script.captured, &mut Allocations::default());

@@ -7,7 +7,7 @@ use weft_policy::{Allocations, Diagnostic, ObjectState, Store, resource::kind_na
 use crate::support;
 
 fn examples() -> Store {
-    let mut store = Store::default();
+    let mut store = Store::with_adapters(&support::Known);
     for path in support::yaml_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")) {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let found = store.apply_file(&name, &fs::read(&path).expect("a readable example"));
@@ -34,7 +34,7 @@ fn there_is_an_example_of_every_kind() {
 #[test]
 fn an_object_s_text_gives_the_object_again() {
     let store = examples();
-    let mut again = Store::default();
+    let mut again = Store::with_adapters(&support::Known);
     for (number, object) in store.objects().enumerate() {
         assert_eq!(
             again.apply_file(&number.to_string(), object.text.as_bytes()),

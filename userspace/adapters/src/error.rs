@@ -22,6 +22,8 @@ pub enum AdapterError {
         #[source]
         source: io::Error,
     },
+    #[error("there is no native adapter `{name}`")]
+    Unknown { name: String },
     #[error("adapter `{adapter}`, parameter `{path}`: {reason}")]
     Params {
         adapter: &'static str,

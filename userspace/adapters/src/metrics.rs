@@ -1,5 +1,7 @@
 //! What the report path and the checks tell about themselves.
 
+use std::{sync::atomic::AtomicU64, time::Instant};
+
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
@@ -45,6 +47,81 @@ pub struct CheckMetrics {
 pub struct OneCheck {
     pub failures: Counter,
     pub cache: CacheMetrics,
+}
+
+/// Counters of all checks of kind `Adapter`; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct AdapterMetrics {
+    checks: Family<[(&'static str, String); 2], Counter>,
+    seconds: Family<[(&'static str, String); 1], Seconds>,
+}
+
+/// Time that adds up.
+type Seconds = Counter<f64, AtomicU64>;
+
+/// Those of one adapter.
+#[derive(Debug, Clone, Default)]
+pub struct CheckCounters {
+    pub allowed: Counter,
+    pub denied: Counter,
+    /// Its failure policy decided.
+    pub failed: Counter,
+    /// All it took, waiting included.
+    pub seconds: Seconds,
+}
+
+/// Values of the label `result`.
+const RESULTS: [&str; 3] = ["allow", "deny", "failed"];
+
+// === impl AdapterMetrics ===
+
+impl AdapterMetrics {
+    /// Those of the adapter `name`.
+    pub fn of(&self, name: &str) -> CheckCounters {
+        let [allowed, denied, failed] = RESULTS.map(|result| self.checks.get_or_create(&labels(name, result)).clone());
+        let seconds = self.seconds.get_or_create(&[("adapter", name.to_owned())]).clone();
+        CheckCounters {
+            allowed,
+            denied,
+            failed,
+            seconds,
+        }
+    }
+
+    /// The adapter `name` is gone.
+    pub fn forget(&self, name: &str) {
+        for result in RESULTS {
+            self.checks.remove(&labels(name, result));
+        }
+        self.seconds.remove(&[("adapter", name.to_owned())]);
+    }
+
+    /// Registers `weft_adapter_*`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weft_adapter_checks",
+            "Requests that an adapter judged; failed: it could not, and its failure policy decided",
+            self.checks.clone(),
+        );
+        registry.register(
+            "weft_adapter_check_seconds",
+            "Time that an adapter took to judge, waiting for others included",
+            self.seconds.clone(),
+        );
+    }
+}
+
+fn labels(name: &str, result: &str) -> [(&'static str, String); 2] {
+    [("adapter", name.to_owned()), ("result", result.to_owned())]
+}
+
+// === impl CheckCounters ===
+
+impl CheckCounters {
+    /// A check that `began` then is over.
+    pub(crate) fn took(&self, began: Instant) {
+        self.seconds.inc_by(began.elapsed().as_secs_f64());
+    }
 }
 
 // === impl ReportMetrics ===

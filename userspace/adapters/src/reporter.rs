@@ -13,8 +13,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering, fence},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -70,7 +70,24 @@ pub struct Reporter {
 #[derive(Debug)]
 pub struct ReporterThread {
     shared: Arc<Shared>,
+    changes: Sender<Change>,
     done: Receiver<()>,
+}
+
+/// Adds and takes away adapters while the thread runs. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct ReporterControl {
+    changes: Sender<Change>,
+    shared: Arc<Shared>,
+}
+
+/// An adapter that was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReporterId(u64);
+
+enum Change {
+    Add(ReporterId, Box<dyn Report>),
+    Remove(ReporterId),
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +95,7 @@ struct Shared {
     /// The thread found every ring empty and sleeps, or is about to.
     asleep: AtomicBool,
     stop: AtomicBool,
+    last_id: AtomicU64,
     thread: OnceLock<Thread>,
 }
 
@@ -86,7 +104,9 @@ struct Drain {
     rings: Vec<Receiver<Record>>,
     /// The ring to begin with, so that a busy one does not starve the others.
     first: usize,
-    adapters: Vec<Box<dyn Report>>,
+    /// Those that were added while it runs have a number.
+    adapters: Vec<(Option<ReporterId>, Box<dyn Report>)>,
+    changes: Receiver<Change>,
     batch: Vec<Record>,
     shared: Arc<Shared>,
     metrics: ReportMetrics,
@@ -138,10 +158,12 @@ impl ReporterThread {
         let shared = Arc::new(Shared::default());
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..rings).map(|_| sync_channel(RING_CAPACITY)).unzip();
         let (finished, done) = sync_channel(1);
+        let (change, changes) = channel();
         let drain = Drain {
             rings: receivers,
             first: 0,
-            adapters,
+            adapters: adapters.into_iter().map(|adapter| (None, adapter)).collect(),
+            changes,
             batch: Vec::with_capacity(BATCH_MAX),
             shared: shared.clone(),
             metrics: metrics.clone(),
@@ -164,7 +186,20 @@ impl ReporterThread {
                 dropped: metrics.dropped_for_all(),
             })
             .collect();
-        Ok((Self { shared, done }, reporters))
+        let thread = Self {
+            shared,
+            changes: change,
+            done,
+        };
+        Ok((thread, reporters))
+    }
+
+    /// Adds and takes away adapters.
+    pub fn control(&self) -> ReporterControl {
+        ReporterControl {
+            changes: self.changes.clone(),
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Delivers what is queued, flushes every adapter, and ends the thread. Blocks for `deadline` at most.
@@ -190,6 +225,37 @@ impl Drop for ReporterThread {
     }
 }
 
+// === impl ReporterControl ===
+
+impl ReporterControl {
+    /// From now on `adapter` is told, too. After the thread's end it is dropped.
+    pub fn add(&self, adapter: Box<dyn Report>) -> ReporterId {
+        let id = ReporterId(self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
+        self.change(Change::Add(id, adapter));
+        id
+    }
+
+    /// It is told what was recorded before, flushed, and dropped; nobody waits for that.
+    pub fn remove(&self, id: ReporterId) {
+        self.change(Change::Remove(id));
+    }
+
+    fn change(&self, change: Change) {
+        // A thread that has ended has dropped all of them.
+        let _ = self.changes.send(change);
+        self.shared.wake();
+    }
+}
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add(id, adapter) => f.debug_tuple("Add").field(id).field(&adapter.name()).finish(),
+            Self::Remove(id) => f.debug_tuple("Remove").field(id).finish(),
+        }
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -208,7 +274,9 @@ impl Drain {
         loop {
             // Read before the rings: what was queued before the stop is then seen by the pass below.
             let stop = self.shared.stop.load(Ordering::SeqCst);
+            let gone = self.change();
             let found = self.pass();
+            self.remove(&gone);
             match found {
                 BATCH_MAX => {}
                 0 if stop => break,
@@ -217,13 +285,39 @@ impl Drain {
                 _ => thread::park_timeout(GATHER),
             }
         }
-        for adapter in &mut self.adapters {
+        for (_, adapter) in &mut self.adapters {
             adapter.flush();
         }
         let deadline = Instant::now() + FLUSH_WAIT;
-        for adapter in &mut self.adapters {
+        for (_, adapter) in &mut self.adapters {
             adapter.wait(deadline);
         }
+    }
+
+    /// Takes in those that come; says who is to go.
+    fn change(&mut self) -> Vec<ReporterId> {
+        let mut gone = Vec::new();
+        while let Ok(change) = self.changes.try_recv() {
+            match change {
+                Change::Add(id, adapter) => self.adapters.push((Some(id), adapter)),
+                Change::Remove(id) => gone.push(id),
+            }
+        }
+        gone
+    }
+
+    /// What they send in the background goes on without them.
+    fn remove(&mut self, gone: &[ReporterId]) {
+        if gone.is_empty() {
+            return;
+        }
+        self.adapters.retain_mut(|(id, adapter)| {
+            let goes = id.is_some_and(|id| gone.contains(&id));
+            if goes {
+                adapter.flush();
+            }
+            !goes
+        });
     }
 
     /// Takes at most [`BATCH_MAX`] records and reports them; says how many.
@@ -248,7 +342,7 @@ impl Drain {
     /// One bad adapter must not take the others with it: one that panics is told nothing any more.
     fn deliver(&mut self) {
         let (batch, metrics) = (&self.batch, &self.metrics);
-        self.adapters.retain_mut(|adapter| {
+        self.adapters.retain_mut(|(_, adapter)| {
             let outcome = catch_unwind(AssertUnwindSafe(|| adapter.report(batch)));
             if outcome.is_err() {
                 let name = adapter.name().to_owned();

@@ -113,9 +113,13 @@ pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<O
 
 /// An adapter, named as the rule that decided.
 pub(crate) fn adapter(name: &str) -> ObjectRef {
+    let (namespace, name) = match name.split_once('/') {
+        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        None => (None, name),
+    };
     ObjectRef {
         kind: "Adapter".into(),
-        namespace: None,
+        namespace,
         name: name.into(),
     }
 }

@@ -19,8 +19,8 @@ use weft::{
     admin::{
         Control, ControlError, Server,
         api::{
-            ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery,
-            ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+            AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest,
+            ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
         },
     },
     flows::FlowStore,
@@ -54,6 +54,10 @@ impl Control for Registrar {
 
     fn workloads(&self) -> Vec<WorkloadView> {
         self.registry.views()
+    }
+
+    fn adapters(&self) -> Vec<AdapterView> {
+        Vec::new()
     }
 
     fn status(&self) -> Status {

@@ -13,9 +13,36 @@ pub mod render;
 use std::{collections::BTreeMap, path::Path};
 
 use weft_policy::{
-    Account, Allocations, CaptureField, CaptureProblem, Captured, CompileInput, Compiled, ExplainInput, ExplainTarget,
-    Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL, ServiceName, Store, compile,
+    Account, AdapterCatalog, AdapterRole, Allocations, CaptureField, CaptureProblem, Captured, CompileInput, Compiled,
+    ExplainInput, ExplainTarget, ParamsRefusal, Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL, ServiceName,
+    Store, compile,
 };
+
+/// The adapters of these tests. A denier's only parameter is its status.
+#[derive(Debug)]
+pub struct Known;
+
+impl AdapterCatalog for Known {
+    fn natives(&self) -> Vec<(&'static str, AdapterRole)> {
+        vec![
+            ("denier", AdapterRole::Check),
+            ("memquota", AdapterRole::Quota),
+            ("statsd", AdapterRole::Report),
+        ]
+    }
+
+    fn check(&self, native: &str, params: &serde_json::Value) -> Result<(), ParamsRefusal> {
+        let status = params.pointer("/answer/status");
+        if native != "denier" || status.is_none_or(|status| status.as_u64().is_some_and(|status| status >= 400)) {
+            return Ok(());
+        }
+        Err(ParamsRefusal {
+            path: "answer.status".to_owned(),
+            reason: "no HTTP error status".to_owned(),
+            instead: "write 400 to 599".to_owned(),
+        })
+    }
+}
 
 /// What the directives of a case say.
 #[derive(Default)]

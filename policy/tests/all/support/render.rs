@@ -98,6 +98,21 @@ fn snapshot(snapshot: &Snapshot, out: &mut String) {
         );
     }
     network(snapshot, out);
+    for adapter in &snapshot.adapters {
+        let config = &adapter.config;
+        let services: Vec<String> = adapter.target.services.iter().map(ToString::to_string).collect();
+        let _ = writeln!(
+            out,
+            "{}: {}, {}, {:?}, all {}, on {}: {}",
+            config.object,
+            config.backend,
+            config.role,
+            config.failure_policy,
+            adapter.target.all,
+            services.join(" "),
+            config.params
+        );
+    }
     for status in &snapshot.statuses {
         let _ = writeln!(out, "status {}: {:?}: {}", status.object, status.state, status.reason);
     }
@@ -169,6 +184,9 @@ fn service_port(port: &ServicePort, out: &mut String) {
     }
     if let Some(reason) = &port.proxied {
         let _ = write!(out, " proxied({reason})");
+    }
+    if port.guarded {
+        out.push_str(" guarded");
     }
     out.push('\n');
     for endpoint in &port.endpoints {

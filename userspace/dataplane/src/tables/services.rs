@@ -79,7 +79,7 @@ fn add_external(foreign: &ForeignCgroups, tables: &mut Tables, service: &Service
 
 fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &ServicePort) {
     let number = protocol_number(port.protocol);
-    let policy = policy_flags(service);
+    let policy = policy_flags(service, port);
     let (set4, set6) = (port.id * 2, port.id * 2 + 1);
     let backends = weighted(snapshot, service, port);
     let of = |v6: bool| -> Vec<&Weighted> {
@@ -153,7 +153,12 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
             identity: endpoint.identity.0,
             class: endpoint.class.0,
             kind: dest_kind::ENDPOINT,
-            flags: policy,
+            // Past the name there is no way past the adapters.
+            flags: if port.guarded {
+                policy | dest_flags::PROXIED
+            } else {
+                policy
+            },
             ..Dest::default()
         });
     }
@@ -263,12 +268,14 @@ fn alias_table(weights: &[f64]) -> Vec<(u32, u32)> {
     table
 }
 
-fn policy_flags(service: &Service) -> u8 {
+fn policy_flags(service: &Service, port: &ServicePort) -> u8 {
     let mut flags = match service.failure_mode {
         Some(FailureMode::Open) => dest_flags::FAIL_OPEN_ROUTE | dest_flags::FAIL_OPEN_ACCESS,
         Some(FailureMode::Closed) => 0,
         // Which rules a foreign proxy has nobody knows here.
         None if matches!(service.l7, L7::External { .. }) => 0,
+        // An adapter that cannot be asked refuses, as an access rule does.
+        None if port.guarded => 0,
         // Undeclared: an access rule that cannot be asked refuses, a mere route gives way.
         None => dest_flags::FAIL_OPEN_ROUTE,
     };

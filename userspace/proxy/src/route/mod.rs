@@ -174,6 +174,23 @@ pub fn hint(snapshot: &Snapshot, dialled: Dialled, source: Identity) -> Hint {
     }
 }
 
+/// Whether adapters must look at the requests there: what is no HTTP passes none of them.
+pub fn guarded(snapshot: &Snapshot, dialled: Dialled) -> bool {
+    port(snapshot, dialled).is_some_and(|port| port.guarded)
+}
+
+fn port(snapshot: &Snapshot, dialled: Dialled) -> Option<&ServicePort> {
+    match snapshot.vip(dialled.address.ip()) {
+        Some(service) => service
+            .port(dialled.address.port(), Protocol::Tcp)
+            .map(|(_, port)| port),
+        None => {
+            let owner = dialled.endpoint(snapshot)?;
+            snapshot.services.get(&owner.service)?.ports.get(owner.port)
+        }
+    }
+}
+
 /// The client's side of an address: v4-mapped IPv6 becomes IPv4.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

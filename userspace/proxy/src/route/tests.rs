@@ -56,6 +56,7 @@ fn service(name_: &str, vip: Ipv4Addr, app: AppProtocol, split: Option<Split>) -
             app,
             http: app.is_http(),
             proxied: None,
+            guarded: false,
             endpoints: vec![endpoint(8080)],
             targets: Default::default(),
             pending: false,

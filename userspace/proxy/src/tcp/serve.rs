@@ -15,6 +15,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report::{self, TcpFlow},
+    route,
     upstream::connect,
 };
 
@@ -63,6 +64,9 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
         }
         if tried.is_empty() {
             chain = filters(conn, &picked).await?;
+        }
+        if route::guarded(&picked.snapshot, conn.dialled()) && (chain.is_none() || has_checks(&picked)) {
+            return Err(unjudged(conn, &picked));
         }
         match connect(&conn.upstream(picked.address)).await {
             Ok(server) => return Ok(Opened { picked, server, chain }),
@@ -127,6 +131,30 @@ fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
     Refused {
         flow,
         reason,
+        denied: true,
+    }
+}
+
+/// Checks judge requests; filters may also look at the bytes of a connection.
+fn has_checks(picked: &Picked) -> bool {
+    picked.chain.as_ref().is_some_and(|chain| !chain.pipeline.is_empty())
+}
+
+/// Adapters look at requests there, and this has none that could be read.
+fn unjudged(conn: &Conn, picked: &Picked) -> Refused {
+    let first = picked.chain.as_ref().and_then(|chain| {
+        let check = chain.pipeline.checks.first().map(|check| check.name());
+        check.or_else(|| chain.filters.first().map(|filter| filter.name()))
+    });
+    Refused {
+        flow: TcpFlow {
+            rule: first.map(report::adapter),
+            ..flow(conn, picked, None)
+        },
+        reason: format!(
+            "connection {} denied: adapters look at the requests there, and this is no HTTP that can be read",
+            report::from_to(&conn.source, &picked.destination)
+        ),
         denied: true,
     }
 }

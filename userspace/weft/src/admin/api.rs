@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use weft_adapters::{Destination, FlowProtocol, FlowVerdict, Peer, Side};
+use weft_adapters::{AdapterState, Destination, FlowProtocol, FlowVerdict, Peer, Side};
 use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
 
 use crate::edges::EdgeTotals;
@@ -225,6 +225,54 @@ pub struct Degraded {
     pub why: String,
     /// What works without it, or what to do.
     pub instead: String,
+}
+
+/// `GET /v1/adapters`: one of them, as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterView {
+    pub namespace: String,
+    pub name: String,
+    /// `native NAME`.
+    pub backend: String,
+    /// `check`, `quota`, `filter` or `report`.
+    pub role: String,
+    /// Services whose requests it looks at, or that it is told about.
+    pub services: usize,
+    /// Why the newest version is not in force.
+    pub problem: Option<String>,
+    /// With a problem: whether an earlier version is in force instead.
+    pub earlier: bool,
+    /// Requests that it judged, since it came into force.
+    pub allowed: u64,
+    pub denied: u64,
+    /// Requests that its failure policy decided.
+    pub failed: u64,
+    /// All it took to judge, waiting for others included.
+    pub took_us: u64,
+    /// Records that it sent or wrote, and that it lost.
+    pub sent: u64,
+    pub dropped: u64,
+}
+
+impl From<AdapterState> for AdapterView {
+    fn from(state: AdapterState) -> Self {
+        let counts = state.counts;
+        Self {
+            namespace: state.object.namespace.unwrap_or_default(),
+            name: state.object.name,
+            backend: state.backend.to_string(),
+            role: state.role.to_string(),
+            services: state.services,
+            problem: state.problem,
+            earlier: state.earlier,
+            allowed: counts.allowed,
+            denied: counts.denied,
+            failed: counts.failed,
+            took_us: u64::try_from(counts.took.as_micros()).unwrap_or(u64::MAX),
+            sent: counts.sent,
+            dropped: counts.dropped,
+        }
+    }
 }
 
 /// `GET /v1/edges`.

@@ -11,8 +11,8 @@ use weft_adapters::Flow;
 use weft_policy::{Explanation, ObjectRef};
 
 use super::api::{
-    ApplyOutcome, DeleteOutcome, DoctorReport, EdgesView, ErrorBody, ExplainRequest, ObjectQuery, ObjectView,
-    RegisterRequest, RegisterResponse, Status,
+    AdapterView, ApplyOutcome, DeleteOutcome, DoctorReport, EdgesView, ErrorBody, ExplainRequest, ObjectQuery,
+    ObjectView, RegisterRequest, RegisterResponse, Status,
 };
 use crate::{daemon::hand_over::PROTOCOL, state_dir::StateDir};
 
@@ -101,6 +101,10 @@ impl Client {
 
     pub async fn edges(&self) -> Result<EdgesView, ClientError> {
         self.json(Method::GET, "/v1/edges", NOTHING).await
+    }
+
+    pub async fn adapters(&self) -> Result<Vec<AdapterView>, ClientError> {
+        self.json(Method::GET, "/v1/adapters", NOTHING).await
     }
 
     pub async fn doctor(&self) -> Result<DoctorReport, ClientError> {

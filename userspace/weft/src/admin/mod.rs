@@ -10,6 +10,7 @@
 //! | `DELETE /v1/workloads/NAMESPACE/SERVICE/INSTANCE` | nothing |
 //! | `GET /v1/status` | [`api::Status`] |
 //! | `GET /v1/edges` | [`api::EdgesView`] |
+//! | `GET /v1/adapters` | [`api::AdapterView`]s |
 //! | `GET /v1/objects?kind=&namespace=&name=` | [`api::ObjectView`]s |
 //! | `PUT /v1/objects?file=NAME`, body YAML | [`api::ApplyOutcome`], also when objects were refused |
 //! | `DELETE /v1/objects/KIND/NAME?namespace=` | [`api::DeleteOutcome`] |
@@ -30,8 +31,8 @@ mod stall;
 mod tests;
 
 use api::{
-    ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery, ObjectView,
-    RegisterRequest, RegisterResponse, Status, WorkloadView,
+    AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery,
+    ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
 };
 use tokio::net::UnixStream;
 use weft_policy::{Explanation, ObjectRef};
@@ -53,6 +54,8 @@ pub trait Control: Send + Sync + 'static {
     fn workloads(&self) -> Vec<WorkloadView>;
     fn status(&self) -> Status;
     fn edges(&self) -> EdgesView;
+    /// In the order in which they look.
+    fn adapters(&self) -> Vec<AdapterView>;
     fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView>;
     /// Stores what is valid, object by object, and publishes it. Refused objects are part of a good answer; `Err` is for
     /// what could not be tried at all.

@@ -21,8 +21,8 @@ use weft_policy::{DataPath, Diagnostic, Explanation, ObjectRef, ObjectState, Sev
 
 use super::{
     api::{
-        AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest,
-        ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+        AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView,
+        ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
     },
     *,
 };
@@ -165,6 +165,10 @@ impl Control for Memory {
             path: DataPath::Kernel,
             why: String::new(),
         })
+    }
+
+    fn adapters(&self) -> Vec<AdapterView> {
+        Vec::new()
     }
 
     fn doctor(&self) -> DoctorReport {

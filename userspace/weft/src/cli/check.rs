@@ -2,6 +2,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use serde::Serialize;
+use weft_adapters::native::Catalog;
 use weft_policy::{Allocations, CompileInput, Diagnostic, ObjectStatus, Store, compile};
 
 use super::{
@@ -32,7 +33,7 @@ struct Outcome {
 impl Check {
     pub fn exec(self) -> anyhow::Result<ExitCode> {
         let inputs = files::read_all(&self.files)?;
-        let mut store = Store::default();
+        let mut store = Store::with_adapters(&Catalog);
         for input in &inputs {
             store.apply_file(&input.name, &input.bytes);
         }

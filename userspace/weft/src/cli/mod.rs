@@ -1,5 +1,6 @@
 //! The commands: one file a verb, each with its flags and what it does.
 
+mod adapter;
 mod apply;
 mod check;
 mod daemon;
@@ -49,6 +50,7 @@ enum Verb {
     Flows(flows::Flows),
     Top(top::Top),
     Explain(explain::Explain),
+    Adapter(adapter::Adapter),
     Doctor(doctor::Doctor),
     Uninstall(uninstall::Uninstall),
     /// What `weft doctor` runs to prove the hooks
@@ -63,7 +65,7 @@ enum Verb {
 #[derive(Debug, Clone, Args)]
 struct Daemon {
     /// State directory of the daemon [default: /run/weft for its socket, /var/lib/weft for its state]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     state_dir: Option<PathBuf>,
 }
 
@@ -83,6 +85,7 @@ impl Cli {
             Verb::Flows(verb) => verb.exec(),
             Verb::Top(verb) => verb.exec(),
             Verb::Explain(verb) => verb.exec(),
+            Verb::Adapter(verb) => verb.exec(),
             Verb::Doctor(verb) => verb.exec(),
             Verb::Uninstall(verb) => verb.exec(),
             Verb::Verify => {

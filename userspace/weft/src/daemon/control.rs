@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{net::UnixStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
+use weft_adapters::native::Catalog;
 use weft_control::{AppliedObjects, FilesSource, Source as _};
 use weft_dataplane::{Cgroup, ShortCircuit};
 use weft_policy::{
@@ -15,8 +16,8 @@ use crate::{
     admin::{
         Control, ControlError,
         api::{
-            AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport, EdgesView,
-            ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
+            AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
+            EdgesView, ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
             WorkloadView,
         },
     },
@@ -223,6 +224,10 @@ impl Control for DaemonControl {
         }
     }
 
+    fn adapters(&self) -> Vec<AdapterView> {
+        self.engine.adapters().into_iter().map(AdapterView::from).collect()
+    }
+
     fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView> {
         let folder = self.applied().folder().to_path_buf();
         let objects: Vec<_> = self
@@ -258,7 +263,7 @@ impl Control for DaemonControl {
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
         let _pass = self.gate.enter()?;
         // A store of its own tells which objects of the text are good.
-        let mut text = Store::default();
+        let mut text = Store::with_adapters(&Catalog);
         let mut outcome = ApplyOutcome {
             diagnostics: text.apply_file(&request.file, request.yaml.as_bytes()),
             ..ApplyOutcome::default()

@@ -1,7 +1,7 @@
 //! Compiles what is there and puts it in force: kernel first, then the proxy and DNS.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     path::PathBuf,
     sync::{
@@ -14,10 +14,11 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
+use weft_adapters::{AdapterRuntime, AdapterState, Chains, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    Allocations, Class, CompileInput, Diagnostic, Identity, Protocol, ServiceName, Snapshot, Store, Verdict, captures,
-    compile,
+    Allocations, Class, CompileInput, Diagnostic, Identity, ObjectState, Protocol, ServiceName, Snapshot, Store,
+    Verdict, captures, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -28,6 +29,8 @@ use crate::{config::DaemonConfig, registry::Registry, state_dir};
 #[derive(Debug, Default)]
 pub struct InForce {
     pub snapshot: Arc<Snapshot>,
+    /// The adapters of each service.
+    pub chains: Arc<Chains>,
     /// What the compiler had to say about all objects together.
     pub diagnostics: Vec<Diagnostic>,
     /// Service port number -> service and index of the port.
@@ -55,6 +58,7 @@ struct State {
     saved: Vec<u8>,
     path: PathBuf,
     proxy: SnapshotPublisher,
+    adapters: AdapterRuntime,
     last_good: LastGood,
     /// Why the last attempt did not come into force.
     problem: Option<String>,
@@ -74,6 +78,7 @@ impl Engine {
         cgroup: Cgroup,
         dataplane: Arc<Dataplane>,
         proxy: SnapshotPublisher,
+        adapters: AdapterRuntime,
     ) -> anyhow::Result<Self> {
         let path = config.state.allocations();
         let saved = match fs::read(&path) {
@@ -92,7 +97,7 @@ impl Engine {
             })?
         };
         let mut last_good = LastGood::new(config.state.last_good());
-        let mut store = Store::default();
+        let mut store = Store::with_adapters(&Catalog);
         last_good.load(&mut store);
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
@@ -105,6 +110,7 @@ impl Engine {
                 saved,
                 path,
                 proxy,
+                adapters,
                 last_good,
                 problem: None,
             }),
@@ -122,6 +128,11 @@ impl Engine {
     /// Why the last publication failed; `None` if it did not.
     pub fn problem(&self) -> Option<String> {
         self.state().problem.clone()
+    }
+
+    /// The adapters, in the order in which they look.
+    pub fn adapters(&self) -> Vec<AdapterState> {
+        self.state().adapters.states()
     }
 
     /// Whether the registry changed since the last publication.
@@ -180,7 +191,10 @@ impl Engine {
             compile(&input, &mut state.allocations)
         };
         state.save()?;
-        let snapshot = Arc::new(compiled.snapshot);
+        let mut snapshot = compiled.snapshot;
+        let chains = state.adapters.update(&snapshot);
+        tell_problems(&state.adapters.states(), &mut snapshot);
+        let snapshot = Arc::new(snapshot);
         let ports = snapshot
             .services
             .values()
@@ -196,14 +210,18 @@ impl Engine {
         // knows, and a connection that it hands over under the new one must not be judged under the old.
         let before = self.in_force.swap(Arc::new(InForce {
             snapshot: Arc::clone(&snapshot),
+            chains: Arc::clone(&chains),
             diagnostics: compiled.diagnostics,
             ports,
         }));
-        state.proxy.publish(Arc::clone(&snapshot), Arc::default());
+        let before_guarded = guarded(&before.snapshot);
+        state.proxy.publish(Arc::clone(&snapshot), chains);
         let published = match self.dataplane.publish(&snapshot) {
             Ok(published) => published,
             Err(error) => {
-                state.proxy.publish(Arc::clone(&before.snapshot), Arc::default());
+                state
+                    .proxy
+                    .publish(Arc::clone(&before.snapshot), Arc::clone(&before.chains));
                 self.in_force.store(before);
                 return Err(anyhow::Error::new(error).context("publish to the kernel"));
             }
@@ -214,8 +232,9 @@ impl Engine {
             "in force"
         );
         self.pods.settle();
-        if published.rejudge {
-            self.cut(&snapshot);
+        let now_guarded = guarded(&snapshot);
+        if published.rejudge || now_guarded.iter().any(|target| !before_guarded.contains(target)) {
+            self.cut(&snapshot, &now_guarded);
         }
         let good = self.store().objects().cloned().collect::<Vec<_>>();
         if let Err(error) = state.last_good.save(good) {
@@ -224,9 +243,9 @@ impl Engine {
         Ok(published.generation)
     }
 
-    /// Resets the connections past the proxy that are denied now. The kernel drops their packets from the first one under
-    /// the new generation on; this tells their programs.
-    fn cut(&self, snapshot: &Snapshot) {
+    /// Resets the connections past the proxy that are denied now, and those whose requests must be looked at from now on. Of
+    /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
+    fn cut(&self, snapshot: &Snapshot, guarded: &HashSet<(Identity, u16)>) {
         let started = Instant::now();
         let denied = |connection: &Established| {
             let owner = connection.owner.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
@@ -235,6 +254,7 @@ impl Engine {
             let access =
                 snapshot.authorize_connection(source, Identity(connection.destination), Protocol::Tcp, connection.port);
             let seen = snapshot.wants_requests(source, Identity(connection.destination), connection.port);
+            let looked_at = guarded.contains(&(Identity(connection.destination), connection.port));
             let network = snapshot.authorize_network(
                 class,
                 Class(connection.destination_class),
@@ -245,7 +265,7 @@ impl Engine {
                 Verdict::Deny => true,
                 Verdict::NeedsHttp => !connection.past_the_proxy,
                 // As the kernel's table has it: what one rule allows and another wants to see is to be looked at.
-                Verdict::Allow | Verdict::Audit => !connection.past_the_proxy && seen,
+                Verdict::Allow | Verdict::Audit => !connection.past_the_proxy && (seen || looked_at),
             }
         };
         let mut doomed = match self.dataplane.doomed(denied) {
@@ -283,5 +303,34 @@ impl State {
             self.saved = bytes;
         }
         Ok(())
+    }
+}
+
+/// Identities and target ports behind service ports that adapters guard.
+fn guarded(snapshot: &Snapshot) -> HashSet<(Identity, u16)> {
+    let ports = snapshot.services.values().flat_map(|service| &service.ports);
+    ports
+        .filter(|port| port.guarded)
+        .flat_map(|port| port.targets.iter().copied())
+        .collect()
+}
+
+/// The status of an adapter that could not be made says so.
+fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
+    for adapter in states {
+        let Some(problem) = &adapter.problem else { continue };
+        let status = snapshot
+            .statuses
+            .iter_mut()
+            .find(|status| status.object == adapter.object);
+        if let Some(status) = status {
+            (status.state, status.reason) = match adapter.earlier {
+                true => (
+                    ObjectState::Rejected,
+                    format!("{problem}; its last good version stays in force"),
+                ),
+                false => (ObjectState::NotEnforced, problem.clone()),
+            };
+        }
     }
 }

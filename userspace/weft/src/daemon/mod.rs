@@ -26,6 +26,7 @@ mod names;
 mod netns;
 mod notify;
 mod origin;
+mod reporting;
 mod start;
 mod successor;
 

@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::{net::TcpListener, signal::unix, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use weft_adapters::{Report, ReportMetrics, Reporter, ReporterThread, builtin};
+use weft_adapters::Reporter;
 use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
 use weft_proxy::{DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
@@ -29,14 +29,13 @@ use super::{
     keepers::Keepers,
     kernel, last_good, metrics, netns, notify,
     origin::KernelOrigin,
+    reporting::Reporting,
     successor,
 };
 use crate::{
     admin::Server,
-    config::{AccessLog, DaemonConfig},
-    edges::{EdgeReport, EdgeStore},
+    config::DaemonConfig,
     error::{Coded, UNSUPPORTED},
-    flows::{FlowReport, FlowStore},
     registry::{Registry, own_netns},
     state_dir::StateLock,
 };
@@ -131,6 +130,11 @@ async fn mesh(
         .unwrap_or_default();
     let mut sockets = Sockets::default();
     let stop = CancellationToken::new();
+    let mut metrics_registry = MetricsRegistry::default();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    // One ring a worker, one for kernel events, one for kernel edges.
+    let reporting = Reporting::start(config, workers + 2, &mut metrics_registry)?;
+    let (flows, edge_store, mut reporters) = (reporting.flows, reporting.edges, reporting.reporters);
     let registry = Arc::new(Registry::open(&config.state.workloads(), cgroup.path())?);
     let current = Arc::new(ArcSwap::default());
     let snapshots = SnapshotPublisher::new(Arc::clone(&current), Arc::default());
@@ -141,6 +145,7 @@ async fn mesh(
         cgroup.clone(),
         Arc::clone(&dataplane),
         snapshots,
+        reporting.adapters,
     )?);
     kernel::refresh_listeners(&engine, None);
     dataplane.refresh_local_addresses()?;
@@ -167,16 +172,10 @@ async fn mesh(
     last_good::forget_stale(&mut engine.store(), config.resources.as_deref(), &applied_files);
     publish(&engine).await?;
 
-    let mut metrics_registry = MetricsRegistry::default();
-    let flows = Arc::new(FlowStore::new(config.flow_sample));
-    let edge_store = Arc::new(EdgeStore::default());
     let proxy_metrics = Arc::new(ProxyMetrics::default());
     proxy_metrics.register(&mut metrics_registry);
-    let report_metrics = ReportMetrics::default();
-    report_metrics.register(&mut metrics_registry);
     let kernel_metrics = edges::KernelMetrics::default();
     kernel_metrics.register(&mut metrics_registry);
-    let adapters = adapters(config.access_log, &flows, &edge_store, &mut metrics_registry)?;
     let proxy = ProxyConfig {
         virtual_ranges: config
             .vip4
@@ -186,9 +185,6 @@ async fn mesh(
             .collect(),
         ..ProxyConfig::default()
     };
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    // One ring a worker, one for kernel events, one for kernel edges.
-    let (reporter_thread, mut reporters) = ReporterThread::start(adapters, workers + 2, report_metrics)?;
     let mut reporter = || reporters.pop().context("a reporter ring for everybody");
     let (event_reporter, edge_reporter) = (reporter()?, reporter()?);
     let mut worker_reporters: Vec<Reporter> = reporters;
@@ -368,7 +364,7 @@ async fn mesh(
     if !handed_over {
         quiet.await;
     }
-    tokio::task::spawn_blocking(move || reporter_thread.shutdown(FLUSH))
+    tokio::task::spawn_blocking(move || reporting.thread.shutdown(FLUSH))
         .await
         .context("reporter")??;
     if let Some(telling) = telling {
@@ -376,34 +372,6 @@ async fn mesh(
         let _ = tokio::time::timeout(FLUSH, telling).await;
     }
     Ok(())
-}
-
-/// Everything that is told what happened.
-fn adapters(
-    access_log: AccessLog,
-    flows: &Arc<FlowStore>,
-    edges: &Arc<EdgeStore>,
-    registry: &mut MetricsRegistry,
-) -> anyhow::Result<Vec<Box<dyn Report>>> {
-    let mut adapters: Vec<Box<dyn Report>> = vec![
-        Box::new(builtin::prometheus::Prometheus::new(
-            &builtin::prometheus::Config::default(),
-            registry,
-        )?),
-        Box::new(FlowReport::new(Arc::clone(flows))),
-        Box::new(EdgeReport::new(Arc::clone(edges))),
-    ];
-    let format = match access_log {
-        AccessLog::Text => builtin::stdio::Format::Text,
-        AccessLog::Json => builtin::stdio::Format::Json,
-        AccessLog::Off => return Ok(adapters),
-    };
-    let config = builtin::stdio::Config {
-        format,
-        ..builtin::stdio::Config::default()
-    };
-    adapters.push(Box::new(builtin::stdio::Stdio::new(config, registry)?));
-    Ok(adapters)
 }
 
 /// Publishes on a thread that may block.

@@ -174,6 +174,7 @@ impl Spec {
                 app: port.app,
                 http: port.http,
                 proxied: None,
+                guarded: false,
                 endpoints,
                 targets: BTreeSet::new(),
                 pending: port.pending,

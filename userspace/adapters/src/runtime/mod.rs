@@ -1,0 +1,344 @@
+//! The adapters in force: what kind `Adapter` declares, made, kept, counted and taken away again.
+//!
+//! ```text
+//! Snapshot::adapters --update--> Live (one an object, kept while its config is equal) --+--> Chains, for the proxy
+//!                                                                                       +--> ReporterControl
+//! ```
+//! [`AdapterRuntime::update`] runs where snapshots are published, never on a request's path. An adapter that cannot be made
+//! leaves the last one of that name in force; where there is none, requests get what its failure policy says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use weft_policy::{
+    Adapter, AdapterBackend, AdapterConfig, AdapterFailure, AdapterRole, ObjectRef, ServiceName, Snapshot,
+};
+
+use self::{
+    guard::{Broken, Guarded},
+    target::{Audience, Targeted},
+};
+use crate::{
+    builtin,
+    chain::{Chain, Chains},
+    error::AdapterError,
+    metrics::{AdapterMetrics, CheckCounters, CheckMetrics, ReportMetrics},
+    native::{Context, Part},
+    pipeline::{Check, Pipeline},
+    reporter::{ReporterControl, ReporterId},
+    stream::FilterFactory,
+};
+
+mod guard;
+mod target;
+#[cfg(test)]
+mod tests;
+
+/// See the module's words.
+#[derive(Debug)]
+pub struct AdapterRuntime {
+    reporters: ReporterControl,
+    metrics: RuntimeMetrics,
+    live: BTreeMap<ObjectRef, Live>,
+    /// In the order in which they look.
+    order: Vec<ObjectRef>,
+}
+
+/// What adapters count with.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeMetrics {
+    pub adapters: AdapterMetrics,
+    pub checks: CheckMetrics,
+    pub reports: ReportMetrics,
+}
+
+/// What is known of one adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterState {
+    pub object: ObjectRef,
+    pub role: AdapterRole,
+    pub backend: AdapterBackend,
+    pub failure_policy: AdapterFailure,
+    /// Services it looks at, or is told about.
+    pub services: usize,
+    /// Why the newest version is not in force.
+    pub problem: Option<String>,
+    /// Whether an earlier version is in force instead.
+    pub earlier: bool,
+    pub counts: AdapterCounts,
+}
+
+/// What one adapter did since it came into force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AdapterCounts {
+    pub allowed: u64,
+    pub denied: u64,
+    /// It panicked, or could not be made: its failure policy decided.
+    pub failed: u64,
+    /// All it took, waiting included.
+    pub took: Duration,
+    /// Records that it was told, and that it lost.
+    pub sent: u64,
+    pub dropped: u64,
+}
+
+#[derive(Debug)]
+struct Live {
+    adapter: Arc<Adapter>,
+    /// What `part` was made of; `None`: nothing could be made yet.
+    made_of: Option<Arc<AdapterConfig>>,
+    part: LivePart,
+    problem: Option<String>,
+    counters: CheckCounters,
+}
+
+enum LivePart {
+    Check(Arc<dyn Check>),
+    Filter(Arc<dyn FilterFactory>),
+    /// Ended when it is dropped.
+    Report(Told),
+    /// It could not be made, and nothing stands in its way.
+    Nothing,
+}
+
+/// A report adapter that the reporter's thread has.
+#[derive(Debug)]
+struct Told {
+    id: ReporterId,
+    audience: Audience,
+    reporters: ReporterControl,
+}
+
+// === impl AdapterRuntime ===
+
+impl AdapterRuntime {
+    /// No adapters yet.
+    pub fn new(reporters: ReporterControl, metrics: RuntimeMetrics) -> Self {
+        Self {
+            reporters,
+            metrics,
+            live: BTreeMap::new(),
+            order: Vec::new(),
+        }
+    }
+
+    /// Brings the adapters to what the snapshot says and gives the chains to publish with it. Those whose config did not
+    /// change go on as they are, with their counts and all they remember. May block for as long as it takes to read files.
+    pub fn update(&mut self, snapshot: &Snapshot) -> Arc<Chains> {
+        let wanted: BTreeSet<&ObjectRef> = snapshot.adapters.iter().map(|adapter| &adapter.config.object).collect();
+        let metrics = &self.metrics.adapters;
+        self.live.retain(|object, _| {
+            let stays = wanted.contains(object);
+            if !stays {
+                metrics.forget(&name_of(object));
+            }
+            stays
+        });
+        for adapter in &snapshot.adapters {
+            self.bring(adapter);
+        }
+        self.order = snapshot.adapters.iter().map(|a| a.config.object.clone()).collect();
+        Arc::new(self.chains(snapshot))
+    }
+
+    /// All adapters, in the order in which they look.
+    pub fn states(&self) -> Vec<AdapterState> {
+        self.order
+            .iter()
+            .filter_map(|object| self.live.get(object))
+            .map(|live| live.state(&self.metrics.reports))
+            .collect()
+    }
+
+    fn bring(&mut self, adapter: &Arc<Adapter>) {
+        let config = &adapter.config;
+        let name = name_of(&config.object);
+        let live = self.live.entry(config.object.clone()).or_insert_with(|| Live {
+            adapter: Arc::clone(adapter),
+            made_of: None,
+            part: LivePart::Nothing,
+            problem: None,
+            counters: self.metrics.adapters.of(&name),
+        });
+        live.adapter = Arc::clone(adapter);
+        if live.made_of.as_ref() != Some(config) {
+            match make(config, &name, &self.metrics) {
+                Ok(part) => {
+                    live.part = match part {
+                        Part::Check(check) => {
+                            LivePart::Check(Arc::new(Guarded::new(check, config, live.counters.clone())))
+                        }
+                        Part::Filter(filter) => LivePart::Filter(filter),
+                        Part::Report(report) => {
+                            let audience = Audience::new(&adapter.target);
+                            let report = Targeted::new(report, audience.clone());
+                            LivePart::Report(Told {
+                                id: self.reporters.add(Box::new(report)),
+                                audience,
+                                reporters: self.reporters.clone(),
+                            })
+                        }
+                    };
+                    live.made_of = Some(Arc::clone(config));
+                    live.problem = None;
+                }
+                Err(error) => {
+                    let problem = chain_of(&error);
+                    if live.problem.as_ref() != Some(&problem) {
+                        tracing::error!(adapter = name, problem, "adapter not in force");
+                    }
+                    if live.made_of.is_none() {
+                        live.part = Broken::part(config, &live.counters);
+                    }
+                    live.problem = Some(problem);
+                }
+            }
+        }
+        if let LivePart::Report(told) = &live.part {
+            told.audience.set(&adapter.target);
+        }
+    }
+
+    /// Services that the same adapters look at share a chain.
+    fn chains(&self, snapshot: &Snapshot) -> Chains {
+        let mut looked: HashMap<&ServiceName, BTreeSet<usize>> = HashMap::new();
+        for (index, adapter) in snapshot.adapters.iter().enumerate() {
+            if adapter.config.role.sees_requests() {
+                for service in &adapter.target.services {
+                    looked.entry(service).or_default().insert(index);
+                }
+            }
+        }
+        let mut chains = Chains::default();
+        if looked.is_empty() {
+            return chains;
+        }
+        let mut made: HashMap<BTreeSet<usize>, Arc<Chain>> = HashMap::new();
+        let mut chain_of = |indices: &BTreeSet<usize>| match made.get(indices) {
+            Some(chain) => Arc::clone(chain),
+            None => {
+                let chain = Arc::new(self.chain(snapshot, indices));
+                made.insert(indices.clone(), Arc::clone(&chain));
+                chain
+            }
+        };
+        for (service, indices) in &looked {
+            chains.insert((*service).clone(), chain_of(indices));
+        }
+        let nobody = BTreeSet::new();
+        for service in snapshot.services.values() {
+            let splits = service.ports.iter().filter_map(|port| port.split.as_ref());
+            let leaves: BTreeSet<&ServiceName> = splits
+                .flat_map(|split| split.backends.iter().map(|backend| &backend.service))
+                .filter(|leaf| **leaf != service.name)
+                .collect();
+            for leaf in leaves {
+                let of = |name| looked.get(name).unwrap_or(&nobody);
+                let both: BTreeSet<usize> = of(&service.name).union(of(leaf)).copied().collect();
+                if !both.is_empty() {
+                    chains.insert_split(service.name.clone(), leaf.clone(), chain_of(&both));
+                }
+            }
+        }
+        chains
+    }
+
+    fn chain(&self, snapshot: &Snapshot, indices: &BTreeSet<usize>) -> Chain {
+        let mut chain = Chain::default();
+        let live = indices
+            .iter()
+            .filter_map(|index| self.live.get(&snapshot.adapters.get(*index)?.config.object));
+        let mut checks = Vec::new();
+        for live in live {
+            match &live.part {
+                LivePart::Check(check) => checks.push(Arc::clone(check)),
+                LivePart::Filter(filter) => chain.filters.push(Arc::clone(filter)),
+                LivePart::Report(_) | LivePart::Nothing => {}
+            }
+        }
+        chain.pipeline = Pipeline::new(checks);
+        chain
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    fn state(&self, reports: &ReportMetrics) -> AdapterState {
+        let config = &self.adapter.config;
+        let label = [("adapter", name_of(&config.object))];
+        AdapterState {
+            object: config.object.clone(),
+            role: config.role,
+            backend: config.backend.clone(),
+            failure_policy: config.failure_policy,
+            services: self.adapter.target.services.len(),
+            problem: self.problem.clone(),
+            earlier: self.problem.is_some() && self.made_of.is_some(),
+            counts: AdapterCounts {
+                allowed: self.counters.allowed.get(),
+                denied: self.counters.denied.get(),
+                failed: self.counters.failed.get(),
+                took: Duration::from_secs_f64(self.counters.seconds.get()),
+                sent: reports.sent.get(&label).map_or(0, |counter| counter.get()),
+                dropped: reports.dropped.get(&label).map_or(0, |counter| counter.get()),
+            },
+        }
+    }
+}
+
+// === impl LivePart ===
+
+impl std::fmt::Debug for LivePart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Check(_) => "Check",
+            Self::Filter(_) => "Filter",
+            Self::Report(_) => "Report",
+            Self::Nothing => "Nothing",
+        })
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.reporters.remove(self.id);
+    }
+}
+
+fn make(config: &AdapterConfig, name: &str, metrics: &RuntimeMetrics) -> Result<Part, AdapterError> {
+    let AdapterBackend::Native { name: native } = &config.backend;
+    let entry = builtin::find(native).ok_or_else(|| AdapterError::Unknown { name: native.clone() })?;
+    entry.make(
+        &config.params,
+        &Context {
+            name,
+            object: &config.object,
+            failure_policy: config.failure_policy,
+            checks: &metrics.checks,
+            reports: &metrics.reports,
+        },
+    )
+}
+
+/// `NAMESPACE/NAME`: what an adapter is called in denials, logs and metrics.
+fn name_of(object: &ObjectRef) -> String {
+    match &object.namespace {
+        Some(namespace) => format!("{namespace}/{}", object.name),
+        None => object.name.clone(),
+    }
+}
+
+fn chain_of(error: &AdapterError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,99 @@
+//! Of all that is reported, what concerns the services of one report adapter.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwapOption;
+use weft_policy::AdapterTarget;
+
+use crate::{
+    record::{Destination, Record},
+    reporter::Report,
+};
+
+/// Service names by namespace; `None`: everything. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Audience(Arc<ArcSwapOption<HashMap<String, HashSet<String>>>>);
+
+/// An adapter that is told of its services only.
+pub(super) struct Targeted {
+    report: Box<dyn Report>,
+    audience: Audience,
+    /// Of the batch at hand.
+    chosen: Vec<Record>,
+}
+
+// === impl Audience ===
+
+impl Audience {
+    pub fn new(target: &AdapterTarget) -> Self {
+        let audience = Self(Arc::default());
+        audience.set(target);
+        audience
+    }
+
+    /// From the next batch on.
+    pub fn set(&self, target: &AdapterTarget) {
+        if target.all {
+            return self.0.store(None);
+        }
+        let mut names: HashMap<String, HashSet<String>> = HashMap::new();
+        for service in &target.services {
+            let of_namespace = names.entry(service.namespace.clone()).or_default();
+            of_namespace.insert(service.name.clone());
+        }
+        self.0.store(Some(Arc::new(names)));
+    }
+}
+
+// === impl Targeted ===
+
+impl Targeted {
+    pub fn new(report: Box<dyn Report>, audience: Audience) -> Self {
+        Self {
+            report,
+            audience,
+            chosen: Vec::new(),
+        }
+    }
+}
+
+impl Report for Targeted {
+    fn name(&self) -> &str {
+        self.report.name()
+    }
+
+    fn report(&mut self, batch: &[Record]) {
+        let names = self.audience.0.load();
+        let Some(names) = names.as_deref() else {
+            return self.report.report(batch);
+        };
+        let concerns = |destination: &Destination| {
+            destination.service.as_ref().is_some_and(|service| {
+                let of_namespace = names.get(&destination.namespace);
+                of_namespace.is_some_and(|services| services.contains(service))
+            })
+        };
+        let chosen = batch.iter().filter(|record| match record {
+            Record::Flow(flow) => concerns(&flow.destination),
+            Record::Edge(edge) => concerns(&edge.destination),
+            Record::EdgesRead(_) => true,
+        });
+        self.chosen.extend(chosen.cloned());
+        if !self.chosen.is_empty() {
+            self.report.report(&self.chosen);
+            self.chosen.clear();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.report.flush();
+    }
+
+    fn wait(&mut self, deadline: Instant) {
+        self.report.wait(deadline);
+    }
+}

@@ -1,0 +1,303 @@
+use std::{
+    fs,
+    task::{Context as TaskContext, Poll, Waker},
+};
+
+use weft_policy::{Allocations, CompileInput, Severity, Store, compile};
+
+use super::*;
+use crate::{
+    attribute::{Bag, tests::with_bag},
+    native::Catalog,
+    pipeline::{CheckResult, Checking, Denied, Directives},
+    record::{Flow, Record, samples},
+    reporter::ReporterThread,
+};
+
+struct World {
+    store: Store,
+    allocations: Allocations,
+    runtime: AdapterRuntime,
+    thread: ReporterThread,
+    reporter: crate::reporter::Reporter,
+}
+
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: shop}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: v1, namespace: shop}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: split.smi-spec.io/v1alpha4
+kind: TrafficSplit
+metadata: {name: front, namespace: shop}
+spec: {service: front, backends: [{service: web, weight: 1}, {service: v1, weight: 1}]}
+";
+
+impl World {
+    fn new() -> Self {
+        let reports = ReportMetrics::default();
+        let (thread, mut reporters) = ReporterThread::start(Vec::new(), 1, reports.clone()).unwrap();
+        let mut world = Self {
+            store: Store::with_adapters(&Catalog),
+            allocations: Allocations::default(),
+            runtime: AdapterRuntime::new(
+                thread.control(),
+                RuntimeMetrics {
+                    reports,
+                    ..RuntimeMetrics::default()
+                },
+            ),
+            thread,
+            reporter: reporters.remove(0),
+        };
+        world.apply("services", SERVICES);
+        world
+    }
+
+    /// The chains after this file has this text.
+    fn apply(&mut self, file: &str, text: &str) -> Arc<Chains> {
+        let found = self.store.apply_file(file, text.as_bytes());
+        assert!(found.iter().all(|d| d.severity != Severity::Error), "{found:?}");
+        let input = CompileInput {
+            store: &self.store,
+            workloads: &[],
+            captured: &Default::default(),
+            vip4: &[],
+            vip6: &[],
+            acceleration: weft_policy::Acceleration::Off,
+            generation: 1,
+        };
+        let compiled = compile(&input, &mut self.allocations);
+        self.runtime.update(&compiled.snapshot)
+    }
+
+    fn state(&self, name: &str) -> AdapterState {
+        let states = self.runtime.states();
+        states.into_iter().find(|state| state.object.name == name).unwrap()
+    }
+}
+
+fn adapter(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{backend: native, {rest}}}\n---\n"
+    )
+}
+
+fn service(name: &str) -> ServiceName {
+    ServiceName {
+        namespace: "shop".into(),
+        name: name.into(),
+    }
+}
+
+/// Names of the checks of a request that was sent to `called` and goes to `backend`.
+fn checks(chains: &Chains, called: &str, backend: &str) -> Vec<String> {
+    let (called, backend) = (service(called), service(backend));
+    let chain = chains.of(Some(&called), Some(&backend));
+    chain.map_or(Vec::new(), |chain| {
+        chain
+            .pipeline
+            .checks
+            .iter()
+            .map(|check| check.name().to_owned())
+            .collect()
+    })
+}
+
+fn ask(chains: &Chains, name: &str) -> Result<Directives, Box<Denied>> {
+    let name = service(name);
+    let Some(chain) = chains.of(Some(&name), Some(&name)) else {
+        return Ok(Directives::default());
+    };
+    with_bag(&[], |bag| {
+        let mut asking = std::pin::pin!(chain.pipeline.check(&bag));
+        match asking.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => panic!("nothing here waits"),
+        }
+    })
+}
+
+fn quota(target: &str) -> String {
+    adapter(
+        "quota",
+        &format!(
+            "native: memquota, target: {target}, params: {{quotas: [{{name: q, max_amount: 1, valid_duration: 1h}}]}}"
+        ),
+    )
+}
+
+#[test]
+fn quotas_come_after_checks_larger_priorities_first_and_a_split_meets_both_services_adapters_once() {
+    let mut world = World::new();
+    let text = [
+        quota("all"),
+        adapter("a", "native: denier, target: {services: [front, web]}"),
+        adapter("b", "native: denier, target: {services: [v1]}, priority: -1"),
+        adapter("c", "native: denier, target: namespace, priority: 7"),
+    ];
+    let chains = world.apply("adapters", &text.concat());
+    assert_eq!(checks(&chains, "web", "web"), ["shop/c", "shop/a", "shop/quota"]);
+    assert_eq!(checks(&chains, "v1", "v1"), ["shop/c", "shop/b", "shop/quota"]);
+    assert_eq!(checks(&chains, "front", "web"), ["shop/c", "shop/a", "shop/quota"]);
+    assert_eq!(
+        checks(&chains, "front", "v1"),
+        ["shop/c", "shop/a", "shop/b", "shop/quota"]
+    );
+    let chains = world.apply("adapters", "");
+    assert!(chains.is_empty());
+}
+
+#[test]
+fn an_adapter_that_did_not_change_remembers_and_one_that_did_begins_anew() {
+    let mut world = World::new();
+    let chains = world.apply("quota", &quota("{services: [web]}"));
+    ask(&chains, "web").unwrap();
+    assert_eq!(ask(&chains, "web").unwrap_err().status, 429);
+    // Another target and another object: the same adapter.
+    world.apply("other", &adapter("other", "native: denier, target: {services: [v1]}"));
+    let chains = world.apply("quota", &quota("all"));
+    assert_eq!(ask(&chains, "web").unwrap_err().status, 429);
+    let counts = world.state("quota").counts;
+    assert_eq!((counts.allowed, counts.denied, counts.failed), (1, 2, 0));
+    let more = quota("all").replace("max_amount: 1", "max_amount: 2");
+    let chains = world.apply("quota", &more);
+    ask(&chains, "web").unwrap();
+    // Gone and back: its counters are new, too.
+    world.apply("quota", "");
+    world.apply("quota", &more);
+    assert_eq!(world.state("quota").counts, AdapterCounts::default());
+}
+
+#[test]
+fn one_that_cannot_be_made_refuses_unless_it_is_open_and_leaves_the_last_good_one_in_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list");
+    let list = |policy: &str| {
+        adapter(
+            "list",
+            &format!(
+                "native: list, target: all, failurePolicy: {policy}, params: {{value: source.ip, blacklist: true, provider_url: {}}}",
+                path.display()
+            ),
+        )
+    };
+    let mut world = World::new();
+    let chains = world.apply("list", &list("closed"));
+    let denied = ask(&chains, "web").unwrap_err();
+    assert_eq!(
+        (denied.status, denied.rule.to_string().as_str()),
+        (503, "Adapter shop/list")
+    );
+    let state = world.state("list");
+    assert!(state.problem.as_ref().unwrap().contains("No such file"), "{state:?}");
+    assert!(!state.earlier);
+    let chains = world.apply("list", &list("open"));
+    ask(&chains, "web").unwrap();
+    // The next publication of anything tries again.
+    fs::write(&path, "10.0.0.1\n").unwrap();
+    world.apply("list", &list("closed"));
+    assert_eq!(world.state("list").problem, None);
+    let missing = list("closed").replace("/list}", "/missing}");
+    let chains = world.apply("list", &missing);
+    ask(&chains, "web").unwrap();
+    let state = world.state("list");
+    assert!(state.problem.is_some() && state.earlier, "{state:?}");
+}
+
+/// Panics at once, or when it is waited for.
+struct Bad {
+    later: bool,
+}
+
+impl Check for Bad {
+    fn name(&self) -> &str {
+        "bad"
+    }
+
+    fn check<'a>(&'a self, _bag: &'a Bag<'_>) -> Checking<'a> {
+        if self.later {
+            return Checking::Pending(Box::pin(async { panic!("later") }));
+        }
+        panic!("at once")
+    }
+}
+
+#[test]
+fn a_panic_harms_one_request_as_the_failure_policy_says() {
+    for later in [false, true] {
+        for (failure_policy, expect) in [(AdapterFailure::Open, None), (AdapterFailure::Closed, Some(500))] {
+            let config = AdapterConfig {
+                object: ObjectRef {
+                    kind: "Adapter".into(),
+                    namespace: Some("shop".into()),
+                    name: "bad".into(),
+                },
+                role: AdapterRole::Check,
+                backend: AdapterBackend::Native { name: "bad".into() },
+                params: serde_json::Value::Null,
+                failure_policy,
+            };
+            let counters = CheckCounters::default();
+            let guarded = Guarded::new(Arc::new(Bad { later }), &config, counters.clone());
+            let found = with_bag(&[], |bag| match guarded.check(&bag) {
+                Checking::Ready(result) => result,
+                Checking::Pending(mut answer) => {
+                    match answer.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())) {
+                        Poll::Ready(result) => result,
+                        Poll::Pending => panic!("nothing here waits"),
+                    }
+                }
+            });
+            let status = match found {
+                CheckResult::Deny(deny) => Some(deny.status),
+                _ => None,
+            };
+            assert_eq!(status, expect, "later: {later}, {failure_policy:?}");
+            assert_eq!(counters.failed.get(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_reporter_is_told_of_its_services_comes_and_goes_and_loses_nothing_that_was_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let log = |target: &str| {
+        let path = path.display();
+        adapter(
+            "log",
+            &format!(
+                "native: stdio, target: {target}, params: {{path: {path}, template: \"{{destination.service}}\"}}"
+            ),
+        )
+    };
+    let mut world = World::new();
+    let tell = |world: &World, service: &str| {
+        let mut flow: Flow = samples::request();
+        let destination = Arc::make_mut(&mut flow.destination);
+        destination.namespace = "shop".into();
+        destination.service = Some(service.into());
+        world.reporter.record(Record::Flow(Arc::new(flow)));
+    };
+    world.apply("log", &log("{services: [web]}"));
+    tell(&world, "web");
+    tell(&world, "v1");
+    world.apply("log", "");
+    // Taken in after the adapter was told to go.
+    world.apply("other", &adapter("counts", "native: statsd, target: all"));
+    assert_eq!(world.runtime.states().len(), 1);
+    world.thread.shutdown(Duration::from_secs(20)).unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), "web\n");
+}

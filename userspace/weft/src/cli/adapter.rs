@@ -1,0 +1,174 @@
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use weft_adapters::{NativeEntry, builtin};
+use weft_policy::ObjectRef;
+
+use super::{
+    Daemon,
+    output::{Format, Table, print_json},
+};
+use crate::{
+    admin::api::AdapterView,
+    error::{Code as _, INVALID},
+    explain::DEFAULT_NAMESPACE,
+};
+
+/// Adapters: what looks at requests beside the mesh's own policy, and who is told
+#[derive(Debug, Args)]
+pub struct Adapter {
+    #[command(flatten)]
+    daemon: Daemon,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Which adapters are in force, in the order in which they look
+    List(Shown),
+    /// What they did
+    Stats(Shown),
+    /// Take one away that was stored with `weft apply`
+    Remove {
+        name: String,
+        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
+    /// Which adapters are compiled in, or the page of one of them: its parameters
+    Explain { name: Option<String> },
+}
+
+#[derive(Debug, Args)]
+struct Shown {
+    /// Only those of this name
+    name: Option<String>,
+    /// Only those of this namespace
+    #[arg(short, long)]
+    namespace: Option<String>,
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+impl Adapter {
+    pub fn exec(self) -> anyhow::Result<ExitCode> {
+        match self.verb {
+            Verb::List(shown) => shown.exec(&self.daemon, list)?,
+            Verb::Stats(shown) => shown.exec(&self.daemon, stats)?,
+            Verb::Remove { name, namespace } => {
+                let object = ObjectRef {
+                    kind: "Adapter".to_owned(),
+                    namespace: Some(namespace),
+                    name,
+                };
+                let outcome = self.daemon.ask(async |client| client.delete(&object).await)?;
+                println!("{} removed", outcome.object);
+            }
+            Verb::Explain { name: None } => catalog()?,
+            Verb::Explain { name: Some(name) } => {
+                let Some(entry) = builtin::find(&name) else {
+                    let names: Vec<&str> = builtin::ALL.iter().map(|entry| entry.name).collect();
+                    let unknown = anyhow::anyhow!("no adapter `{name}` is compiled in; there are {}", names.join(", "));
+                    return Err(unknown).code(INVALID);
+                };
+                page(entry)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Shown {
+    fn exec(self, daemon: &Daemon, print: fn(&[AdapterView]) -> io::Result<()>) -> anyhow::Result<()> {
+        let mut adapters = daemon.ask(async |client| client.adapters().await)?;
+        adapters.retain(|adapter| {
+            self.name.as_ref().is_none_or(|name| *name == adapter.name)
+                && self
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|namespace| *namespace == adapter.namespace)
+        });
+        if let Some(name) = self.name.filter(|_| adapters.is_empty()) {
+            bail!("no adapter {name} is in force");
+        }
+        match self.output {
+            Format::Json => print_json(&adapters),
+            Format::Text => print(&adapters).context("write"),
+        }
+    }
+}
+
+fn list(adapters: &[AdapterView]) -> io::Result<()> {
+    let mut table = Table::new(["NAMESPACE", "NAME", "ROLE", "BACKEND", "SERVICES", "STATE"]);
+    for adapter in adapters {
+        let state = match (&adapter.problem, adapter.earlier) {
+            (None, _) => "in force".to_owned(),
+            (Some(problem), true) => format!("an earlier version is in force: {problem}"),
+            (Some(problem), false) => format!("NOT IN FORCE: {problem}"),
+        };
+        table.row([
+            adapter.namespace.clone(),
+            adapter.name.clone(),
+            adapter.role.clone(),
+            adapter.backend.clone(),
+            adapter.services.to_string(),
+            state,
+        ]);
+    }
+    write(&table, "no adapters")
+}
+
+fn stats(adapters: &[AdapterView]) -> io::Result<()> {
+    let mut table = Table::new([
+        "NAMESPACE",
+        "NAME",
+        "ALLOWED",
+        "DENIED",
+        "FAILED",
+        "MEAN",
+        "SENT",
+        "DROPPED",
+    ]);
+    for adapter in adapters {
+        let judged = adapter.allowed + adapter.denied + adapter.failed;
+        let mean = match judged {
+            0 => "-".to_owned(),
+            _ => format!("{:.1}us", adapter.took_us as f64 / judged as f64),
+        };
+        table.row([
+            adapter.namespace.clone(),
+            adapter.name.clone(),
+            adapter.allowed.to_string(),
+            adapter.denied.to_string(),
+            adapter.failed.to_string(),
+            mean,
+            adapter.sent.to_string(),
+            adapter.dropped.to_string(),
+        ]);
+    }
+    write(&table, "no adapters")
+}
+
+fn catalog() -> io::Result<()> {
+    let mut table = Table::new(["NAME", "ROLE", "DOES"]);
+    for entry in builtin::ALL {
+        table.row([entry.name.to_owned(), entry.role.to_string(), entry.about.to_owned()]);
+    }
+    write(&table, "")
+}
+
+fn page(entry: &NativeEntry) -> io::Result<()> {
+    io::stdout().lock().write_all(entry.page.as_bytes())
+}
+
+fn write(table: &Table, nothing: &str) -> io::Result<()> {
+    let out = &mut io::stdout().lock();
+    if table.is_empty() {
+        return writeln!(out, "{nothing}");
+    }
+    table.write(out, 0)
+}
