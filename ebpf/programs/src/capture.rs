@@ -326,8 +326,8 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             }
         }
         Some(found) if found.kind == dest_kind::ENDPOINT => {
-            // Its own address says nothing about routing: only access rules send it to the proxy.
-            flags = found.flags & !dest_flags::PROXIED;
+            // Its own address says nothing about routing: only access rules and adapters that guard it send it to the proxy.
+            flags = found.flags;
             record.service = found.service;
             record.destination = found.identity;
             record.destination_class = found.class;
