@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 mod large;
 mod opaque;
+mod parity;
 mod pending;
 mod smuggling;
 mod split;
