@@ -1,8 +1,32 @@
-//! Filters made by others, unmodified, for Higress's ABI 0.2.100.
+//! Filters made by others, unmodified: Go and Rust, for Higress's ABI 0.2.100.
 
 use bytes::BytesMut;
 
 use super::*;
+
+#[test]
+fn a_transformer_in_go_changes_heads() {
+    let module = filter("higress-transformer");
+    assert_eq!(module.abi(), AbiVersion::V0_2_100);
+    let json = r#"{"reqRules": [{"operate": "add", "headers": [{"key": "x-added", "value": "1"}]},
+                                {"operate": "remove", "headers": [{"key": "x-gone"}]}],
+                   "respRules": [{"operate": "add", "headers": [{"key": "x-answered", "value": "2"}]}]}"#;
+    let plugin = plugin(&module, config(json));
+    plugin.prepare(1).expect("it starts");
+    let mut filter = stream(&plugin);
+    let mut head = get("/a", &[("x-gone", "0"), ("x-stays", "0")]);
+    goes_on(filter.on_request_headers(&mut head, true));
+    assert_eq!(head.headers["x-added"], "1");
+    assert!(!head.headers.contains_key("x-gone"));
+    assert_eq!(head.headers["x-stays"], "0");
+    assert_eq!(head.headers["host"], "cart");
+    assert_eq!(head.uri, "/a");
+    let mut answer = ok();
+    goes_on(filter.on_response_headers(&mut answer, true));
+    assert_eq!(answer.headers["x-answered"], "2");
+    filter.on_end(&end());
+    assert_eq!(plugin.stats().traps, 0);
+}
 
 #[test]
 fn a_masking_filter_in_rust_reads_bodies() {
