@@ -32,6 +32,16 @@ impl Chain {
     pub fn is_empty(&self) -> bool {
         self.pipeline.is_empty() && self.filters.is_empty()
     }
+
+    /// Whether the very same adapters look, in the same order. Those that stay when a snapshot is made stay the same, while
+    /// the chains are made anew.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let (checks, its_checks) = (&self.pipeline.checks, &other.pipeline.checks);
+        let (filters, its_filters) = (&self.filters, &other.filters);
+        (checks.len(), filters.len()) == (its_checks.len(), its_filters.len())
+            && checks.iter().zip(its_checks).all(|(a, b)| Arc::ptr_eq(a, b))
+            && filters.iter().zip(its_filters).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
 }
 
 impl std::fmt::Debug for Chain {
@@ -129,6 +139,17 @@ mod tests {
         let (called, backend) = (called.map(service), backend.map(service));
         let chain = chains.of(called.as_ref(), backend.as_ref())?;
         Some(chain.pipeline.checks[0].name().to_owned())
+    }
+
+    #[test]
+    fn chains_of_the_same_adapters_are_the_same() {
+        let web = chain("web");
+        let again = Chain::clone(&web);
+        assert!(web.is_same(&again));
+        assert!(Chain::default().is_same(&Chain::default()));
+        for other in [(*chain("web")).clone(), Chain::default()] {
+            assert!(!web.is_same(&other) && !other.is_same(&web));
+        }
     }
 
     #[test]

@@ -39,6 +39,19 @@ enum Step {
     },
 }
 
+// === impl Picked ===
+
+impl Picked {
+    /// Whether what the adapters of `other` let pass has met those that look here.
+    pub(crate) fn has_adapters_of(&self, other: &Self) -> bool {
+        match (&self.chain, &other.chain) {
+            (Some(chain), Some(other)) => Arc::ptr_eq(chain, other) || chain.is_same(other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Picks for one request (`request` given) or one connection. `skip` holds endpoints that were tried in vain.
 ///
 /// Takes the snapshot in force; where it has no endpoint but promises one, waits for the next snapshots, at most

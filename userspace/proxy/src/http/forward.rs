@@ -46,7 +46,7 @@ pub(crate) async fn forward(
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
-    let picked = pick_allowed(exchange, &head, &[]).await?;
+    let picked = pick_allowed(exchange, &head).await?;
     let directives = consult_adapters(exchange, &picked, &head).await?;
     let filtered = exchange.begin_filters(&picked).is_some();
     // Endpoints are picked and judged by what the client asked, whatever adapters make of it.
@@ -78,12 +78,11 @@ struct Reached {
     sending: Sending,
 }
 
-/// Picks an endpoint and judges it. `tried` were picked in vain.
-async fn pick_allowed(exchange: &Exchange, head: &request::Parts, tried: &[SocketAddr]) -> Result<Picked, Refusal> {
+/// Picks an endpoint and judges it.
+async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Picked, Refusal> {
     let conn = &exchange.conn;
     let view = View::new(head);
-    let picked = pick(&conn.worker, conn.dialled(), Some(&view), tried).await?;
-    exchange.set_destination(&picked.destination);
+    let picked = pick(&conn.worker, conn.dialled(), Some(&view), &[]).await?;
     authorize(exchange, &picked, head, &view)?;
     Ok(picked)
 }
@@ -97,6 +96,7 @@ async fn reach(
 ) -> Result<Reached, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
+    let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         let load = worker.loads.begin(picked.address);
@@ -114,17 +114,18 @@ async fn reach(
         if tried.len() >= CONNECT_ATTEMPTS || picked.address == conn.context.original {
             return Err(error.into());
         }
-        picked = match pick_allowed(exchange, head, &tried).await {
-            Ok(picked) => picked,
-            // There is no other: what happened to this one says more.
-            Err(Refusal::Failed(_)) => return Err(error.into()),
-            Err(denied) => return Err(denied),
+        picked = match pick(worker, conn.dialled(), Some(&view), &tried).await {
+            Ok(other) if other.has_adapters_of(&picked) => other,
+            // There is no other, or (a split drew anew) one whose adapters have not looked: what happened to this one says more.
+            _ => return Err(error.into()),
         };
+        authorize(exchange, &picked, head, &view)?;
     }
 }
 
 /// The operator's rules, on the endpoint that was picked.
 fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
+    exchange.set_destination(&picked.destination);
     let mut decision = judge::request(&exchange.conn, picked, view);
     if decision.verdict.passes()
         && let Some(resolved) = View::resolved(head)

@@ -51,12 +51,15 @@ struct Refused {
 
 async fn open(conn: &Conn) -> Result<Opened, Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut failed: Option<Refused> = None;
+    let mut failed: Option<(Picked, Refused)> = None;
     let mut chain: Option<TcpChain> = None;
     loop {
-        let picked = match pick(&conn.worker, conn.dialled(), None, &tried).await {
-            Ok(picked) => picked,
-            Err(error) => return Err(failed.unwrap_or_else(|| unroutable(conn, &error))),
+        let picked = match (pick(&conn.worker, conn.dialled(), None, &tried).await, failed) {
+            (Ok(picked), None) => picked,
+            (Ok(picked), Some((before, _))) if picked.has_adapters_of(&before) => picked,
+            // There is no other, or (a split drew anew) one whose adapters have not looked.
+            (_, Some((_, refused))) => return Err(refused),
+            (Err(error), None) => return Err(unroutable(conn, &error)),
         };
         let decision = judge::opaque(conn, &picked, &picked.snapshot);
         if !decision.verdict.passes() {
@@ -86,7 +89,7 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
                 if tried.len() >= CONNECT_ATTEMPTS || tried.contains(&conn.context.original) {
                     return Err(refused);
                 }
-                failed = Some(refused);
+                failed = Some((picked, refused));
             }
         }
     }

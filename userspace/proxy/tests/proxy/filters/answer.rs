@@ -6,7 +6,7 @@ use http::StatusCode;
 use http_body_util::BodyExt;
 use weft_adapters::{FlowVerdict, Lent, Step};
 
-use super::{data, echo1, echo2, post, post2, sum};
+use super::{data, echo1, echo2, post, post2, sum, unused};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
@@ -193,11 +193,7 @@ async fn a_grpc_client_gets_an_answer_as_a_grpc_status() {
 
 #[tokio::test]
 async fn a_failure_of_ours_is_an_answer_that_filters_see() {
-    // Nobody listens there.
-    let unused = {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
+    let unused = unused();
     let mut events = Events::new();
     let script = events.script("a").act(|lent, _| {
         if let Lent::ResponseHeaders(head) = lent {

@@ -6,12 +6,17 @@ mod order;
 mod pause;
 mod tcp;
 
+use std::{net::SocketAddr, sync::Arc};
+
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
+use weft_adapters::{Chain, Chains};
+use weft_policy::{AppProtocol, ServiceName};
 
 use crate::support::{
+    Port, Spec,
     bodies::pieces,
     client::Body,
     server::{Server, text},
@@ -43,6 +48,36 @@ async fn echo2() -> Server {
 
 fn post(body: Body) -> Request<Body> {
     crate::support::client::request("POST", "/", body)
+}
+
+/// Service `web`, half of it on `dead` where nobody listens, half on `alive`, each with its own filters.
+fn split_over_dead_and(
+    alive: SocketAddr,
+    app: AppProtocol,
+    of_dead: Arc<Chain>,
+    of_alive: Arc<Chain>,
+) -> (Spec, Chains) {
+    let port = |name, endpoints: Vec<SocketAddr>| Port {
+        app,
+        ..Port::undeclared(name, endpoints)
+    };
+    let mut web = port("web", Vec::new());
+    web.split = Some(vec![("dead", 1), ("alive", 1)]);
+    let spec = Spec::of([web, port("dead", vec![unused()]), port("alive", vec![alive])]);
+    let service = |name: &str| ServiceName {
+        namespace: "default".into(),
+        name: name.into(),
+    };
+    let mut chains = Chains::default();
+    chains.insert_split(service("web"), service("dead"), of_dead);
+    chains.insert_split(service("web"), service("alive"), of_alive);
+    (spec, chains)
+}
+
+/// Nobody listens there.
+fn unused() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// For HTTP/2.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use http::{Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 use weft_adapters::{Chains, Lent, Step};
-use weft_policy::ServiceName;
+use weft_policy::{AppProtocol, ServiceName};
 
-use super::{data, echo1, echo2, post, post2, sum};
+use super::{data, echo1, echo2, post, post2, split_over_dead_and, sum};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
@@ -199,6 +199,37 @@ async fn filters_are_those_of_the_service_and_of_the_generation_in_force() {
     mesh.publish_chains(&spec, chains([events.script("new")]));
     assert_eq!(client.get("/").await.body, "api");
     assert_eq!(events.until_end_of("new").await[0], "new request-head / end");
+}
+
+#[tokio::test]
+async fn a_second_choice_that_other_filters_look_at_is_not_asked() {
+    let alive = Server::http1(|request| async move { text(format!("{:?}", request.headers().get("x-seen"))) }).await;
+    let events = Events::new();
+    let seeing = |name| {
+        let script = events.script(name).act(move |lent, _| {
+            if let Lent::RequestHeaders(head) = lent {
+                head.headers.insert("x-seen", name.parse().unwrap());
+            }
+            Step::Continue
+        });
+        Arc::new(chain([script]))
+    };
+    let (spec, chains) = split_over_dead_and(alive.address, AppProtocol::Http, seeing("dead"), seeing("alive"));
+    let mut mesh = Mesh::filtered(&spec, chains);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let mut answered = 0;
+    for _ in 0..60 {
+        let answer = client.get("/").await;
+        let flow = mesh.flow().await;
+        if answer.status == StatusCode::OK {
+            answered += 1;
+            assert_eq!(answer.body, r#"Some("alive")"#);
+        } else {
+            assert_eq!(answer.header("x-weft-reason"), Some("connect-failed"));
+            assert_eq!(flow.destination.service.as_deref(), Some("dead"));
+        }
+    }
+    assert!(answered > 0);
 }
 
 #[tokio::test]

@@ -11,11 +11,12 @@ use weft_adapters::{Direction, FlowEvent, FlowVerdict, TcpStep};
 use weft_policy::AppProtocol;
 use weft_proxy::limits::{FILTER_BODY_BUFFER, RELAY_BUFFER};
 
+use super::split_over_dead_and;
 use crate::support::{
     Mesh, Port, Spec,
     bodies::Pattern,
     client::read_all,
-    filter::{Events, chains},
+    filter::{Events, chain, chains},
     server::Server,
 };
 
@@ -86,6 +87,27 @@ async fn a_filter_refuses_a_connection_before_an_endpoint_sees_it() {
     let flow = mesh.flow().await;
     assert_eq!((flow.event, flow.verdict), (FlowEvent::Deny, FlowVerdict::Deny));
     assert_eq!(flow.rule.as_ref().unwrap().to_string(), "Adapter a");
+}
+
+#[tokio::test]
+async fn a_second_choice_that_other_filters_look_at_is_not_connected_to() {
+    const CONNECTIONS: usize = 60;
+    let alive = Server::raw(|mut stream| async move { stream.write_all(b"alive").await.unwrap() }).await;
+    let mut events = Events::new();
+    let looking = |name| Arc::new(chain([events.script(name).tcp(TcpStep::Continue, pass, pass)]));
+    let (spec, chains) = split_over_dead_and(alive.address, AppProtocol::Opaque, looking("dead"), looking("alive"));
+    let mesh = Mesh::filtered(&spec, chains);
+    let mut served = 0;
+    for _ in 0..CONNECTIONS {
+        served += usize::from(read_all(&mut mesh.dial(0).await).await == "alive");
+    }
+    let seen = events
+        .rest()
+        .iter()
+        .filter(|event| *event == "alive connection")
+        .count();
+    assert!((1..CONNECTIONS).contains(&served), "{served}");
+    assert_eq!(served, seen);
 }
 
 #[tokio::test]
