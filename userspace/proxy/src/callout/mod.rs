@@ -166,7 +166,7 @@ impl Callouts {
             upstream: upstream.clone(),
             reason,
         };
-        head::prepare_call(&mut head, wire, address).map_err(|error| broken(chain(&error)))?;
+        head::prepare_call(&mut head, wire, address, body.is_end_stream()).map_err(|error| broken(chain(&error)))?;
         let reused = sending.is_reused();
         let request = Request::from_parts(head, UpstreamBody::Call(body));
         let answered = match sending.send(request).await {

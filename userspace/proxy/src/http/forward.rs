@@ -57,9 +57,11 @@ pub(crate) async fn forward(
     exchange.on_answer(directives.response);
     if let Some(chain) = exchange.chain() {
         chain.request_headers(&mut head, body.is_end_stream()).await?;
-        head::check(&head)?;
-        head::check_length(&mut head.headers);
         body = body.filtered();
+    }
+    if received.is_some() {
+        head::check(&head)?;
+        head::check_length(&mut head.headers, body.is_end_stream());
     }
     let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), wire).await?;
     let upgrade = head::upgrade(&head);

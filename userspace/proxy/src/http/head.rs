@@ -73,13 +73,18 @@ fn check_host(head: &request::Parts) -> Result<(), DataError> {
     }
 }
 
-/// After filters: a `Content-Length` that is no single number would leave the length of the body to the reader.
-pub(crate) fn check_length(headers: &mut HeaderMap) {
+/// After adapters: a `Content-Length` that is no single number would leave the length of the body to the reader, and one of
+/// a body that is `empty` would make the endpoint take the next request for it, as hyper sends it as it stands.
+pub(crate) fn check_length(headers: &mut HeaderMap, empty: bool) {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit) && !length.is_empty();
+    let fits = |length: &HeaderValue| {
+        let digits = length.as_bytes();
+        let fits = |digit: &u8| if empty { *digit == b'0' } else { digit.is_ascii_digit() };
+        !digits.is_empty() && digits.iter().all(fits)
+    };
     if lengths
         .next()
-        .is_some_and(|length| !is_number(length) || lengths.next().is_some())
+        .is_some_and(|length| !fits(length) || lengths.next().is_some())
     {
         headers.remove(CONTENT_LENGTH);
     }
@@ -161,18 +166,23 @@ pub(crate) fn prepare_request(
     Ok(())
 }
 
-/// Makes the head of a filter's call one that goes to `address`.
+/// Makes the head of a filter's call one that goes to `address`. `empty`: it has no body.
 ///
 /// # Errors
 /// As [`prepare_request`].
-pub(crate) fn prepare_call(head: &mut request::Parts, wire: Wire, address: SocketAddr) -> Result<(), DataError> {
+pub(crate) fn prepare_call(
+    head: &mut request::Parts,
+    wire: Wire,
+    address: SocketAddr,
+    empty: bool,
+) -> Result<(), DataError> {
     let trailers = lists_in(&head.headers, &TE, "trailers");
     match wire {
         Wire::Http1 => origin_form(head, address)?,
         Wire::Http2 => absolute_form(head, address)?,
     }
     strip_hop_by_hop(&mut head.headers);
-    check_length(&mut head.headers);
+    check_length(&mut head.headers, empty);
     if trailers && wire == Wire::Http2 {
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }

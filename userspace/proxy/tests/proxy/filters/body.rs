@@ -153,6 +153,28 @@ async fn an_answer_too_large_to_hold_back_is_cut() {
 }
 
 #[tokio::test]
+async fn a_length_that_a_filter_gave_to_no_body_is_not_sent() {
+    let server = echo1().await;
+    let events = Events::new();
+    let script = events.script("a").act(|lent, _| {
+        if let Lent::RequestHeaders(head) = lent {
+            head.headers.insert("content-length", "3".parse().unwrap());
+        }
+        Step::Continue
+    });
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for body in ["", "abc", ""] {
+        let method = if body.is_empty() { "GET" } else { "POST" };
+        let asked = client.send(request(method, "/", full(body)));
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(10), asked).await;
+        let answer = Text::read(answer.expect("the endpoint waits for a body")).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, body));
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
 async fn a_length_that_a_filter_made_ambiguous_is_not_sent() {
     let server = echo1().await;
     let events = Events::new();
