@@ -69,6 +69,9 @@ pub(crate) async fn forward(
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
     head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
+    if wire == Wire::Http1 && !body.is_end_stream() {
+        head::chunk_unsized(&mut head.headers);
+    }
     let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
     answer(exchange, &picked, response, lease, load, downstream).await
 }

@@ -166,6 +166,13 @@ pub(crate) fn prepare_request(
     Ok(())
 }
 
+/// Of a request with a body for HTTP/1: hyper chunks one of unknown length by itself, but takes GET and HEAD to have none.
+pub(crate) fn chunk_unsized(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 /// Makes the head of a filter's call one that goes to `address`. `empty`: it has no body.
 ///
 /// # Errors

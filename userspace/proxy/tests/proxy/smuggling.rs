@@ -107,6 +107,20 @@ async fn with_both_lengths_the_chunks_count_and_the_connection_ends() {
 }
 
 #[tokio::test]
+async fn a_chunked_get_arrives_whole() {
+    let (server, seen) = noting().await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    for method in ["GET", "HEAD"] {
+        let wire = format!(
+            "{method} /body HTTP/1.1\r\nhost: web\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        );
+        let answer = raw(mesh.dial(0).await, &wire).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    assert_eq!(*seen.lock().unwrap(), ["GET /body 0 abc", "HEAD /body 0 abc"]);
+}
+
+#[tokio::test]
 async fn other_transfer_codings_are_not_implemented() {
     let (server, seen) = noting().await;
     let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
