@@ -82,11 +82,9 @@ impl RequestBody {
         }
     }
 
-    /// Leads it through the filters that saw the head.
+    /// Leads it through the filters that saw the head, and were not told that it is the end.
     pub(crate) fn filtered(mut self) -> Self {
-        if let Some(chain) = self.exchange.chain()
-            && !self.is_end_stream()
-        {
+        if let Some(chain) = self.exchange.chain() {
             self.passage = Some(Box::new(chain.passage()));
         }
         self
@@ -221,11 +219,9 @@ impl ResponseBody {
         }
     }
 
-    /// Leads it through the filters that saw the head.
+    /// Leads it through the filters that saw the head, and were not told that it is the end.
     pub(crate) fn filtered(mut self) -> Self {
-        if let Some(chain) = self.exchange.chain()
-            && !self.is_end_stream()
-        {
+        if let Some(chain) = self.exchange.chain() {
             self.passage = Some(Box::new(chain.passage()));
         }
         self

@@ -56,8 +56,11 @@ pub(crate) async fn forward(
     }
     exchange.on_answer(directives.response);
     if let Some(chain) = exchange.chain() {
-        chain.request_headers(&mut head, body.is_end_stream()).await?;
-        body = body.filtered();
+        let end = body.is_end_stream();
+        chain.request_headers(&mut head, end).await?;
+        if !end {
+            body = body.filtered();
+        }
     }
     if received.is_some() {
         head::check(&head)?;
@@ -311,8 +314,8 @@ async fn answer(
     };
     let (mut head, incoming) = response.into_parts();
     head::prepare_response(&mut head, switching);
+    let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
     if let Some(chain) = exchange.chain() {
-        let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
         chain.response_headers(&mut head, end).await?;
     }
     exchange.change_answer(&mut head.headers);
@@ -323,7 +326,10 @@ async fn answer(
             tunnel::spawn(exchange, client, server, load);
             ResponseBody::text("", Rc::clone(exchange))
         }
-        None => ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load).filtered(),
+        None => {
+            let body = ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load);
+            if end { body } else { body.filtered() }
+        }
     };
     Ok(Response::from_parts(head, body))
 }

@@ -123,6 +123,23 @@ async fn heads_without_a_body_are_the_end() {
 }
 
 #[tokio::test]
+async fn the_head_of_an_answer_to_head_is_the_end_though_the_stream_goes_on() {
+    // Its last frame comes after the head.
+    let server = Server::http2(|_| async { Response::new(pieces().1) }).await;
+    let mut events = Events::new();
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
+    let mut ask = post2(empty());
+    *ask.method_mut() = http::Method::HEAD;
+    let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, ""));
+    assert_eq!(
+        events.until_end_of("a").await,
+        ["a request-head / end", "a response-head 200 end", "a end 200 0 0"]
+    );
+}
+
+#[tokio::test]
 async fn a_chunked_body_ends_with_an_empty_piece() {
     let server = echo1().await;
     let mut events = Events::new();
