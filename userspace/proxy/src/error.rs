@@ -78,6 +78,11 @@ pub enum DataError {
     RequestBody,
     #[error("adapter {adapter} holds the request body back to see more of it, and it has more than {limit} bytes")]
     FilterBuffer { adapter: String, limit: usize },
+    #[error("an adapter changed the request into one that cannot be forwarded")]
+    Changed {
+        #[source]
+        source: Box<DataError>,
+    },
     #[error("CONNECT is not offered: the mesh needs no proxy settings, dial the destination itself")]
     ConnectMethod,
 }
@@ -111,8 +116,14 @@ impl DataError {
             Self::ServiceUnknown { .. }
             | Self::PortUnknown { .. }
             | Self::NoBackend { .. }
-            | Self::BackendMissing { .. } => FaultSide::Ours,
+            | Self::BackendMissing { .. }
+            | Self::Changed { .. } => FaultSide::Ours,
         }
+    }
+
+    /// Of a request that was not so when it came.
+    pub(crate) fn of_adapters(self) -> Self {
+        Self::Changed { source: Box::new(self) }
     }
 
     /// Whether the same request may succeed elsewhere or later without having been carried out.
@@ -135,6 +146,7 @@ impl DataError {
             Self::TransferCoding => "transfer-coding",
             Self::RequestBody => "request-body",
             Self::FilterBuffer { .. } => "filter-buffer",
+            Self::Changed { .. } => "adapter-changed",
             Self::ConnectMethod => "connect-method",
         }
     }

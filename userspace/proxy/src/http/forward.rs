@@ -62,8 +62,9 @@ pub(crate) async fn forward(
             body = body.filtered();
         }
     }
-    if received.is_some() {
-        head::check(&head)?;
+    let changed = received.is_some();
+    if changed {
+        head::check(&head).map_err(DataError::of_adapters)?;
         head::check_length(&mut head.headers, body.is_end_stream());
     }
     let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), wire).await?;
@@ -71,7 +72,8 @@ pub(crate) async fn forward(
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
-    head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade)?;
+    let prepared = head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade);
+    prepared.map_err(|error| if changed { error.of_adapters() } else { error })?;
     if wire == Wire::Http1 && !body.is_end_stream() {
         head::chunk_unsized(&mut head.headers);
     }

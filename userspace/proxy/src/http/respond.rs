@@ -84,7 +84,9 @@ fn status_of(error: &DataError) -> StatusCode {
         | DataError::PortUnknown { .. }
         | DataError::NoEndpoint { .. }
         | DataError::Connect { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        DataError::NoBackend { .. } | DataError::BackendMissing { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        DataError::NoBackend { .. } | DataError::BackendMissing { .. } | DataError::Changed { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         DataError::Upstream { .. } | DataError::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
         DataError::Malformed { .. } | DataError::RequestBody => StatusCode::BAD_REQUEST,
         DataError::FilterBuffer { .. } => StatusCode::PAYLOAD_TOO_LARGE,

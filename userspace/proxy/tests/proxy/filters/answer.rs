@@ -211,6 +211,35 @@ async fn a_failure_of_ours_is_an_answer_that_filters_see() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_filter_broke_is_a_failure_of_ours() {
+    let server = echo1().await;
+    let events = Events::new();
+    let breaking = events.script("a").act(|lent, _| {
+        if let Lent::RequestHeaders(head) = lent {
+            match head.uri.path() {
+                "/host" => _ = head.headers.remove("host"),
+                _ => head.uri = "http://user@web/".parse().unwrap(),
+            }
+        }
+        Step::Continue
+    });
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), breaking.chains());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for (path, why) in [("/host", "no Host header"), ("/user", "names a user")] {
+        let answer = client.get(path).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("x-weft-reason")),
+            (500, Some("adapter-changed"))
+        );
+        assert_eq!(answer.header("connection"), None);
+        assert!(
+            answer.body.contains("an adapter changed") && answer.body.contains(why),
+            "{answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_policy_denies_no_filter_sees() {
     let server = echo1().await;
     let mut events = Events::new();
