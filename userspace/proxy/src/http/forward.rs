@@ -45,6 +45,7 @@ pub(crate) async fn forward(
     let mut body = RequestBody::new(incoming, Rc::clone(exchange));
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
+    head::join_cookies(&mut head.headers);
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
     let picked = pick_allowed(exchange, &head).await?;
     let directives = consult_adapters(exchange, &picked, &head).await?;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     request, response,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -70,6 +70,28 @@ fn check_host(head: &request::Parts) -> Result<(), DataError> {
             _ => Ok(()),
         },
         Some(_) => Ok(()),
+    }
+}
+
+//= RFC 9113, 8.2.3
+//# If there are multiple Cookie header fields after decompression, these MUST be concatenated into a single octet string
+//# using the two-octet delimiter of 0x3b, 0x20 [...] before being passed into a non-HTTP/2 context
+/// Before rules and adapters look: they read one `Cookie`, and a cookie that they look for may be in another.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
+        return;
+    };
+    let mut joined = first.as_bytes().to_vec();
+    let mut secret = first.is_sensitive();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+        secret |= cookie.is_sensitive();
+    }
+    if let Ok(mut joined) = HeaderValue::from_bytes(&joined) {
+        joined.set_sensitive(secret);
+        headers.insert(COOKIE, joined);
     }
 }
 

@@ -7,6 +7,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::sync::Barrier;
+use weft_adapters::{Bag, Check, Checking, Deny};
 
 use crate::support::{
     Access, H2, Mesh, Port, Spec, Text,
@@ -81,6 +82,48 @@ async fn more_streams_than_a_connection_takes_open_another() {
         assert_eq!(status.unwrap(), StatusCode::OK);
     }
     assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn cookies_in_several_fields_are_one_for_adapters_and_endpoints() {
+    struct Cookie;
+
+    impl Check for Cookie {
+        fn name(&self) -> &str {
+            "cookie"
+        }
+
+        fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
+            let cookies = bag.request.as_ref().unwrap().headers.get("cookie").unwrap();
+            if cookies.contains("token=3") {
+                return Checking::ALLOW;
+            }
+            Checking::deny(Deny {
+                status: 401,
+                message: format!("no token in {cookies:?}"),
+                headers: Vec::new(),
+                body: None,
+                rule: None,
+            })
+        }
+    }
+
+    let server = Server::http2(|request| async move {
+        let cookies: Vec<_> = request.headers().get_all("cookie").iter().collect();
+        text(format!("{cookies:?}"))
+    })
+    .await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start_with(&spec, Default::default(), vec![Arc::new(Cookie)]);
+    let mut ask = request("/", empty());
+    for cookie in ["a=1; b=2", "token=3", "c=4"] {
+        ask.headers_mut().append("cookie", cookie.parse().unwrap());
+    }
+    let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.body.as_str()),
+        (200, r#"["a=1; b=2; token=3; c=4"]"#)
+    );
 }
 
 #[tokio::test]
