@@ -279,20 +279,32 @@ async fn connect(worker: &Worker, upstream: &str, address: SocketAddr, wire: Wir
 /// Reads the answer in a task of the worker's, frame by frame as they are taken.
 fn answer(worker: &Worker, upstream: String, mut body: Incoming, lease: Lease, load: InFlight) -> CallBody {
     let (sender, receiver) = mpsc::channel(1);
+    if body.is_end_stream() {
+        // The next call may come before a task runs.
+        lease.finish();
+        return Answer(receiver).boxed_unsync();
+    }
     worker.spawn_chore(async move {
         let _load = load;
         loop {
             let frame = tokio::select! {
-                () = sender.closed() => return,
+                biased;
                 frame = body.frame() => frame,
+                () = sender.closed() => return,
             };
-            let frame = match frame {
-                None => return lease.finish(),
-                Some(frame) => frame.map_err(|error| CallError::Broken {
-                    upstream: upstream.clone(),
-                    reason: chain(&error),
-                }),
+            let Some(frame) = frame else {
+                return lease.finish();
             };
+            let frame = frame.map_err(|error| CallError::Broken {
+                upstream: upstream.clone(),
+                reason: chain(&error),
+            });
+            if frame.is_ok() && body.is_end_stream() {
+                // Whether it is taken or not, the connection is free.
+                lease.finish();
+                let _taken = sender.send(frame).await;
+                return;
+            }
             let broken = frame.is_err();
             if sender.send(frame).await.is_err() || broken {
                 return;

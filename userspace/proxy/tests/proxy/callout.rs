@@ -70,6 +70,9 @@ impl StreamFilter for Asking {
             match calling.await {
                 Ok(response) => {
                     let status = response.status().as_u16();
+                    if status == 204 {
+                        return format!("{known} {status}");
+                    }
                     match response.into_body().collect().await {
                         Ok(body) => {
                             let trailer = body
@@ -163,6 +166,23 @@ async fn a_service_is_called_by_any_of_its_names_on_a_kept_connection() {
         "outbound|80||oracle.default.svc.cluster.local",
     ] {
         assert_eq!(outcome(&mut client, name).await, format!("true 418 {TOLD}"), "{name}");
+    }
+    assert_eq!(oracle.connections(), 1);
+}
+
+#[tokio::test]
+async fn an_empty_answer_that_nobody_reads_leaves_its_connection() {
+    let oracle = Server::http1(|request| async move {
+        request.into_body().collect().await.unwrap();
+        let mut response = text("");
+        *response.status_mut() = http::StatusCode::NO_CONTENT;
+        response
+    })
+    .await;
+    let mesh = mesh(vec![Port::http("oracle", [oracle.address])], CallProtocol::Http, &[]).await;
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..30 {
+        assert_eq!(outcome(&mut client, "oracle").await, "true 204");
     }
     assert_eq!(oracle.connections(), 1);
 }
