@@ -229,6 +229,11 @@ impl Exchange {
         } else {
             let reason = format!("answered by adapter {adapter}");
             self.refused(told, grpc, RequestOutcome::Forwarded, &reason);
+            let mut told = self.told.borrow_mut();
+            if told.verdict == FlowVerdict::Deny {
+                // It answers in place of a refusal.
+                (told.verdict, told.rule) = (FlowVerdict::Allow, Some(report::adapter(adapter)));
+            }
         }
     }
 

@@ -211,6 +211,32 @@ async fn a_failure_of_ours_is_an_answer_that_filters_see() {
 }
 
 #[tokio::test]
+async fn an_answer_in_place_of_a_refusal_is_no_deny() {
+    let spec = Spec::of([Port::http("web", [unused(), unused()])]);
+    let mut events = Events::new();
+    let script = events.script("a").act(|lent, _| match lent {
+        Lent::RequestHeaders(_) => Step::Pause,
+        _ => respond(200, "instead"),
+    });
+    let (script, gate) = script.gated();
+    let mut mesh = Mesh::filtered(&spec, script.chains());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let asked = tokio::spawn(async move { client.get("/").await });
+    assert_eq!(events.next().await, "a request-head / end");
+    // No endpoint can be connected to, and the second choice is judged by what is in force then.
+    mesh.publish(&spec.with_access(crate::support::Access::Nobody));
+    gate.send(true).unwrap();
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "instead"));
+    assert_eq!(events.next().await, "a response-head 403");
+    let flow = mesh.flow().await;
+    assert_eq!(
+        (flow.verdict, flow.rule.as_ref().unwrap().to_string()),
+        (FlowVerdict::Allow, "Adapter a".to_owned())
+    );
+}
+
+#[tokio::test]
 async fn a_request_that_a_filter_broke_is_a_failure_of_ours() {
     let server = echo1().await;
     let events = Events::new();
