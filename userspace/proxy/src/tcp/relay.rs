@@ -143,9 +143,12 @@ async fn both(
     match first {
         Ok(()) => rest.await,
         Err(failed @ Failed::Write(_)) => {
-            // The source of `rest` is the dead socket: it ends by itself, after the bytes that had arrived.
-            let _ended = rest.await;
-            Err(failed)
+            // The source of `rest` is the dead socket: it ends by itself, after the bytes that had arrived. An adapter that
+            // resets because of these says more than the socket.
+            match rest.await {
+                Err(reset @ Failed::Filter(_)) => Err(reset),
+                _ => Err(failed),
+            }
         }
         Err(failed) => Err(failed),
     }

@@ -204,6 +204,43 @@ async fn a_filter_that_holds_enough_makes_the_sender_wait() {
 }
 
 #[tokio::test]
+async fn a_reset_by_a_filter_is_told_though_the_sink_has_gone() {
+    // It is done when one byte has come.
+    let server = Server::raw(|mut stream| async move {
+        stream.write_all(b"x").await.unwrap();
+        stream.read_u8().await.unwrap();
+    })
+    .await;
+    let mut events = Events::new();
+    let script = events.script("a").tcp(
+        TcpStep::Continue,
+        |from, _, _| match from {
+            Direction::Downstream => TcpStep::Continue,
+            Direction::Upstream => TcpStep::Pause,
+        },
+        |_, _, _| TcpStep::Reset,
+    );
+    let (script, gate) = script.gated();
+    let mut mesh = Mesh::filtered(&opaque(&server), script.chains());
+    let mut client = mesh.dial(0).await;
+    assert_eq!(events.next().await, "a connection");
+    assert_eq!(events.next().await, "a Upstream 1");
+    client.write_all(b"1").await.unwrap();
+    assert_eq!(events.next().await, "a Downstream 1");
+    assert_eq!(events.next().await, "a Upstream 1 end");
+    // The first meets a closed socket, whose reset fails the next.
+    for byte in [b"2", b"3"] {
+        client.write_all(byte).await.unwrap();
+        assert_eq!(events.next().await, "a Downstream 1");
+    }
+    gate.send(true).unwrap();
+    read_all(&mut client).await;
+    let (opened, denied) = (mesh.flow().await, mesh.flow().await);
+    assert_eq!((opened.event, denied.event), (FlowEvent::Open, FlowEvent::Deny));
+    assert_eq!(denied.reason, "reset by adapter a");
+}
+
+#[tokio::test]
 async fn a_reset_by_a_filter_resets_both_sides() {
     let server = echo().await;
     let mut events = Events::new();
