@@ -3,21 +3,19 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    rc::Rc,
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, request, response};
-use weft_adapters::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use weft_adapters::{Lent, Step, StreamEnd, StreamFilter, StreamInfo};
 
-use super::{Passage, passage::Stages};
+use super::{Passage, Running, passage::Stages, running};
 use crate::{limits::FILTER_BODY_BUFFER, pick::Picked};
 
 /// One request's filters. Called from the task that forwards and from both bodies, all on one thread.
 pub(crate) struct Chain {
-    filters: RefCell<Vec<Running>>,
+    filters: RefCell<Vec<Running<dyn StreamFilter>>>,
     /// So many of them saw the request's head: only these see the answer.
     seen: Cell<usize>,
     /// They see an answer's head now, or have.
@@ -26,11 +24,6 @@ pub(crate) struct Chain {
     stopped: RefCell<Option<Stop>>,
     /// Of whoever answers.
     answerer: RefCell<Option<Waker>>,
-}
-
-struct Running {
-    factory: Arc<dyn FilterFactory>,
-    filter: Box<dyn StreamFilter>,
 }
 
 /// A filter ended the stream.
@@ -72,18 +65,8 @@ pub(crate) struct Bodies<'a> {
 impl Chain {
     /// Makes the filters that look at a request to `picked`; `None`: there are none.
     pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
-        let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
-        let info = Rc::new(info());
-        let filters: Vec<Running> = factories
-            .iter()
-            .filter_map(|factory| {
-                Some(Running {
-                    filter: factory.stream(&info)?,
-                    factory: Arc::clone(factory),
-                })
-            })
-            .collect();
-        (!filters.is_empty()).then(|| Self {
+        let filters = running(picked, info, |factory, info| factory.stream(info))?;
+        Some(Self {
             filters: RefCell::new(filters),
             seen: Cell::new(0),
             answering: Cell::new(false),

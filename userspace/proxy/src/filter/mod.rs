@@ -27,6 +27,35 @@ pub(crate) mod chain;
 pub(crate) mod passage;
 mod tcp;
 
+use std::{rc::Rc, sync::Arc};
+
+use weft_adapters::{FilterFactory, StreamInfo};
+
 pub(crate) use chain::{Chain, FilterAnswer, Stop, Way};
 pub(crate) use passage::Passage;
 pub(crate) use tcp::{ResetBy, TcpChain};
+
+use crate::pick::Picked;
+
+/// A filter at work, and the adapter that made it.
+struct Running<F: ?Sized> {
+    factory: Arc<dyn FilterFactory>,
+    filter: Box<F>,
+}
+
+/// Makes the filters that look at what goes to `picked`; `None`: there are none.
+fn running<F: ?Sized>(
+    picked: &Picked,
+    info: impl FnOnce() -> StreamInfo,
+    make: impl Fn(&dyn FilterFactory, &Rc<StreamInfo>) -> Option<Box<F>>,
+) -> Option<Vec<Running<F>>> {
+    let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
+    let info = Rc::new(info());
+    let made = |factory: &Arc<dyn FilterFactory>| {
+        Some(Running {
+            filter: make(&**factory, &info)?,
+            factory: Arc::clone(factory),
+        })
+    };
+    Some(factories.iter().filter_map(made).collect()).filter(|filters: &Vec<_>| !filters.is_empty())
+}

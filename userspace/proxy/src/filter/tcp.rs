@@ -3,25 +3,18 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    rc::Rc,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::BytesMut;
 use http::HeaderMap;
-use weft_adapters::{Direction, FilterFactory, StreamInfo, TcpFilter, TcpStep};
+use weft_adapters::{Direction, StreamInfo, TcpFilter, TcpStep};
 
-use super::{Passage, passage::Stages};
+use super::{Passage, Running, passage::Stages, running};
 use crate::pick::Picked;
 
 /// One connection's filters; they see its end when this is dropped.
-pub(crate) struct TcpChain(RefCell<Vec<Running>>);
-
-struct Running {
-    factory: Arc<dyn FilterFactory>,
-    filter: Box<dyn TcpFilter>,
-}
+pub(crate) struct TcpChain(RefCell<Vec<Running<dyn TcpFilter>>>);
 
 /// The chain as one direction meets it.
 pub(crate) struct Bytes<'a> {
@@ -38,18 +31,8 @@ pub(crate) struct ResetBy(pub(crate) String);
 impl TcpChain {
     /// Makes the filters that look at a connection to `picked`; `None`: there are none.
     pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
-        let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
-        let info = Rc::new(info());
-        let filters: Vec<Running> = factories
-            .iter()
-            .filter_map(|factory| {
-                Some(Running {
-                    filter: factory.tcp(&info)?,
-                    factory: Arc::clone(factory),
-                })
-            })
-            .collect();
-        (!filters.is_empty()).then(|| Self(RefCell::new(filters)))
+        let filters = running(picked, info, |factory, info| factory.tcp(info))?;
+        Some(Self(RefCell::new(filters)))
     }
 
     /// Shows the connection to all filters before an endpoint is connected to.
