@@ -93,7 +93,8 @@ pub const RETIRED_DRAIN: Duration = Duration::from_secs(1);
 
 /// Bytes of one body that paused filters may hold back, all filters together: as Envoy's default. Larger lets a client
 /// make us keep more; smaller refuses bodies that filters want to see whole. A request that exceeds it is answered 413; an
-/// answer whose head has gone to the client is cut.
+/// answer whose head has gone to the client is cut. Of an opaque connection nothing more is read in that direction, and
+/// its sender waits, until a filter lets something pass: it may exceed this by one [`RELAY_BUFFER`].
 pub const FILTER_BODY_BUFFER: usize = 1024 * 1024;
 
 /// Pause of an accept loop after the process ran out of descriptors or memory.

@@ -12,6 +12,8 @@
 //! - at a body, the body goes on coming and gathers with the filter, up to [`FILTER_BODY_BUFFER`]; each further piece is
 //!   shown with all before it;
 //! - at trailers, they wait, and what gathered before them with them;
+//! - at a new opaque connection, no endpoint is connected to, and no byte is read or shown: a filter that waits for bytes
+//!   there waits for ever (Envoy goes on reading and would show them);
 //! - at an opaque connection's bytes, they gather as a body does, but once there are more than that, no more are read.
 //!
 //! Filters run after routing, access rules and checks, so none sees a request that policy refuses, and nothing they change
