@@ -164,7 +164,10 @@ impl AdapterRuntime {
             counters: self.metrics.adapters.of(&name),
         });
         live.adapter = Arc::clone(adapter);
-        if live.made_of.as_ref() != Some(config) {
+        if live.made_of.as_ref() == Some(config) {
+            // Maybe again, after one that could not be made.
+            live.problem = None;
+        } else {
             match make(config, &name, &self.metrics) {
                 Ok(part) => {
                     live.part = match part {

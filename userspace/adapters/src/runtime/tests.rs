@@ -214,6 +214,10 @@ fn one_that_cannot_be_made_refuses_unless_it_is_open_and_leaves_the_last_good_on
     ask(&chains, "web").unwrap();
     let state = world.state("list");
     assert!(state.problem.is_some() && state.earlier, "{state:?}");
+    // Taken back: what is in force is what is wanted.
+    world.apply("list", &list("closed"));
+    let state = world.state("list");
+    assert_eq!((state.problem, state.earlier), (None, false));
 }
 
 /// Panics at once, or when it is waited for.
