@@ -5,7 +5,8 @@
 //!                                                                                       +--> ReporterControl
 //! ```
 //! [`AdapterRuntime::update`] runs where snapshots are published, never on a request's path. An adapter that cannot be made
-//! leaves the last one of that name in force; where there is none, requests get what its failure policy says.
+//! leaves the last one of that name in force; where there is none (or a reporter, and it shall judge), requests get what its
+//! failure policy says.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -193,7 +194,13 @@ impl AdapterRuntime {
                     if live.problem.as_ref() != Some(&problem) {
                         tracing::error!(adapter = name, problem, "adapter not in force");
                     }
-                    if live.made_of.is_none() {
+                    // One that is told of requests does not stand in for one that judges them.
+                    let stands_in = live
+                        .made_of
+                        .as_ref()
+                        .is_some_and(|earlier| earlier.role.sees_requests() == config.role.sees_requests());
+                    if !stands_in {
+                        live.made_of = None;
                         live.part = Broken::part(config, &live.counters);
                     }
                     live.problem = Some(problem);

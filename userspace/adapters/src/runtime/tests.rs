@@ -220,6 +220,26 @@ fn one_that_cannot_be_made_refuses_unless_it_is_open_and_leaves_the_last_good_on
     assert_eq!((state.problem, state.earlier), (None, false));
 }
 
+#[test]
+fn a_reporter_does_not_stand_in_for_a_check_that_cannot_be_made() {
+    let mut world = World::new();
+    world.apply("a", &adapter("a", "native: statsd, target: all"));
+    let list = |policy: &str| {
+        adapter(
+            "a",
+            &format!(
+                "native: list, target: all, failurePolicy: {policy}, params: {{value: source.ip, provider_url: /nowhere/list}}"
+            ),
+        )
+    };
+    let chains = world.apply("a", &list("closed"));
+    assert_eq!(ask(&chains, "web").unwrap_err().status, 503);
+    let state = world.state("a");
+    assert!(state.problem.is_some() && !state.earlier, "{state:?}");
+    let chains = world.apply("a", &list("open"));
+    ask(&chains, "web").unwrap();
+}
+
 /// Panics at once, or when it is waited for.
 struct Bad {
     later: bool,
