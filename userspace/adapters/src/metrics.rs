@@ -64,7 +64,7 @@ type Seconds = Counter<f64, AtomicU64>;
 pub struct CheckCounters {
     pub allowed: Counter,
     pub denied: Counter,
-    /// Its failure policy decided.
+    /// It gave no verdict: the failure policy decided.
     pub failed: Counter,
     /// All it took, waiting included.
     pub seconds: Seconds,

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 pub use weft_policy::AdapterRole as Role;
-use weft_policy::{AdapterCatalog, AdapterFailure, ObjectRef, ParamsRefusal};
+use weft_policy::{AdapterCatalog, ObjectRef, ParamsRefusal};
 
 use crate::{
     builtin,
@@ -64,8 +64,6 @@ pub struct Context<'a> {
     pub name: &'a str,
     /// The object itself, for [`Deny::by`](crate::Deny::by).
     pub object: &'a ObjectRef,
-    /// What becomes of requests that it cannot judge.
-    pub failure_policy: AdapterFailure,
     /// Of checks that ask somebody else, for [`CheckMetrics::of`].
     pub checks: &'a CheckMetrics,
     /// Of the report path, for [`ExportMetrics::of`](crate::export::ExportMetrics::of).
@@ -254,7 +252,6 @@ mod tests {
         let context = Context {
             name: "shop/closed",
             object: &object,
-            failure_policy: AdapterFailure::Closed,
             checks: &checks,
             reports: &reports,
         };

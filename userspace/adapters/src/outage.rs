@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use tracing::{info, warn};
-use weft_policy::{AdapterFailure, ObjectRef};
+use weft_policy::ObjectRef;
 
 use crate::pipeline::{CheckResult, Deny};
 
-/// What happens to a request that nobody judged.
+/// What the parameters say of a request that nobody judged. The object may say that it is open, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailurePolicy {
@@ -36,37 +36,22 @@ pub(crate) struct Outage {
     pub failing: AtomicBool,
 }
 
-// === impl FailurePolicy ===
-
-impl FailurePolicy {
-    /// Open where either the object or its parameters say so.
-    pub fn or(self, object: AdapterFailure) -> Self {
-        match object {
-            AdapterFailure::Open => Self::Open,
-            AdapterFailure::Closed => self,
-        }
-    }
-}
-
 // === impl Outage ===
 
 impl Outage {
     /// There is no verdict, because of `why`.
     pub fn failed(&self, why: &str) -> CheckResult {
         self.failures.inc();
-        let (adapter, address, policy) = (&self.adapter, &self.address, self.policy);
         if !self.failing.swap(true, Ordering::Relaxed) {
-            warn!(
-                adapter,
-                address, why, "no verdict; the failure policy ({policy:?}) applies"
-            );
+            let (adapter, address) = (&self.adapter, &self.address);
+            warn!(adapter, address, why, "no verdict; the failure policy applies");
         }
-        match policy {
-            FailurePolicy::Open => CheckResult::Allow,
-            FailurePolicy::Closed => {
-                CheckResult::Deny(Box::new(Deny::new(self.status, self.message).by(self.rule.clone())))
-            }
-        }
+        CheckResult::Unjudged(match self.policy {
+            FailurePolicy::Open => None,
+            FailurePolicy::Closed => Some(Box::new(
+                Deny::new(self.status, self.message).by(self.rule.clone()),
+            )),
+        })
     }
 
     /// There is one.

@@ -32,6 +32,8 @@ pub enum CheckResult {
     /// And change headers on the way.
     AllowWith(Box<Directives>),
     Deny(Box<Deny>),
+    /// It gives no verdict: the refusal if nothing says otherwise; `None`: its own parameters say to let the request pass.
+    Unjudged(Option<Box<Deny>>),
 }
 
 /// What an adapter says when it refuses.
@@ -113,9 +115,11 @@ impl Pipeline {
                 Checking::Pending(answer) => answer.await,
             };
             match result {
-                CheckResult::Allow => {}
+                CheckResult::Allow | CheckResult::Unjudged(None) => {}
                 CheckResult::AllowWith(more) => directives.extend(*more),
-                CheckResult::Deny(deny) => return Err(Box::new(Denied::new(check.name(), *deny))),
+                CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny)) => {
+                    return Err(Box::new(Denied::new(check.name(), *deny)));
+                }
             }
         }
         Ok(directives)
@@ -137,6 +141,11 @@ impl Checking<'_> {
 
     pub fn deny(deny: Deny) -> Self {
         Self::Ready(CheckResult::Deny(Box::new(deny)))
+    }
+
+    /// No verdict; refused with this unless the adapter is open.
+    pub fn unjudged(deny: Deny) -> Self {
+        Self::Ready(CheckResult::Unjudged(Some(Box::new(deny))))
     }
 }
 
@@ -314,6 +323,18 @@ mod tests {
             [first, second, third].map(|check| check.asked.load(Ordering::Relaxed)),
             [1, 1, 0]
         );
+    }
+
+    #[test]
+    fn without_a_verdict_the_refusal_holds_that_comes_along() {
+        let refusal = Box::new(Deny::new(503, "no list"));
+        for (result, expect) in [
+            (CheckResult::Unjudged(None), None),
+            (CheckResult::Unjudged(Some(refusal)), Some(503)),
+        ] {
+            let pipeline = Pipeline::new(vec![fixed("a", result)]);
+            assert_eq!(ask(&pipeline).err().map(|denied| denied.status), expect);
+        }
     }
 
     #[test]

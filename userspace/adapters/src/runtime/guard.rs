@@ -45,28 +45,23 @@ impl Guarded {
         }
     }
 
+    /// `None`: it panicked.
     fn counted(&self, began: Instant, result: Option<CheckResult>) -> CheckResult {
         self.counters.took(began);
+        let result = result.unwrap_or_else(|| {
+            let status = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
+            let deny = Deny::new(status, "the adapter failed").by(Some(self.object.clone()));
+            CheckResult::Unjudged(Some(Box::new(deny)))
+        });
         match result {
-            Some(result @ CheckResult::Deny(_)) => {
-                self.counters.denied.inc();
-                result
-            }
-            Some(result) => {
-                self.counters.allowed.inc();
-                result
-            }
-            None => {
-                self.counters.failed.inc();
-                match self.failure {
-                    AdapterFailure::Open => CheckResult::Allow,
-                    AdapterFailure::Closed => {
-                        let status = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
-                        let deny = Deny::new(status, "the adapter failed").by(Some(self.object.clone()));
-                        CheckResult::Deny(Box::new(deny))
-                    }
-                }
-            }
+            CheckResult::Allow | CheckResult::AllowWith(_) => self.counters.allowed.inc(),
+            CheckResult::Deny(_) => self.counters.denied.inc(),
+            CheckResult::Unjudged(_) => self.counters.failed.inc(),
+        };
+        match (result, self.failure) {
+            // Open where either the object or its parameters say so.
+            (CheckResult::Unjudged(_), AdapterFailure::Open) => CheckResult::Unjudged(None),
+            (result, _) => result,
         }
     }
 }

@@ -77,7 +77,7 @@ pub struct AdapterState {
 pub struct AdapterCounts {
     pub allowed: u64,
     pub denied: u64,
-    /// It panicked, or could not be made: its failure policy decided.
+    /// It gave no verdict, panicked, or could not be made: the failure policy decided.
     pub failed: u64,
     /// All it took, waiting included.
     pub took: Duration,
@@ -327,7 +327,6 @@ fn make(config: &AdapterConfig, name: &str, metrics: &RuntimeMetrics) -> Result<
         &Context {
             name,
             object: &config.object,
-            failure_policy: config.failure_policy,
             checks: &metrics.checks,
             reports: &metrics.reports,
         },

@@ -116,11 +116,16 @@ fn checks(chains: &Chains, called: &str, backend: &str) -> Vec<String> {
 }
 
 fn ask(chains: &Chains, name: &str) -> Result<Directives, Box<Denied>> {
+    ask_for(chains, name, "/")
+}
+
+fn ask_for(chains: &Chains, name: &str, path: &str) -> Result<Directives, Box<Denied>> {
     let name = service(name);
     let Some(chain) = chains.of(Some(&name), Some(&name)) else {
         return Ok(Directives::default());
     };
-    with_bag(&[], |bag| {
+    with_bag(&[], |mut bag| {
+        bag.request.as_mut().unwrap().path = path;
         let mut asking = std::pin::pin!(chain.pipeline.check(&bag));
         match asking.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())) {
             Poll::Ready(answer) => answer,
@@ -285,11 +290,36 @@ fn a_panic_harms_one_request_as_the_failure_policy_says() {
                 }
             });
             let status = match found {
-                CheckResult::Deny(deny) => Some(deny.status),
-                _ => None,
+                CheckResult::Unjudged(deny) => deny.map(|deny| deny.status),
+                verdict => panic!("it gives no verdict, not {verdict:?}"),
             };
             assert_eq!(status, expect, "later: {later}, {failure_policy:?}");
             assert_eq!(counters.failed.get(), 1);
+        }
+    }
+}
+
+/// Nobody listens there: neither list nor keys are ever fetched.
+#[test]
+fn what_gives_no_verdict_counts_as_failed_and_is_open_where_the_object_says_so() {
+    for (native, rest) in [
+        (
+            "list",
+            "target: all, params: {value: source.ip, provider_url: \"http://127.0.0.1:1/list\"}",
+        ),
+        (
+            "jwt",
+            "target: all, params: {jwks_uri: \"http://127.0.0.1:1/jwks\", from: [{query: a}]}",
+        ),
+    ] {
+        for (failure_policy, expect) in [("open", None), ("closed", Some(503))] {
+            let mut world = World::new();
+            let text = adapter("a", &format!("native: {native}, failurePolicy: {failure_policy}, {rest}"));
+            let chains = world.apply("a", &text);
+            let status = ask_for(&chains, "web", "/?a=b").err().map(|denied| denied.status);
+            assert_eq!(status, expect, "{native}, {failure_policy}");
+            let counts = world.state("a").counts;
+            assert_eq!((counts.allowed, counts.denied, counts.failed), (0, 0, 1), "{native}");
         }
     }
 }

@@ -245,7 +245,7 @@ pub struct AdapterView {
     /// Requests that it judged, since it came into force.
     pub allowed: u64,
     pub denied: u64,
-    /// Requests that its failure policy decided.
+    /// Requests to which it gave no verdict: the failure policy decided.
     pub failed: u64,
     /// All it took to judge, waiting for others included.
     pub took_us: u64,

@@ -267,8 +267,11 @@ fn where_there_is_no_verdict_the_failure_policy_applies() {
         assert_eq!(adapter.outage.failures.get(), 1);
         result
     };
-    let denied = || CheckResult::Deny(Box::new(Deny::new(503, UNAVAILABLE)));
-    let policies = [("open", CheckResult::Allow), ("closed", denied())];
+    let denied = Some(Box::new(Deny::new(503, UNAVAILABLE)));
+    let policies = [
+        ("open", CheckResult::Unjudged(None)),
+        ("closed", CheckResult::Unjudged(denied)),
+    ];
     for (policy, expect) in &policies {
         let config = json!({"address": closed.to_string(), "failure_policy": policy, "status_on_error": 503});
         assert_eq!(failed(&adapter(config)), *expect, "nobody listens");
@@ -407,7 +410,7 @@ fn a_failure_is_not_kept() {
         false => Answer::Say(allow()),
     });
     let adapter = service.adapter(json!({"cache": {"key": ["source.principal"]}}));
-    assert!(matches!(ask(&adapter, &[]), CheckResult::Deny(_)));
+    assert!(matches!(ask(&adapter, &[]), CheckResult::Unjudged(_)));
     assert_eq!(ask(&adapter, &[]), CheckResult::Allow);
 }
 

@@ -160,7 +160,7 @@ impl Jwt {
                 allow(removal.into_iter().chain(verified.headers.iter().cloned()).collect())
             }
             Ok(Err(bad)) => self.unauthorized(&bad.to_string(), Some("invalid_token")),
-            Err(NoKeys) => Checking::deny(
+            Err(NoKeys) => Checking::unjudged(
                 Deny::new(
                     StatusCode::SERVICE_UNAVAILABLE.as_u16(),
                     "the keys that tokens are verified with are not available",

@@ -103,7 +103,7 @@ fn refused(jwt: &Jwt, token: &str) -> Option<String> {
 
 fn refused_at(jwt: &Jwt, token: &str, now: u64) -> Option<String> {
     match answer(jwt, &[("authorization", &format!("Bearer {token}"))], "/", now) {
-        CheckResult::Deny(deny) => Some(deny.message),
+        CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny)) => Some(deny.message),
         _ => None,
     }
 }
@@ -295,7 +295,7 @@ fn operations(result: CheckResult) -> Vec<HeaderOperation> {
     match result {
         CheckResult::Allow => Vec::new(),
         CheckResult::AllowWith(directives) => directives.request,
-        CheckResult::Deny(deny) => panic!("allowed, not {deny:?}"),
+        other => panic!("allowed, not {other:?}"),
     }
 }
 
@@ -391,8 +391,9 @@ fn keys_are_followed_and_a_withdrawn_key_takes_its_tokens_along() {
     let server = Server::start("nonsense");
     let jwt = jwt(json!({"jwks_uri": server.url(), "refresh_interval": "100ms"}));
     let tokens = [&old, &new].map(|issuer| issuer.token(json!({"exp": NOW + 1})));
-    let CheckResult::Deny(deny) = answer(&jwt, &[("authorization", &format!("Bearer {}", tokens[0]))], "/", NOW) else {
-        panic!("without keys nothing is allowed");
+    let unjudged = answer(&jwt, &[("authorization", &format!("Bearer {}", tokens[0]))], "/", NOW);
+    let CheckResult::Unjudged(Some(deny)) = unjudged else {
+        panic!("without keys there is no verdict, not {unjudged:?}");
     };
     assert_eq!(deny.status, 503);
     server.serve(200, &jwks(&[&old]).to_string());

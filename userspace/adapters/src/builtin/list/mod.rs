@@ -83,8 +83,8 @@ impl List {
         self.len().is_none_or(|len| len == 0)
     }
 
-    fn deny(&self, status: StatusCode, why: std::fmt::Arguments<'_>) -> Checking<'static> {
-        Checking::deny(Deny::new(status.as_u16(), why.to_string()).by(self.rule.clone()))
+    fn deny(&self, why: std::fmt::Arguments<'_>) -> Checking<'static> {
+        Checking::deny(Deny::new(StatusCode::FORBIDDEN.as_u16(), why.to_string()).by(self.rule.clone()))
     }
 }
 
@@ -97,16 +97,15 @@ impl Check for List {
         let selector = &self.config.value;
         let entries = self.entries.load();
         let Some(entries) = entries.as_ref().filter(|_| !self.is_stale()) else {
-            return self.deny(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format_args!("the list that {selector} is looked up in is not available"),
-            );
+            let why = format!("the list that {selector} is looked up in is not available");
+            let deny = Deny::new(StatusCode::SERVICE_UNAVAILABLE.as_u16(), why);
+            return Checking::unjudged(deny.by(self.rule.clone()));
         };
         let Some(value) = selector.get(bag) else {
             // Nothing is on no list.
             return match self.config.blacklist {
                 true => Checking::ALLOW,
-                false => self.deny(StatusCode::FORBIDDEN, format_args!("the request has no {selector}")),
+                false => self.deny(format_args!("the request has no {selector}")),
             };
         };
         let listed = match value {
@@ -115,10 +114,10 @@ impl Check for List {
         };
         match listed {
             Ok(listed) if listed != self.config.blacklist => Checking::ALLOW,
-            Ok(true) => self.deny(StatusCode::FORBIDDEN, format_args!("{selector} is blacklisted")),
-            Ok(false) => self.deny(StatusCode::FORBIDDEN, format_args!("{selector} is not whitelisted")),
+            Ok(true) => self.deny(format_args!("{selector} is blacklisted")),
+            Ok(false) => self.deny(format_args!("{selector} is not whitelisted")),
             // Also on a blacklist: whoever is refused must not get through by stuttering.
-            Err(NoAddress) => self.deny(StatusCode::FORBIDDEN, format_args!("{selector} is no IP address")),
+            Err(NoAddress) => self.deny(format_args!("{selector} is no IP address")),
         }
     }
 }

@@ -15,7 +15,7 @@ fn refused(list: &List, value: &str) -> Option<u16> {
     with_bag(&headers[usize::from(value.is_empty())..], |bag| {
         match list.check(&bag) {
             Checking::Ready(CheckResult::Allow) => None,
-            Checking::Ready(CheckResult::Deny(deny)) => Some(deny.status),
+            Checking::Ready(CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny))) => Some(deny.status),
             _ => panic!("a list asks nobody and changes nothing"),
         }
     })

@@ -205,9 +205,7 @@ impl Native for Opa {
         }
     }
 
-    /// Open where either the object or its parameters say so.
-    fn make(mut config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
-        config.failure_policy = config.failure_policy.or(context.failure_policy);
+    fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
         let rule = Some(context.object.clone());
         Ok(Part::Check(Arc::new(Self::new(
             context.name,

@@ -122,13 +122,13 @@ fn where_the_policy_fails_the_failure_policy_applies() {
         "r := input.request.method\n r := \"another\"",
         endless,
     ] {
-        let unavailable = CheckResult::Deny(Box::new(Deny::new(500, UNAVAILABLE)));
-        for (failure_policy, expect) in [("open", CheckResult::Allow), ("closed", unavailable)] {
+        let unavailable = Box::new(Deny::new(500, UNAVAILABLE));
+        for (failure_policy, refusal) in [("open", None), ("closed", Some(unavailable))] {
             let opa = adapter(
                 json!({"policy": [format!("package p\n{rego}")], "check_method": "data.p.r",
                 "timeout": "50ms", "failure_policy": failure_policy}),
             );
-            assert_eq!(ask(&opa, &[]), expect, "{rego}");
+            assert_eq!(ask(&opa, &[]), CheckResult::Unjudged(refusal), "{rego}");
             assert_eq!(opa.outage.failures.get(), 1);
         }
     }

@@ -332,8 +332,11 @@ fn where_redis_does_not_answer_the_failure_policy_applies() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let hanging = silent.local_addr().unwrap();
     thread::spawn(move || silent.incoming().try_for_each(|stream| hold.send(stream)));
-    let denied = CheckResult::Deny(Box::new(Deny::new(503, UNAVAILABLE)));
-    for (policy, expect) in [("open", CheckResult::Allow), ("closed", denied)] {
+    let denied = Some(Box::new(Deny::new(503, UNAVAILABLE)));
+    for (policy, expect) in [
+        ("open", CheckResult::Unjudged(None)),
+        ("closed", CheckResult::Unjudged(denied)),
+    ] {
         for address in [nobody, hanging] {
             let adapter = adapter(json!({"redis_server_url": address.to_string(), "timeout": "30ms",
                 "failure_policy": policy, "quotas": [fixed(1)]}));
