@@ -138,7 +138,7 @@ fn compile(config: &Config) -> Result<Engine, AdapterError> {
     for (number, module) in config.policy.iter().enumerate() {
         engine
             .add_policy(format!("policy[{number}]"), module.clone())
-            .map_err(|error| wrong("policy", error.to_string(), expected))?;
+            .map_err(|error| wrong("policy", one_line(&error), expected))?;
     }
     for path in &config.policy_files {
         let module = Provider::read_file(path, "opa", "policy_files")?;
@@ -146,11 +146,11 @@ fn compile(config: &Config) -> Result<Engine, AdapterError> {
             .map_err(|_| wrong("policy_files", path.display().to_string(), "a file in UTF-8"))?;
         engine
             .add_policy(path.display().to_string(), module)
-            .map_err(|error| wrong("policy_files", error.to_string(), expected))?;
+            .map_err(|error| wrong("policy_files", one_line(&error), expected))?;
     }
     engine
         .add_data(Value::from(serde_json::Value::Object(config.data.clone())))
-        .map_err(|error| wrong("data", error.to_string(), "an object"))?;
+        .map_err(|error| wrong("data", one_line(&error), "an object"))?;
     // Functions and rules that do not exist are noticed when they are used.
     engine.set_execution_timer_config(limited(MAX_TIMEOUT));
     engine.set_input(Value::new_object());
@@ -180,7 +180,19 @@ fn limited(limit: Duration) -> ExecutionTimerConfig {
 fn evaluate(engine: &mut Engine, check_method: &str) -> Option<Result<Value, String>> {
     let evaluating = AssertUnwindSafe(|| engine.eval_rule(check_method.to_owned()));
     let said = catch_unwind(evaluating).ok()?;
-    Some(said.map_err(|error| error.to_string()))
+    Some(said.map_err(|error| one_line(&error)))
+}
+
+/// The interpreter draws a picture: `--> FILE:LINE:COLUMN`, the line with a `^` below, and what is wrong with it.
+fn one_line(error: &impl ToString) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let place = lines.next().unwrap_or_default();
+    let place = place.strip_prefix("--> ").unwrap_or(place);
+    match lines.next_back() {
+        Some(what) => format!("{place}: {what}"),
+        None => place.to_owned(),
+    }
 }
 
 /// A poisoned one is replaced by whoever caught the panic.

@@ -192,8 +192,8 @@ fn parameters_are_checked() {
             json!({"policy_files": ["/nowhere/p.rego"], "check_method": "data.p.r"}),
             "field `policy_files`: found `/nowhere/p.rego`, expected a file that can be read (No such file",
         ),
-        (with("package p\n r {"), "field `policy`: found `"),
-        (with("package p\n r { true }"), "field `policy`: found `"),
+        (with("package p\n r {"), "field `policy`: found `policy[0]:2:"),
+        (with("package p\n r { true }"), "field `policy`: found `policy[0]:2:"),
         (with("package p\n q := true"), "field `check_method`: found `"),
         (
             with("package p\n r if undefined_function(1)"),
@@ -209,6 +209,7 @@ fn parameters_are_checked() {
             error.starts_with(&format!("adapter `opa`, {expect}")),
             "{shown}: {error}"
         );
+        assert!(!error.contains('\n'), "{shown}: {error}");
     }
     for config in [
         json!({"policy": ["package p"]}),
@@ -216,6 +217,20 @@ fn parameters_are_checked() {
     ] {
         assert!(serde_json::from_value::<Config>(config.clone()).is_err(), "{config}");
     }
+}
+
+#[test]
+fn an_error_is_one_line_that_says_where_and_what() {
+    for (text, expect) in [
+        ("\n--> p.rego:2:1\n  |\n2 | r {\n  | ^\nerror: no", "p.rego:2:1: error: no"),
+        ("data must be object", "data must be object"),
+        ("", ""),
+    ] {
+        assert_eq!(one_line(&text), expect);
+    }
+    let opa = policy("r := input.request.method\n r := \"another\"");
+    let why = with_bag(&[], |bag| opa.judge(&bag)).unwrap_err();
+    assert!(why.starts_with("policy[0]:3:") && !why.contains('\n'), "{why}");
 }
 
 /// Each example of the page is a configuration that loads.
