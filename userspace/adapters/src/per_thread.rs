@@ -2,34 +2,43 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
     thread::{self, ThreadId},
 };
 
-/// Made at a thread's first look. Entries of threads that have ended stay: their number is that of the daemon's workers.
+/// Made at a thread's first look, while the others go on: only putting it in its place excludes them. Entries of threads that
+/// have ended stay: their number is that of the daemon's workers.
 #[derive(Debug)]
-pub(crate) struct PerThread<T>(Mutex<HashMap<ThreadId, Arc<T>>>);
+pub(crate) struct PerThread<T>(RwLock<HashMap<ThreadId, Arc<T>>>);
 
 // === impl PerThread ===
 
 impl<T> Default for PerThread<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(RwLock::default())
     }
 }
 
 impl<T> PerThread<T> {
-    /// `make` must not ask for another.
     pub fn get_or(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        // If making one panics, the others are as good as before.
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = values.entry(thread::current().id()).or_insert_with(|| Arc::new(make()));
-        Arc::clone(value)
+        let thread = thread::current().id();
+        // Nothing panics under the lock but a failed allocation.
+        let values = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = values.get(&thread) {
+            return Arc::clone(value);
+        }
+        drop(values);
+        let value = Arc::new(make());
+        let mut values = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        values.insert(thread, Arc::clone(&value));
+        value
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Barrier, Mutex};
+
     use super::*;
 
     #[test]
@@ -44,5 +53,17 @@ mod tests {
             assert_eq!(other, 0);
         });
         assert_eq!(*values.get_or(Mutex::default).lock().unwrap(), 1);
+    }
+
+    /// Each is made only once the other one is being made.
+    #[test]
+    fn nobody_waits_while_another_makes_its_own() {
+        let values = PerThread::<()>::default();
+        let both = Barrier::new(2);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| values.get_or(|| _ = both.wait()));
+            }
+        });
     }
 }
