@@ -51,7 +51,11 @@ impl Server {
     /// The script may have run.
     pub async fn run(&self, script: &ScriptInvocation<'_>) -> RedisResult<(i64, i64)> {
         let slots = self.slots();
-        let slot = &slots[self.next.fetch_add(1, Ordering::Relaxed) % slots.len()];
+        let slot = match &slots[..] {
+            // No word that all workers write to where there is no choice.
+            [only] => only,
+            slots => &slots[self.next.fetch_add(1, Ordering::Relaxed) % slots.len()],
+        };
         let (mut connection, reused) = self.connection(slot).await?;
         match script.invoke_async(&mut connection.connection).await {
             Err(error) if reused && is_lost(&error) => {
