@@ -134,6 +134,13 @@ impl ReportMetrics {
             .clone()
     }
 
+    /// The adapter `name` is gone.
+    pub fn forget(&self, name: &str) {
+        for family in [&self.dropped, &self.sent, &self.send_failures, &self.failed] {
+            family.remove(&[("adapter", name.to_owned())]);
+        }
+    }
+
     /// Registers `weft_report_*`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -176,6 +183,13 @@ impl CheckMetrics {
                 hits: of(&self.cache_hits),
                 misses: of(&self.cache_misses),
             },
+        }
+    }
+
+    /// The adapter `name` is gone.
+    pub fn forget(&self, name: &str) {
+        for family in [&self.failures, &self.cache_hits, &self.cache_misses] {
+            family.remove(&[("adapter", name.to_owned())]);
         }
     }
 

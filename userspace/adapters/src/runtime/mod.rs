@@ -130,7 +130,7 @@ impl AdapterRuntime {
     /// change go on as they are, with their counts and all they remember. May block for as long as it takes to read files.
     pub fn update(&mut self, snapshot: &Snapshot) -> Arc<Chains> {
         let wanted: BTreeSet<&ObjectRef> = snapshot.adapters.iter().map(|adapter| &adapter.config.object).collect();
-        let metrics = &self.metrics.adapters;
+        let metrics = &self.metrics;
         self.live.retain(|object, _| {
             let stays = wanted.contains(object);
             if !stays {
@@ -271,6 +271,17 @@ impl AdapterRuntime {
         }
         chain.pipeline = Pipeline::new(checks);
         chain
+    }
+}
+
+// === impl RuntimeMetrics ===
+
+impl RuntimeMetrics {
+    /// The adapter `name` is gone, and its series with it.
+    fn forget(&self, name: &str) {
+        self.adapters.forget(name);
+        self.checks.forget(name);
+        self.reports.forget(name);
     }
 }
 

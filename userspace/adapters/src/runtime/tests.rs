@@ -3,6 +3,7 @@ use std::{
     task::{Context as TaskContext, Poll, Waker},
 };
 
+use prometheus_client::registry::Registry;
 use weft_policy::{Allocations, CompileInput, Severity, Store, compile};
 
 use super::*;
@@ -183,6 +184,33 @@ fn an_adapter_that_did_not_change_remembers_and_one_that_did_begins_anew() {
     world.apply("quota", "");
     world.apply("quota", &more);
     assert_eq!(world.state("quota").counts, AdapterCounts::default());
+}
+
+#[test]
+fn nothing_counts_on_for_an_adapter_that_is_gone() {
+    let mut world = World::new();
+    let metrics = world.runtime.metrics.clone();
+    let mut registry = Registry::default();
+    metrics.adapters.register(&mut registry);
+    metrics.checks.register(&mut registry);
+    metrics.reports.register(&mut registry);
+    let shown = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    };
+    let check = adapter("check", "native: ext_authz, target: all, params: {address: \"localhost:1\"}");
+    let report = adapter("report", "native: statsd, target: all");
+    world.apply("both", &[check.as_str(), report.as_str()].concat());
+    for series in [
+        "weft_adapter_checks_total{adapter=\"shop/check\"",
+        "weft_check_failures_total{adapter=\"shop/check\"",
+        "weft_report_sent_total{adapter=\"shop/report\"",
+    ] {
+        assert!(shown().contains(series), "{series}: {}", shown());
+    }
+    world.apply("both", "");
+    assert!(!shown().contains("shop/"), "{}", shown());
 }
 
 #[test]
