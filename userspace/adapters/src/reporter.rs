@@ -348,7 +348,7 @@ impl Drain {
                 let name = adapter.name().to_owned();
                 error!(
                     adapter = name,
-                    "report adapter panicked; it is out of service until the next start"
+                    "report adapter panicked; it is out of service until it is changed or the next start"
                 );
                 metrics.failed.get_or_create(&[("adapter", name)]).inc();
             }

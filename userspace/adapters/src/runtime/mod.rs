@@ -15,12 +15,12 @@ use std::{
 };
 
 use weft_policy::{
-    Adapter, AdapterBackend, AdapterConfig, AdapterFailure, AdapterRole, ObjectRef, ServiceName, Snapshot,
+    Adapter, AdapterBackend, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ObjectRef, ServiceName, Snapshot,
 };
 
 use self::{
     guard::{Broken, Guarded},
-    target::{Audience, Targeted},
+    target::{Audience, Panicked, Targeted},
 };
 use crate::{
     builtin,
@@ -29,7 +29,7 @@ use crate::{
     metrics::{AdapterMetrics, CheckCounters, CheckMetrics, ReportMetrics},
     native::{Context, Part},
     pipeline::{Check, Pipeline},
-    reporter::{ReporterControl, ReporterId},
+    reporter::{Report, ReporterControl, ReporterId},
     stream::FilterFactory,
 };
 
@@ -65,7 +65,7 @@ pub struct AdapterState {
     pub failure_policy: AdapterFailure,
     /// Services it looks at, or is told about.
     pub services: usize,
-    /// Why the newest version is not in force.
+    /// Why the newest version is not in force (any more).
     pub problem: Option<String>,
     /// Whether an earlier version is in force instead.
     pub earlier: bool,
@@ -110,8 +110,12 @@ enum LivePart {
 struct Told {
     id: ReporterId,
     audience: Audience,
+    panicked: Panicked,
     reporters: ReporterControl,
 }
+
+/// The problem of a report adapter that was taken out.
+const PANICKED: &str = "it panicked, and is told nothing any more until it is changed";
 
 // === impl AdapterRuntime ===
 
@@ -176,15 +180,7 @@ impl AdapterRuntime {
                             LivePart::Check(Arc::new(Guarded::new(check, config, live.counters.clone())))
                         }
                         Part::Filter(filter) => LivePart::Filter(filter),
-                        Part::Report(report) => {
-                            let audience = Audience::new(&adapter.target);
-                            let report = Targeted::new(report, audience.clone());
-                            LivePart::Report(Told {
-                                id: self.reporters.add(Box::new(report)),
-                                audience,
-                                reporters: self.reporters.clone(),
-                            })
-                        }
+                        Part::Report(report) => LivePart::Report(Told::new(report, &adapter.target, &self.reporters)),
                     };
                     live.made_of = Some(Arc::clone(config));
                     live.problem = None;
@@ -291,14 +287,15 @@ impl Live {
     fn state(&self, reports: &ReportMetrics) -> AdapterState {
         let config = &self.adapter.config;
         let label = [("adapter", name_of(&config.object))];
+        let panicked = matches!(&self.part, LivePart::Report(told) if told.panicked.get());
         AdapterState {
             object: config.object.clone(),
             role: config.role,
             backend: config.backend.clone(),
             failure_policy: config.failure_policy,
             services: self.adapter.target.services.len(),
-            problem: self.problem.clone(),
-            earlier: self.problem.is_some() && self.made_of.is_some(),
+            problem: self.problem.clone().or_else(|| panicked.then(|| PANICKED.to_owned())),
+            earlier: self.problem.is_some() && self.made_of.is_some() && !panicked,
             counts: AdapterCounts {
                 allowed: self.counters.allowed.get(),
                 denied: self.counters.denied.get(),
@@ -321,6 +318,21 @@ impl std::fmt::Debug for LivePart {
             Self::Report(_) => "Report",
             Self::Nothing => "Nothing",
         })
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    fn new(report: Box<dyn Report>, target: &AdapterTarget, reporters: &ReporterControl) -> Self {
+        let (audience, panicked) = (Audience::new(target), Panicked::default());
+        let report = Targeted::new(report, audience.clone(), panicked.clone());
+        Self {
+            id: reporters.add(Box::new(report)),
+            audience,
+            panicked,
+            reporters: reporters.clone(),
+        }
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Instant,
 };
 
@@ -18,10 +22,15 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(super) struct Audience(Arc<ArcSwapOption<HashMap<String, HashSet<String>>>>);
 
+/// Whether a report adapter has panicked, and is told nothing any more. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Panicked(Arc<AtomicBool>);
+
 /// An adapter that is told of its services only.
 pub(super) struct Targeted {
     report: Box<dyn Report>,
     audience: Audience,
+    panicked: Panicked,
     /// Of the batch at hand.
     chosen: Vec<Record>,
 }
@@ -49,13 +58,33 @@ impl Audience {
     }
 }
 
+// === impl Panicked ===
+
+impl Panicked {
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is dropped by a panic tells of it.
+struct Watch<'a>(&'a Panicked);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 // === impl Targeted ===
 
 impl Targeted {
-    pub fn new(report: Box<dyn Report>, audience: Audience) -> Self {
+    pub fn new(report: Box<dyn Report>, audience: Audience, panicked: Panicked) -> Self {
         Self {
             report,
             audience,
+            panicked,
             chosen: Vec::new(),
         }
     }
@@ -67,6 +96,7 @@ impl Report for Targeted {
     }
 
     fn report(&mut self, batch: &[Record]) {
+        let _watch = Watch(&self.panicked);
         let names = self.audience.0.load();
         let Some(names) = names.as_deref() else {
             return self.report.report(batch);

@@ -11,6 +11,7 @@ use crate::{
     attribute::{Bag, tests::with_bag},
     native::Catalog,
     pipeline::{CheckResult, Checking, Denied, Directives},
+    provider::tests::until,
     record::{Flow, Record, samples},
     reporter::ReporterThread,
 };
@@ -81,6 +82,15 @@ impl World {
         };
         let compiled = compile(&input, &mut self.allocations);
         self.runtime.update(&compiled.snapshot)
+    }
+
+    /// Reporters of a request to this service.
+    fn tell(&self, service: &str) {
+        let mut flow: Flow = samples::request();
+        let destination = Arc::make_mut(&mut flow.destination);
+        destination.namespace = "shop".into();
+        destination.service = Some(service.into());
+        self.reporter.record(Record::Flow(Arc::new(flow)));
     }
 
     fn state(&self, name: &str) -> AdapterState {
@@ -366,20 +376,41 @@ fn a_reporter_is_told_of_its_services_comes_and_goes_and_loses_nothing_that_was_
         )
     };
     let mut world = World::new();
-    let tell = |world: &World, service: &str| {
-        let mut flow: Flow = samples::request();
-        let destination = Arc::make_mut(&mut flow.destination);
-        destination.namespace = "shop".into();
-        destination.service = Some(service.into());
-        world.reporter.record(Record::Flow(Arc::new(flow)));
-    };
     world.apply("log", &log("{services: [web]}"));
-    tell(&world, "web");
-    tell(&world, "v1");
+    world.tell("web");
+    world.tell("v1");
     world.apply("log", "");
     // Taken in after the adapter was told to go.
     world.apply("other", &adapter("counts", "native: statsd, target: all"));
     assert_eq!(world.runtime.states().len(), 1);
     world.thread.shutdown(Duration::from_secs(20)).unwrap();
     assert_eq!(fs::read_to_string(path).unwrap(), "web\n");
+}
+
+impl Report for Bad {
+    fn name(&self) -> &str {
+        "shop/log"
+    }
+
+    fn report(&mut self, _batch: &[Record]) {
+        panic!("of a report")
+    }
+}
+
+#[test]
+fn a_reporter_that_panicked_is_shown_as_not_in_force() {
+    let log = adapter("log", "native: statsd, target: {services: [web]}");
+    let mut world = World::new();
+    world.apply("log", &log);
+    let reporters = world.thread.control();
+    let live = world.runtime.live.values_mut().next().unwrap();
+    live.part = LivePart::Report(Told::new(Box::new(Bad { later: false }), &live.adapter.target, &reporters));
+    world.tell("v1");
+    assert_eq!(world.state("log").problem, None);
+    world.tell("web");
+    until("it has panicked", || world.state("log").problem.is_some());
+    let state = world.state("log");
+    assert_eq!((state.problem.as_deref(), state.earlier), (Some(PANICKED), false));
+    world.apply("log", &log.replace("[web]}", "[web]}, params: {prefix: a}"));
+    assert_eq!(world.state("log").problem, None);
 }

@@ -238,7 +238,7 @@ pub struct AdapterView {
     pub role: String,
     /// Services whose requests it looks at, or that it is told about.
     pub services: usize,
-    /// Why the newest version is not in force.
+    /// Why the newest version is not in force (any more).
     pub problem: Option<String>,
     /// With a problem: whether an earlier version is in force instead.
     pub earlier: bool,
