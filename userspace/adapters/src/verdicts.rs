@@ -26,7 +26,8 @@ use crate::{
 /// How long a verdict is good for, unless said otherwise. Mixer's was a minute, and users waited for policy to take effect.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(10);
 
-/// Most verdicts that are kept, unless said otherwise: at half a kilobyte each, 5 MB an adapter.
+/// Most verdicts that are kept, unless said otherwise. Each takes as much as the values of its key and the headers and the body
+/// of its answer.
 pub const DEFAULT_MAX_ENTRIES: usize = 10_000;
 
 /// Bound on `max_entries`.

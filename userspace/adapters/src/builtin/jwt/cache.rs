@@ -12,7 +12,8 @@ use std::{
 
 use super::token::Verified;
 
-/// Most tokens that are remembered: at a kilobyte each, 8 MB an adapter.
+/// Most tokens that are remembered. None is longer than [`MAX_TOKEN`](super::MAX_TOKEN): 128 MiB an adapter at worst, and the
+/// headers that are made of their claims.
 pub const MAX_CACHED_TOKENS: usize = 8192;
 
 const SHARDS: usize = 16;
