@@ -1,5 +1,4 @@
-//! The one thread on which adapters do what must not happen on the request path: fetch lists and keys, talk to Redis, send
-//! reports.
+//! The one thread on which adapters do what must not happen on the request path: fetch lists and keys, send reports.
 //!
 //! It is named `weft-adapters`, runs a single-threaded runtime, is started by the first adapter that needs it and lives
 //! as long as the process. A task belongs to the adapter that spawned it and ends with it.
