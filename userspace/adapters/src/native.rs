@@ -150,6 +150,12 @@ impl AdapterCatalog for Catalog {
 
 // === impl Part ===
 
+impl Part {
+    pub fn check(check: impl Check + 'static) -> Self {
+        Self::Check(Arc::new(check))
+    }
+}
+
 impl fmt::Debug for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (part, name) = match self {

@@ -2,8 +2,6 @@
 //!
 //! See this folder's README for the page an operator reads.
 
-use std::sync::Arc;
-
 use weft_policy::ObjectRef;
 
 use crate::{
@@ -94,11 +92,8 @@ impl Native for Denier {
     }
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            Some(context.object.clone()),
-        )?)))
+        let rule = Some(context.object.clone());
+        Ok(Part::check(Self::new(context.name, config, rule)?))
     }
 }
 

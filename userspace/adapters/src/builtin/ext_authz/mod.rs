@@ -4,7 +4,7 @@
 //! See this folder's README for the page an operator reads.
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     time::{Instant, SystemTime},
 };
 
@@ -131,12 +131,7 @@ impl Native for ExtAuthz {
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
         let rule = Some(context.object.clone());
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            rule,
-            context.checks,
-        )?)))
+        Ok(Part::check(Self::new(context.name, config, rule, context.checks)?))
     }
 }
 

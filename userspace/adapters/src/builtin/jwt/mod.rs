@@ -267,11 +267,8 @@ impl Native for Jwt {
     }
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            Some(context.object.clone()),
-        )?)))
+        let rule = Some(context.object.clone());
+        Ok(Part::check(Self::new(context.name, config, rule)?))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! See this folder's README for the page an operator reads.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use http::{HeaderValue, StatusCode, header};
 use weft_policy::ObjectRef;
@@ -128,11 +128,8 @@ impl Native for MemQuota {
     }
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            Some(context.object.clone()),
-        )?)))
+        let rule = Some(context.object.clone());
+        Ok(Part::check(Self::new(context.name, config, rule)?))
     }
 }
 

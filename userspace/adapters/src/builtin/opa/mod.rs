@@ -5,7 +5,7 @@
 use std::{
     num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -219,12 +219,7 @@ impl Native for Opa {
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
         let rule = Some(context.object.clone());
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            rule,
-            context.checks,
-        )?)))
+        Ok(Part::check(Self::new(context.name, config, rule, context.checks)?))
     }
 }
 

@@ -4,10 +4,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -251,12 +248,7 @@ impl Native for RedisQuota {
 
     fn make(config: Config, context: &Context<'_>) -> Result<Part, AdapterError> {
         let rule = Some(context.object.clone());
-        Ok(Part::Check(Arc::new(Self::new(
-            context.name,
-            config,
-            rule,
-            context.checks,
-        )?)))
+        Ok(Part::check(Self::new(context.name, config, rule, context.checks)?))
     }
 }
 
