@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use tracing::{info, warn};
-use weft_policy::ObjectRef;
 
 use crate::pipeline::{CheckResult, Deny};
 
@@ -23,22 +22,31 @@ pub enum FailurePolicy {
 /// The failure policy of one adapter, at work: counts, and tells the log of the first failure and of the end.
 #[derive(Debug)]
 pub(crate) struct Outage {
-    pub adapter: String,
+    adapter: String,
     /// Who does not answer.
-    pub address: String,
-    pub policy: FailurePolicy,
-    /// The refusal: HTTP status, and what the client is told, who need not know what is behind.
-    pub status: u16,
-    pub message: &'static str,
-    pub rule: Option<ObjectRef>,
+    address: String,
+    policy: FailurePolicy,
+    /// The client need not know what is behind.
+    refusal: Deny,
     pub failures: Counter,
     /// The last request failed: the next that fails is no news.
-    pub failing: AtomicBool,
+    failing: AtomicBool,
 }
 
 // === impl Outage ===
 
 impl Outage {
+    pub fn new(adapter: &str, address: String, policy: FailurePolicy, refusal: Deny, failures: Counter) -> Self {
+        Self {
+            adapter: adapter.to_owned(),
+            address,
+            policy,
+            refusal,
+            failures,
+            failing: AtomicBool::new(false),
+        }
+    }
+
     /// There is no verdict, because of `why`.
     pub fn failed(&self, why: &str) -> CheckResult {
         self.failures.inc();
@@ -48,9 +56,7 @@ impl Outage {
         }
         CheckResult::Unjudged(match self.policy {
             FailurePolicy::Open => None,
-            FailurePolicy::Closed => Some(Box::new(
-                Deny::new(self.status, self.message).by(self.rule.clone()),
-            )),
+            FailurePolicy::Closed => Some(Box::new(self.refusal.clone())),
         })
     }
 

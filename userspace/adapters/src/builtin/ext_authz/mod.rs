@@ -3,10 +3,7 @@
 //!
 //! See this folder's README for the page an operator reads.
 
-use std::{
-    sync::atomic::AtomicBool,
-    time::{Instant, SystemTime},
-};
+use std::time::{Instant, SystemTime};
 
 use http::HeaderMap;
 use weft_policy::ObjectRef;
@@ -18,7 +15,7 @@ use crate::{
     metrics::CheckMetrics,
     native::{Context, Native, Part, Role},
     outage::Outage,
-    pipeline::{Check, CheckResult, Checking},
+    pipeline::{Check, CheckResult, Checking, Deny},
     verdicts::{Key, Verdicts},
 };
 
@@ -64,16 +61,13 @@ impl ExtAuthz {
             name: name.to_owned(),
             service: Channel::new(config.address()?),
             verdicts: cache.map(|cache| Verdicts::new(cache, metrics.cache)),
-            outage: Outage {
-                adapter: name.to_owned(),
-                address: config.address.clone(),
-                policy: config.failure_policy,
-                status: config.status_on_error,
-                message: UNAVAILABLE,
-                rule: rule.clone(),
-                failures: metrics.failures,
-                failing: AtomicBool::new(false),
-            },
+            outage: Outage::new(
+                name,
+                config.address.clone(),
+                config.failure_policy,
+                Deny::new(config.status_on_error, UNAVAILABLE).by(rule.clone()),
+                metrics.failures,
+            ),
             config,
             rule,
         })

@@ -1,4 +1,8 @@
-use std::{pin::Pin, sync::atomic::Ordering, thread};
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
@@ -13,10 +17,7 @@ use super::{
     },
     *,
 };
-use crate::{
-    attribute::tests::with_bag,
-    pipeline::{Deny, HeaderOperation},
-};
+use crate::{attribute::tests::with_bag, pipeline::HeaderOperation};
 
 mod messages;
 mod service;

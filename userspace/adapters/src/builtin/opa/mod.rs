@@ -5,7 +5,7 @@
 use std::{
     num::NonZeroU32,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use crate::{
     native::{Context, Native, Part, Role},
     outage::Outage,
     per_thread::PerThread,
-    pipeline::{Check, CheckResult, Checking},
+    pipeline::{Check, CheckResult, Checking, Deny},
     provider::Provider,
 };
 
@@ -67,16 +67,13 @@ impl Opa {
             name: name.to_owned(),
             compiled: Mutex::new(compile(&config)?),
             engines: PerThread::default(),
-            outage: Outage {
-                adapter: name.to_owned(),
-                address: "in process".to_owned(),
-                policy: config.failure_policy,
-                status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
-                message: UNAVAILABLE,
-                rule: rule.clone(),
-                failures: metrics.of(name).failures,
-                failing: AtomicBool::new(false),
-            },
+            outage: Outage::new(
+                name,
+                "in process".to_owned(),
+                config.failure_policy,
+                Deny::new(StatusCode::INTERNAL_SERVER_ERROR.as_u16(), UNAVAILABLE).by(rule.clone()),
+                metrics.of(name).failures,
+            ),
             check_method: config.check_method,
             rule,
         })

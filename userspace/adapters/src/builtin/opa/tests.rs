@@ -4,7 +4,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     attribute::tests::with_bag,
-    pipeline::{Deny, Directives, HeaderOperation},
+    pipeline::{Directives, HeaderOperation},
 };
 
 fn adapter(config: serde_json::Value) -> Opa {

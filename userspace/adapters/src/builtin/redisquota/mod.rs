@@ -4,7 +4,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -103,16 +103,13 @@ impl RedisQuota {
             keep: 2 * config.timeout.as_millis().max(500),
             fixed: Script::new(include_str!("fixed_window.lua")),
             rolling: Script::new(include_str!("rolling_window.lua")),
-            outage: Outage {
-                adapter: name.to_owned(),
+            outage: Outage::new(
+                name,
                 address,
-                policy: config.failure_policy,
-                status: StatusCode::SERVICE_UNAVAILABLE.as_u16(),
-                message: UNAVAILABLE,
-                rule: rule.clone(),
-                failures: metrics.of(name).failures,
-                failing: AtomicBool::new(false),
-            },
+                config.failure_policy,
+                Deny::new(StatusCode::SERVICE_UNAVAILABLE.as_u16(), UNAVAILABLE).by(rule.clone()),
+                metrics.of(name).failures,
+            ),
             rule,
             quotas: config
                 .quotas
