@@ -1,4 +1,6 @@
-//! Headers as a borrowed view: looked up where the proxy keeps them, never copied into a map.
+//! Headers as a borrowed view: looked up where the proxy keeps them, copied only for somebody outside.
+
+use std::collections::{HashMap, hash_map::Entry};
 
 /// Look-up of request headers.
 pub trait Headers {
@@ -7,6 +9,25 @@ pub trait Headers {
 
     /// Shows every header, in order: name and value, which need not be UTF-8.
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8]));
+}
+
+/// Those that are `wanted`, by lower-case name; values of one name are joined by commas (cookies by semicolons), as Envoy does.
+/// Bytes that are no UTF-8 are U+FFFD.
+pub(crate) fn joined(headers: &dyn Headers, wanted: impl Fn(&str) -> bool) -> HashMap<String, String> {
+    let mut joined: HashMap<String, String> = HashMap::new();
+    headers.each(&mut |name, value| {
+        if !wanted(name) {
+            return;
+        }
+        let name = name.to_ascii_lowercase();
+        let between = if name == "cookie" { "; " } else { "," };
+        let value = String::from_utf8_lossy(value);
+        match joined.entry(name) {
+            Entry::Occupied(mut values) => values.get_mut().extend([between, &*value]),
+            Entry::Vacant(place) => _ = place.insert(value.into_owned()),
+        }
+    });
+    joined
 }
 
 /// For connections of which nobody looks at requests.

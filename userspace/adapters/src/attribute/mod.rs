@@ -11,6 +11,7 @@ mod selector;
 mod text;
 
 pub use bag::{Bag, ConnectionView, DestinationView, PeerView, Principal, RequestView, Value};
+pub(crate) use headers::joined;
 pub use headers::{Headers, NoHeaders};
 pub use name::Attribute;
 pub use selector::{Selector, UnknownSelector};

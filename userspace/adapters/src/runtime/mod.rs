@@ -15,7 +15,8 @@ use std::{
 };
 
 use weft_policy::{
-    Adapter, AdapterBackend, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ObjectRef, ServiceName, Snapshot,
+    Adapter, AdapterBackend, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ObjectRef, ServiceName,
+    Snapshot,
 };
 
 use self::{

@@ -130,7 +130,7 @@ fn ask(chains: &Chains, name: &str) -> Result<Directives, Box<Denied>> {
     ask_for(chains, name, "/")
 }
 
-fn ask_for(chains: &Chains, name: &str, path: &str) -> Result<Directives, Box<Denied>> {
+fn ask_for(chains: &Chains, name: &str, path: &'static str) -> Result<Directives, Box<Denied>> {
     let name = service(name);
     let Some(chain) = chains.of(Some(&name), Some(&name)) else {
         return Ok(Directives::default());
@@ -209,7 +209,10 @@ fn nothing_counts_on_for_an_adapter_that_is_gone() {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text
     };
-    let check = adapter("check", "native: ext_authz, target: all, params: {address: \"localhost:1\"}");
+    let check = adapter(
+        "check",
+        "native: ext_authz, target: all, params: {address: \"localhost:1\"}",
+    );
     let report = adapter("report", "native: statsd, target: all");
     world.apply("both", &[check.as_str(), report.as_str()].concat());
     for series in [
@@ -352,7 +355,10 @@ fn what_gives_no_verdict_counts_as_failed_and_is_open_where_the_object_says_so()
     ] {
         for (failure_policy, expect) in [("open", None), ("closed", Some(503))] {
             let mut world = World::new();
-            let text = adapter("a", &format!("native: {native}, failurePolicy: {failure_policy}, {rest}"));
+            let text = adapter(
+                "a",
+                &format!("native: {native}, failurePolicy: {failure_policy}, {rest}"),
+            );
             let chains = world.apply("a", &text);
             let status = ask_for(&chains, "web", "/?a=b").err().map(|denied| denied.status);
             assert_eq!(status, expect, "{native}, {failure_policy}");
@@ -404,7 +410,11 @@ fn a_reporter_that_panicked_is_shown_as_not_in_force() {
     world.apply("log", &log);
     let reporters = world.thread.control();
     let live = world.runtime.live.values_mut().next().unwrap();
-    live.part = LivePart::Report(Told::new(Box::new(Bad { later: false }), &live.adapter.target, &reporters));
+    live.part = LivePart::Report(Told::new(
+        Box::new(Bad { later: false }),
+        &live.adapter.target,
+        &reporters,
+    ));
     world.tell("v1");
     assert_eq!(world.state("log").problem, None);
     world.tell("web");

@@ -8,7 +8,7 @@ use super::{
         Address, AttributeContext, CheckRequest, HttpRequest, Peer, Request, SocketAddress, Timestamp, TlsSession,
     },
 };
-use crate::attribute::{Bag, Principal, RequestView};
+use crate::attribute::{Bag, Principal, RequestView, joined};
 
 pub(super) fn request(bag: &Bag<'_>, config: &Config, now: SystemTime) -> CheckRequest {
     let source = Peer {
@@ -58,36 +58,20 @@ fn http(request: &RequestView<'_>, config: &Config) -> HttpRequest {
     }
 }
 
-/// By lower-case name; values of one name are joined by commas (cookies by semicolons), as Envoy does. `:method`, `:path`
-/// and `:authority` are among them, also of HTTP/1.
+/// See [`joined`]. `:method`, `:path` and `:authority` are among them, also of HTTP/1.
 fn headers(request: &RequestView<'_>, config: &Config) -> HashMap<String, String> {
     let allowed = |name: &str| match &config.allowed_headers {
         None => true,
         Some(names) => names.iter().any(|allowed| allowed.eq_ignore_ascii_case(name)),
     };
-    let mut headers: HashMap<String, String> = [
+    let mut headers = joined(request.headers, allowed);
+    for (name, value) in [
         (":method", request.method),
         (":path", request.path),
         (":authority", request.host),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .collect();
-    request.headers.each(&mut |name, value| {
-        if !allowed(name) {
-            return;
-        }
-        let name = name.to_ascii_lowercase();
-        let value = String::from_utf8_lossy(value);
-        let between = if name == "cookie" { "; " } else { "," };
-        match headers.get_mut(&name) {
-            Some(values) => {
-                values.push_str(between);
-                values.push_str(&value);
-            }
-            None => _ = headers.insert(name, value.into_owned()),
-        }
-    });
+    ] {
+        headers.insert(name.to_owned(), value.to_owned());
+    }
     headers
 }
 

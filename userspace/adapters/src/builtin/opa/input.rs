@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::attribute::{Attribute, Bag, RequestView};
+use crate::attribute::{Attribute, Bag, RequestView, joined};
 
 pub(super) fn input(bag: &Bag<'_>) -> Value {
     let mut input = Map::new();
@@ -16,7 +16,11 @@ pub(super) fn input(bag: &Bag<'_>) -> Value {
         put(&mut input, attribute.name(), value);
     }
     if let Some(request) = &bag.request {
-        put(&mut input, Attribute::RequestHeaders.name(), headers(request));
+        put(
+            &mut input,
+            Attribute::RequestHeaders.name(),
+            json!(joined(request.headers, |_| true)),
+        );
         put(&mut input, "request.query_params", query(request));
     }
     Value::Object(input)
@@ -28,24 +32,6 @@ fn put(input: &mut Map<String, Value>, name: &str, value: Value) {
     if let Value::Object(object) = input.entry(object).or_insert_with(|| json!({})) {
         object.insert(field.to_owned(), value);
     }
-}
-
-/// By lower-case name; values of one name are joined by commas, cookies by semicolons. Bytes that are no UTF-8 are U+FFFD.
-fn headers(request: &RequestView<'_>) -> Value {
-    let mut headers = Map::new();
-    request.headers.each(&mut |name, value| {
-        let name = name.to_ascii_lowercase();
-        let between = if name == "cookie" { "; " } else { "," };
-        let value = String::from_utf8_lossy(value);
-        match headers.get_mut(&name) {
-            Some(Value::String(values)) => {
-                values.push_str(between);
-                values.push_str(&value);
-            }
-            _ => _ = headers.insert(name, json!(value)),
-        }
-    });
-    Value::Object(headers)
 }
 
 /// Lists of values by name, decoded.

@@ -222,7 +222,10 @@ fn parameters_are_checked() {
 #[test]
 fn an_error_is_one_line_that_says_where_and_what() {
     for (text, expect) in [
-        ("\n--> p.rego:2:1\n  |\n2 | r {\n  | ^\nerror: no", "p.rego:2:1: error: no"),
+        (
+            "\n--> p.rego:2:1\n  |\n2 | r {\n  | ^\nerror: no",
+            "p.rego:2:1: error: no",
+        ),
         ("data must be object", "data must be object"),
         ("", ""),
     ] {
