@@ -85,6 +85,7 @@ impl Entries {
         after.checked_sub(1).is_some_and(|at| address <= ranges[at].1)
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         match self {
             Self::Strings(set) | Self::CaseInsensitive(set) => set.len(),

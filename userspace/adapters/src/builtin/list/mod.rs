@@ -65,7 +65,8 @@ impl List {
     }
 
     /// Entries of the list as it is now; `None`: there is none (not fetched yet, or too old).
-    pub fn len(&self) -> Option<usize> {
+    #[cfg(test)]
+    fn len(&self) -> Option<usize> {
         let entries = self.entries.load();
         entries
             .as_ref()
@@ -75,10 +76,6 @@ impl List {
 
     fn is_stale(&self) -> bool {
         self.config.ttl.is_some_and(|ttl| self.entries.age() > ttl)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len().is_none_or(|len| len == 0)
     }
 
     fn deny(&self, why: std::fmt::Arguments<'_>) -> Checking<'static> {

@@ -61,6 +61,7 @@ impl Cells {
     }
 
     /// How many combinations are counted apart.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).windows.len()).sum()
     }

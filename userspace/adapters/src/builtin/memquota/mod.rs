@@ -59,7 +59,8 @@ impl MemQuota {
     }
 
     /// How many combinations of dimensions a quota counts at present; `None`: there is no such quota.
-    pub fn cells(&self, quota: &str) -> Option<usize> {
+    #[cfg(test)]
+    fn cells(&self, quota: &str) -> Option<usize> {
         let quota = self.quotas.iter().find(|counted| counted.name == quota)?;
         Some(quota.cells.len())
     }
