@@ -11,7 +11,13 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::{abi::Status, pairs};
+use super::{
+    abi::Status,
+    pairs::{self, MAX_PAIRS},
+};
+
+/// Longest value of a header that a filter may set, bytes.
+const MAX_VALUE: usize = 64 << 10;
 
 /// What a filter may see and change of a request's head.
 #[derive(Debug, Clone, Default)]
@@ -228,8 +234,12 @@ impl MapMut<'_> {
     pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
         if !self.set_pseudo(name, value)? {
             let (name, value) = (header_name(name)?, header_value(value)?);
-            let added = self.headers().try_append(name, value);
-            added.map_err(|_| Status::BadArgument)?;
+            let headers = self.headers();
+            // The map itself ends far beyond, and then by a panic of whoever adds the next.
+            if headers.len() >= MAX_PAIRS {
+                return Err(Status::BadArgument);
+            }
+            headers.try_append(name, value).map_err(|_| Status::BadArgument)?;
         }
         Ok(())
     }
@@ -237,8 +247,11 @@ impl MapMut<'_> {
     pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
         if !self.set_pseudo(name, value)? {
             let (name, value) = (header_name(name)?, header_value(value)?);
-            let set = self.headers().try_insert(name, value);
-            set.map_err(|_| Status::BadArgument)?;
+            let headers = self.headers();
+            if headers.len() >= MAX_PAIRS && !headers.contains_key(&name) {
+                return Err(Status::BadArgument);
+            }
+            headers.try_insert(name, value).map_err(|_| Status::BadArgument)?;
         }
         Ok(())
     }
@@ -294,6 +307,9 @@ fn header_name(name: &[u8]) -> Result<HeaderName, Status> {
 }
 
 fn header_value(value: &[u8]) -> Result<HeaderValue, Status> {
+    if value.len() > MAX_VALUE {
+        return Err(Status::BadArgument);
+    }
     HeaderValue::from_bytes(value).map_err(|_| Status::BadArgument)
 }
 
@@ -354,6 +370,24 @@ mod tests {
         assert_eq!(map.replace(b":status", b"99999"), Err(Status::BadArgument));
         map.replace(b":status", b"404").expect("a status");
         assert_eq!(response.status, 404);
+    }
+
+    #[test]
+    fn a_map_is_bounded_and_has_room_for_the_proxy() {
+        let mut headers = HeaderMap::new();
+        let mut map = MapMut::Plain(&mut headers);
+        for number in 0..MAX_PAIRS {
+            map.add(format!("x-{number}").as_bytes(), b"1").expect("room");
+        }
+        assert_eq!(map.add(b"x-0", b"2"), Err(Status::BadArgument));
+        assert_eq!(map.add(b"more", b"1"), Err(Status::BadArgument));
+        assert_eq!(map.replace(b"more", b"1"), Err(Status::BadArgument));
+        map.replace(b"x-0", b"2").expect("in place of the last");
+        map.remove(b"x-0");
+        let long = vec![b'v'; MAX_VALUE + 1];
+        assert_eq!(map.add(b"long", &long), Err(Status::BadArgument));
+        map.add(b"long", &long[1..]).expect("room again");
+        headers.append("by-the-proxy", HeaderValue::from_static("1"));
     }
 
     #[test]

@@ -26,8 +26,8 @@ use super::{
     vm::{Vm, reason},
 };
 
-/// Answers to calls that wait for a held stream; beyond, it is reset.
-const MAX_WAITING: usize = 1024;
+/// Answers to calls that wait for a held stream, up to 1 MiB each; beyond, it is reset.
+const MAX_WAITING: usize = 64;
 
 /// Calls of an instance that are under way at the same time.
 pub(super) const MAX_CALLS: usize = 1024;

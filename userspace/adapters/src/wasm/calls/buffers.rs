@@ -14,6 +14,9 @@ use super::{
     ENV,
 };
 
+/// Longest body, or piece of a connection, that a module may make of one, bytes. A longer one it may still cut.
+const MAX_BUFFER: usize = 16 << 20;
+
 pub(super) fn define(linker: &mut Linker<Host>, abi: AbiVersion) -> wasmtime::Result<()> {
     linker.func_wrap(
         ENV,
@@ -73,20 +76,24 @@ fn set(caller: &mut Caller<'_, Host>, buffer: u32, range: (u32, u32), at: u32, l
     let (memory, host) = all(caller)?;
     let bytes = slice(memory, at, length)?;
     let buffer = host.buffer_mut(kind).ok_or(Status::NotFound)?;
-    replace(buffer, range.0 as usize, range.1 as usize, bytes);
-    Ok(())
+    Ok(replace(buffer, range.0 as usize, range.1 as usize, bytes)?)
 }
 
 /// Puts `bytes` in place of `size` bytes from `start`; what is beyond the end is the end.
-fn replace(buffer: &mut BytesMut, start: usize, size: usize, bytes: &[u8]) {
+fn replace(buffer: &mut BytesMut, start: usize, size: usize, bytes: &[u8]) -> Result<(), Status> {
     let start = start.min(buffer.len());
     let end = start.saturating_add(size).min(buffer.len());
+    let gone = end - start;
+    if bytes.len() > gone && buffer.len() - gone + bytes.len() > MAX_BUFFER {
+        return Err(Status::BadArgument);
+    }
     let rest = buffer.split_off(end);
     buffer.truncate(start);
     buffer.extend_from_slice(bytes);
     if !rest.is_empty() {
         buffer.unsplit(rest);
     }
+    Ok(())
 }
 
 fn status(caller: &mut Caller<'_, Host>, buffer: u32, length: u32, flags: u32) -> Result<(), Fail> {
@@ -112,8 +119,20 @@ mod tests {
             (3, 0, "abcnew|def"),
         ] {
             let mut buffer = BytesMut::from("abcdef");
-            replace(&mut buffer, start, size, b"new|");
+            replace(&mut buffer, start, size, b"new|").expect("room");
             assert_eq!(buffer, expected, "{start} {size}");
         }
+    }
+
+    #[test]
+    fn a_buffer_does_not_grow_without_end() {
+        let mut buffer = BytesMut::new();
+        let half = vec![0; MAX_BUFFER / 2];
+        for _ in 0..2 {
+            replace(&mut buffer, 0, 0, &half).expect("room");
+        }
+        assert_eq!(replace(&mut buffer, 0, 0, b"x"), Err(Status::BadArgument));
+        assert_eq!(buffer.len(), MAX_BUFFER);
+        replace(&mut buffer, 0, 1, b"x").expect("no longer than it was");
     }
 }

@@ -24,6 +24,9 @@ use super::{
 /// Longest time that a call may take; also that of one without a limit.
 const MAX_TIME: Duration = Duration::from_secs(60);
 
+/// Longest body of a call in bytes.
+const MAX_BODY: u32 = 1 << 20;
+
 pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
         ENV,
@@ -143,6 +146,9 @@ fn http_call(
     let (memory, host) = all(caller)?;
     let upstream = callable(host, slice(memory, upstream.0, upstream.1)?)?;
     let request = request(slice(memory, head.0, head.1)?)?;
+    if body.1 > MAX_BODY {
+        return Err(Status::BadArgument.into());
+    }
     let kind = Kind::Http {
         body: Bytes::copy_from_slice(slice(memory, body.0, body.1)?),
         trailers: headers::plain(slice(memory, trailers.0, trailers.1)?)?,

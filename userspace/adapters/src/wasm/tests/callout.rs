@@ -1,6 +1,7 @@
 //! Calls to services: HTTP by a filter of the Rust SDK, gRPC by one written as text.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     sync::{Mutex, mpsc},
 };
@@ -146,6 +147,51 @@ fn an_answer_for_a_request_that_is_gone_reaches_nobody() {
             1,
             "the first call was cancelled before it began"
         );
+    });
+}
+
+/// A module that has what an HTTP call to `authz` needs, and `more`. `$call` takes the length of the body.
+fn caller(more: &str) -> Module {
+    let module = format!(
+        r#"(module
+          (import "env" "proxy_http_call"
+            (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+          (import "env" "proxy_grpc_cancel" (func $cancel (param i32) (result i32)))
+          (memory (export "memory") 32)
+          (data (i32.const 0) "authz")
+          (data (i32.const 16) "\03\00\00\00" "\07\00\00\00\03\00\00\00" "\05\00\00\00\01\00\00\00"
+            "\0a\00\00\00\05\00\00\00" ":method\00GET\00" ":path\00/\00" ":authority\00authz\00")
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+          (func $call (param i32) (result i32)
+            (call $http (i32.const 0) (i32.const 5) (i32.const 16) (i32.const 65) (i32.const 1024) (local.get 0)
+              (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 512)))
+          {more})"#
+    );
+    Module::compile(&text(&module)).expect("a filter")
+}
+
+#[test]
+fn a_body_that_is_too_long_is_no_call() {
+    local(async {
+        let (authz, seen) = service(status(200));
+        // 2: a bad argument.
+        let module = caller(
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (if (i32.ne (call $call (i32.const 1048577)) (i32.const 2)) (then unreachable))
+                 (if (call $call (i32.const 1048576)) (then unreachable))
+                 (i32.const 0))"#,
+        );
+        let plugin = plugin_with(&module, config(""), authz);
+        let mut filter = stream(&plugin);
+        goes_on(filter.on_request_headers(&mut get("/", &[]), true));
+        let sent = Cell::new(None);
+        beside::until("the call", || {
+            sent.set(seen.try_recv().ok().map(|(_, _, body)| body.len()));
+            sent.get().is_some()
+        })
+        .await;
+        assert_eq!((sent.get(), plugin.stats().call_outs), (Some(1 << 20), 1));
     });
 }
 
