@@ -10,7 +10,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     super::{
         abi::{AbiVersion, Status, StreamKind},
-        grpc, headers,
+        headers,
         host::{Host, Stream},
         memory::{Fail, all, answer, slice},
     },
@@ -103,11 +103,11 @@ fn respond(
     if stream.settled {
         return Ok(());
     }
-    let response = if is_grpc(stream) {
-        grpc_answer(code, body, extra, grpc_status)
-    } else {
-        http(code, body, extra)
-    };
+    let mut response = http(code, body, extra);
+    if let (true, Some(status)) = (is_grpc(stream), given(code, grpc_status)) {
+        let name = HeaderName::from_static("grpc-status");
+        response.headers_mut().insert(name, HeaderValue::from(status));
+    }
     stream.respond(response);
     host.counters.local_responses.add(1);
     Ok(())
@@ -116,6 +116,13 @@ fn respond(
 fn is_grpc(stream: &Stream) -> bool {
     let kind = stream.request.headers.get(CONTENT_TYPE);
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The status that a module says for gRPC clients; `None`: the proxy makes it of the HTTP status, as it makes all of an answer
+/// that such a client reads.
+fn given(code: StatusCode, grpc_status: i32) -> Option<u32> {
+    let given = u32::try_from(grpc_status).ok();
+    given.or_else(|| (code == StatusCode::OK).then_some(0))
 }
 
 fn http(code: StatusCode, body: &[u8], headers: HeaderMap) -> Response<Bytes> {
@@ -127,34 +134,4 @@ fn http(code: StatusCode, body: &[u8], headers: HeaderMap) -> Response<Bytes> {
         response.headers_mut().insert(CONTENT_TYPE, text);
     }
     response
-}
-
-/// A gRPC client reads its status from headers where there is no body. A negative one: as the HTTP status says.
-fn grpc_answer(code: StatusCode, body: &[u8], headers: HeaderMap, status: i32) -> Response<Bytes> {
-    let status = match u32::try_from(status) {
-        Ok(status) => status,
-        Err(_) if code == StatusCode::OK => 0,
-        Err(_) => grpc::status_of(code),
-    };
-    let mut response = Response::new(Bytes::new());
-    *response.headers_mut() = headers;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(status));
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(body)) {
-        headers.insert(HeaderName::from_static("grpc-message"), message);
-    }
-    response
-}
-
-/// `grpc-message` as gRPC over HTTP/2 carries it.
-fn percent_encoded(text: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text {
-        match byte {
-            b' '..=b'~' if *byte != b'%' => out.push(char::from(*byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }

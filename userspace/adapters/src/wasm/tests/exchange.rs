@@ -44,6 +44,40 @@ fn a_header_that_is_no_text_does_not_trap() {
 }
 
 #[test]
+fn answers_to_grpc_clients_keep_the_http_status_for_the_proxy_to_translate() {
+    for (kind, code, given, expected) in [
+        ("application/grpc", 403, -1, None),
+        ("application/grpc+proto", 403, 16, Some("16")),
+        ("application/grpc", 200, -1, Some("0")),
+        ("text/plain", 403, 16, None),
+    ] {
+        let bytes = text(&format!(
+            r#"(module
+              (import "env" "proxy_send_local_response"
+                (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+              (memory (export "memory") 1)
+              (data (i32.const 0) "no")
+              (func (export "proxy_abi_version_0_2_1"))
+              (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                (drop (call $respond (i32.const {code}) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 2)
+                  (i32.const 0) (i32.const 0) (i32.const {given})))
+                (i32.const 1)))"#
+        ));
+        let plugin = plugin(&Module::compile(&bytes).expect("a filter"), config(""));
+        let mut head = get("/", &[("content-type", kind)]);
+        let Step::Respond(response) = stream(&plugin).on_request_headers(&mut head, true) else {
+            panic!("no answer");
+        };
+        let status = response.headers().get("grpc-status").map(|status| status.as_bytes());
+        assert_eq!(
+            (response.status().as_u16(), status),
+            (code, expected.map(str::as_bytes))
+        );
+        assert_eq!(response.body(), "no");
+    }
+}
+
+#[test]
 fn bodies_are_held_until_they_are_whole_and_then_replaced() {
     let json = r#"{"requests": [{"from": "cat", "to": "tiger"}], "responses": [{"from": "tiger", "to": "cat"}]}"#;
     let plugin = plugin(&filter("body-rewrite"), config(json));
