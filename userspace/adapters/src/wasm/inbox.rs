@@ -16,6 +16,8 @@ struct Mail {
     queues: Vec<u32>,
     /// The plugin is gone.
     closed: bool,
+    /// The instance runs nothing more.
+    failed: bool,
     waker: Option<Waker>,
 }
 
@@ -41,6 +43,19 @@ impl Inbox {
 
     pub fn is_closed(&self) -> bool {
         self.lock().closed
+    }
+
+    /// The instance has failed: nobody reads what comes.
+    pub fn fail(&self) {
+        let mut mail = self.lock();
+        mail.failed = true;
+        wake(mail);
+    }
+
+    /// Whether somebody reads what comes.
+    pub fn is_read(&self) -> bool {
+        let mail = self.lock();
+        !mail.closed && !mail.failed
     }
 
     /// Whom to wake when something comes, or when [`Self::wake`] is called.

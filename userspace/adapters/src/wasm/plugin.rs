@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     rc::Rc,
     sync::{
@@ -54,8 +54,8 @@ pub(super) struct Inner {
     pub upstreams: Arc<dyn Upstreams>,
     pub counters: AllCounters,
     failed_streams: AtomicU64,
-    /// Instances that wait for a worker to take them.
-    stock: Mutex<Vec<Vm>>,
+    /// Instances that wait for a worker to take them: the oldest first, for that is told of queues.
+    stock: Mutex<VecDeque<Vm>>,
     /// A thread is making one more.
     restocking: AtomicBool,
     /// The [`Plugin`] was dropped.
@@ -126,7 +126,7 @@ impl Plugin {
     pub fn prepare(&self, workers: usize) -> Result<(), WasmError> {
         while lock(&self.inner.stock).len() < workers {
             let vm = Vm::start(&self.inner)?;
-            lock(&self.inner.stock).push(vm);
+            lock(&self.inner.stock).push_back(vm);
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ impl Inner {
         if !may {
             return None;
         }
-        let stocked = lock(&self.stock).pop();
+        let stocked = lock(&self.stock).pop_front();
         if stocked.is_some() {
             self.restock();
         }
@@ -254,7 +254,7 @@ impl Inner {
         let started = thread::Builder::new().name("weft-wasm-warm".into()).spawn(move || {
             let Some(plugin) = plugin.upgrade() else { return };
             if let Ok(vm) = Vm::start(&plugin) {
-                lock(&plugin.stock).push(vm);
+                lock(&plugin.stock).push_back(vm);
                 if plugin.gone.load(Ordering::Acquire) {
                     plugin.empty_stock();
                 }

@@ -71,7 +71,7 @@ struct Queue {
     name: Box<[u8]>,
     messages: VecDeque<Box<[u8]>>,
     bytes: usize,
-    /// Instances that asked to be told; the first that lives is.
+    /// Instances that asked to be told; the first that lives and runs is.
     registered: Vec<Weak<Inbox>>,
 }
 
@@ -184,7 +184,8 @@ impl Shared {
         }
         found.bytes += message.len();
         found.messages.push_back(message.into());
-        if let Some(inbox) = found.registered.iter().find_map(Weak::upgrade) {
+        let mut living = found.registered.iter().filter_map(Weak::upgrade);
+        if let Some(inbox) = living.find(|inbox| inbox.is_read()) {
             inbox.queue_ready(queue);
         }
         Ok(())
@@ -334,6 +335,19 @@ mod tests {
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"0"[..]));
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"1"[..]));
         assert_eq!(inbox.take_queues(), [queue]);
+    }
+
+    #[test]
+    fn an_instance_that_failed_or_whose_plugin_is_gone_is_not_told() {
+        let shared = Shared::default();
+        let inboxes = [(); 3].map(|()| Arc::new(Inbox::default()));
+        let queues = inboxes.each_ref().map(|inbox| shared.register_queue(b"", b"q", inbox));
+        let queue = queues[0].expect("a queue");
+        inboxes[0].fail();
+        inboxes[1].close();
+        shared.enqueue(queue, b"m").expect("room");
+        let told = inboxes.map(|inbox| inbox.take_queues().len());
+        assert_eq!(told, [0, 0, 1]);
     }
 
     #[test]

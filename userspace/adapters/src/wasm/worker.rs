@@ -132,7 +132,7 @@ impl Worker {
         }
         host.streams.values_mut().for_each(|stream| stream.wake());
         self.calls.borrow_mut().drain().for_each(|(_, (_, call))| call.abort());
-        self.inbox.wake();
+        self.inbox.fail();
     }
 
     fn start(self: &Rc<Self>, vm: &mut Vm, order: Order) {

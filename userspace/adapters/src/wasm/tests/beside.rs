@@ -54,6 +54,7 @@ fn ticks_come_and_queues_are_told() {
     local(async {
         let module = Module::compile(&text(BESIDE)).expect("a filter");
         let plugin = plugin(&module, config(""));
+        plugin.prepare(2).expect("it starts");
         goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
         until("a message", || metric(&plugin, "messages") == 1).await;
         until("ticks", || metric(&plugin, "ticks") >= 3).await;
