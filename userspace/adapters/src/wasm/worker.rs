@@ -204,6 +204,13 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Their tasks know the worker weakly: they would go on for nobody.
+        self.calls.get_mut().drain().for_each(|(_, (_, call))| call.abort());
+    }
+}
+
 /// Whether local tasks can be had here.
 fn has_tasks() -> bool {
     Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)

@@ -172,6 +172,22 @@ fn caller(more: &str) -> Module {
 }
 
 #[test]
+fn the_calls_of_an_instance_that_goes_are_ended() {
+    local(async {
+        let (authz, seen) = service(None);
+        let module = caller(
+            r#"(func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.eqz (call $call (i32.const 0))))"#,
+        );
+        let calls = Arc::downgrade(&authz);
+        let plugin = plugin_with(&module, config(""), authz);
+        drop(stream(&plugin));
+        beside::until("the call", || seen.try_recv().is_ok()).await;
+        drop(plugin);
+        beside::until("nobody calls", || calls.strong_count() == 0).await;
+    });
+}
+
+#[test]
 fn a_body_that_is_too_long_is_no_call() {
     local(async {
         let (authz, seen) = service(status(200));
