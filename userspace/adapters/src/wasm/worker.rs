@@ -98,23 +98,25 @@ impl Worker {
     /// Does what was ordered during a callback.
     fn obey(self: &Rc<Self>, vm: &mut Vm) -> wasmtime::Result<()> {
         while let Some(context) = vm.host().done.pop() {
-            vm.delete_context(context)?;
-            vm.host().streams.remove(&context);
+            // Said twice, or where the host ended it already.
+            if vm.host().streams.contains_key(&context) {
+                vm.delete_context(context)?;
+                vm.host().streams.remove(&context);
+            }
         }
-        let host = vm.host();
-        if host.tick_changed {
+        if vm.host().tick_changed {
             self.inbox.wake();
         }
+        for order in std::mem::take(&mut vm.host().outbox) {
+            self.start(vm, order);
+        }
+        // After the starts: a module may cancel what it has just ordered.
+        let host = vm.host();
         while let Some(token) = host.cancelled.pop() {
             host.senders.remove(&token);
             if let Some((_, call)) = self.calls.borrow_mut().remove(&token) {
                 call.abort();
                 host.calls = host.calls.saturating_sub(1);
-            }
-        }
-        if !host.outbox.is_empty() {
-            for order in std::mem::take(&mut host.outbox) {
-                self.start(vm, order);
             }
         }
         Ok(())
@@ -140,7 +142,12 @@ impl Worker {
         if has_tasks() {
             let call = callout::spawn(self, order);
             self.calls.borrow_mut().insert(token, (context, call));
-        } else if let Some(stream) = vm.host().streams.get_mut(&context) {
+            return;
+        }
+        let host = vm.host();
+        host.senders.remove(&token);
+        host.calls = host.calls.saturating_sub(1);
+        if let Some(stream) = host.streams.get_mut(&context) {
             stream.events.push_back(order.refused());
         }
     }
@@ -170,7 +177,10 @@ impl Worker {
 
     /// A call is over.
     pub fn call_ended(&self, token: u32) {
-        self.calls.borrow_mut().remove(&token);
+        if self.calls.borrow_mut().remove(&token).is_none() {
+            // Cancelled while it told of its answer, and counted off.
+            return;
+        }
         if let Ok(mut vm) = self.vm.try_borrow_mut() {
             let host = vm.host();
             host.senders.remove(&token);

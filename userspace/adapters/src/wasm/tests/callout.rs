@@ -188,6 +188,26 @@ fn the_calls_of_an_instance_that_goes_are_ended() {
 }
 
 #[test]
+fn a_call_that_is_cancelled_where_it_was_made_is_not_made() {
+    local(async {
+        let (authz, seen) = service(None);
+        let module = caller(
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (if (call $call (i32.const 0)) (then unreachable))
+                 (call $cancel (i32.load (i32.const 512))))"#,
+        );
+        let plugin = plugin_with(&module, config(""), authz);
+        let mut filter = stream(&plugin);
+        // More than may be under way.
+        for _ in 0..1100 {
+            goes_on(filter.on_request_headers(&mut get("/", &[]), true));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!((seen.try_iter().count(), plugin.stats().traps), (0, 0));
+    });
+}
+
+#[test]
 fn a_body_that_is_too_long_is_no_call() {
     local(async {
         let (authz, seen) = service(status(200));

@@ -123,6 +123,28 @@ fn a_tick_changes_a_held_request_lets_it_go_and_ends_it() {
 }
 
 #[test]
+fn a_context_that_is_done_twice_ends_once() {
+    local(async {
+        let twice = HOLD
+            .replace(
+                "(if (call $done) (then unreachable))",
+                "(drop (call $done)) (drop (call $done))",
+            )
+            .replace(
+                r#"(func (export "proxy_on_log") (param i32)"#,
+                r#"(func (export "proxy_on_log") (param i32) (drop (call $done))"#,
+            );
+        let plugin = plugin(&Module::compile(&text(&twice)).expect("a filter"), config(""));
+        let mut filter = stream(&plugin);
+        filter.on_end(&end());
+        drop(filter);
+        beside::until("the end", || beside::metric(&plugin, "ended") > 0).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!((beside::metric(&plugin, "ended"), plugin.stats().traps), (1, 0));
+    });
+}
+
+#[test]
 fn a_held_request_learns_that_its_instance_failed() {
     local(async {
         // The tick finds no held request of its own, but a trap.
