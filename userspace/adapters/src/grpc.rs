@@ -26,7 +26,7 @@ pub const PING_EVERY: Duration = Duration::from_secs(10);
 pub const PING_WAIT: Duration = Duration::from_secs(5);
 
 /// In front of each message: compressed or not, and its length.
-const FRAME: usize = 5;
+pub(crate) const FRAME: usize = 5;
 
 /// A server that is called, by all threads.
 pub struct Channel {
@@ -230,7 +230,8 @@ fn frame(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-fn unframe(mut body: Bytes) -> Result<Bytes, CallError> {
+/// The one message that an answer is.
+pub(crate) fn unframe(mut body: Bytes) -> Result<Bytes, CallError> {
     if body.len() < FRAME {
         return Err(CallError::Malformed("it has no message".to_owned()));
     }

@@ -12,9 +12,12 @@ use super::{
     headers::ResponseHead,
     worker::Worker,
 };
-use crate::upstreams::{CallBody, CallProtocol, Calling, Upstreams};
+use crate::{
+    grpc::{FRAME, unframe},
+    upstreams::{CallBody, CallProtocol, Calling, Upstreams},
+};
 
-/// Longest body of an answer, bytes: a longer one is no answer.
+/// Longest body of an answer, or message in one, bytes: a longer one is no answer.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// A call that a module wants made when its callback is over.
@@ -157,7 +160,7 @@ async fn one_message(calling: Calling) -> Result<Bytes, Status> {
     let response = calling.await.map_err(|error| (grpc::UNAVAILABLE, error.to_string()))?;
     let (parts, body) = response.into_parts();
     let broken = |error: &dyn std::fmt::Display| (grpc::UNAVAILABLE, error.to_string());
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    let body = Limited::new(body, MAX_ANSWER + FRAME).collect().await;
     let body = body.map_err(|error| broken(&error))?;
     let trailers = body.trailers().and_then(grpc::status);
     let status = trailers.or_else(|| grpc::status(&parts.headers));
@@ -165,12 +168,7 @@ async fn one_message(calling: Calling) -> Result<Bytes, Status> {
         (0, _) => {}
         failed => return Err(failed),
     }
-    let mut unframe = Unframe::default();
-    unframe.push(&body.to_bytes());
-    match unframe.next() {
-        Ok(Some(message)) => Ok(message),
-        Ok(None) | Err(_) => Err((grpc::INTERNAL, "no message in the answer".into())),
-    }
+    unframe(body.to_bytes()).map_err(|error| (grpc::INTERNAL, error.to_string()))
 }
 
 /// Tells each message as it comes; the status at the end.

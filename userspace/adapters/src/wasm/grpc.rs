@@ -12,16 +12,13 @@ use http::{HeaderMap, StatusCode};
 use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 
-use crate::upstreams::CallError;
+use crate::{grpc::FRAME, upstreams::CallError};
 
 /// Longest message in bytes, either way.
 pub(super) const MAX_MESSAGE: usize = 1 << 20;
 
 /// Messages of a stream that wait to be sent.
 pub(super) const MAX_WAITING: usize = 64;
-
-/// Flag and length before each message.
-const PREFIX: usize = 5;
 
 /// `DEADLINE_EXCEEDED`.
 pub(super) const DEADLINE: u32 = 4;
@@ -32,7 +29,7 @@ pub(super) const UNAVAILABLE: u32 = 14;
 
 /// A message with its prefix.
 pub(super) fn framed(message: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(PREFIX + message.len());
+    let mut out = BytesMut::with_capacity(FRAME + message.len());
     out.put_u8(0);
     out.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     out.put_slice(message);
@@ -62,17 +59,17 @@ impl Unframe {
 
     /// The next whole message.
     pub fn next(&mut self) -> Result<Option<Bytes>, BadFrame> {
-        let Some((&[flag, a, b, c, d], _)) = self.waiting.split_first_chunk::<PREFIX>() else {
+        let Some((&[flag, a, b, c, d], _)) = self.waiting.split_first_chunk::<FRAME>() else {
             return Ok(None);
         };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         if flag != 0 || length > MAX_MESSAGE {
             return Err(BadFrame);
         }
-        if self.waiting.len() < PREFIX + length {
+        if self.waiting.len() < FRAME + length {
             return Ok(None);
         }
-        self.waiting.advance(PREFIX);
+        self.waiting.advance(FRAME);
         Ok(Some(self.waiting.split_to(length).freeze()))
     }
 }

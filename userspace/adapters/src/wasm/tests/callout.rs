@@ -285,6 +285,24 @@ fn grpc_carries_a_message_each_way() {
 }
 
 #[test]
+fn the_longest_message_has_room_for_its_prefix() {
+    local(async {
+        let longest = vec![b'm'; grpc::MAX_MESSAGE];
+        let (authz, _seen) = service(grpc_answer("0", &longest));
+        // What comes is written beyond all else, and what of it becomes a header is short.
+        let module = GRPC
+            .replace("(memory (export \"memory\") 1)", "(memory (export \"memory\") 32)")
+            .replace("(i32.load (i32.const 520))))", "(i32.const 5)))");
+        let plugin = plugin_with(&Module::compile(&text(&module)).expect("a filter"), config(""), authz);
+        let mut filter = stream(&plugin);
+        let mut head = get("/", &[]);
+        waits(filter.on_request_headers(&mut head, true));
+        goes_on(resumed(&mut *filter, &mut head).await);
+        assert_eq!(head.headers["x-answer"], "mmmmm");
+    });
+}
+
+#[test]
 fn grpc_failures_come_as_their_status() {
     for (answer, expected) in [
         (grpc_answer("7", b""), 507),
