@@ -35,7 +35,6 @@ mod module;
 mod pairs;
 mod plugin;
 mod property;
-mod proto;
 mod services;
 mod tcp_stream;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Uri, header};
+use prost::Message;
 use tokio::sync::mpsc;
 use wasmtime::{Caller, Linker};
 
@@ -15,7 +16,7 @@ use super::{
         headers,
         host::Host,
         memory::{Fail, all, answer, give, slice, write_u32},
-        pairs, proto,
+        pairs,
         worker::MAX_CALLS,
     },
     ENV,
@@ -126,6 +127,19 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 /// A place in the module's memory, and how many bytes from there.
 type Span = (u32, u32);
 
+/// `envoy.config.core.v3.GrpcService`.
+#[derive(Clone, PartialEq, Message)]
+struct GrpcService {
+    #[prost(message, optional, tag = "1")]
+    envoy_grpc: Option<EnvoyGrpc>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EnvoyGrpc {
+    #[prost(string, tag = "1")]
+    cluster_name: String,
+}
+
 /// What both kinds of gRPC calls say.
 struct GrpcCall {
     upstream: Span,
@@ -167,9 +181,8 @@ fn grpc_call(
 ) -> Result<(), Fail> {
     let (memory, host) = all(caller)?;
     let upstream = slice(memory, call.upstream.0, call.upstream.1)?;
-    // A name, or an `envoy.config.core.v3.GrpcService`: `envoy_grpc.cluster_name`.
-    let cluster = proto::field(upstream, 1).and_then(|envoy| proto::field(envoy, 1));
-    let upstream = callable(host, cluster.unwrap_or(upstream))?;
+    let cluster = cluster_name(upstream);
+    let upstream = callable(host, cluster.as_ref().map_or(upstream, String::as_bytes))?;
     let text = |span: Span| {
         let bytes = slice(memory, span.0, span.1)?;
         str::from_utf8(bytes).map_err(|_| Status::BadArgument)
@@ -199,6 +212,12 @@ fn grpc_call(
         host.senders.insert(token, sender);
     }
     write_u32(caller, place, token)
+}
+
+/// The name in a [`GrpcService`]; `None`: `upstream` is a name itself.
+fn cluster_name(upstream: &[u8]) -> Option<String> {
+    let service = GrpcService::decode(upstream).ok()?;
+    Some(service.envoy_grpc?.cluster_name)
 }
 
 fn grpc_send(caller: &mut Caller<'_, Host>, token: u32, message: Span, end: bool) -> Result<(), Fail> {
@@ -324,4 +343,21 @@ fn build(
     *request.uri_mut() = uri.build().map_err(|_| Status::BadArgument)?;
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_of_grpc_is_a_name_or_envoys_message() {
+        let envoy_grpc = Some(EnvoyGrpc {
+            cluster_name: "authz".into(),
+        });
+        let message = GrpcService { envoy_grpc }.encode_to_vec();
+        assert_eq!(cluster_name(&message).as_deref(), Some("authz"));
+        for name in [&b""[..], b"authz", b"outbound|80||authz.shop", &message[1..]] {
+            assert_eq!(cluster_name(name), None, "{name:?}");
+        }
+    }
 }

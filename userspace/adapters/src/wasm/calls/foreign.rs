@@ -1,5 +1,7 @@
 //! Foreign functions: Envoy's additions that modules call by name.
 
+use bytes::Bytes;
+use prost::Message;
 use wasmtime::{Caller, Linker};
 
 use super::{
@@ -7,10 +9,19 @@ use super::{
         abi::Status,
         host::Host,
         memory::{Fail, all, answer, slice, write},
-        proto,
     },
     ENV, properties,
 };
+
+/// `envoy.source.extensions.common.wasm.SetEnvoyFilterStateArguments`, as far as it matters here.
+#[derive(Clone, PartialEq, Message)]
+struct SetFilterState {
+    /// A text there.
+    #[prost(bytes = "bytes", tag = "1")]
+    path: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
+}
 
 pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -38,9 +49,11 @@ fn call(
         // Filters run after routing; and a property needs no declaration here.
         b"clear_route_cache" | b"declare_property" => {}
         b"set_envoy_filter_state" => {
-            // `envoy.source.extensions.common.wasm.SetEnvoyFilterStateArguments`: path, value.
-            let path = proto::field(arguments, 1).ok_or(Status::BadArgument)?;
-            properties::set(host, path, proto::field(arguments, 2).unwrap_or_default())?;
+            let state = SetFilterState::decode(arguments).map_err(|_| Status::BadArgument)?;
+            if state.path.is_empty() {
+                return Err(Status::BadArgument.into());
+            }
+            properties::set(host, &state.path, &state.value)?;
         }
         _ => return Err(Status::NotFound.into()),
     }
