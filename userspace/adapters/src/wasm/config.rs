@@ -48,7 +48,7 @@ pub struct Limits {
     pub memory: usize,
 }
 
-/// Which host calls a module may make, by name (`proxy_http_call`, `fd_write`). Others answer an error.
+/// Which host calls a module may make, by name: `proxy_http_call`, and WASI's, as `fd_write`. Others answer an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Capabilities {
     #[default]

@@ -200,6 +200,22 @@ fn prepared_instances_are_taken_by_workers() {
 }
 
 #[test]
+fn what_compilers_add_needs_no_capability() {
+    let bytes = text(
+        r#"(module (import "env" "abort" (func $abort (param i32 i32 i32 i32)))
+             (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+             (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+               (call $abort (i32.const 0) (i32.const 0) (i32.const 3) (i32.const 4)) (i32.const 1)))"#,
+    );
+    let none = PluginConfig {
+        capabilities: Capabilities::Only(Default::default()),
+        ..config("")
+    };
+    let error = fails(&Module::compile(&bytes).expect("a filter"), none);
+    assert_eq!(error, "proxy_on_vm_start: aborted at line 3, column 4");
+}
+
+#[test]
 fn what_is_not_allowed_answers_an_error_and_is_counted() {
     // Ends itself if it may log.
     let bytes = text(
