@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
+use tracing::debug;
 
 use super::{
     grpc::{self, Outgoing, Unframe},
@@ -116,7 +117,9 @@ impl Order {
                     false => body.with_trailers(async { Some(Ok(trailers)) }).boxed_unsync(),
                 };
                 let answer = timeout(limit, gather(call(body, CallProtocol::Http))).await;
-                let answer = answer.ok().flatten();
+                let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
+                let answer = answer.inspect_err(|reason| debug!(upstream, "a filter's call failed: {reason}"));
+                let answer = answer.ok();
                 tell(Event::Http { token, answer });
             }
             Kind::GrpcCall { message, limit } => {
@@ -126,26 +129,31 @@ impl Order {
                 let answer = answer.unwrap_or_else(|_| Err((grpc::DEADLINE, String::new())));
                 tell(match answer {
                     Ok(message) => Event::GrpcMessage { token, message },
-                    Err((status, text)) => Event::GrpcClose { token, status, text },
+                    Err((status, text)) => {
+                        debug!(upstream, status, "a filter's call failed: {text}");
+                        Event::GrpcClose { token, status, text }
+                    }
                 });
             }
             Kind::GrpcStream { messages } => {
                 let body = Outgoing(messages).boxed_unsync();
                 let calling = call(body, CallProtocol::Grpc);
                 let (status, text) = messages_of(calling, token, &tell).await;
+                debug!(upstream, status, "a filter's stream ended: {text}");
                 tell(Event::GrpcClose { token, status, text });
             }
         }
     }
 }
 
-/// Collects a whole answer; `None`: there is none.
-async fn gather(calling: Calling) -> Option<HttpAnswer> {
-    let response = calling.await.ok()?;
+/// Collects a whole answer, or says why there is none.
+async fn gather(calling: Calling) -> Result<HttpAnswer, String> {
+    let response = calling.await.map_err(|error| error.to_string())?;
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.ok()?;
+    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| error.to_string())?;
     let trailers = body.trailers().cloned().unwrap_or_default();
-    Some(HttpAnswer {
+    Ok(HttpAnswer {
         head: ResponseHead {
             status: parts.status,
             headers: parts.headers,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 use prost::Message;
 use tokio::sync::mpsc;
+use tracing::debug;
 use wasmtime::{Caller, Linker};
 
 use super::{
@@ -252,12 +253,22 @@ fn limit(milliseconds: u32) -> Duration {
 
 /// The upstream's name, if there is one that this plugin may call.
 fn callable(host: &Host, name: &[u8]) -> Result<String, Status> {
-    let name = str::from_utf8(name).map_err(|_| Status::BadArgument)?;
+    let plugin = &*host.plugin.config.name;
+    let Ok(name) = str::from_utf8(name) else {
+        debug!(plugin, "not called: the upstream's name is no text");
+        return Err(Status::BadArgument);
+    };
     if !host.plugin.config.may_call.allow(name) {
         host.counters.refused_calls.add(1);
+        debug!(
+            plugin,
+            upstream = name,
+            "not called: not among those that the plugin may call"
+        );
         return Err(Status::BadArgument);
     }
     if !host.plugin.upstreams.knows(name) {
+        debug!(plugin, upstream = name, "not called: no such service");
         return Err(Status::BadArgument);
     }
     Ok(name.to_owned())
