@@ -4,14 +4,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-/// CPU time that one callback on a stream may take, unless said otherwise. A worker serves nobody else meanwhile.
+/// CPU time that one callback after the start may take, unless said otherwise. A worker serves nobody else meanwhile.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_millis(5);
 
-/// CPU time that each of `_initialize`, `proxy_on_vm_start` and `proxy_on_configure` may take, unless said otherwise. Go modules take
-/// tens of milliseconds.
+/// CPU time that each step of an instance's start may take, unless said otherwise: the module's own start (`_initialize` and
+/// `main`, or `_start`), `proxy_on_context_create`, `proxy_on_vm_start`, `proxy_on_configure`. Go modules take tens of
+/// milliseconds.
 pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Memory of one instance in bytes, unless said otherwise. There is one a worker.
+/// Memory of one instance in bytes, unless said otherwise. There is one a worker, and those in stock.
 pub const DEFAULT_MEMORY: usize = 64 << 20;
 
 /// A plugin: what one module is told.
@@ -66,7 +67,8 @@ pub enum MayCall {
 
 /// What becomes of a stream whose filter cannot run: it trapped, took too long, or does not start.
 ///
-/// In any case the instance is replaced: at once, and after a growing pause when replacements fail too.
+/// In any case the instance is replaced: at once, as long as starts on the worker do not take more than a tenth of its time, after
+/// a reserve of a second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FailurePolicy {
     /// It goes on without the filter.

@@ -10,7 +10,7 @@ pub enum WasmError {
     #[error("not a WebAssembly module: {reason}")]
     Garbage { reason: String },
     #[error(
-        "exports no `proxy_abi_version_0_2_1`, `_0_2_0` or `_0_1_0`: not a proxy-wasm module, or one of another version; build it with a proxy-wasm SDK"
+        "exports no `proxy_abi_version_0_2_1`, `_0_2_0`, `_0_1_0` or `_0_2_100`: not a proxy-wasm module, or one of another version; build it with a proxy-wasm SDK"
     )]
     Abi,
     #[error(
@@ -34,8 +34,6 @@ pub enum WasmError {
         /// The module's last warning or error.
         said: Option<String>,
     },
-    #[error("failed {failures} times in a row, the next try is in {pause_ms} ms")]
-    Pausing { failures: u32, pause_ms: u128 },
 }
 
 fn told(words: &Option<String>) -> String {
