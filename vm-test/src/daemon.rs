@@ -1,12 +1,16 @@
 //! The daemon of a lab: started, killed, started again.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     process::{Command, Stdio},
     sync::PoisonError,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     Lab, poll,
@@ -15,6 +19,9 @@ use crate::{
 
 /// A running `weft daemon`.
 pub struct Daemon(Running);
+
+/// A daemon that stands still while this lives.
+pub struct Held(Pid);
 
 // === impl Lab ===
 
@@ -154,6 +161,28 @@ impl Lab {
         Ok(slot.as_ref().context("no daemon runs")?.0.pid())
     }
 
+    /// Stops the daemon in its tracks (SIGSTOP) until what is returned is dropped. When this returns every thread of it stands: the
+    /// signal alone reaches those that are in the middle of something later.
+    ///
+    /// # Errors
+    /// No daemon runs, or it does not stop.
+    pub fn hold_daemon(&self) -> Result<Held> {
+        let pid = self.daemon_pid()?;
+        let held = Held(Pid::from_raw(pid));
+        kill(held.0, Signal::SIGSTOP).context("hold the daemon")?;
+        poll::until("every thread of the daemon to stand", || {
+            for task in fs::read_dir(format!("/proc/{pid}/task")).context("list the daemon's threads")? {
+                let file = task?.path().join("stat");
+                let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+                // proc(5): the state is behind the name, which is in parentheses.
+                let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                ensure!(state == Some('T'), "{text}");
+            }
+            Ok(())
+        })?;
+        Ok(held)
+    }
+
     /// Whether the daemon still runs.
     ///
     /// # Errors
@@ -181,5 +210,11 @@ impl Lab {
     fn append_log(&self) -> Result<Stdio> {
         let file = File::options().create(true).append(true).open(self.log_file());
         Ok(file.context("open the daemon's log")?.into())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }

@@ -41,6 +41,7 @@ pub mod torture;
 mod workload;
 
 pub use self::{
+    daemon::Held,
     harness::{hosts_test, lab_test},
     hosts::{Host, Hosts, Remote},
     lab::Lab,

@@ -275,11 +275,9 @@ fn a_changed_layout_is_refused_in_words_and_changes_nothing() {
             Ok(())
         };
         // The running daemon would write its own layout again with the next change; and it is not needed for this answer.
-        let daemon = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(daemon, Signal::SIGSTOP)?;
-        let refused = refused_with(&["--take-over"]);
-        nix::sys::signal::kill(daemon, Signal::SIGCONT)?;
-        refused?;
+        let held = lab.hold_daemon()?;
+        refused_with(&["--take-over"])?;
+        drop(held);
         ensure!(lab.status()?["pid"] == pid, "the daemon goes on");
         lab.kill9()?;
         refused_with(&[])?;
