@@ -172,6 +172,23 @@ impl Lab {
         Run::new(self, service)
     }
 
+    /// The virtual IP of a service as a client of the mesh is told it, written as before a port; `database` is `ahostsv4` or
+    /// `ahostsv6` (getent(1)).
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn host(&self, service: &str, database: &str) -> Result<String> {
+        let words = ["getent", "--no-addrconfig", database, service];
+        let hosts = self.run("client").output(words)?.ok()?.stdout;
+        let vip = hosts.split_whitespace().next();
+        let vip = vip.with_context(|| format!("no address of {service}"))?;
+        Ok(if vip.contains(':') {
+            format!("[{vip}]")
+        } else {
+            vip.to_owned()
+        })
+    }
+
     /// A workload that is nginx, started and listening.
     ///
     /// # Errors

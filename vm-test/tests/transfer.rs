@@ -56,17 +56,7 @@ fn opaque(lab: &Lab, way: Way) -> Result<()> {
         serve("bulk", "4:7004", &["serve-greeting", "[::]:7004"])?,
     ];
     for (_, database) in FAMILIES {
-        let hosts = lab
-            .run("client")
-            .output(["getent", "--no-addrconfig", database, "bulk"])?
-            .ok()?
-            .stdout;
-        let vip = hosts.split_whitespace().next().context("an address of bulk")?;
-        let host = if vip.contains(':') {
-            format!("[{vip}]")
-        } else {
-            vip.to_owned()
-        };
+        let host = lab.host("bulk", database)?;
         let client = |words: &[&str]| -> Result<()> {
             let words = [traffic.as_str()]
                 .iter()

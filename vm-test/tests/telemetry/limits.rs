@@ -3,14 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::Value;
 use vm_test::{Lab, Running, lab_test, poll, process, resources};
 
-use crate::{client, edges, host, metric, scrape, serve};
+use crate::{client, edges, metric, scrape, serve};
 
 type Sums = BTreeMap<&'static str, u64>;
 
@@ -47,7 +43,7 @@ fn what_a_full_table_has_no_room_for_is_on_the_overflow_edge() {
                 serve(lab, "bulk", &map, &["serve-late", &listen])
             })
             .collect::<Result<_>>()?;
-        let host = host(lab, "bulk", "ahostsv4")?;
+        let host = lab.host("bulk", "ahostsv4")?;
         for port in ports {
             client(lab, &["half-close", &format!("{host}:{port}"), "1009"])?;
         }
@@ -105,7 +101,7 @@ fn what_a_full_table_has_no_room_for_is_on_the_overflow_edge() {
 /// A client that waits for a word and then connects `times` times, however the daemon is.
 fn bursts(lab: &Lab, times: usize) -> Result<(Running, Running)> {
     let server = serve(lab, "bulk", "1:7001", &["serve-echo", "[::]:7001"])?;
-    let target = format!("{}:1", host(lab, "bulk", "ahostsv4")?);
+    let target = format!("{}:1", lab.host("bulk", "ahostsv4")?);
     let mut burst = lab
         .run("client")
         .start([&lab.traffic()?, "connects", &target, &times.to_string()])?;
@@ -125,11 +121,10 @@ fn events_that_the_ring_has_no_room_for_are_counted_where_one_looks() {
         words.extend(["flows", "--follow", "--state-dir"].map(String::from));
         words.push(lab.state().display().to_string());
         let follower = Running::start(lab.command(words))?;
-        let daemon = Pid::from_raw(lab.daemon_pid()?);
-        kill(daemon, Signal::SIGSTOP).context("hold the daemon")?;
-        let through = burst.say("go").and_then(|()| burst.line(2));
-        kill(daemon, Signal::SIGCONT).context("let the daemon go on")?;
-        ensure!(through?.contains("\"ok\":true"), "{}", burst.stdout());
+        let held = lab.hold_daemon()?;
+        burst.say("go")?;
+        ensure!(burst.line(2)?.contains("\"ok\":true"), "{}", burst.stdout());
+        drop(held);
 
         let dropped = poll::until("the status to tell of lost events", || {
             let status = lab.status()?;
@@ -170,7 +165,7 @@ fn a_sample_of_flows_has_whole_connections_and_every_denial() {
         lab.resource("bulk.yaml", &format!("{}{tcp}{access}", resources::DENY))?;
         lab.daemon_with(&["--flow-sample", "4"])?;
         let (_server, mut burst) = bursts(lab, BURST)?;
-        let denied = format!("{}:1", host(lab, "bulk", "ahostsv4")?);
+        let denied = format!("{}:1", lab.host("bulk", "ahostsv4")?);
         burst.say("go")?;
         ensure!(burst.line(2)?.contains("\"ok\":true"), "{}", burst.stdout());
         for _ in 0..5 {

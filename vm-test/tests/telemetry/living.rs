@@ -7,7 +7,7 @@ use vm_test::{Lab, Running, lab_test, poll, resources};
 use crate::{
     client,
     edges::{self, Counts, Edges, Key},
-    host, serve,
+    serve,
 };
 
 /// The edge of a client's one connection, told by its source.
@@ -60,7 +60,7 @@ fn a_living_connection_shows_its_bytes_and_none_of_them_twice() {
     lab_test("count-living", |lab| {
         lab.daemon()?;
         let server = serve(lab, "bulk", "1:7001", &["serve-echo", "[::]:7001"])?;
-        let mut held = start(lab, &["hold", &format!("{}:1", host(lab, "bulk", "ahostsv4")?)])?;
+        let mut held = start(lab, &["hold", &format!("{}:1", lab.host("bulk", "ahostsv4")?)])?;
         let lines = talk_until_seen(lab, &mut held)?;
         held.finish(poll::PATIENCE)?.ok()?;
         let bytes = (lines * LINE_BYTES, lines * LINE_BYTES);
@@ -83,7 +83,7 @@ fn a_living_download_shows_its_bytes_at_the_end_that_only_receives() {
     lab_test("count-download", |lab| {
         lab.daemon()?;
         let mut server = serve(lab, "bulk", "1:7001", &["serve-told", "[::]:7001"])?;
-        let download = start(lab, &["download", &format!("{}:1", host(lab, "bulk", "ahostsv6")?)])?;
+        let download = start(lab, &["download", &format!("{}:1", lab.host("bulk", "ahostsv6")?)])?;
         let mut told = 0;
         poll::until("the edge to show bytes of a living download", || {
             server.say("1001")?;
@@ -116,7 +116,7 @@ fn a_living_short_circuit_shows_its_bytes_and_none_of_them_twice() {
         lab.resource("bulk.yaml", &resources::through_proxy("bulk", "proxy"))?;
         lab.daemon_with(&["--short-circuit", "force"])?;
         let server = serve(lab, "bulk", "1:7001", &["serve-echo", "[::]:7001"])?;
-        let mut held = start(lab, &["hold", &format!("{}:1", host(lab, "bulk", "ahostsv4")?)])?;
+        let mut held = start(lab, &["hold", &format!("{}:1", lab.host("bulk", "ahostsv4")?)])?;
         let lines = talk_until_seen(lab, &mut held)?;
         held.finish(poll::PATIENCE)?.ok()?;
         let bytes = (lines * LINE_BYTES, lines * LINE_BYTES);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use edges::{Counts, Edges, Key};
 use serde_json::Value;
-use vm_test::{Lab, Running, lab_test, process, resources};
+use vm_test::{Lab, Running, lab_test, poll, process, resources};
 
 /// Bytes a transfer: no multiple of anything that a kernel buffers by.
 const BYTES: u64 = 3_000_017;
@@ -22,21 +22,6 @@ pub fn serve(lab: &Lab, service: &str, port: &str, words: &[&str]) -> Result<Run
     let mut server = lab.run(service).port(port).start(words)?;
     server.line(1)?;
     Ok(server)
-}
-
-/// The virtual IP of a service, as a client writes it before a port.
-pub fn host(lab: &Lab, service: &str, database: &str) -> Result<String> {
-    let hosts = lab
-        .run("client")
-        .output(["getent", "--no-addrconfig", database, service])?
-        .ok()?
-        .stdout;
-    let vip = hosts.split_whitespace().next().context("an address")?;
-    Ok(if vip.contains(':') {
-        format!("[{vip}]")
-    } else {
-        vip.to_owned()
-    })
 }
 
 /// Runs a client of `traffic` and returns what it told.
@@ -63,6 +48,9 @@ impl Told {
     }
 }
 
+/// Connections that [`transfers`] makes in each family.
+const TRANSFERS: usize = 4;
+
 /// Uploads, downloads, half-closes and echoes over both families. What clients and servers say they did must be what
 /// their edges say; `edge` names these for a port and what listens there.
 fn transfers(lab: &Lab, reset: bool, edge: impl Fn(u16, u16) -> (Key, Key)) -> Result<Value> {
@@ -81,7 +69,7 @@ fn transfers(lab: &Lab, reset: bool, edge: impl Fn(u16, u16) -> (Key, Key)) -> R
     ];
     let mut told = Told::default();
     for database in FAMILIES {
-        let host = host(lab, "bulk", database)?;
+        let host = lab.host("bulk", database)?;
         let to = |port: u16| format!("{host}:{port}");
         told.by("upload", &client(lab, &["upload", &to(1), &bytes])?)?;
         told.by("download", &client(lab, &["download", &to(2)])?)?;
@@ -174,7 +162,13 @@ fn bytes_short_circuited_both_ways_are_counted_exactly_at_both_ends() {
             let segments = edges::total(edge, "segments_sent")?;
             ensure!(segments < 60, "it went through TCP: {edge}");
         }
-        for flow in lab.flows()?.iter().filter(|flow| flow["event"] == "close") {
+        let closes = poll::until("a close of every connection", || {
+            let flows = lab.flows()?.into_iter().filter(|flow| flow["event"] == "close");
+            let closes: Vec<Value> = flows.collect();
+            ensure!(closes.len() >= TRANSFERS * FAMILIES.len(), "{}", closes.len());
+            Ok(closes)
+        })?;
+        for flow in closes {
             let received = flow["bytes_received"].as_u64().context("bytes_received")?;
             ensure!(received > 0, "a close without the bytes that came past TCP: {flow}");
         }
@@ -239,7 +233,7 @@ fn refused_and_denied_connections_are_counted_and_none_of_them_as_opened() {
         let _web = serve(lab, "web", "80:7001", &["serve-echo", "[::]:7001"])?;
         let traffic = lab.traffic()?;
         for database in FAMILIES {
-            let target = format!("{}:80", host(lab, "web", database)?);
+            let target = format!("{}:80", lab.host("web", database)?);
             let told = lab
                 .run("client")
                 .output([&traffic, "connect", &target])?
