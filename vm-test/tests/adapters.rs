@@ -119,7 +119,7 @@ fn adapters_come_and_go_under_load_and_no_request_fails_that_should_not() {
             let told = "%{stderr}%{http_code} %{exitcode}\n";
             ["curl", "-s", "-o", "/dev/null", "-w", told, url].map(str::to_owned)
         };
-        let mut kept = Running::start(client.command(words("http://web/kept?[1-100000]")))?;
+        let mut kept = Running::start(client.command(words("http://web/kept?[1-100000000]")))?;
         let seen = |running: &Running| running.stderr().lines().count();
         for round in 0..12 {
             apply(
@@ -142,7 +142,7 @@ fn adapters_come_and_go_under_load_and_no_request_fails_that_should_not() {
             )?;
             let before = seen(&kept);
             poll::until("requests under these", || {
-                ensure!(seen(&kept) >= before + 10, "{before}");
+                ensure!(seen(&kept) >= before + 10, "{} of {}", seen(&kept), before + 10);
                 Ok(())
             })?;
             ensure!(stats(lab, "list")?["allowed"].as_u64() > Some(0));

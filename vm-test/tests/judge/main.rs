@@ -11,9 +11,9 @@ mod play;
 mod resources;
 mod world;
 
-use std::{env, str::FromStr};
+use std::env;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use vm_test::lab_test;
 
@@ -24,11 +24,11 @@ const STORIES: u32 = 12;
 /// Longest search for a smaller story, in milliseconds.
 const SHRINK_MS: u32 = 120_000;
 
-fn number<T: FromStr>(variable: &str, default: T) -> T {
-    env::var(variable)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
+fn number(variable: &str, default: u64) -> Result<u64> {
+    match env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text} is no number")),
+        Err(_) => Ok(default),
+    }
 }
 
 #[test]
@@ -37,7 +37,8 @@ fn real_flows_meet_the_verdicts_of_a_naive_judge() {
         // sk_lookup answers what it refuses: nobody waits for what does not come.
         lab.daemon_with(&["--inbound", "netns"])?;
         let stage = Stage::new(lab)?;
-        let (seed, stories) = (number("WEFT_JUDGE_SEED", 1u64), number("WEFT_JUDGE_STORIES", STORIES));
+        let seed = number("WEFT_JUDGE_SEED", 1)?;
+        let stories = u32::try_from(number("WEFT_JUDGE_STORIES", STORIES.into())?).context("WEFT_JUDGE_STORIES")?;
         let config = Config {
             cases: stories,
             failure_persistence: None,
