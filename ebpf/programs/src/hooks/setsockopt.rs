@@ -14,13 +14,19 @@ use crate::context::record;
 
 const SOL_TCP: i32 = 6;
 const TCP_ULP: i32 = 31;
+/// The least that a page has.
+const PAGE: i32 = 4096;
 
 #[cgroup_sockopt(setsockopt)]
 pub fn weft_setsockopt(ctx: SockoptContext) -> i32 {
     let may = may(&ctx);
-    // SAFETY: a context store at a constant offset, allowed for this field. 0: the kernel takes the caller's own bytes, also
-    // where they are more than the page that programs are shown of them.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sockopt).optlen), 0) };
+    // SAFETY: a context load and store at a constant offset, both allowed for this field. 0: the kernel takes the caller's own
+    // bytes, which are more than the page that programs are shown of them; what fits may be another program's.
+    unsafe {
+        if read_volatile(addr_of!((*ctx.sockopt).optlen)) > PAGE {
+            write_volatile(addr_of_mut!((*ctx.sockopt).optlen), 0);
+        }
+    }
     i32::from(may)
 }
 
