@@ -129,7 +129,9 @@ pub fn run(args: &Args) -> Result<()> {
             if args.write || !(args.torture || args.check) {
                 torture::write(&all)
             } else {
-                torture::compare(&all)
+                // Nor does this hide what else is wrong.
+                wrong.extend(torture::compare(&all).err().map(|error| format!("{error:#}")));
+                Ok(())
             }
         })?;
     }
