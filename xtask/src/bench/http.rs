@@ -59,6 +59,46 @@ const WAYS: [Way; 7] = [
     Way::Sidecars,
 ];
 
+/// What is compared of two ways.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    /// Requests a second, as many as are answered.
+    Rate,
+    /// CPU a request of the proxies, at a fixed rate.
+    Proxy,
+    /// The same of the whole machine.
+    Machine,
+    /// CPU of the whole machine a connection with one request.
+    Connection,
+    /// Median latency on one connection beyond that without a mesh.
+    Added,
+    /// 99th percentile at the fixed rate.
+    P99,
+}
+
+/// What, ours, whose beside it, and what is to be reached (bench.md).
+#[rustfmt::skip]
+const ROWS: [(&str, Figure, Way, Way, Goal); 18] = [
+    ("L4 path vs. no mesh, requests", Figure::Rate, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.97)),
+    ("the same, of the whole machine", Figure::Machine, Way::WeftDirect, Way::NoMesh, Goal::Told),
+    ("short connections, L4 vs. no mesh", Figure::Connection, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.95)),
+    ("HTTP/1.1 vs. Envoy, requests a CPU second of the proxy", Figure::Proxy, Way::Weft, Way::Envoy, Goal::AtLeast(4.0)),
+    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Envoy, Goal::AtLeast(4.0)),
+    ("HTTP/1.1 vs. Envoy, added p50", Figure::Added, Way::Weft, Way::Envoy, Goal::AtMost(0.2)),
+    ("the same, short-circuit", Figure::Added, Way::WeftFast, Way::Envoy, Goal::AtMost(0.2)),
+    ("HTTP/1.1 vs. haproxy, requests a CPU second of the proxy", Figure::Proxy, Way::Weft, Way::Haproxy, Goal::AtLeast(1.0)),
+    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Haproxy, Goal::AtLeast(1.3)),
+    ("HTTP/1.1 vs. Envoy twice behind iptables", Figure::Proxy, Way::Weft, Way::Sidecars, Goal::AtLeast(8.0)),
+    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Sidecars, Goal::AtLeast(8.0)),
+    ("HTTP/1.1 vs. Envoy, requests", Figure::Rate, Way::Weft, Way::Envoy, Goal::Told),
+    ("HTTP/1.1 vs. haproxy, requests", Figure::Rate, Way::Weft, Way::Haproxy, Goal::Told),
+    ("HTTP/1.1 vs. Envoy, of the whole machine", Figure::Machine, Way::Weft, Way::Envoy, Goal::Told),
+    ("HTTP/1.1 vs. haproxy, of the whole machine", Figure::Machine, Way::Weft, Way::Haproxy, Goal::Told),
+    ("HTTP/1.1 vs. no mesh, of the whole machine", Figure::Machine, Way::Weft, Way::NoMesh, Goal::Told),
+    ("HTTP/1.1 vs. haproxy, added p50", Figure::Added, Way::Weft, Way::Haproxy, Goal::Told),
+    ("HTTP/1.1 vs. Envoy, p99 at the fixed rate", Figure::P99, Way::Weft, Way::Envoy, Goal::Told),
+];
+
 /// What an arm did, a value a round.
 #[derive(Default)]
 struct Figures {
@@ -84,6 +124,18 @@ pub fn rounds(quick: bool) -> Rounds {
         Rounds { least: 3, most: 5 }
     } else {
         Rounds { least: 7, most: 15 }
+    }
+}
+
+// === impl Figure ===
+
+impl Figure {
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Rate => "/s",
+            Self::Proxy | Self::Machine | Self::Connection => "µs CPU",
+            Self::Added | Self::P99 => "µs",
+        }
     }
 }
 
@@ -178,20 +230,27 @@ impl Http {
         }
     }
 
-    fn of(&self, way: Way) -> Result<&Figures> {
-        let index = WAYS.iter().position(|other| *other == way);
-        index.and_then(|index| self.figures.get(index)).context("an arm")
+    /// A value a round.
+    fn figure(&self, figure: Figure, way: Way) -> Vec<f64> {
+        let figures = self.of(way);
+        let (measured, value): (&[Measured], fn(&Measured) -> f64) = match figure {
+            Figure::Rate => (&figures.full, |measured| measured.rate),
+            Figure::Proxy => (&figures.busy, |measured| measured.proxy),
+            Figure::P99 => (&figures.busy, |measured| measured.p99),
+            Figure::Connection => (&figures.short, |measured| measured.machine),
+            Figure::Machine => (&figures.busy, |measured| measured.machine),
+            Figure::Added => return difference(&self.p50(way), &self.p50(Way::NoMesh)),
+        };
+        measured.iter().map(value).collect()
     }
 
-    fn values(
-        &self,
-        way: Way,
-        pick: impl Fn(&Figures) -> &Vec<Measured>,
-        value: impl Fn(&Measured) -> f64,
-    ) -> Vec<f64> {
-        self.of(way)
-            .map(|figures| pick(figures).iter().map(value).collect())
-            .unwrap_or_default()
+    fn p50(&self, way: Way) -> Vec<f64> {
+        self.of(way).alone.iter().map(|measured| measured.p50).collect()
+    }
+
+    fn of(&self, way: Way) -> &Figures {
+        // One for each, in the order of the declaration.
+        &self.figures[way as usize]
     }
 }
 
@@ -246,145 +305,23 @@ impl Scenario for Http {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let proxy = |way| self.values(way, |figures| &figures.busy, |measured| measured.proxy);
-        let machine = |way| self.values(way, |figures| &figures.busy, |measured| measured.machine);
-        let p50 = |way| self.values(way, |figures| &figures.alone, |measured| measured.p50);
-        let p99 = |way| self.values(way, |figures| &figures.busy, |measured| measured.p99);
-        let rate = |way| self.values(way, |figures| &figures.full, |measured| measured.rate);
-        let connection = |way| self.values(way, |figures| &figures.short, |measured| measured.machine);
-        let added = |way| difference(&p50(way), &p50(Way::NoMesh));
-
-        // Requests a CPU second are the inverse of CPU a request: the peer's over ours.
-        let cheaper = |what: &str, ours: Way, theirs: Way, goal: Goal| Row {
-            what: what.to_owned(),
-            unit: "µs CPU",
-            arm: proxy(ours),
-            peer: proxy(theirs),
-            compared: ratio(&proxy(theirs), &proxy(ours)),
-            goal,
-        };
-        let of_machine = |what: &str, way: Way, peer: Way, goal: Goal| Row {
-            what: what.to_owned(),
-            unit: "µs CPU",
-            arm: machine(way),
-            peer: machine(peer),
-            compared: ratio(&machine(peer), &machine(way)),
-            goal,
-        };
-        vec![
-            Row::ratio(
-                "L4 path vs. no mesh, requests",
-                "/s",
-                rate(Way::WeftDirect),
-                rate(Way::NoMesh),
-                Goal::AtLeast(0.97),
-            ),
-            of_machine(
-                "the same, of the whole machine",
-                Way::WeftDirect,
-                Way::NoMesh,
-                Goal::Told,
-            ),
+        let row = |(what, figure, way, peer, goal): &(&str, Figure, Way, Way, Goal)| {
+            let (arm, peer) = (self.figure(*figure, *way), self.figure(*figure, *peer));
+            let compared = match figure {
+                // Requests a CPU second are the inverse of CPU a request: the peer's over ours.
+                Figure::Proxy | Figure::Machine | Figure::Connection => ratio(&peer, &arm),
+                Figure::Rate | Figure::Added | Figure::P99 => ratio(&arm, &peer),
+            };
             Row {
-                what: "short connections, L4 vs. no mesh".to_owned(),
-                unit: "µs CPU",
-                arm: connection(Way::WeftDirect),
-                peer: connection(Way::NoMesh),
-                compared: ratio(&connection(Way::NoMesh), &connection(Way::WeftDirect)),
-                goal: Goal::AtLeast(0.95),
-            },
-            cheaper(
-                "HTTP/1.1 vs. Envoy, requests a CPU second of the proxy",
-                Way::Weft,
-                Way::Envoy,
-                Goal::AtLeast(4.0),
-            ),
-            cheaper("the same, short-circuit", Way::WeftFast, Way::Envoy, Goal::AtLeast(4.0)),
-            Row::ratio(
-                "HTTP/1.1 vs. Envoy, added p50",
-                "µs",
-                added(Way::Weft),
-                added(Way::Envoy),
-                Goal::AtMost(0.2),
-            ),
-            Row::ratio(
-                "the same, short-circuit",
-                "µs",
-                added(Way::WeftFast),
-                added(Way::Envoy),
-                Goal::AtMost(0.2),
-            ),
-            cheaper(
-                "HTTP/1.1 vs. haproxy, requests a CPU second of the proxy",
-                Way::Weft,
-                Way::Haproxy,
-                Goal::AtLeast(1.0),
-            ),
-            cheaper(
-                "the same, short-circuit",
-                Way::WeftFast,
-                Way::Haproxy,
-                Goal::AtLeast(1.3),
-            ),
-            cheaper(
-                "HTTP/1.1 vs. Envoy twice behind iptables",
-                Way::Weft,
-                Way::Sidecars,
-                Goal::AtLeast(8.0),
-            ),
-            cheaper(
-                "the same, short-circuit",
-                Way::WeftFast,
-                Way::Sidecars,
-                Goal::AtLeast(8.0),
-            ),
-            Row::ratio(
-                "HTTP/1.1 vs. Envoy, requests",
-                "/s",
-                rate(Way::Weft),
-                rate(Way::Envoy),
-                Goal::Told,
-            ),
-            Row::ratio(
-                "HTTP/1.1 vs. haproxy, requests",
-                "/s",
-                rate(Way::Weft),
-                rate(Way::Haproxy),
-                Goal::Told,
-            ),
-            of_machine(
-                "HTTP/1.1 vs. Envoy, of the whole machine",
-                Way::Weft,
-                Way::Envoy,
-                Goal::Told,
-            ),
-            of_machine(
-                "HTTP/1.1 vs. haproxy, of the whole machine",
-                Way::Weft,
-                Way::Haproxy,
-                Goal::Told,
-            ),
-            of_machine(
-                "HTTP/1.1 vs. no mesh, of the whole machine",
-                Way::Weft,
-                Way::NoMesh,
-                Goal::Told,
-            ),
-            Row::ratio(
-                "HTTP/1.1 vs. haproxy, added p50",
-                "µs",
-                added(Way::Weft),
-                added(Way::Haproxy),
-                Goal::Told,
-            ),
-            Row::ratio(
-                "HTTP/1.1 vs. Envoy, p99 at the fixed rate",
-                "µs",
-                p99(Way::Weft),
-                p99(Way::Envoy),
-                Goal::Told,
-            ),
-        ]
+                what: (*what).to_owned(),
+                unit: figure.unit(),
+                arm,
+                peer,
+                compared,
+                goal: *goal,
+            }
+        };
+        ROWS.iter().map(row).collect()
     }
 }
 
