@@ -30,7 +30,7 @@ pub mod dest_kind {
 
 /// Flags of [`Dest`].
 pub mod dest_flags {
-    /// Connections visit the proxy whatever the access policy says.
+    /// Connections visit the proxy whatever the access policy says. Of an endpoint: where adapters guard its service port.
     pub const PROXIED: u8 = 1;
     /// What new connections that need the proxy get while there is none: direct (set) or refused (clear).
     pub const FAIL_OPEN_ROUTE: u8 = 2;
