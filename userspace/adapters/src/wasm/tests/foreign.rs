@@ -42,3 +42,18 @@ fn a_masking_filter_in_rust_reads_bodies() {
     }
     assert_eq!(plugin.stats().traps, 0);
 }
+
+#[test]
+fn an_access_list_in_go_denies_the_addresses_of_a_consumer() {
+    let json = r#"{"consumers": {"alice": {"deniedCidrs": ["10.0.0.0/8"]}, "bob": {"allowedCidrs": ["10.0.0.1"]}}}"#;
+    let plugin = plugin(&filter("higress-ip-acl"), config(json));
+    plugin.prepare(1).expect("it starts");
+    let step = |headers: &[(&str, &str)]| stream(&plugin).on_request_headers(&mut get("/", headers), true);
+    // Who calls is told by an earlier filter; the address is the one of `info`.
+    let (status, body) = answered(step(&[("x-mse-consumer", "alice")]));
+    assert_eq!(status, 403, "{body}");
+    goes_on(step(&[("x-mse-consumer", "bob")]));
+    goes_on(step(&[("x-mse-consumer", "carol")]));
+    goes_on(step(&[]));
+    assert_eq!(plugin.stats().traps, 0);
+}
