@@ -5,16 +5,17 @@
 //! reset, which the hooks let pass, tells the other. The socket's cookie goes along: without it the kernel would take the
 //! listener for a connection that has just ended.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
-};
+use std::io;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
+use nix::sys::socket::SockProtocol;
 use weft_abi::{ConnRecord, Tuple, identity, role, sock_flags};
 
-use crate::{error::DataplaneError, loader::Dataplane};
+use crate::{
+    error::DataplaneError,
+    loader::Dataplane,
+    netlink::{self, HEADER},
+};
 
 /// An established TCP connection as `weft_conns` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,26 +127,12 @@ fn established(tuple: &Tuple, conn: &ConnRecord) -> Established {
 /// `SOCK_DESTROY` (include/uapi/linux/sock_diag.h).
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
-const NLMSG_ERROR: u16 = 2;
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
 
 /// Destroys the socket of one end, if it still is the one with this cookie.
 fn destroy(end: &Tuple, cookie: u64) -> io::Result<()> {
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
-    sendto(
-        netlink.as_raw_fd(),
-        &request(end, cookie),
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
-    answer(&netlink)
+    netlink::ask(SockProtocol::NetlinkSockDiag, &request(end, cookie))
 }
 
 fn request(end: &Tuple, cookie: u64) -> Vec<u8> {
@@ -176,20 +163,6 @@ fn request(end: &Tuple, cookie: u64) -> Vec<u8> {
     bytes.extend((cookie as u32).to_ne_bytes());
     bytes.extend(((cookie >> 32) as u32).to_ne_bytes());
     bytes
-}
-
-/// The acknowledgement: `struct nlmsgerr` with 0 or a negative errno.
-fn answer(netlink: &OwnedFd) -> io::Result<()> {
-    let mut bytes = [0u8; 256];
-    let length = recv(netlink.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
-    let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
-    if length < HEADER + 4 || kind != NLMSG_ERROR {
-        return Err(io::Error::other("an answer of sock_diag that is none"));
-    }
-    match i32::from_ne_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]) {
-        0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(-errno)),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     rc::Rc,
     sync::{
@@ -42,8 +42,10 @@ pub(crate) struct Conn {
     /// Who that is, in names.
     pub(crate) source: Arc<Peer>,
     pub(crate) stop: StopWatch,
-    /// The namespace of the client, where it is not the proxy's own.
+    /// The namespace it was accepted in, where that is not the proxy's own.
     netns: Option<Arc<Netns>>,
+    /// It came from outside that namespace to the address that it was accepted at.
+    arrived: bool,
 }
 
 // === impl Conn ===
@@ -71,13 +73,16 @@ impl Conn {
         }
     }
 
-    /// From where to connect to an endpoint: from the client's namespace, so that the endpoint sees the client's address.
-    /// Only an endpoint on our own loopback is reached from here alone.
+    /// From where to connect to an endpoint: from the client's namespace, so that the endpoint sees the client's address; if
+    /// the client arrived at the endpoint's namespace, from there with the client's address. Only an endpoint on our own
+    /// loopback is reached from here alone.
     pub(crate) fn upstream(&self, address: SocketAddr) -> Upstream {
         let ours = address.ip().is_loopback() && !self.dialled().pods_loopback;
+        let there = self.arrived && address == self.context.original;
         Upstream {
             address,
             netns: if ours { None } else { self.netns.clone() },
+            source: there.then(|| self.peer.ip()),
         }
     }
 }
@@ -90,9 +95,13 @@ pub(crate) fn spawn(
     netns: Option<&Arc<Netns>>,
     stop: StopWatch,
 ) {
-    let Some(context) = captured(worker, &stream, peer) else {
+    let Some((local, context)) = captured(worker, &stream, peer) else {
         return;
     };
+    // What is sent to our outbound port was accepted there. A link-local address says nothing without its device.
+    let arrived = local == context.original
+        && !peer.ip().is_loopback()
+        && !matches!(peer.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     let source = report::peer(&worker.snapshots.load(), &context);
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
@@ -101,24 +110,25 @@ pub(crate) fn spawn(
         source,
         stop,
         netns: netns.cloned(),
+        arrived,
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);
     worker.spawn_connection(serve(conn, Socket::new(stream)));
 }
 
-/// Where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
-fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<ConnContext> {
+/// Where it was accepted, and where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
+fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<(SocketAddr, ConnContext)> {
     let context = stream.local_addr().and_then(|local| {
-        worker
-            .origin
-            .context(stream.as_fd(), route::canonical(local), route::canonical(peer))
+        let local = route::canonical(local);
+        let context = worker.origin.context(stream.as_fd(), local, route::canonical(peer))?;
+        Ok(context.map(|context| (local, context)))
     });
     match context {
-        Ok(Some(mut context)) => {
+        Ok(Some((local, mut context))) => {
             context.original = route::canonical(context.original);
             if !worker.listeners.contains(&context.original) {
-                return Some(context);
+                return Some((local, context));
             }
             tracing::debug!(%peer, original = %context.original, "connection to the proxy itself");
         }

@@ -1,6 +1,6 @@
 //! Every bound of the data path in one place: what it bounds, and what goes wrong when it is larger or smaller.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// Connections waiting to be accepted, a listener. Smaller: connects are dropped and retried after a second in bursts.
 pub const LISTEN_BACKLOG: i32 = 4096;
@@ -61,6 +61,18 @@ pub const H2_UPSTREAM_STREAMS: usize = 100;
 
 /// Establishing one upstream connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Local ports of connections that have a client's address: as many may be open at a time to one pod for each client. Below
+/// the range that clients choose theirs from (Linux: 32768 and up; IANA: 49152 and up): a client's new connection from
+/// a port that the proxy uses for it would be taken for the proxy's.
+pub const SOURCE_PORTS: RangeInclusive<u16> = 20_000..=32_767;
+
+/// How often such a connection is tried, each time from another port.
+pub const SOURCE_ATTEMPTS: usize = 8;
+
+/// How long it may take: it goes over loopback. After that the client's own connection may have the port, or answers
+/// go astray (a server that sets SO_MARK itself), and the endpoint gets to see the proxy's address.
+pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Endpoints tried for one request or connection when connecting fails.
 pub const CONNECT_ATTEMPTS: usize = 3;

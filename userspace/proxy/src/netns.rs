@@ -11,8 +11,12 @@ use std::{
     fs::File,
     hash::{Hash, Hasher},
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
 };
 
@@ -27,7 +31,22 @@ pub struct Netns {
     cookie: u64,
     inside: OwnedFd,
     home: OwnedFd,
+    sources: Sources,
 }
+
+/// Whether servers in a namespace see their clients' addresses.
+#[derive(Debug, Default)]
+struct Sources {
+    /// SO_MARK of sockets with a client's address, by family; 0: they have none.
+    marks: [AtomicU32; 2],
+    lost: OnceLock<String>,
+    /// One more for each such socket.
+    held: Arc<()>,
+}
+
+/// Kept as long as a socket with a client's address is open: [`Netns::keeps_sources`].
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "held for its count")] Arc<()>);
 
 /// Runs `work` on a thread of its own that stands in the namespace, and waits for it.
 ///
@@ -54,7 +73,12 @@ impl Netns {
     /// /proc is not there, or no descriptor is free.
     pub fn new(cookie: u64, inside: OwnedFd) -> io::Result<Arc<Self>> {
         let home = File::open(OWN)?.into();
-        Ok(Arc::new(Self { cookie, inside, home }))
+        Ok(Arc::new(Self {
+            cookie,
+            inside,
+            home,
+            sources: Sources::default(),
+        }))
     }
 
     /// Its number.
@@ -73,6 +97,42 @@ impl Netns {
     /// As [`visit`].
     pub fn visit<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         visit(self.inside.as_fd(), work)
+    }
+
+    /// From now on servers in this namespace see their clients' addresses, in the families given: the proxy's sockets to them
+    /// have the address and `mark`, by which the namespace's routes lead their answers back.
+    pub fn keep_sources(&self, mark: u32, v4: bool, v6: bool) {
+        for (family, works) in self.sources.marks.iter().zip([v4, v6]) {
+            family.store(if works { mark } else { 0 }, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether connections with a client's address are open: what [`Netns::keep_sources`] relies on must stay.
+    pub fn keeps_sources(&self) -> bool {
+        Arc::strong_count(&self.sources.held) > 1
+    }
+
+    /// Why a server saw the proxy's address nevertheless; `None`: none did.
+    pub fn source_lost(&self) -> Option<&str> {
+        self.sources.lost.get().map(String::as_str)
+    }
+
+    /// Notes that a server does not see `source`; logged once.
+    pub(crate) fn lose_source(&self, source: IpAddr, error: &io::Error) {
+        let mut first = false;
+        self.sources.lost.get_or_init(|| {
+            first = true;
+            format!("a connection as {source}: {error}")
+        });
+        if first {
+            tracing::warn!(netns = self.cookie, %source, %error, "a server sees the proxy's address instead of its client's");
+        }
+    }
+
+    /// Mark of a socket with that address, and what to keep as long as it is open; `None`: it cannot have it.
+    pub(crate) fn source(&self, source: IpAddr) -> Option<(u32, Held)> {
+        let mark = self.sources.marks[usize::from(source.is_ipv6())].load(Ordering::Relaxed);
+        (mark != 0).then(|| (mark, Held(Arc::clone(&self.sources.held))))
     }
 
     /// Runs `make` inside on the calling thread, which is home again afterwards. `make` must do nothing but make a

@@ -75,6 +75,11 @@ impl StateDir {
         self.run.join("workloads")
     }
 
+    /// One JSON file a pod's network namespace in which servers see their clients' addresses: what was put there.
+    pub fn namespaces(&self) -> PathBuf {
+        self.run.join("netns")
+    }
+
     /// Numbers and virtual IPs that must stay the same across restarts.
     pub fn allocations(&self) -> PathBuf {
         self.lib.join("allocations.json")

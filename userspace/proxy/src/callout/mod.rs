@@ -173,7 +173,7 @@ impl Callouts {
             Err(mut error) => match error.take_message() {
                 // The endpoint was closing the pool's connection: nothing of it was sent.
                 Some(unsent) if reused => {
-                    let fresh = worker.pool.open(&Upstream { address, netns: None }, wire).await;
+                    let fresh = worker.pool.open(&Upstream::at_home(address), wire).await;
                     let fresh = fresh.map_err(|error| CallError::Connect {
                         upstream: upstream.clone(),
                         reason: error.to_string(),
@@ -262,7 +262,7 @@ async fn reach_host(worker: &Worker, upstream: &str, protocol: CallProtocol) -> 
 
 async fn connect(worker: &Worker, upstream: &str, address: SocketAddr, wire: Wire) -> Result<Reached, CallError> {
     let load = worker.loads.begin(address);
-    match worker.pool.take(&Upstream { address, netns: None }, wire).await {
+    match worker.pool.take(&Upstream::at_home(address), wire).await {
         Ok(sending) => Ok(Reached {
             sending,
             load,

@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::netns::Held;
+
 /// A [`TcpStream`] that is asked again until it says that there is nothing.
 ///
 /// tokio takes a read that fills only part of the buffer for proof that the socket is empty, and waits for the next
@@ -20,27 +22,36 @@ use tokio::{
 /// The reader would then wait for ever. So readiness is only given up when the kernel answers EAGAIN; that is one
 /// system call more for each time the reader runs dry.
 #[derive(Debug)]
-pub(crate) struct Socket(TcpStream);
+pub(crate) struct Socket {
+    stream: TcpStream,
+    /// Released after the stream is closed.
+    _held: Option<Held>,
+}
 
 // === impl Socket ===
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self(stream)
+        Self { stream, _held: None }
+    }
+
+    /// One with a client's address.
+    pub(crate) fn holding(stream: TcpStream, held: Option<Held>) -> Self {
+        Self { stream, _held: held }
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.stream.as_fd()
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buf) {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buf) {
                 Ok(_) => return Poll::Ready(Ok(())),
                 // Readiness is given up by this answer; the next look registers the task.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -52,7 +63,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -60,18 +71,18 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -1,20 +1,48 @@
 //! Opening one TCP connection to an endpoint.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
+use socket2::{Domain, Protocol, Type};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-use crate::{io::Socket, limits::CONNECT_TIMEOUT, netns::Netns};
+use crate::{
+    io::Socket,
+    limits::{CONNECT_TIMEOUT, SOURCE_ATTEMPTS, SOURCE_PORTS, SOURCE_TIMEOUT},
+    netns::{Held, Netns},
+};
 
-/// Where to connect to, and from where.
+/// Where to connect to, and from where. Connections of one are never used for another: each client keeps its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     /// `None`: from the proxy's own namespace.
     pub(crate) netns: Option<Arc<Netns>>,
+    /// The client's address, which an endpoint in `netns` is to see where that can be had; `None`: one of the namespace's own.
+    pub(crate) source: Option<IpAddr>,
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    pub(crate) fn at_home(address: SocketAddr) -> Self {
+        Self {
+            address,
+            netns: None,
+            source: None,
+        }
+    }
 }
 
 /// Connects, without Nagle's delay: whoever wrote has decided what belongs together.
@@ -22,24 +50,99 @@ pub(crate) struct Upstream {
 /// # Errors
 /// The kernel's, or `TimedOut` after [`CONNECT_TIMEOUT`].
 pub(crate) async fn connect(upstream: &Upstream) -> io::Result<Socket> {
-    let stream = timeout(CONNECT_TIMEOUT, open(upstream)).await.map_err(|_elapsed| {
+    let (stream, held) = timeout(CONNECT_TIMEOUT, open(upstream)).await.map_err(|_elapsed| {
         io::Error::new(
             io::ErrorKind::TimedOut,
             format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         )
     })??;
     stream.set_nodelay(true)?;
-    Ok(Socket::new(stream))
+    Ok(Socket::holding(stream, held))
 }
 
-async fn open(upstream: &Upstream) -> io::Result<TcpStream> {
+async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {
     let address = upstream.address;
     let Some(netns) = &upstream.netns else {
-        return TcpStream::connect(address).await;
+        return Ok((TcpStream::connect(address).await?, None));
     };
+    if let Some(source) = upstream.source
+        && let Some((mark, held)) = netns.source(source)
+    {
+        match timeout(SOURCE_TIMEOUT, open_as(netns, source, mark, address)).await {
+            Ok(Ok(stream)) => return Ok((stream, Some(held))),
+            Ok(Err(error)) if is_the_endpoints(&error) => return Err(error),
+            Ok(Err(error)) => netns.lose_source(source, &error),
+            Err(_elapsed) => netns.lose_source(source, &io::ErrorKind::TimedOut.into()),
+        }
+    }
     let socket = netns.inside(|| match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     })??;
-    socket.connect(address).await
+    Ok((socket.connect(address).await?, None))
+}
+
+/// What the endpoint answers to anybody.
+fn is_the_endpoints(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// As if `source` connected, from a port that is free for it.
+async fn open_as(netns: &Netns, source: IpAddr, mark: u32, address: SocketAddr) -> io::Result<TcpStream> {
+    let mut attempts = 1;
+    loop {
+        let socket = netns.inside(|| bound(SocketAddr::new(source, next_port()), mark));
+        let error = match socket.flatten() {
+            Ok(socket) => match socket.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let taken = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+        if !taken || attempts == SOURCE_ATTEMPTS {
+            return Err(error);
+        }
+        attempts += 1;
+    }
+}
+
+/// A socket with an address that is not this machine's (IP_TRANSPARENT, `ip(7)`).
+fn bound(local: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
+    let socket = socket2::Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+    match local {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    socket.set_mark(mark)?;
+    // A port that an earlier connection has just given up is free for another endpoint, and for a server's listener.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&local.into())?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Of [`SOURCE_PORTS`], each in its turn: the one given up last comes last.
+fn next_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(RandomState::new().hash_one(0) as u16));
+    let count = SOURCE_PORTS.end() - SOURCE_PORTS.start() + 1;
+    SOURCE_PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_stay_in_their_range_and_take_turns() {
+        let mut seen: Vec<u16> = (0..100).map(|_| next_port()).collect();
+        assert!(seen.iter().all(|port| SOURCE_PORTS.contains(port)), "{seen:?}");
+        seen.sort_unstable();
+        seen.dedup();
+        // Other tests of this process may take some in between, and the counter may wrap once.
+        assert_eq!(seen.len(), 100);
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Remove what weft left on this machine: kernel programs and maps, cgroups, state
+/// Remove what weft left on this machine: kernel programs and maps, rules in pods, cgroups, state
 ///
 /// Stops a running daemon. Processes that were started with `weft run` go on, unmeshed.
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ impl Uninstall {
         };
         // Before anything is removed: a cgroup that was named wrongly is a reason to stop.
         let cgroup = self.cgroup()?;
-        for line in crate::daemon::uninstall(&self.bpffs).context("remove kernel programs")? {
+        for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
         }
         let mut left = cgroup.map(|cgroup| self.remove_cgroups(&cgroup)).unwrap_or_default();
@@ -122,6 +122,7 @@ impl Uninstall {
         let mut ours = vec![
             state.socket(),
             state.workloads(),
+            state.namespaces(),
             state.allocations(),
             state.last_good(),
         ];

@@ -21,7 +21,7 @@ const NEEDED: [Capability; 2] = [
     Capability {
         name: "CAP_NET_ADMIN",
         number: 12,
-        used_for: "network devices, inbound capture, resetting connections",
+        used_for: "network devices, inbound capture, resetting connections, clients' addresses in pods",
     },
     Capability {
         name: "CAP_SYS_ADMIN",

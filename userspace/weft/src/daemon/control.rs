@@ -189,6 +189,7 @@ impl Control for DaemonControl {
             });
         }
         degraded.extend(self.unaccelerated(snapshot));
+        degraded.extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         let files = self.files.as_ref().map(FilesSource::status).unwrap_or_default();
         diagnostics.extend(files.unread);
         if let Some(why) = files.problem {
@@ -346,6 +347,9 @@ impl Control for DaemonControl {
     fn doctor(&self) -> DoctorReport {
         let foreign_proxies = self.engine.dataplane.foreign_proxy_problems();
         let mut report = doctor::examine(&self.cgroup, &self.bpffs, self.engine.problem(), foreign_proxies);
+        report
+            .problems
+            .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         report.features.push(FeatureView {
             name: "sockets in a sockmap as good as others".to_owned(),
             present: self.engine.dataplane.unfit_for_short_circuit().is_none(),

@@ -9,6 +9,15 @@ use crate::admin::api::{Degraded, DoctorReport, FeatureView, HookView};
 /// The hidden verb that this binary's canary process runs.
 pub const CANARY: &str = "__canary";
 
+/// Servers in the network namespace at a path do not see their clients' addresses.
+pub fn unseen((path, why): (String, String)) -> Degraded {
+    Degraded {
+        what: format!("clients' addresses in network namespace {path}"),
+        why,
+        instead: "servers see one of the namespace's own; requests tell the client in X-Forwarded-For".to_owned(),
+    }
+}
+
 /// Runs the canary and probes. Takes about a second.
 pub fn examine(
     cgroup: &Cgroup,

@@ -22,7 +22,10 @@ use weft_policy::{
 };
 use weft_proxy::SnapshotPublisher;
 
-use super::{last_good::LastGood, netns::Pods};
+use super::{
+    last_good::LastGood,
+    netns::{Pods, Sources},
+};
 use crate::{config::DaemonConfig, registry::Registry, state_dir};
 
 /// What is in force, with what is only needed to name things in events.
@@ -102,7 +105,7 @@ impl Engine {
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
             registry,
-            pods: Pods::new(cgroup, Arc::clone(&dataplane)),
+            pods: Pods::new(cgroup, Arc::clone(&dataplane), Sources::new(config.state.namespaces())),
             dataplane,
             in_force: ArcSwap::default(),
             state: Mutex::new(State {

@@ -30,7 +30,10 @@ mod reporting;
 mod start;
 mod successor;
 
-use std::{io::IsTerminal as _, path::Path};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::DaemonConfig,
@@ -61,14 +64,20 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
 /// Threads of everything that is not the data path. Two: one may be busy compiling while the other answers.
 const CONTROL_THREADS: usize = 2;
 
-/// Removes what is pinned below `bpffs`; a line for each thing that was removed.
+/// Removes what is pinned below `bpffs`, and what is written down in `namespaces`; a line for each thing that was removed.
 ///
 /// # Errors
 ///
-/// A pin that could not be removed.
-pub fn uninstall(bpffs: &Path) -> anyhow::Result<Vec<String>> {
+/// A pin that could not be removed, a network namespace that could not be cleaned.
+pub fn uninstall(bpffs: &Path, namespaces: PathBuf) -> anyhow::Result<Vec<String>> {
     let report = weft_dataplane::uninstall(bpffs)?;
     let mut lines: Vec<String> = report.pins.iter().map(|pin| pin.display().to_string()).collect();
+    let cleaned = netns::Sources::new(namespaces).clean(|_| false)?;
+    lines.extend(
+        cleaned
+            .iter()
+            .map(|path| format!("the rule and route in network namespace {}", path.display())),
+    );
     if report.unmounted {
         lines.push(format!("the bpffs mounted at {}", bpffs.display()));
     }

@@ -324,7 +324,10 @@ async fn mesh(
     let telling = given.map(|given| tokio::spawn(given.tell_flows()));
     keepers.shutdown().await;
     // Closes the copies of our listeners; the proxy closes its own when it drains. A successor keeps the sockets alive.
-    pods.pods.close();
+    let mut left = pods.pods.close();
+    if handed_over {
+        left.clear();
+    }
     drop((giver, asked));
     stop.cancel();
     let mut quiet = Box::pin(async move {
@@ -363,6 +366,7 @@ async fn mesh(
     served.await.context("admin server")?;
     if !handed_over {
         quiet.await;
+        pods.pods.part(left);
     }
     tokio::task::spawn_blocking(move || reporting.thread.shutdown(FLUSH))
         .await

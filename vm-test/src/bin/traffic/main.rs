@@ -1,7 +1,7 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
-//! `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
+//! `serve-peer ADDR` (says whom it sees), `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
 //! at its end what they wrote and read. `serve-told ADDR` serves one connection, as its input says.
 //! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
@@ -54,6 +54,7 @@ fn run(words: &[&str]) -> Result<bool> {
     };
     match *words {
         ["serve-echo", address] => servers::serve(address, servers::echo),
+        ["serve-peer", address] => servers::serve(address, servers::peer),
         ["serve-sink", address] => servers::serve(address, servers::sink),
         ["serve-http-sink", address] => servers::serve(address, servers::http_sink),
         ["serve-source", address, bytes] => {

@@ -128,6 +128,17 @@ pub fn echo(mut stream: Counted) -> Result<()> {
     }
 }
 
+/// Answers every line with the address and port that it sees the client at.
+pub fn peer(mut stream: Counted) -> Result<()> {
+    let peer = stream.stream.peer_addr().context("ask for the client's address")?;
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    for line in lines {
+        line?;
+        writeln!(stream, "{peer}")?;
+    }
+    Ok(())
+}
+
 /// Takes the pattern until the other side is done, then answers with what it saw: needs a half-close that arrives.
 pub fn sink(mut stream: Counted) -> Result<()> {
     let mut checker = Checker::default();

@@ -9,7 +9,7 @@ use weft_proxy::{
     dns::{self, DnsSockets},
 };
 
-use super::Serving;
+use super::{Serving, sources::Sources};
 use crate::daemon::{
     hand_over::{Sockets, names},
     inbound,
@@ -20,6 +20,8 @@ pub struct Inside {
     pub netns: Arc<Netns>,
     /// Copies of all that listens there, for the next daemon.
     pub sockets: Sockets,
+    /// Why servers in it do not see their clients' addresses; `None`: they do.
+    pub unseen: Option<String>,
 }
 
 /// Takes out of the kernel what an earlier daemon said of a namespace.
@@ -38,13 +40,21 @@ fn pin(cookie: u64) -> String {
 // === impl Inside ===
 
 impl Inside {
-    /// Opens what no earlier daemon passed, serves it, tells the kernel.
+    /// Opens what no earlier daemon passed, serves it, tells the kernel; the namespace was opened at `path`.
     ///
     /// # Errors
     ///
     /// Something else has a port there, or the kernel refuses; nothing stays open or attached.
-    pub fn enter(dataplane: &Dataplane, serving: &mut Serving, netns: &Arc<Netns>) -> anyhow::Result<Self> {
-        let entered = Self::try_enter(dataplane, serving, netns);
+    pub fn enter(
+        dataplane: &Dataplane,
+        serving: &mut Serving,
+        sources: &Sources,
+        (path, netns): (&str, &Arc<Netns>),
+    ) -> anyhow::Result<Self> {
+        let entered = Self::try_enter(dataplane, serving, netns).map(|inside| Self {
+            unseen: sources.put(netns, path),
+            ..inside
+        });
         if entered.is_err() {
             give_up(dataplane, serving, netns);
         }
@@ -71,6 +81,7 @@ impl Inside {
         let inside = Self {
             netns: Arc::clone(netns),
             sockets,
+            unseen: None,
         };
         inside.tell_kernel(dataplane)?;
         Ok(inside)

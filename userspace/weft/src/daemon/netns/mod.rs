@@ -13,17 +13,18 @@
 
 mod inside;
 mod paths;
+mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::time::{MissedTickBehavior, interval};
 use weft_dataplane::{Cgroup, Dataplane, Doomed};
 use weft_policy::{Capture, CaptureField, CaptureProblem, Captured, RuntimeWorkload};
-use weft_proxy::{WorkersHandle, dns::DnsServer};
+use weft_proxy::{Netns, WorkersHandle, dns::DnsServer};
 
 use super::{
     engine::Engine,
@@ -31,16 +32,20 @@ use super::{
 };
 use inside::Inside;
 use paths::{Paths, cgroup_id};
+pub use sources::Sources;
 
 /// How often paths are looked at: what appears is captured, and what is gone is left, after at most so long.
 const LOOK: Duration = Duration::from_millis(500);
 /// Every so many looks, addresses inside are read again, and what failed is tried again.
 const SETTLE_EVERY: u64 = 10;
+/// What connections that have their client's address get to finish in a namespace that we left.
+const PARTING: Duration = Duration::from_secs(30);
 
 /// See the module's words.
 pub struct Pods {
     cgroup: Cgroup,
     dataplane: Arc<Dataplane>,
+    sources: Sources,
     state: Mutex<State>,
 }
 
@@ -54,6 +59,8 @@ struct State {
     inside: BTreeMap<u64, Inside>,
     /// Why we are not in one.
     failed: BTreeMap<u64, String>,
+    /// Left, when, and what connections with clients' addresses need is still there.
+    parting: Vec<(Arc<Netns>, Instant)>,
     /// `None`: not yet, or not any more.
     serving: Option<Serving>,
 }
@@ -69,10 +76,11 @@ pub struct Serving {
 // === impl Pods ===
 
 impl Pods {
-    pub fn new(cgroup: Cgroup, dataplane: Arc<Dataplane>) -> Self {
+    pub fn new(cgroup: Cgroup, dataplane: Arc<Dataplane>, sources: Sources) -> Self {
         Self {
             cgroup,
             dataplane,
+            sources,
             state: Mutex::default(),
         }
     }
@@ -160,6 +168,12 @@ impl Pods {
                 inside::forget(&self.dataplane, cookie);
             }
         }
+        if let Err(error) = self.sources.clean(|cookie| state.inside.contains_key(&cookie)) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "an earlier daemon's rule and route stay in a pod"
+            );
+        }
     }
 
     /// What of an earlier daemon's sockets nobody took.
@@ -171,11 +185,37 @@ impl Pods {
             .unwrap_or_default()
     }
 
-    /// Closes what we hold open; the kernel side, and what a successor was given, stay.
-    pub fn close(&self) {
+    /// Closes what we hold open; the kernel side, and what a successor was given, stay. Returns the namespaces that are left by
+    /// that, for [`Pods::part`].
+    pub fn close(&self) -> Vec<Arc<Netns>> {
         let mut state = self.state();
         state.serving = None;
-        state.inside.clear();
+        let parting = std::mem::take(&mut state.parting).into_iter().map(|(netns, _)| netns);
+        let inside = std::mem::take(&mut state.inside)
+            .into_values()
+            .map(|inside| inside.netns);
+        parting.chain(inside).collect()
+    }
+
+    /// When no connection is left and no successor took over: takes back what clients' addresses need in namespaces.
+    pub fn part(&self, left: Vec<Arc<Netns>>) {
+        for netns in left {
+            self.sources.take_back(&netns);
+        }
+    }
+
+    /// Namespaces, by the paths of their Workloads, in which servers do not see their clients' addresses, and why.
+    pub fn unseen(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let why = |inside: &Inside| {
+            let lost = inside.netns.source_lost().map(str::to_owned);
+            inside.unseen.clone().or(lost)
+        };
+        let unseen = state.inside.iter().filter_map(|(cookie, inside)| {
+            let (path, _) = state.paths.by_cookie(*cookie)?;
+            Some((path.to_owned(), why(inside)?))
+        });
+        unseen.collect()
     }
 
     /// Copies of all our listeners in namespaces.
@@ -202,9 +242,20 @@ impl Pods {
         state.failed.retain(|cookie, _| wanted.contains(cookie));
         for cookie in &wanted {
             let result = match (state.inside.get(cookie), state.paths.by_cookie(*cookie)) {
-                (Some(inside), _) => inside.refresh(&self.dataplane),
-                (None, Some(netns)) => Inside::enter(&self.dataplane, serving, netns).map(|inside| {
+                (Some(inside), _) => {
+                    self.sources.put_again(&inside.netns);
+                    inside.refresh(&self.dataplane)
+                }
+                (None, Some(found)) => Inside::enter(&self.dataplane, serving, &self.sources, found).map(|inside| {
                     tracing::info!(netns = cookie, "listening in a network namespace");
+                    if let Some(error) = &inside.unseen {
+                        tracing::warn!(
+                            netns = cookie,
+                            error,
+                            "servers in a pod do not see their clients' addresses"
+                        );
+                    }
+                    state.parting.retain(|(netns, _)| netns.cookie() != *cookie);
                     state.inside.insert(*cookie, inside);
                 }),
                 // It went while we looked; the next look says so.
@@ -233,10 +284,18 @@ impl Pods {
             .collect();
         for cookie in gone {
             if let Some(inside) = state.inside.remove(&cookie) {
+                state.parting.push((Arc::clone(&inside.netns), Instant::now()));
                 inside.leave(&self.dataplane, serving);
                 tracing::info!(netns = cookie, "left a network namespace");
             }
         }
+        state.parting.retain(|(netns, since)| {
+            let stays = netns.keeps_sources() && since.elapsed() < PARTING;
+            if !stays {
+                self.sources.take_back(netns);
+            }
+            stays
+        });
     }
 
     /// Resets connections in the namespaces that we are in; how many.

@@ -68,11 +68,12 @@ impl Paths {
             .ok_or_else(|| "it could not be kept".to_owned())
     }
 
-    pub fn by_cookie(&self, cookie: u64) -> Option<&Arc<Netns>> {
+    /// A namespace, and where it was opened.
+    pub fn by_cookie(&self, cookie: u64) -> Option<(&str, &Arc<Netns>)> {
         self.0
-            .values()
-            .map(|opened| &opened.netns)
-            .find(|netns| netns.cookie() == cookie)
+            .iter()
+            .map(|(path, opened)| (path.as_str(), &opened.netns))
+            .find(|(_, netns)| netns.cookie() == cookie)
     }
 }
 
