@@ -70,8 +70,9 @@ pub const SOURCE_PORTS: RangeInclusive<u16> = 20_000..=32_767;
 /// How often such a connection is tried, each time from another port.
 pub const SOURCE_ATTEMPTS: usize = 8;
 
-/// How long it may take: it goes over loopback. After that the client's own connection may have the port, or answers
-/// go astray (a server that sets SO_MARK itself), and the endpoint gets to see the proxy's address.
+/// How long it may take: it goes over loopback. After that the client's own connection may have the port, answers may go
+/// astray (a server that sets SO_MARK itself), or nobody listens (that answer goes to the client, who does not know of it):
+/// it is tried once without the client's address.
 pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Endpoints tried for one request or connection when connecting fails.

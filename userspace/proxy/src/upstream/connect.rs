@@ -65,21 +65,26 @@ async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {
     let Some(netns) = &upstream.netns else {
         return Ok((TcpStream::connect(address).await?, None));
     };
+    let mut lost = None;
     if let Some(source) = upstream.source
         && let Some((mark, held)) = netns.source(source)
     {
         match timeout(SOURCE_TIMEOUT, open_as(netns, source, mark, address)).await {
             Ok(Ok(stream)) => return Ok((stream, Some(held))),
             Ok(Err(error)) if is_the_endpoints(&error) => return Err(error),
-            Ok(Err(error)) => netns.lose_source(source, &error),
-            Err(_elapsed) => netns.lose_source(source, &io::ErrorKind::TimedOut.into()),
+            Ok(Err(error)) => lost = Some((source, error)),
+            Err(_elapsed) => lost = Some((source, io::ErrorKind::TimedOut.into())),
         }
     }
     let socket = netns.inside(|| match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     })??;
-    Ok((socket.connect(address).await?, None))
+    let stream = socket.connect(address).await?;
+    if let Some((source, error)) = lost {
+        netns.lose_source(source, &error);
+    }
+    Ok((stream, None))
 }
 
 /// What the endpoint answers to anybody.
