@@ -14,7 +14,9 @@ use crate::{
 
 #[cgroup_sock(sock_create)]
 pub fn weft_sockcreate(ctx: SockContext) -> i32 {
-    note_owner(&ctx, false);
+    if let Some(config) = capture::config() {
+        note_owner(&ctx, capture::owner_of_task(config), false);
+    }
     1
 }
 
@@ -23,14 +25,14 @@ pub fn weft_sockcreate(ctx: SockContext) -> i32 {
 #[inline(always)]
 fn bound(ctx: &SockContext, addr: Addr) -> i32 {
     let Some(config) = capture::config() else { return 1 };
+    let owner = capture::owner_of_task(config);
     // SAFETY: the context of this hook is the socket.
     if unsafe { record(ctx.sock) }.is_none() {
-        note_owner(ctx, true);
+        note_owner(ctx, owner, true);
     }
     // SAFETY: a context load at a constant offset.
     let port_be = (unsafe { read_volatile(addr_of!((*ctx.sock).src_port)) } as u16).to_be();
     let ours = port_be == config.proxy_port_be || port_be == config.inbound_port_be || port_be == config.dns_port_be;
-    let owner = capture::owner_of_task(config);
     if owner != 0 && owner != config.daemon_cgroup && (ours || !external::may_use(config, port_be, owner)) {
         return 0;
     }
@@ -72,9 +74,7 @@ pub fn weft_sockrel(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn note_owner(ctx: &SockContext, late: bool) {
-    let Some(config) = capture::config() else { return };
-    let owner = capture::owner_of_task(config);
+fn note_owner(ctx: &SockContext, owner: u64, late: bool) {
     if owner == 0 {
         return;
     }
