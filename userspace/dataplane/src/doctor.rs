@@ -250,7 +250,7 @@ pub fn features() -> Vec<Feature> {
             "packets of what has no socket here",
         ),
         feature(
-            "cgroup/getsockopt",
+            "cgroup/sockopt",
             program(ProgramType::CgroupSockopt),
             "foreign proxies (l7: external), kernel TLS beside short-circuits",
         ),
