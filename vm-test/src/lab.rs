@@ -132,6 +132,16 @@ impl Lab {
         fs::remove_file(self.resources().join(file)).with_context(|| format!("remove {file} from the resources"))
     }
 
+    /// Applies resources (`weft apply`): on return they are in force, and what they deny is cut.
+    ///
+    /// # Errors
+    /// One of them is refused, or the daemon does not answer.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        let file = self.work().join("applied.yaml");
+        fs::write(&file, yaml).context("write what is to be applied")?;
+        self.weft(["apply", "-f", &file.display().to_string()])?.ok().map(drop)
+    }
+
     /// A command that runs in the lab's network namespace, not in the mesh.
     pub fn command(&self, words: impl IntoIterator<Item = impl Into<String>>) -> Command {
         let mut command = self.netns.command();

@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod actor;
 pub mod census;
 pub mod cgroup;
 pub mod curl;
@@ -41,6 +42,7 @@ pub mod torture;
 mod workload;
 
 pub use self::{
+    actor::Actor,
     daemon::Held,
     harness::{hosts_test, lab_test},
     hosts::{Host, Hosts, Remote},
