@@ -1,10 +1,10 @@
 //! Plays a story with real programs, remembers its flows, and compares what happens with what the judge says.
 
-use std::{cell::RefCell, fs, net::IpAddr};
+use std::{cell::RefCell, net::IpAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Running, poll};
+use vm_test::{Actor, Lab, Running, poll};
 
 use super::{
     naive::{Call, Ruling},
@@ -26,11 +26,6 @@ pub struct Stage<'lab> {
     virtual_ips: Vec<[IpAddr; 2]>,
 }
 
-struct Actor {
-    program: Running,
-    lines: usize,
-}
-
 /// A flow that a program holds.
 struct Flow {
     id: usize,
@@ -38,8 +33,8 @@ struct Flow {
     /// Where its client is, as the server sees it.
     local: String,
     state: State,
-    /// Datagrams: the client has sent one.
-    begun: bool,
+    /// Datagrams: who sent the first that was let through, which all others are judged as.
+    initiator: Option<End>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +48,12 @@ enum State {
     Datagrams,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Client,
+    Server,
+}
+
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -64,17 +65,6 @@ enum Outcome {
     Closed,
     /// Nothing came.
     Silence,
-}
-
-// === impl Actor ===
-
-impl Actor {
-    fn step(&mut self, words: &str) -> Result<Value> {
-        self.program.say(words)?;
-        self.lines += 1;
-        let line = self.program.line(self.lines)?;
-        serde_json::from_str(&line).with_context(|| format!("read the answer to `{words}`"))
-    }
 }
 
 // === impl Stage ===
@@ -97,11 +87,7 @@ impl<'lab> Stage<'lab> {
             actors.push(run.start(words)?);
         }
         actors.push(Running::start(lab.command([traffic, "actor".to_owned()]))?);
-        let mut ready = Vec::new();
-        for mut program in actors {
-            program.line(1)?;
-            ready.push(Actor { program, lines: 1 });
-        }
+        let ready = actors.into_iter().map(Actor::new).collect::<Result<_>>()?;
         let virtual_ips = (0..ACTORS)
             .map(|actor| virtual_ips(lab, actor))
             .collect::<Result<_>>()?;
@@ -172,10 +158,8 @@ impl<'lab> Stage<'lab> {
 
     /// Puts a world in force: on return the kernel's tables have it, and what it denies is cut.
     fn apply(&self, world: &World) -> Result<()> {
-        let file = self.lab.work().join("world.yaml");
-        fs::write(&file, yaml(world)).context("write the world")?;
-        let applied = self.lab.weft(["apply", "-f", &file.display().to_string()])?.ok();
-        applied.map(drop).with_context(|| yaml(world))
+        let yaml = yaml(world);
+        self.lab.apply(&yaml).context(yaml)
     }
 
     fn open(&self, world: &World, id: usize, call: Call, port: usize, address: Address) -> Result<Option<Flow>> {
@@ -200,7 +184,7 @@ impl<'lab> Stage<'lab> {
             call,
             local,
             state,
-            begun: false,
+            initiator: None,
         }))
     }
 
@@ -227,9 +211,7 @@ impl<'lab> Stage<'lab> {
                 return Ok(false);
             }
             State::Datagrams => {
-                let ruling = world.judge(call);
-                // What the accepting side refuses at once is not noted as a flow.
-                flow.begun |= call.source != OUTSIDER || ruling != Ruling::Deny;
+                let ruling = flow.datagram(world, End::Client);
                 let expected = if ruling == Ruling::Deny {
                     denied(call)
                 } else {
@@ -245,23 +227,24 @@ impl<'lab> Stage<'lab> {
         Ok(true)
     }
 
-    /// The server sends a datagram that nobody asked for. The client has begun the flow: the verdict on it holds both ways.
+    /// The server sends a datagram that nobody asked for.
     fn push(&self, world: &World, flow: &mut Flow) -> Result<bool> {
         let call = flow.call;
-        if !flow.begun {
+        // No rule is about somebody outside the mesh.
+        if flow.state != State::Datagrams || call.source == OUTSIDER && flow.initiator.is_none() {
             return Ok(true);
         }
         let told = self.ask(call.destination, &format!("push {} {}", call.port, flow.local))?;
-        let ruling = world.judge(call);
+        let ruling = flow.datagram(world, End::Server);
         let expected = if ruling == Ruling::Deny {
             Outcome::Errno(EPERM)
         } else {
             Outcome::Done
         };
-        agree(world, call, ruling, expected, outcome(&told)?, &told)?;
+        agree(world, flow.back(), ruling, expected, outcome(&told)?, &told)?;
         if expected == Outcome::Done {
             let told = self.ask(call.source, &format!("hear {}", flow.id))?;
-            agree(world, call, ruling, Outcome::Done, outcome(&told)?, &told)?;
+            agree(world, flow.back(), ruling, Outcome::Done, outcome(&told)?, &told)?;
         }
         Ok(true)
     }
@@ -290,6 +273,29 @@ impl Flow {
     fn rejudge(&mut self, world: &World) {
         if self.state == State::Direct && world.judge(self.call) != Ruling::Pass {
             self.state = State::Cut;
+        }
+    }
+
+    /// The verdict on a datagram of `sender`: that on whoever began. What is denied begins nothing.
+    fn datagram(&mut self, world: &World, sender: End) -> Ruling {
+        let ruling = world.judge(match self.initiator.unwrap_or(sender) {
+            End::Client => self.call,
+            End::Server => self.back(),
+        });
+        if ruling != Ruling::Deny {
+            self.initiator.get_or_insert(sender);
+        }
+        ruling
+    }
+
+    /// The server as the one that calls.
+    fn back(&self) -> Call {
+        let port = self.local.rsplit(':').next().and_then(|port| port.parse().ok());
+        Call {
+            source: self.call.destination,
+            destination: self.call.source,
+            transport: self.call.transport,
+            port: port.unwrap_or_default(),
         }
     }
 }

@@ -114,7 +114,7 @@ pub enum Step {
     },
     /// On the flow of this number, modulo how many there are.
     Say(usize, Method),
-    /// The server sends a datagram that nobody asked for, if the client has begun the flow.
+    /// The server sends a datagram that nobody asked for, whether or not the client has sent one.
     Push(usize),
     Close(usize),
 }
