@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Running, hosts_test, lab_test, poll, resources};
+use vm_test::{Actor, Lab, Running, hosts_test, lab_test, poll, resources};
 
 const EPERM: i64 = 1;
 const ECONNREFUSED: i64 = 111;
@@ -206,4 +206,111 @@ fn a_sender_on_another_host_is_known_by_its_address() {
             Ok(())
         });
     }
+}
+
+fn actor(lab: &Lab, account: &str, ports: &[&str]) -> Result<Actor> {
+    let traffic = lab.traffic()?;
+    let words = [&[traffic.as_str(), "actor"], ports].concat();
+    Actor::new(lab.run(account).start(words)?)
+}
+
+fn strangers_are_denied(lab: &Lab) -> Result<()> {
+    poll::until("strangers to be denied", || {
+        let told = unconnected(lab, "stranger", "127.0.0.1:7007")?;
+        ensure!(told["errno"] == EPERM, "{told}");
+        Ok(())
+    })
+}
+
+/// Found by `tests/judge`: what a server was not allowed to send made its client's own flow be denied for minutes.
+#[test]
+fn a_datagram_that_was_denied_is_no_begin_of_the_other_ends_flow() {
+    lab_test("udp-begin", |lab| {
+        lab.daemon()?;
+        let (mut echo, mut friend) = (actor(lab, "echo", &["7007"])?, actor(lab, "friend", &[])?);
+        lab.resource("access.yaml", &only("friend"))?;
+        strangers_are_denied(lab)?;
+        let told = friend.step("open a udp 127.0.0.1:7007")?;
+        let push = format!("push 7007 {}", told["local"].as_str().context("an address")?);
+        let told = echo.step(&push)?;
+        ensure!(told["errno"] == EPERM, "echo may send to nobody: {told}");
+        let told = friend.step("say a GET")?;
+        ensure!(told["ok"] == true, "the client's own: {told}");
+        let told = echo.step(&push)?;
+        ensure!(told["ok"] == true, "an answer now: {told}");
+        ensure!(friend.step("hear a")?["ok"] == true, "an answer is heard");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flow_that_was_cut_is_not_begun_anew_by_what_its_server_still_sends() {
+    lab_test("udp-cut", |lab| {
+        lab.daemon()?;
+        let (mut echo, mut friend) = (actor(lab, "echo", &["7007"])?, actor(lab, "friend", &[])?);
+        // Echo may send to its client by itself, whoever may send to echo.
+        let to_friend = resources::tcp_route("friend-udp", &[]).replace("TCPRoute", "UDPRoute");
+        let to_friend = to_friend + &resources::allow("echo-may", "echo", "friend", ("UDPRoute", "friend-udp"));
+        lab.resource("access.yaml", &(only("friend") + &to_friend))?;
+        strangers_are_denied(lab)?;
+        let told = friend.step("open a udp 127.0.0.1:7007")?;
+        let push = format!("push 7007 {}", told["local"].as_str().context("an address")?);
+        ensure!(friend.step("say a GET")?["ok"] == true, "before");
+        lab.resource("access.yaml", &(only("nobody") + &to_friend))?;
+        poll::until("friend to be denied", || {
+            let told = unconnected(lab, "friend", "127.0.0.1:7007")?;
+            ensure!(told["errno"] == EPERM, "{told}");
+            Ok(())
+        })?;
+        let told = echo.step(&push)?;
+        ensure!(told["errno"] == EPERM, "the flow is cut both ways: {told}");
+        let told = friend.step("say a GET")?;
+        ensure!(told["errno"] == EPERM, "after: {told}");
+        Ok(())
+    });
+}
+
+#[test]
+fn whoever_has_a_clients_port_next_gets_none_of_its_answers() {
+    lab_test("udp-next-client", |lab| {
+        lab.daemon()?;
+        let mut echo = actor(lab, "echo", &["7007"])?;
+        lab.resource("access.yaml", &only("friend"))?;
+        strangers_are_denied(lab)?;
+        let mut friend = actor(lab, "friend", &["7009"])?;
+        let told = friend.step("push 7009 127.0.0.1:7007")?;
+        ensure!(told["ok"] == true, "{told}");
+        drop(friend);
+        let _stranger = actor(lab, "stranger", &["7009"])?;
+        echo.step("push 7007 127.0.0.1:7009")?;
+        lab.flow("the refusal of what stranger did not ask for", |flow| {
+            flow["verdict"] == "deny"
+                && flow["protocol"] == "udp"
+                && flow["destination"]["account"] == "stranger"
+                && flow["destination"]["port"] == 7009
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn whoever_has_a_servers_port_next_gets_nothing_of_its_clients() {
+    lab_test("udp-next-server", |lab| {
+        lab.daemon()?;
+        let echo = actor(lab, "echo", &["7007"])?;
+        lab.resource("access.yaml", &only("friend"))?;
+        strangers_are_denied(lab)?;
+        let mut friend = actor(lab, "friend", &["7009"])?;
+        let told = friend.step("push 7009 127.0.0.1:7007")?;
+        ensure!(told["ok"] == true, "{told}");
+        drop(echo);
+        let mut other = actor(lab, "other", &["7007"])?;
+        let told = other.step("push 7007 127.0.0.1:7009")?;
+        ensure!(told["errno"] == EPERM, "no answer, for nobody asked other: {told}");
+        poll::until("friend to be told that it may not send to other", || {
+            let told = friend.step("push 7009 127.0.0.1:7007")?;
+            ensure!(told["errno"] == EPERM, "{told}");
+            Ok(())
+        })
+    });
 }

@@ -63,8 +63,9 @@ pub struct FlowRecord {
     pub flags: u8,
     /// The port that was asked for (a service's, where it was one), wire order.
     pub port_be: u16,
-    /// Explicit padding, zero.
-    pub pad: u32,
+    /// Low half of the cgroup id of the workload that it has arrived at, which alone may answer; 0 = none of this machine, or
+    /// not yet. (Low halves repeat after 2^31 cgroups: `kernfs_new_node` counts them up.)
+    pub peer: u32,
 }
 
 /// Flags of [`FlowRecord`].
@@ -75,6 +76,8 @@ pub mod flow_flags {
     pub const ARRIVED: u8 = 2;
     /// TCP: a FIN was seen; it is forgotten soon.
     pub const ENDING: u8 = 4;
+    /// Denied when it began, and never let through since. Of datagrams: it speaks for its own direction alone.
+    pub const REFUSED: u8 = 8;
 }
 
 /// `weft_addrs` value (under [`crate::Versioned`]), found by longest prefix: whose an address is where no record says more.

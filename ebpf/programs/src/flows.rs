@@ -5,7 +5,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_abi::{
     Addr, EdgeCounters, EdgeKey, EventKind, FlowKey, FlowRecord, PolicyValue, Tuple, action, class, flow_flags,
-    identity, reporter,
+    identity, protocol, reporter,
 };
 
 use crate::{
@@ -25,6 +25,9 @@ pub enum Way {
     /// To the initiator.
     Back,
 }
+
+/// No generation: what was judged under it is to be judged.
+const NEVER: u64 = 0;
 
 /// A flow in the table.
 pub struct Flow {
@@ -63,54 +66,123 @@ pub fn destination_of(epoch: Epoch, addr: &Addr, port_be: u16, protocol: u8, net
     (party, 0)
 }
 
-/// The flow that a packet belongs to, with its verdict under this generation. `tuple` as its sender sees it.
+/// The flow that a packet belongs to, as it was judged last: [`Flow::settle`] judges it again. `tuple` as its sender sees it;
+/// `is_its` tells whether a flow in the table, going this way, is that of the packet's socket.
+///
+/// A datagram that was denied began nothing: it speaks for its own sender alone, and only where the other end began nothing
+/// either. (TCP says who begins, so there an answer to what is denied is denied.)
 #[inline(always)]
-pub fn find(epoch: Epoch, tuple: &Tuple, protocol: u8) -> Option<Flow> {
-    let mut key = FlowKey::of(tuple, protocol);
-    let (found, way) = match FLOWS.get_ptr_mut(&key) {
-        Some(found) => (found, Way::Forth),
-        None => {
-            key = key.reversed();
-            (FLOWS.get_ptr_mut(&key)?, Way::Back)
-        }
-    };
-    // SAFETY: the value is valid for the run (RCU); what several CPUs write at once are whole words that mean the same.
-    let record = unsafe { &mut *found };
-    // SAFETY: the helper has no precondition.
-    record.seen_ns = unsafe { bpf_ktime_get_ns() };
-    if record.generation != epoch.generation {
-        again(epoch, &key, record);
+pub fn find(tuple: &Tuple, protocol: u8, is_its: impl Fn(Way, &FlowRecord) -> bool) -> Option<Flow> {
+    let key = FlowKey::of(tuple, protocol);
+    let forth = lookup(key, Way::Forth, &is_its);
+    if matches!(&forth, Some(flow) if !flow.began_nothing()) {
+        return forth;
     }
-    Some(Flow { key, way, record })
+    match lookup(key.reversed(), Way::Back, &is_its) {
+        Some(flow) if !flow.began_nothing() => Some(flow),
+        _ => forth,
+    }
 }
 
 #[inline(always)]
+fn lookup(key: FlowKey, way: Way, is_its: &impl Fn(Way, &FlowRecord) -> bool) -> Option<Flow> {
+    let found = FLOWS.get_ptr_mut(&key)?;
+    // SAFETY: the value is valid for the run (RCU); what several CPUs write at once are whole words that mean the same.
+    let record = unsafe { &mut *found };
+    is_its(way, record).then_some(Flow { key, way, record })
+}
+
+// === impl Flow ===
+
+impl Flow {
+    #[inline(always)]
+    fn began_nothing(&self) -> bool {
+        self.key.protocol == u32::from(protocol::UDP) && self.record.flags & flow_flags::REFUSED != 0
+    }
+
+    /// It has come to a socket of `owner` at an address of this machine. The socket says whose it is: if that is not who was
+    /// meant when the flow began (nobody was known there, or another had the port), the flow is judged again.
+    #[inline(always)]
+    pub fn arrive(&mut self, owner: u64) {
+        self.record.peer = owner as u32;
+        if self.record.owner == owner {
+            self.record.flags |= flow_flags::EXEMPT;
+            return;
+        }
+        let whose = inbound::party_of(owner);
+        let meant = self.record.flags & flow_flags::EXEMPT == 0
+            && self.record.destination == whose.identity
+            && self.record.destination_class == whose.class;
+        if !meant {
+            (self.record.destination, self.record.destination_class) = (whose.identity, whose.class);
+            self.record.flags &= !flow_flags::EXEMPT;
+            self.record.generation = NEVER;
+        }
+    }
+
+    /// Its verdict under this generation.
+    #[inline(always)]
+    pub fn settle(&mut self, epoch: Epoch) -> u8 {
+        if self.record.flags & flow_flags::REFUSED == 0 || self.record.generation != epoch.generation {
+            // A denial is looked at anew after a while, however often it is asked for.
+            // SAFETY: the helper has no precondition.
+            self.record.seen_ns = unsafe { bpf_ktime_get_ns() };
+        }
+        if self.record.generation != epoch.generation {
+            again(epoch, &self.key, self.record);
+        }
+        self.record.verdict
+    }
+}
+
+/// Judges a flow again. One that the proxy has is the proxy's to judge; one that it would have to have from now on is past
+/// it for good, so it is denied: its client can come again.
+#[inline(always)]
 fn again(epoch: Epoch, key: &FlowKey, record: &mut FlowRecord) {
     record.generation = epoch.generation;
-    if record.flags & flow_flags::EXEMPT != 0 {
+    if record.flags & flow_flags::EXEMPT != 0 || record.verdict == action::REDIRECT {
         return;
     }
-    if let Some(own) = capture::workload(record.owner) {
-        (record.source, record.source_class) = (own.identity, own.class);
-    }
-    let ruling = verdict::judge(
-        epoch,
-        Party {
+    let source = match capture::workload(record.owner) {
+        Some(own) => Party {
+            identity: own.identity,
+            class: own.class,
+        },
+        None if record.owner == 0 => inbound::by_address(&key.tuple.local, key.tuple.netns, epoch.generation),
+        None => Party {
             identity: record.source,
             class: record.source_class,
         },
+    };
+    let destination = inbound::still(
         Party {
             identity: record.destination,
             class: record.destination_class,
         },
+        &key.tuple.remote,
+        (key.protocol as u8, key.tuple.remote_port_be),
+        key.tuple.netns,
+        epoch.generation,
+    );
+    (record.source, record.source_class) = (source.identity, source.class);
+    (record.destination, record.destination_class) = (destination.identity, destination.class);
+    let ruling = verdict::judge(
+        epoch,
+        source,
+        destination,
         key.protocol as u8,
         u16::from_be(key.tuple.remote_port_be),
     );
     let before = record.verdict;
     record.verdict = ruling.action();
+    if record.verdict == action::REDIRECT {
+        record.verdict = action::DENY;
+    }
     record.rule = ruling.rule;
-    if record.verdict == action::DENY && before != action::DENY {
-        telemetry::decided(ruling);
+    if record.verdict != action::DENY {
+        record.flags &= !flow_flags::REFUSED;
+    } else if before != action::DENY {
+        telemetry::decided(PolicyValue::new(ruling.rule, action::DENY, 0, false));
         tell(key, record, EventKind::CUT, reporter::SOURCE);
     }
 }
@@ -119,6 +191,8 @@ fn again(epoch: Epoch, key: &FlowKey, record: &mut FlowRecord) {
 pub struct Beginning {
     /// cgroup id of the workload that begins it, 0 = none of this machine.
     pub owner: u64,
+    /// cgroup id of the workload that it has arrived at, 0 = not known yet, or none of this machine.
+    pub peer: u64,
     pub source: Party,
     pub destination: Party,
     pub service: u32,
@@ -151,7 +225,7 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
     if ruling.action() == action::REDIRECT && !who.seen {
         ruling = PolicyValue::new(ruling.rule, action::DENY, 0, false);
     }
-    let arrived = who.reporter == reporter::DESTINATION;
+    let (denied, arrived) = (ruling.action() == action::DENY, who.reporter == reporter::DESTINATION);
     let key = FlowKey::of(tuple, protocol);
     let record = FlowRecord {
         owner: who.owner,
@@ -165,19 +239,20 @@ pub fn begin(epoch: Epoch, tuple: &Tuple, protocol: u8, who: &Beginning) -> Poli
         service: who.service,
         rule: ruling.rule,
         verdict: ruling.action(),
-        flags: if who.exempt { flow_flags::EXEMPT } else { 0 } | if arrived { flow_flags::ARRIVED } else { 0 },
+        flags: if who.exempt { flow_flags::EXEMPT } else { 0 }
+            | if arrived { flow_flags::ARRIVED } else { 0 }
+            | if denied { flow_flags::REFUSED } else { 0 },
         port_be: who.port_be,
-        pad: 0,
+        peer: who.peer as u32,
     };
     if let Err(errno) = FLOWS.insert(&key, &record, 0) {
         errs::count(Site::FlowsFull, errno);
     }
-    let passes = record.verdict != action::DENY;
     count(&key, &record, who.reporter, |counters| {
         telemetry::add(&mut counters.opened, u64::from(!who.exempt));
-        if passes && arrived {
+        if !denied && arrived {
             telemetry::add(&mut counters.bytes_received, who.bytes);
-        } else if passes {
+        } else if !denied {
             telemetry::add(&mut counters.bytes_sent, who.bytes);
         }
     });

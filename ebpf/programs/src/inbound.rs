@@ -55,6 +55,36 @@ fn prefix_owner(addr: &Addr, generation: u64) -> u64 {
     }
 }
 
+/// Who was dialled at an address and port, as of this generation: labels of workloads change, ranges come and go. `noted` is
+/// who that was; netns as in [`capture::ends_in`].
+#[inline(always)]
+pub fn still(noted: Party, addr: &Addr, protocol_port: (u8, u16), netns: u32, generation: u64) -> Party {
+    let (protocol, port_be) = protocol_port;
+    if noted.identity >= identity::FIRST
+        && let Some(there) = capture::ends_in(addr, netns)
+    {
+        // Whoever does not listen any more may still hold what it accepted.
+        return match capture::listener(addr, port_be, protocol, there).and_then(|found| capture::workload(found.owner))
+        {
+            Some(now) if now.identity == noted.identity => Party {
+                class: now.class,
+                ..noted
+            },
+            _ => noted,
+        };
+    }
+    match by_prefix(addr, generation) {
+        Some(now) if noted.identity < identity::FIRST || noted.identity == now.identity && now.class != class::NONE => {
+            now
+        }
+        None if noted.identity == identity::OUTSIDE => Party {
+            class: class::OUTSIDE,
+            ..noted
+        },
+        _ => noted,
+    }
+}
+
 /// Who sends from an address that no record of a connection speaks for, to somebody in namespace `netns`.
 #[inline(always)]
 pub fn by_address(addr: &Addr, netns: u32, generation: u64) -> Party {

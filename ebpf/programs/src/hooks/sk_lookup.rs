@@ -13,13 +13,13 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use weft_abi::{Addr, DestKey, Tuple, action, dest_flags, identity, protocol};
+use weft_abi::{Addr, DestKey, FlowRecord, Tuple, action, dest_flags, identity, protocol};
 
 use crate::{
     capture::{self, ECONNREFUSED, Epoch},
     errs::{self, Site},
-    flows, inbound,
-    inbound::Arrival,
+    flows::{self, Way},
+    inbound::{self, Arrival},
     maps::INBOUND,
     verdict,
 };
@@ -134,8 +134,12 @@ fn fails_open(config: Epoch, tuple: &Tuple) -> bool {
 /// Only the verdict: `weft_skb_in` notes the flow when it arrives at the socket.
 #[inline(always)]
 fn datagram(config: Epoch, tuple: &Tuple, owner: u64) -> u32 {
-    if let Some(flow) = flows::find(config, &tuple.reversed(), protocol::UDP) {
-        return if flow.record.verdict == action::DENY {
+    let is_its = |way, flow: &FlowRecord| match way {
+        Way::Forth => flow.peer == 0 || flow.peer == owner as u32,
+        Way::Back => flow.owner == owner,
+    };
+    if let Some(mut flow) = flows::find(&tuple.reversed(), protocol::UDP, is_its) {
+        return if flow.settle(config) == action::DENY {
             SK_DROP
         } else {
             SK_PASS

@@ -7,7 +7,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
-use weft_abi::{SockRecord, action, flow_flags, protocol, reporter, role, sock_flags};
+use weft_abi::{FlowRecord, SockRecord, action, flow_flags, protocol, reporter, role, sock_flags};
 
 use crate::{
     capture::{self, Epoch},
@@ -69,16 +69,19 @@ fn leave(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let bytes = u64::from(packet.payload);
-    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol)
-        // What another workload began from this port, a moment ago, says nothing about this one.
-        && (flow.way == Way::Back || flow.record.owner == record.owner)
-    {
+    let owner = record.owner;
+    // What another workload began from this port a moment ago, or received at it, says nothing about this one.
+    let is_its = |way, flow: &FlowRecord| match way {
+        Way::Forth => flow.owner == owner,
+        Way::Back => flow.peer == owner as u32,
+    };
+    if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, is_its) {
+        let passes = flow.settle(config) != action::DENY;
         let side = if flow.way == Way::Forth {
             reporter::SOURCE
         } else {
             reporter::DESTINATION
         };
-        let passes = flow.record.verdict != action::DENY;
         if passes {
             flows::count(&flow.key, flow.record, side, |counters| {
                 telemetry::add(&mut counters.bytes_sent, bytes)
@@ -105,6 +108,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     }
     let who = Beginning {
         owner: record.owner,
+        peer: 0,
         source: inbound::party_of(record.owner),
         destination,
         service,
@@ -168,8 +172,17 @@ fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
 #[inline(always)]
 fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let bytes = u64::from(packet.payload);
-    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
-        if flow.record.verdict == action::DENY {
+    let owner = record.owner;
+    // An answer to what another workload began from this port is none to this one.
+    let is_its = |way, flow: &FlowRecord| way == Way::Forth || flow.owner == owner;
+    if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, is_its) {
+        if flow.way == Way::Forth
+            && flow.record.peer != owner as u32
+            && capture::is_local(&packet.tuple.remote, record.netns)
+        {
+            flow.arrive(owner);
+        }
+        if flow.settle(config) == action::DENY {
             return false;
         }
         let side = if flow.way == Way::Forth {
@@ -202,6 +215,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
     );
     let who = Beginning {
         owner: 0,
+        peer: record.owner,
         source: inbound::by_address(&sender, record.netns, config.generation),
         // The socket says whose it is; its address alone may be anybody's.
         destination: inbound::party_of(record.owner),

@@ -5,11 +5,11 @@
 //! sockets have been judged where more is known: their packets pass here. All else is judged by address, at the first
 //! packet of a flow; TCP without SYN and without a flow is judged like one, never waved through.
 
-use core::ptr::{addr_of, null_mut, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, null_mut, read_volatile};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock_tuple},
+    helpers::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::classifier,
     programs::TcContext,
 };
@@ -32,6 +32,9 @@ static DEVICE_NETNS: u32 = 0;
 #[unsafe(no_mangle)]
 static DEVICE_LINK: u32 = 14;
 
+const BPF_TCP_LISTEN: u32 = 10;
+/// `BPF_F_CURRENT_NETNS`
+const CURRENT_NETNS: u64 = u64::MAX;
 const ETH_P_IP_BE: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6_BE: u32 = 0x86ddu16.to_be() as u32;
 
@@ -62,7 +65,11 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
         return true;
     }
     let bytes = u64::from(packet::length(skb));
-    if let Some(flow) = flows::find(config, &packet.tuple, packet.protocol) {
+    if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, |_, _| true) {
+        flow.settle(config);
+        if flow.way == Way::Forth && packet.flags & (SYN | ACK) == SYN {
+            return begun_again(skb, &flow, &packet, arriving);
+        }
         return known(flow, &packet, bytes);
     }
     new(config, skb, &packet, arriving, bytes)
@@ -72,6 +79,22 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
 #[inline(always)]
 fn of_a_socket(tuple: &Tuple) -> bool {
     CONNS.get_ptr(&tuple.conn_key()).is_some() || CONNS.get_ptr(&tuple.reversed().conn_key()).is_some()
+}
+
+/// A SYN where there is a flow: the first one came to nothing, or the connection that it began has ended.
+#[inline(always)]
+fn begun_again(skb: *mut __sk_buff, flow: &Flow, packet: &Packet, arriving: bool) -> bool {
+    match flow.record.verdict {
+        action::REDIRECT => !arriving || is_connecting(skb, &packet.tuple) || to_the_proxy(skb, &packet.tuple),
+        action::DENY => {
+            if flow.record.flags & flow_flags::REFUSED == 0 {
+                // It was cut: what comes after it is judged as a new one. The SYN will come again.
+                let _ = FLOWS.remove(&flow.key);
+            }
+            false
+        }
+        _ => true,
+    }
 }
 
 #[inline(always)]
@@ -118,6 +141,7 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
     }
     let who = Beginning {
         owner: 0,
+        peer: 0,
         source,
         destination,
         service,
@@ -132,6 +156,36 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
         action::DENY => false,
         action::REDIRECT => to_the_proxy(skb, tuple),
         _ => true,
+    }
+}
+
+/// Whether some socket is at work on a connection already, so that a SYN which comes again finds it: an earlier one came to
+/// something.
+#[inline(always)]
+fn is_connecting(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
+    // SAFETY: integers, all zero is a value of it.
+    let mut asked: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    // SAFETY: writes to a union of integers on the stack; what the helper returns is a socket or null, looked at before use
+    // and released on every path.
+    unsafe {
+        let size = if tuple.local.is_v4() {
+            let v4 = &mut asked.__bindgen_anon_1.ipv4;
+            (v4.saddr, v4.daddr) = (tuple.local.0[3], tuple.remote.0[3]);
+            (v4.sport, v4.dport) = (tuple.local_port_be, tuple.remote_port_be);
+            size_of_val(v4)
+        } else {
+            let v6 = &mut asked.__bindgen_anon_1.ipv6;
+            (v6.saddr, v6.daddr) = (tuple.local.0, tuple.remote.0);
+            (v6.sport, v6.dport) = (tuple.local_port_be, tuple.remote_port_be);
+            size_of_val(v6)
+        };
+        let sk = bpf_skc_lookup_tcp(skb.cast(), addr_of_mut!(asked), size as u32, CURRENT_NETNS, 0);
+        if sk.is_null() {
+            return false;
+        }
+        let state = read_volatile(addr_of!((*sk).state));
+        bpf_sk_release(sk.cast());
+        state != BPF_TCP_LISTEN
     }
 }
 

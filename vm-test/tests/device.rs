@@ -1,0 +1,149 @@
+//! tc on a device: what becomes of flows that no socket's own hooks speak for when policies change and packets come again.
+
+use anyhow::{Result, ensure};
+use vm_test::{Actor, Host, Running, hosts_test, poll, resources};
+
+/// A program outside any mesh.
+fn actor(host: &Host, ports: &[&str]) -> Result<Actor> {
+    let traffic = host.traffic()?;
+    let words = [&[traffic.as_str(), "actor"], ports].concat();
+    Actor::new(Running::start(host.command(words))?)
+}
+
+/// Host b has a daemon that knows host a's addresses as account `peer`'s; host a has none.
+fn peer(a: &Host, b: &Host) -> Result<Actor> {
+    b.daemon_with(&["--inbound", "netns", "--device", "eth0"])?;
+    b.resource(
+        "peer.yaml",
+        &resources::workload("peer", "peer", "peer", &a.addresses()),
+    )?;
+    actor(a, &[])
+}
+
+/// Account `web`'s server on host b, which is outside the mesh: its address alone says whose it is.
+fn outside_web(b: &Host) -> Result<Actor> {
+    b.resource("web.yaml", &resources::workload("web", "web", "web", &b.addresses()))?;
+    actor(b, &["8080"])
+}
+
+/// `peer` may connect to web, and nobody sees its requests.
+fn any_request() -> String {
+    let route = resources::tcp_route("web-port", &[8080]);
+    let target = resources::allow("peer-may", "peer", "web", ("TCPRoute", "web-port"));
+    format!("{}{route}{target}", resources::DENY)
+}
+
+/// `peer` may GET.
+fn gets_only() -> String {
+    let route = resources::route("get", "/", &["GET"]);
+    let target = resources::allow("peer-gets", "peer", "web", ("HTTPRouteGroup", "get"));
+    format!("{}{route}{target}", resources::DENY)
+}
+
+fn address(host: &Host) -> String {
+    format!("{}:8080", host.v4())
+}
+
+fn ready(peer: &mut Actor, host: &Host) -> Result<()> {
+    poll::until("peer's GET to be answered", || {
+        let told = peer.step(&format!("open ready tcp {}", address(host)))?;
+        ensure!(told["ok"] == true, "{told}");
+        let told = peer.step("say ready GET")?;
+        peer.step("close ready")?;
+        ensure!(told["status"] == 200, "{told}");
+        Ok(())
+    })
+}
+
+#[test]
+fn requests_on_a_connection_that_the_proxy_has_are_refused_and_not_left_hanging() {
+    hosts_test("device-proxied", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let mut peer = peer(a, b)?;
+        let traffic = b.traffic()?;
+        let web = b.run("web").port("80:8080");
+        let _web = Actor::new(web.start([traffic.as_str(), "actor", "8080"])?)?;
+        b.apply(&gets_only())?;
+        ready(&mut peer, b)?;
+        ensure!(
+            peer.step(&format!("open held tcp {}", address(b)))?["ok"] == true,
+            "open"
+        );
+        ensure!(peer.step("say held POST")?["status"] == 403, "requests are seen");
+        ensure!(peer.step("say held GET")?["status"] == 200, "before");
+        b.apply(&gets_only().replace("name: peer, namespace", "name: nobody, namespace"))?;
+        let told = peer.step("say held GET")?;
+        ensure!(told["status"] == 403, "after: {told}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_that_the_proxy_would_have_to_have_now_is_cut() {
+    hosts_test("device-cut", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let mut peer = peer(a, b)?;
+        let _web = outside_web(b)?;
+        b.apply(&any_request())?;
+        ready(&mut peer, b)?;
+        ensure!(
+            peer.step(&format!("open held tcp {}", address(b)))?["ok"] == true,
+            "open"
+        );
+        ensure!(peer.step("say held POST")?["status"] == 200, "before");
+        // The route stays where it is, allowing nobody.
+        let nobody = any_request().replace("name: peer, namespace", "name: nobody, namespace");
+        b.apply(&(nobody + gets_only().trim_start_matches(resources::DENY)))?;
+        peer.begin("say held POST")?;
+        b.flow("the cut", |flow| {
+            flow["verdict"] == "deny"
+                && flow["source"]["account"] == "peer"
+                && flow["reason"]
+                    .as_str()
+                    .is_some_and(|reason| reason.contains("denied now"))
+        })?;
+        let told = peer.end()?;
+        ensure!(told["ok"] == false, "after: {told}");
+        ready(&mut peer, b)
+    });
+}
+
+#[test]
+fn a_syn_that_comes_again_goes_to_the_proxy_again() {
+    hosts_test("device-syn", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let mut peer = peer(a, b)?;
+        let _web = outside_web(b)?;
+        b.apply(&gets_only())?;
+        ready(&mut peer, b)?;
+        let begun = || -> Result<usize> {
+            let flows = b.flows()?;
+            Ok(flows
+                .iter()
+                .filter(|flow| {
+                    flow["event"] == "open" && flow["reporter"] == "destination" && flow["destination"]["port"] == 8080
+                })
+                .count())
+        };
+        let before = begun()?;
+        // No answer to its first SYN finds a way back.
+        let hole = |verb: &str| -> Result<()> {
+            let v4 = a.v4().to_string();
+            b.outside(["ip", "route", verb, "blackhole", &v4])?.ok().map(drop)
+        };
+        hole("add")?;
+        peer.begin(&format!("open held tcp {}", address(b)))?;
+        poll::until("its SYN to have come", || {
+            let now = begun()?;
+            ensure!(now > before, "{now} flows, {before} before");
+            Ok(())
+        })?;
+        hole("del")?;
+        ensure!(peer.end()?["ok"] == true, "its next SYN is answered");
+        ensure!(peer.step("say held POST")?["ok"] == true, "and its request");
+        b.flow("the request, seen by the proxy", |flow| {
+            flow["event"] == "request" && flow["l7"]["method"] == "POST"
+        })?;
+        Ok(())
+    });
+}
