@@ -3,7 +3,12 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use vm_test::{Lab, Nginx, curl, hosts_test, lab_test, poll, resources};
+use vm_test::{Actor, Lab, Nginx, Running, curl, hosts_test, lab_test, poll, resources};
+
+const EPERM: i64 = 1;
+const ECONNABORTED: i64 = 103;
+const ECONNRESET: i64 = 104;
+const ECONNREFUSED: i64 = 111;
 
 fn policy(name: &str, annotations: &str, spec: &str) -> String {
     format!(
@@ -185,6 +190,64 @@ fn address_ranges_with_exceptions_tell_clients_outside_apart() {
             Ok(())
         })?;
         ensure!(ask(a)?.ok()?.stdout == "200", "an address of the range");
+        Ok(())
+    });
+}
+
+/// The ranges that policies tell apart come and go: what is established is judged by those of now.
+#[test]
+fn a_range_that_is_new_judges_what_was_there_before_it() {
+    hosts_test("network-new-range", 2, |hosts| {
+        let [a, b] = hosts.all();
+        b.daemon_with(&["--inbound", "netns"])?;
+        let traffic = a.traffic()?;
+        // Outside the mesh on host a, and two workloads on host b.
+        let mut outside = Actor::new(Running::start(a.command([traffic.as_str(), "actor", "7007"]))?)?;
+        let mut client = Actor::new(b.run("client").start([traffic.as_str(), "actor"])?)?;
+        let _web = Actor::new(b.run("web").start([traffic.as_str(), "actor", "7008"])?)?;
+        let (out, back) = (
+            SocketAddr::new(a.v4().into(), 7007),
+            SocketAddr::new(b.v4().into(), 7008),
+        );
+        let apply = |ranges: &str| -> Result<()> {
+            let select = |service: &str| format!("podSelector: {{matchLabels: {{weft.mesh/service: {service}}}}}");
+            let egress = format!(
+                "{{{}, policyTypes: [Egress], egress: [{{to: [{ranges}]}}]}}",
+                select("client")
+            );
+            let ingress = format!(
+                "{{{}, policyTypes: [Ingress], ingress: [{{from: [{ranges}]}}]}}",
+                select("web")
+            );
+            b.apply(&(policy("out", "", &egress) + &policy("in", "", &ingress)))
+        };
+        for transport in ["tcp", "udp"] {
+            for (actor, target) in [(&mut client, out), (&mut outside, back)] {
+                let told = actor.step(&format!("open {transport} {transport} {target}"))?;
+                ensure!(told["ok"] == true, "{target}: {told}");
+                let told = actor.step(&format!("say {transport} GET"))?;
+                ensure!(told["ok"] == true, "{target}: {told}");
+            }
+        }
+        apply("{ipBlock: {cidr: 10.77.1.0/24}}")?;
+        for transport in ["tcp", "udp"] {
+            for (actor, target) in [(&mut client, out), (&mut outside, back)] {
+                let told = actor.step(&format!("say {transport} GET"))?;
+                ensure!(told["ok"] == true, "in the range, {transport} to {target}: {told}");
+            }
+        }
+        apply(&format!("{{ipBlock: {{cidr: 10.77.1.0/24, except: [{}/32]}}}}", a.v4()))?;
+        for (transport, errno) in [("tcp", ECONNABORTED), ("udp", EPERM)] {
+            let told = client.step(&format!("say {transport} GET"))?;
+            ensure!(told["errno"] == errno, "excepted, {transport}: {told}");
+        }
+        let told = outside.step("say tcp GET")?;
+        ensure!(
+            told["errno"] == ECONNRESET || told["closed"] == true,
+            "excepted: {told}"
+        );
+        let told = outside.step("say udp GET")?;
+        ensure!(told["errno"] == ECONNREFUSED, "excepted: {told}");
         Ok(())
     });
 }

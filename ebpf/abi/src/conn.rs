@@ -80,8 +80,8 @@ pub struct SockRecord {
     pub received_base: u64,
     /// What the application asked for.
     pub original: Addr,
-    /// What a datagram went to instead: an answer from there seems to come from `original`. Of a connection handed to a
-    /// foreign proxy: the endpoint that was picked.
+    /// What a datagram went to instead: an answer from there seems to come from `original`. Of a connection, the other end:
+    /// who dialled, or the endpoint that was picked (also where a foreign proxy has it; not where ours has).
     pub translated: Addr,
     /// [`role::BOUND`]: the address the program bound; the entry in `weft_listen` goes with the socket.
     pub bound: Addr,

@@ -431,6 +431,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     if flags & dest_flags::FULL != 0 && config.short_circuit != 0 && record.plain == 0 && is_local(&way.addr, netns) {
         record.flags |= sock_flags::ACCELERATE | sock_flags::FULL;
     }
+    record.translated = way.addr;
     way
 }
 

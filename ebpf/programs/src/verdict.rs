@@ -1,11 +1,13 @@
 //! Who may talk to whom: the L4 policy look-up, in both dimensions.
 
 use weft_abi::{
-    ANY_IDENTITY, PolicyKey, PolicyValue, SockRecord, action, direction, identity, mask_port, rank, role, sock_flags,
+    ANY_IDENTITY, PolicyKey, PolicyValue, SockRecord, action, direction, identity, mask_port, protocol, rank, role,
+    sock_flags,
 };
 
 use crate::{
     capture::{self, Epoch},
+    inbound,
     maps::POLICY,
     telemetry,
 };
@@ -112,7 +114,8 @@ fn consider(key: &PolicyKey, generation: u64, best: &mut PolicyValue) {
 
 /// Whether an established connection may go on: the verdict of its record, taken again if the generation moved.
 ///
-/// One comparison when it did not. Our own end as it is now (its labels may have changed), the other as it was noted.
+/// One comparison when it did not. Our own end as it is now (its labels may have changed), the other as its address says now,
+/// or as it was noted.
 /// Now to be looked at per request, though it goes past the proxy: cut as well, for it can come again and be looked at;
 /// but not where it was let past because there was no proxy.
 #[inline(always)]
@@ -136,21 +139,42 @@ fn again(epoch: Epoch, record: &mut SockRecord) {
     let Some(own) = capture::workload(record.owner) else {
         return;
     };
-    if record.role == role::ACTIVE {
-        (record.source, record.source_class) = (own.identity, own.class);
-    } else {
-        (record.destination, record.destination_class) = (own.identity, own.class);
-    }
-    let ruling = judge(
-        epoch,
-        Party {
-            identity: record.source,
-            class: record.source_class,
-        },
-        Party {
+    let own = Party {
+        identity: own.identity,
+        class: own.class,
+    };
+    let (source, destination) = if record.role == role::ACTIVE {
+        let noted = Party {
             identity: record.destination,
             class: record.destination_class,
-        },
+        };
+        let there = (protocol::TCP, record.target_port_be);
+        let now = inbound::still(noted, &record.translated, there, record.netns, epoch.generation);
+        (own, now)
+    } else if let Some(peer) = capture::workload(record.peer_owner) {
+        let peer = Party {
+            identity: peer.identity,
+            class: peer.class,
+        };
+        (peer, own)
+    } else if record.peer_owner == 0 {
+        (
+            inbound::by_address(&record.translated, record.netns, epoch.generation),
+            own,
+        )
+    } else {
+        let noted = Party {
+            identity: record.source,
+            class: record.source_class,
+        };
+        (noted, own)
+    };
+    (record.source, record.source_class) = (source.identity, source.class);
+    (record.destination, record.destination_class) = (destination.identity, destination.class);
+    let ruling = judge(
+        epoch,
+        source,
+        destination,
         record.protocol,
         u16::from_be(record.target_port_be),
     );

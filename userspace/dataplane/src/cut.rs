@@ -5,7 +5,10 @@
 //! reset, which the hooks let pass, tells the other. The socket's cookie goes along: without it the kernel would take the
 //! listener for a connection that has just ended.
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use nix::sys::socket::SockProtocol;
@@ -15,6 +18,7 @@ use crate::{
     error::DataplaneError,
     loader::Dataplane,
     netlink::{self, HEADER},
+    tables::telemetry::{ip_addr, socket_addr},
 };
 
 /// An established TCP connection as `weft_conns` has it.
@@ -25,11 +29,12 @@ pub struct Established {
     /// Source and destination identity when it was opened.
     pub source: u32,
     pub destination: u32,
-    /// Their classes.
+    /// Their classes, of then.
     pub source_class: u32,
     pub destination_class: u32,
-    /// The endpoint's port.
-    pub port: u16,
+    /// Who dialled, and the endpoint.
+    pub from: IpAddr,
+    pub to: SocketAddr,
     /// It goes past our proxy although requests were to be looked at: there was none, and its failure mode is open; or a
     /// foreign one looks at them.
     pub past_the_proxy: bool,
@@ -108,10 +113,10 @@ impl Dataplane {
 
 fn established(tuple: &Tuple, conn: &ConnRecord) -> Established {
     let external = conn.flags & sock_flags::EXTERNAL != 0;
-    let endpoint = if external {
-        conn.original_port_be
+    let to = if external {
+        socket_addr(&conn.original, conn.original_port_be)
     } else {
-        tuple.remote_port_be
+        socket_addr(&tuple.remote, tuple.remote_port_be)
     };
     Established {
         owner: (conn.owner != 0).then_some(conn.owner),
@@ -119,7 +124,8 @@ fn established(tuple: &Tuple, conn: &ConnRecord) -> Established {
         destination: conn.destination,
         source_class: conn.source_class,
         destination_class: conn.destination_class,
-        port: u16::from_be(endpoint),
+        from: ip_addr(&tuple.local),
+        to,
         past_the_proxy: external || conn.verdict == weft_abi::action::REDIRECT,
     }
 }

@@ -88,6 +88,7 @@ fn undecided(record: &mut SockRecord, tuple: &Tuple) -> bool {
     record.role = role::ACTIVE;
     record.generation = config.generation;
     record.original = tuple.remote;
+    record.translated = tuple.remote;
     record.original_port_be = tuple.remote_port_be;
     record.target_port_be = tuple.remote_port_be;
     record.netns = tuple.netns;
@@ -204,6 +205,7 @@ fn accepted(
     record.flags = sock_flags::ESTABLISHED | if proxy { sock_flags::PROXY } else { 0 };
     record.original = tuple.local;
     record.original_port_be = tuple.local_port_be;
+    record.translated = tuple.remote;
     record.target_port_be = tuple.local_port_be;
     record.netns = tuple.netns;
     record.generation = config.generation;

@@ -17,8 +17,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use weft_adapters::{AdapterRuntime, AdapterState, Chains, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    Allocations, Class, CompileInput, Diagnostic, Identity, ObjectState, Protocol, ServiceName, Snapshot, Store,
-    Verdict, captures, compile,
+    Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectState, Protocol, ServiceName, Snapshot,
+    Store, Verdict, captures, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -250,20 +250,14 @@ impl Engine {
     /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
     fn cut(&self, snapshot: &Snapshot, guarded: &HashSet<(Identity, u16)>) {
         let started = Instant::now();
+        let now = Parties(snapshot);
         let denied = |connection: &Established| {
-            let owner = connection.owner.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
-            let noted = (Identity(connection.source), Class(connection.source_class));
-            let (source, class) = owner.map_or(noted, |workload| (workload.identity, workload.class));
-            let access =
-                snapshot.authorize_connection(source, Identity(connection.destination), Protocol::Tcp, connection.port);
-            let seen = snapshot.wants_requests(source, Identity(connection.destination), connection.port);
-            let looked_at = guarded.contains(&(Identity(connection.destination), connection.port));
-            let network = snapshot.authorize_network(
-                class,
-                Class(connection.destination_class),
-                Protocol::Tcp,
-                connection.port,
-            );
+            let (source, destination) = (now.source(connection), now.destination(connection));
+            let port = connection.to.port();
+            let access = snapshot.authorize_connection(source.0, destination.0, Protocol::Tcp, port);
+            let seen = snapshot.wants_requests(source.0, destination.0, port);
+            let looked_at = guarded.contains(&(destination.0, port));
+            let network = snapshot.authorize_network(source.1, destination.1, Protocol::Tcp, port);
             match network.and(access).verdict {
                 Verdict::Deny => true,
                 Verdict::NeedsHttp => !connection.past_the_proxy,
@@ -291,6 +285,36 @@ impl Engine {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who the ends of a connection are now: labels change, ranges come and go. As the kernel's `verdict::again` has it.
+struct Parties<'a>(&'a Snapshot);
+
+// === impl Parties ===
+
+impl Parties<'_> {
+    fn source(&self, connection: &Established) -> (Identity, Class) {
+        let owner = connection.owner.and_then(|cgroup| self.0.by_cgroup.get(&cgroup));
+        let identity = Identity(connection.source);
+        match owner {
+            Some(workload) => (workload.identity, workload.class),
+            None if identity == Identity::UNKNOWN_LOCAL => (identity, Class(connection.source_class)),
+            None => (identity, self.0.class_of_address(connection.from)),
+        }
+    }
+
+    fn destination(&self, connection: &Established) -> (Identity, Class) {
+        let (identity, noted) = (Identity(connection.destination), Class(connection.destination_class));
+        let now = self.0.class_of_destination(connection.to, Protocol::Tcp, identity);
+        // Whoever does not listen any more may still hold what it accepted.
+        let is_gone =
+            identity >= Identity::FIRST && !matches!(self.0.classes.get(&now), Some(ClassName::Workloads { .. }));
+        if is_gone || identity == Identity::UNKNOWN_LOCAL {
+            (identity, noted)
+        } else {
+            (identity, now)
+        }
     }
 }
 
