@@ -33,7 +33,7 @@ pub(crate) fn spawn(exchange: &Rc<Exchange>, client: OnUpgrade, server: OnUpgrad
         if let Outcome::Broken(error) = relay.run().await {
             tracing::debug!(%error, "tunnel broke off");
         }
-        let (sent, received) = relay.bytes();
+        let (sent, received) = relay.moved().bytes();
         exchange.tunnelled(sent, received);
     });
 }

@@ -3,5 +3,5 @@
 mod relay;
 mod serve;
 
-pub(crate) use relay::{Outcome, Relay, reset};
+pub(crate) use relay::{Moved, Outcome, Relay, reset};
 pub(crate) use serve::serve;

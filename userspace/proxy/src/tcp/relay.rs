@@ -10,6 +10,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -29,6 +30,12 @@ use crate::{
 pub(crate) struct Relay {
     client: Prefixed<Socket>,
     server: Prefixed<Socket>,
+    moved: Rc<Moved>,
+}
+
+/// Bytes that a relay has moved.
+#[derive(Default)]
+pub(crate) struct Moved {
     sent: Cell<u64>,
     received: Cell<u64>,
 }
@@ -51,14 +58,13 @@ impl Relay {
         Self {
             client,
             server,
-            sent: Cell::new(0),
-            received: Cell::new(0),
+            moved: Rc::default(),
         }
     }
 
-    /// Bytes moved so far: from the client, from the server.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.sent.get(), self.received.get())
+    /// Bytes moved so far, to be read also while it runs.
+    pub(crate) fn moved(&self) -> &Rc<Moved> {
+        &self.moved
     }
 
     /// Moves bytes until both directions have ended.
@@ -68,8 +74,8 @@ impl Relay {
     pub(crate) async fn run(&mut self) -> Outcome {
         let (client_read, client_write) = tokio::io::split(&mut self.client);
         let (server_read, server_write) = tokio::io::split(&mut self.server);
-        let up = pump(client_read, server_write, &self.sent);
-        let down = pump(server_read, client_write, &self.received);
+        let up = pump(client_read, server_write, &self.moved.sent);
+        let down = pump(server_read, client_write, &self.moved.received);
         let result = both(up, down).await;
         self.outcome(result)
     }
@@ -81,8 +87,20 @@ impl Relay {
     pub(crate) async fn run_filtered(&mut self, chain: &TcpChain) -> Outcome {
         let (client_read, client_write) = tokio::io::split(&mut self.client);
         let (server_read, server_write) = tokio::io::split(&mut self.server);
-        let up = pump_filtered(client_read, server_write, &self.sent, chain, Direction::Downstream);
-        let down = pump_filtered(server_read, client_write, &self.received, chain, Direction::Upstream);
+        let up = pump_filtered(
+            client_read,
+            server_write,
+            &self.moved.sent,
+            chain,
+            Direction::Downstream,
+        );
+        let down = pump_filtered(
+            server_read,
+            client_write,
+            &self.moved.received,
+            chain,
+            Direction::Upstream,
+        );
         let result = both(up, down).await;
         self.outcome(result)
     }
@@ -106,6 +124,15 @@ impl Relay {
     fn abort(&mut self) {
         linger_none(self.client.stream());
         linger_none(self.server.stream());
+    }
+}
+
+// === impl Moved ===
+
+impl Moved {
+    /// From the client, from the server.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.sent.get(), self.received.get())
     }
 }
 

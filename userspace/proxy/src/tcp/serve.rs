@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc};
 use weft_adapters::{FlowEvent, FlowProtocol, FlowVerdict};
 use weft_policy::{Decision, Verdict};
 
-use super::{Outcome, Relay, reset};
+use super::{Moved, Outcome, Relay, reset};
 use crate::{
     conn::Conn,
     error::{self, DataError},
@@ -197,6 +197,13 @@ async fn relay(conn: &Conn, opened: Opened, client: Prefixed<Socket>) {
     };
     told.tell(&conn.worker, FlowEvent::Open, verdict, words, (0, 0));
     let mut relay = Relay::new(client, Prefixed::new(bytes::Bytes::new(), server));
+    let close = Close {
+        conn,
+        flow: told,
+        verdict,
+        moved: Rc::clone(relay.moved()),
+        reason: Some("cut: the proxy stopped".to_owned()),
+    };
     let running = async {
         match &chain {
             Some(chain) => relay.run_filtered(chain).await,
@@ -207,27 +214,47 @@ async fn relay(conn: &Conn, opened: Opened, client: Prefixed<Socket>) {
         outcome = running => Ended::Itself(outcome),
         denied = denied_later(conn, picked) => Ended::Denied(denied),
     };
-    let bytes = relay.bytes();
     match ended {
-        Ended::Itself(Outcome::Finished) => {
-            told.tell(&conn.worker, FlowEvent::Close, verdict, "closed".to_owned(), bytes);
-        }
-        Ended::Itself(Outcome::Broken(error)) => {
-            told.tell(
-                &conn.worker,
-                FlowEvent::Close,
-                verdict,
-                format!("reset: {error}"),
-                bytes,
-            );
-        }
-        Ended::Itself(Outcome::Reset { by }) => {
-            let Refused { flow, reason, .. } = reset_by(conn, picked, &by);
-            flow.tell(&conn.worker, FlowEvent::Deny, FlowVerdict::Deny, reason, bytes);
-        }
-        Ended::Denied(Refused { flow, reason, .. }) => {
+        Ended::Itself(Outcome::Finished) => close.because("closed".to_owned()),
+        Ended::Itself(Outcome::Broken(error)) => close.because(format!("reset: {error}")),
+        Ended::Itself(Outcome::Reset { by }) => close.denied(reset_by(conn, picked, &by)),
+        Ended::Denied(refused) => {
             relay.reset();
-            flow.tell(&conn.worker, FlowEvent::Deny, FlowVerdict::Deny, reason, bytes);
+            close.denied(refused);
+        }
+    }
+}
+
+/// Tells of the end of a connection when it is dropped: one that is cut with its worker ends there.
+struct Close<'a> {
+    conn: &'a Conn,
+    flow: TcpFlow,
+    verdict: FlowVerdict,
+    moved: Rc<Moved>,
+    /// `None`: something else was told.
+    reason: Option<String>,
+}
+
+// === impl Close ===
+
+impl Close<'_> {
+    fn because(mut self, reason: String) {
+        self.reason = Some(reason);
+    }
+
+    fn denied(mut self, Refused { flow, reason, .. }: Refused) {
+        self.reason = None;
+        let (event, verdict) = (FlowEvent::Deny, FlowVerdict::Deny);
+        flow.tell(&self.conn.worker, event, verdict, reason, self.moved.bytes());
+    }
+}
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        if let Some(reason) = self.reason.take() {
+            let bytes = self.moved.bytes();
+            self.flow
+                .tell(&self.conn.worker, FlowEvent::Close, self.verdict, reason, bytes);
         }
     }
 }

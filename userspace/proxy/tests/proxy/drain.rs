@@ -9,6 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use weft_adapters::FlowEvent;
 use weft_policy::AppProtocol;
 use weft_proxy::DrainReport;
 
@@ -100,6 +101,10 @@ async fn what_does_not_end_is_cut_at_the_deadline_and_counted() {
     assert_eq!(metrics.drain_cut.get(), 1);
     assert_eq!(metrics.connections_active.get(), 0);
     assert!(!matches!(client.read(&mut [0; 1]).await, Ok(1..)));
+    let (opened, closed) = (mesh.flow().await, mesh.flow().await);
+    assert_eq!((opened.event, closed.event), (FlowEvent::Open, FlowEvent::Close));
+    assert_eq!((closed.bytes_sent, closed.bytes_received), (0, 1));
+    assert!(closed.reason.starts_with("cut"), "{}", closed.reason);
 }
 
 #[tokio::test]
