@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{
-    Account, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName, ServicePort,
+    Account, AppProtocol, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName, ServicePort,
     Snapshot, Verdict,
 };
 
@@ -168,8 +168,12 @@ impl Snapshot {
                 let looks = |adapter: &&std::sync::Arc<crate::snapshot::Adapter>| {
                     adapter.config.role.sees_requests() && adapter.target.services.contains(&service.name)
                 };
-                for adapter in self.adapters.iter().filter(|_| found.http).filter(looks) {
+                let opaque = found.app == AppProtocol::Opaque && *protocol == Protocol::Tcp;
+                for adapter in self.adapters.iter().filter(looks) {
                     let config = &adapter.config;
+                    if !found.http && !(opaque && config.backend.sees_bytes()) {
+                        continue;
+                    }
                     steps.push(format!("- {}: {}, {}", config.object, config.backend, config.role));
                 }
                 Some((service, found))

@@ -24,6 +24,7 @@ pub mod cgroup;
 pub mod curl;
 mod daemon;
 pub mod envoy;
+pub mod filters;
 mod harness;
 mod hosts;
 mod lab;

@@ -21,15 +21,16 @@ pub(super) struct Adapters<'a> {
     /// In the order in which they look.
     pub all: Vec<Arc<Adapter>>,
     /// Those in the way of a service's requests.
-    by_service: BTreeMap<ServiceName, Looked<'a>>,
+    by_service: BTreeMap<ServiceName, Vec<Looks<'a>>>,
 }
 
-/// What is said of a service whose requests adapters look at.
-#[derive(Default)]
-struct Looked<'a> {
-    by: Vec<&'a ObjectRef>,
-    /// One of them refuses what it cannot look at.
+/// An adapter in the way of a service.
+struct Looks<'a> {
+    object: &'a ObjectRef,
+    /// It refuses what it cannot look at.
     closed: bool,
+    /// It looks at bytes that nobody reads as HTTP.
+    bytes: bool,
 }
 
 // === impl Adapters ===
@@ -101,9 +102,12 @@ impl<'a> Adapters<'a> {
             }
             if role.sees_requests() {
                 for service in &services {
-                    let looked = found.by_service.entry(service.clone()).or_default();
-                    looked.by.push(id);
-                    looked.closed |= spec.config.failure_policy == AdapterFailure::Closed;
+                    let looks = Looks {
+                        object: id,
+                        closed: spec.config.failure_policy == AdapterFailure::Closed,
+                        bytes: backend.sees_bytes(),
+                    };
+                    found.by_service.entry(service.clone()).or_default().push(looks);
                 }
             }
             found.all.push(Arc::new(Adapter {
@@ -117,20 +121,26 @@ impl<'a> Adapters<'a> {
         found
     }
 
-    /// Why connections to any of these services visit the proxy; `None`: no adapter makes them.
-    pub fn why<'n>(&self, services: impl Iterator<Item = &'n ServiceName>) -> Option<String> {
-        let found = services.filter_map(|service| self.by_service.get(service));
-        let by: BTreeSet<&ObjectRef> = found.flat_map(|looked| looked.by.iter().copied()).collect();
+    /// Why connections to a port of any of these services visit the proxy; `None`: no adapter makes them. `opaque`: of a port
+    /// that is declared not to be HTTP.
+    pub fn why(&self, services: &[ServiceName], opaque: bool) -> Option<String> {
+        let by: BTreeSet<&ObjectRef> = self.looking(services, opaque).map(|looks| looks.object).collect();
         if by.is_empty() {
             return None;
         }
         let by: Vec<String> = by.into_iter().map(ObjectRef::to_string).collect();
-        Some(format!("requests are looked at by {}", by.join(", ")))
+        let what = if opaque { "bytes" } else { "requests" };
+        Some(format!("{what} are looked at by {}", by.join(", ")))
     }
 
-    /// Whether some adapter of these services refuses what it cannot look at.
-    pub fn closed<'n>(&self, mut services: impl Iterator<Item = &'n ServiceName>) -> bool {
-        services.any(|service| self.by_service.get(service).is_some_and(|looked| looked.closed))
+    /// Whether some adapter of these refuses what it cannot look at.
+    pub fn closed(&self, services: &[ServiceName], opaque: bool) -> bool {
+        self.looking(services, opaque).any(|looks| looks.closed)
+    }
+
+    fn looking(&self, services: &[ServiceName], opaque: bool) -> impl Iterator<Item = &Looks<'a>> {
+        let found = services.iter().filter_map(|service| self.by_service.get(service));
+        found.flatten().filter(move |looks| looks.bytes || !opaque)
     }
 }
 

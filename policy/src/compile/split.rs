@@ -77,10 +77,11 @@ fn finish_port(
         .into_iter()
         .chain(split.into_iter().flat_map(Root::leaves))
         .collect();
+    let opaque = port.app == AppProtocol::Opaque;
     let looked_at = adapters
-        .why(reached.iter())
-        .filter(|_| *l7 == L7::Auto && may_be_http(port));
-    let guarded = looked_at.is_some() && adapters.closed(reached.iter());
+        .why(&reached, opaque)
+        .filter(|_| *l7 == L7::Auto && port.protocol == Protocol::Tcp);
+    let guarded = looked_at.is_some() && adapters.closed(&reached, opaque);
     let asked_for = split.is_some_and(Root::has_matches)
         || looked_at.is_some()
         || port

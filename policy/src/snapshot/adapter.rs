@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ObjectRef, ServiceName};
+use super::{ObjectRef, ServiceName, WasmBackend};
 
 /// One Adapter and whom it looks at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,6 +32,8 @@ pub struct AdapterConfig {
 pub enum AdapterBackend {
     /// Compiled in, under this name.
     Native { name: String },
+    /// A module of the proxy-wasm ABI.
+    Wasm(WasmBackend),
 }
 
 /// The services whose requests an adapter looks at; of a report adapter those it is told about.
@@ -91,10 +93,29 @@ pub struct ParamsRefusal {
 
 // === impl AdapterBackend ===
 
+impl AdapterBackend {
+    /// Whether it looks at connections whose bytes nobody reads as HTTP.
+    pub fn sees_bytes(&self) -> bool {
+        match self {
+            Self::Native { .. } => false,
+            Self::Wasm(wasm) => wasm.protocols.tcp,
+        }
+    }
+
+    /// Whether it looks at requests.
+    pub fn sees_requests(&self) -> bool {
+        match self {
+            Self::Native { .. } => true,
+            Self::Wasm(wasm) => wasm.protocols.http,
+        }
+    }
+}
+
 impl fmt::Display for AdapterBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native { name } => write!(f, "native {name}"),
+            Self::Wasm(wasm) => wasm.fmt(f),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What can go wrong when adapters are made.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
+
+use crate::wasm::{Digest, WasmError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -21,6 +23,24 @@ pub enum AdapterError {
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    #[error("read module `{}`", path.display())]
+    ReadModule {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("module `{}` is {found}, and {expected} was asked for", path.display())]
+    Digest {
+        path: PathBuf,
+        expected: Digest,
+        found: Digest,
+    },
+    #[error("module `{}`", path.display())]
+    Module {
+        path: PathBuf,
+        #[source]
+        source: Arc<WasmError>,
     },
     #[error("there is no native adapter `{name}`")]
     Unknown { name: String },

@@ -30,6 +30,12 @@ pub trait FilterFactory: Send + Sync {
     /// A filter for one request; `None`: it does not look at this one.
     fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>>;
 
+    /// Whether it refuses connections whose bytes nobody can read as HTTP, unless their port is declared so: it has not seen
+    /// what they carry.
+    fn requires_http(&self) -> bool {
+        false
+    }
+
     /// A filter for one connection whose bytes nobody reads as HTTP; `None`: it does not look at this one.
     fn tcp(&self, _info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
         None

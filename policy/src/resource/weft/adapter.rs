@@ -2,6 +2,8 @@
 //!
 //! Which adapters there are and what their parameters mean, the store's [`AdapterCatalog`](crate::AdapterCatalog) knows.
 
+mod wasm;
+
 use std::sync::Arc;
 
 use crate::{
@@ -28,6 +30,13 @@ pub struct AdapterSpec {
     /// Order among adapters of one role: larger first.
     pub priority: i64,
     pub config: Arc<AdapterConfig>,
+}
+
+/// Who carries it out.
+#[derive(Clone, Copy)]
+enum Backend {
+    Native,
+    Wasm,
 }
 
 /// Whose requests.
@@ -69,14 +78,20 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     };
     let backend = spec
         .required("backend")
-        .and_then(|value| value.choice(&[("native", ())]));
-    let made = backend.and_then(|()| {
-        let phase = phase.as_ref().map(|(phase, _)| *phase);
-        native(&mut spec, phase, json.as_ref(), params.as_ref())
+        .and_then(|value| value.choice(&[("native", Backend::Native), ("wasm", Backend::Wasm)]));
+    let made = backend.and_then(|backend| match backend {
+        Backend::Native => {
+            let phase = phase.as_ref().map(|(phase, _)| *phase);
+            native(&mut spec, phase, json.as_ref(), params.as_ref())
+        }
+        Backend::Wasm => {
+            let wasm = wasm::decode(spec.required("wasm")?)?;
+            Some((AdapterBackend::Wasm(wasm), AdapterRole::Filter))
+        }
     });
     let whole = spec.value.clone();
     // Those of other backends may stay: the object moves by one word.
-    spec.tolerate(&["native"]);
+    spec.tolerate(&["native", "wasm"]);
     spec.finish();
     let (backend, role) = made?;
     if let Some((phase, value)) = phase

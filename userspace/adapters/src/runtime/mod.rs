@@ -19,7 +19,9 @@ use weft_policy::{
     Snapshot,
 };
 
+pub use self::{generations::GenerationState, wasm::WasmHost};
 use self::{
+    generations::Generations,
     guard::{Broken, Guarded},
     target::{Audience, Panicked, Targeted},
 };
@@ -34,16 +36,19 @@ use crate::{
     stream::FilterFactory,
 };
 
+mod generations;
 mod guard;
 mod target;
 #[cfg(test)]
 mod tests;
+mod wasm;
 
 /// See the module's words.
 #[derive(Debug)]
 pub struct AdapterRuntime {
     reporters: ReporterControl,
     metrics: RuntimeMetrics,
+    wasm: WasmHost,
     live: BTreeMap<ObjectRef, Live>,
     /// In the order in which they look.
     order: Vec<ObjectRef>,
@@ -71,6 +76,8 @@ pub struct AdapterState {
     /// Whether an earlier version is in force instead.
     pub earlier: bool,
     pub counts: AdapterCounts,
+    /// Of an adapter as WebAssembly, in the order of the object.
+    pub generations: Vec<GenerationState>,
 }
 
 /// What one adapter did since it came into force.
@@ -100,6 +107,7 @@ struct Live {
 enum LivePart {
     Check(Arc<dyn Check>),
     Filter(Arc<dyn FilterFactory>),
+    Wasm(Arc<Generations>),
     /// Ended when it is dropped.
     Report(Told),
     /// It could not be made, and nothing stands in its way.
@@ -122,10 +130,11 @@ const PANICKED: &str = "it panicked, and is told nothing any more until it is ch
 
 impl AdapterRuntime {
     /// No adapters yet.
-    pub fn new(reporters: ReporterControl, metrics: RuntimeMetrics) -> Self {
+    pub fn new(reporters: ReporterControl, metrics: RuntimeMetrics, wasm: WasmHost) -> Self {
         Self {
             reporters,
             metrics,
+            wasm,
             live: BTreeMap::new(),
             order: Vec::new(),
         }
@@ -135,11 +144,12 @@ impl AdapterRuntime {
     /// change go on as they are, with their counts and all they remember. May block for as long as it takes to read files.
     pub fn update(&mut self, snapshot: &Snapshot) -> Arc<Chains> {
         let wanted: BTreeSet<&ObjectRef> = snapshot.adapters.iter().map(|adapter| &adapter.config.object).collect();
-        let metrics = &self.metrics;
+        let (metrics, wasm) = (&self.metrics, &mut self.wasm);
         self.live.retain(|object, _| {
             let stays = wanted.contains(object);
             if !stays {
                 metrics.forget(&name_of(object));
+                wasm.forget(&name_of(object));
             }
             stays
         });
@@ -174,14 +184,17 @@ impl AdapterRuntime {
             // Maybe again, after one that could not be made.
             live.problem = None;
         } else {
-            match make(config, &name, &self.metrics) {
-                Ok(part) => {
-                    live.part = match part {
-                        Part::Check(check) => {
+            match make(config, live.part.generations(), &name, &self.metrics, &mut self.wasm) {
+                Ok(made) => {
+                    live.part = match made {
+                        Made::Wasm(generations) => LivePart::Wasm(Arc::new(generations)),
+                        Made::Native(Part::Check(check)) => {
                             LivePart::Check(Arc::new(Guarded::new(check, config, live.counters.clone())))
                         }
-                        Part::Filter(filter) => LivePart::Filter(filter),
-                        Part::Report(report) => LivePart::Report(Told::new(report, &adapter.target, &self.reporters)),
+                        Made::Native(Part::Filter(filter)) => LivePart::Filter(filter),
+                        Made::Native(Part::Report(report)) => {
+                            LivePart::Report(Told::new(report, &adapter.target, &self.reporters))
+                        }
                     };
                     live.made_of = Some(Arc::clone(config));
                     live.problem = None;
@@ -263,6 +276,7 @@ impl AdapterRuntime {
             match &live.part {
                 LivePart::Check(check) => checks.push(Arc::clone(check)),
                 LivePart::Filter(filter) => chain.filters.push(Arc::clone(filter)),
+                LivePart::Wasm(generations) => chain.filters.push(Arc::clone(generations) as _),
                 LivePart::Report(_) | LivePart::Nothing => {}
             }
         }
@@ -297,6 +311,7 @@ impl Live {
             services: self.adapter.target.services.len(),
             problem: self.problem.clone().or_else(|| panicked.then(|| PANICKED.to_owned())),
             earlier: self.problem.is_some() && self.made_of.is_some() && !panicked,
+            generations: self.part.generations().map_or(Vec::new(), Generations::states),
             counts: AdapterCounts {
                 allowed: self.counters.allowed.get(),
                 denied: self.counters.denied.get(),
@@ -311,11 +326,21 @@ impl Live {
 
 // === impl LivePart ===
 
+impl LivePart {
+    fn generations(&self) -> Option<&Generations> {
+        match self {
+            Self::Wasm(generations) => Some(generations),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for LivePart {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Check(_) => "Check",
             Self::Filter(_) => "Filter",
+            Self::Wasm(_) => "Wasm",
             Self::Report(_) => "Report",
             Self::Nothing => "Nothing",
         })
@@ -343,18 +368,30 @@ impl Drop for Told {
     }
 }
 
-fn make(config: &AdapterConfig, name: &str, metrics: &RuntimeMetrics) -> Result<Part, AdapterError> {
-    let AdapterBackend::Native { name: native } = &config.backend;
+enum Made {
+    Native(Part),
+    Wasm(Generations),
+}
+
+fn make(
+    config: &AdapterConfig,
+    earlier: Option<&Generations>,
+    name: &str,
+    metrics: &RuntimeMetrics,
+    wasm: &mut WasmHost,
+) -> Result<Made, AdapterError> {
+    let native = match &config.backend {
+        AdapterBackend::Native { name } => name,
+        AdapterBackend::Wasm(backend) => return wasm.make(config, backend, earlier).map(Made::Wasm),
+    };
     let entry = builtin::find(native).ok_or_else(|| AdapterError::Unknown { name: native.clone() })?;
-    entry.make(
-        &config.params,
-        &Context {
-            name,
-            object: &config.object,
-            checks: &metrics.checks,
-            reports: &metrics.reports,
-        },
-    )
+    let context = Context {
+        name,
+        object: &config.object,
+        checks: &metrics.checks,
+        reports: &metrics.reports,
+    };
+    entry.make(&config.params, &context).map(Made::Native)
 }
 
 /// `NAMESPACE/NAME`: what an adapter is called in denials, logs and metrics.

@@ -16,6 +16,8 @@ use crate::{
     reporter::ReporterThread,
 };
 
+mod wasm;
+
 struct World {
     store: Store,
     allocations: Allocations,
@@ -59,6 +61,7 @@ impl World {
                     reports,
                     ..RuntimeMetrics::default()
                 },
+                WasmHost::default(),
             ),
             thread,
             reporter: reporters.remove(0),

@@ -16,7 +16,7 @@ pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(2);
 pub const DEFAULT_MEMORY: usize = 64 << 20;
 
 /// A plugin: what one module is told.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PluginConfig {
     /// Name of the adapter, as the operator wrote it; shared data, queues and metrics are kept under it, so that they
     /// outlive a generation.

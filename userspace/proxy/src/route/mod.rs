@@ -174,9 +174,21 @@ pub fn hint(snapshot: &Snapshot, dialled: Dialled, source: Identity) -> Hint {
     }
 }
 
-/// Whether adapters must look at the requests there: what is no HTTP passes none of them.
-pub fn guarded(snapshot: &Snapshot, dialled: Dialled) -> bool {
-    port(snapshot, dialled).is_some_and(|port| port.guarded)
+/// What adapters must look at there, or it does not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    Requests,
+    /// The port is declared not to be HTTP.
+    Bytes,
+}
+
+/// What must be looked at there; `None`: nothing.
+pub fn guard(snapshot: &Snapshot, dialled: Dialled) -> Option<Guard> {
+    let port = port(snapshot, dialled).filter(|port| port.guarded)?;
+    Some(match port.app {
+        AppProtocol::Opaque => Guard::Bytes,
+        _ => Guard::Requests,
+    })
 }
 
 fn port(snapshot: &Snapshot, dialled: Dialled) -> Option<&ServicePort> {

@@ -15,7 +15,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report::{self, TcpFlow},
-    route,
+    route::{self, Guard},
     upstream::connect,
 };
 
@@ -68,8 +68,12 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
         if tried.is_empty() {
             chain = filters(conn, &picked).await?;
         }
-        if route::guarded(&picked.snapshot, conn.dialled()) && (chain.is_none() || has_checks(&picked)) {
-            return Err(unjudged(conn, &picked));
+        match route::guard(&picked.snapshot, conn.dialled()) {
+            Some(Guard::Bytes) if chain.is_none() => return Err(unjudged(conn, &picked)),
+            Some(Guard::Requests) if chain.is_none() || requires_http(&picked) => {
+                return Err(unjudged(conn, &picked));
+            }
+            _ => {}
         }
         match connect(&conn.upstream(picked.address)).await {
             Ok(server) => return Ok(Opened { picked, server, chain }),
@@ -139,8 +143,10 @@ fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
 }
 
 /// Checks judge requests; filters may also look at the bytes of a connection.
-fn has_checks(picked: &Picked) -> bool {
-    picked.chain.as_ref().is_some_and(|chain| !chain.pipeline.is_empty())
+fn requires_http(picked: &Picked) -> bool {
+    picked.chain.as_ref().is_some_and(|chain| {
+        !chain.pipeline.is_empty() || chain.filters.iter().any(|filter| filter.requires_http())
+    })
 }
 
 /// Adapters look at requests there, and this has none that could be read.

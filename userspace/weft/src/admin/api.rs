@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use weft_adapters::{AdapterState, Destination, FlowProtocol, FlowVerdict, Peer, Side};
+use weft_adapters::{AdapterState, Destination, GenerationState, FlowProtocol, FlowVerdict, Peer, Side};
 use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
 
 use crate::edges::EdgeTotals;
@@ -232,7 +232,7 @@ pub struct Degraded {
 pub struct AdapterView {
     pub namespace: String,
     pub name: String,
-    /// `native NAME`.
+    /// `native NAME`, `wasm FILE`.
     pub backend: String,
     /// `check`, `quota`, `filter` or `report`.
     pub role: String,
@@ -252,6 +252,60 @@ pub struct AdapterView {
     /// Records that it sent or wrote, and that it lost.
     pub sent: u64,
     pub dropped: u64,
+    /// Of an adapter as WebAssembly, in the order of the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<GenerationView>,
+}
+
+/// One generation of an adapter as WebAssembly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationView {
+    pub name: String,
+    /// `sha256:HEX` of its module; `None`: there is none.
+    pub module: Option<String>,
+    /// Its share of the requests, relative to those of the others.
+    pub weight: u32,
+    /// Why it does not run.
+    pub problem: Option<String>,
+    /// Requests and connections that it saw.
+    pub streams: u64,
+    /// Answers that it gave in the service's place.
+    pub answers: u64,
+    /// Callbacks that trapped, those that took too long included.
+    pub traps: u64,
+    /// Of these, those that took too long.
+    pub deadlines: u64,
+    /// Requests and connections over which the failure policy decided.
+    pub failed: u64,
+    /// Calls to services.
+    pub calls: u64,
+    pub callbacks: u64,
+    pub took_us: u64,
+    pub instances: usize,
+    /// Of these instances.
+    pub memory_bytes: usize,
+}
+
+impl From<GenerationState> for GenerationView {
+    fn from(state: GenerationState) -> Self {
+        let stats = state.stats;
+        Self {
+            name: state.name,
+            module: state.digest.map(|digest| digest.to_string()),
+            weight: state.weight,
+            problem: state.problem,
+            streams: stats.streams,
+            answers: stats.local_responses,
+            traps: stats.traps,
+            deadlines: stats.deadlines,
+            failed: stats.failed_streams,
+            calls: stats.call_outs,
+            callbacks: stats.callbacks,
+            took_us: u64::try_from(stats.callback_time.as_micros()).unwrap_or(u64::MAX),
+            instances: stats.instances,
+            memory_bytes: stats.memory,
+        }
+    }
 }
 
 impl From<AdapterState> for AdapterView {
@@ -271,6 +325,7 @@ impl From<AdapterState> for AdapterView {
             took_us: u64::try_from(counts.took.as_micros()).unwrap_or(u64::MAX),
             sent: counts.sent,
             dropped: counts.dropped,
+            generations: state.generations.into_iter().map(GenerationView::from).collect(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     output::{Format, Table, print_json},
 };
 use crate::{
-    admin::api::AdapterView,
+    admin::api::{AdapterView, GenerationView},
     error::{Code as _, INVALID},
     explain::DEFAULT_NAMESPACE,
 };
@@ -106,7 +106,7 @@ fn list(adapters: &[AdapterView]) -> io::Result<()> {
     let mut table = Table::new(["NAMESPACE", "NAME", "ROLE", "BACKEND", "SERVICES", "STATE"]);
     for adapter in adapters {
         let state = match (&adapter.problem, adapter.earlier) {
-            (None, _) => "in force".to_owned(),
+            (None, _) => in_force(&adapter.generations),
             (Some(problem), true) => format!("an earlier version is in force: {problem}"),
             (Some(problem), false) => format!("NOT IN FORCE: {problem}"),
         };
@@ -120,6 +120,16 @@ fn list(adapters: &[AdapterView]) -> io::Result<()> {
         ]);
     }
     write(&table, "no adapters")
+}
+
+fn in_force(generations: &[GenerationView]) -> String {
+    let mut state = "in force".to_owned();
+    for generation in generations {
+        if let Some(problem) = &generation.problem {
+            state.push_str(&format!("; generation {} is NOT: {problem}", generation.name));
+        }
+    }
+    state
 }
 
 fn stats(adapters: &[AdapterView]) -> io::Result<()> {
@@ -150,7 +160,57 @@ fn stats(adapters: &[AdapterView]) -> io::Result<()> {
             adapter.dropped.to_string(),
         ]);
     }
-    write(&table, "no adapters")
+    write(&table, "no adapters")?;
+    generations(adapters)
+}
+
+/// Those that are WebAssembly count by generation.
+fn generations(adapters: &[AdapterView]) -> io::Result<()> {
+    let mut table = Table::new([
+        "NAMESPACE",
+        "NAME",
+        "GENERATION",
+        "WEIGHT",
+        "STREAMS",
+        "ANSWERED",
+        "TRAPS",
+        "FAILED",
+        "CALLS",
+        "MEAN",
+        "INSTANCES",
+        "MEMORY",
+        "MODULE",
+    ]);
+    for adapter in adapters {
+        for generation in &adapter.generations {
+            let mean = match generation.streams {
+                0 => "-".to_owned(),
+                streams => format!("{:.1}us", generation.took_us as f64 / streams as f64),
+            };
+            let module = generation.module.as_deref().unwrap_or("-");
+            table.row([
+                adapter.namespace.clone(),
+                adapter.name.clone(),
+                generation.name.clone(),
+                generation.weight.to_string(),
+                generation.streams.to_string(),
+                generation.answers.to_string(),
+                generation.traps.to_string(),
+                generation.failed.to_string(),
+                generation.calls.to_string(),
+                mean,
+                generation.instances.to_string(),
+                format!("{}K", generation.memory_bytes / 1024),
+                module.chars().take("sha256:".len() + 12).collect(),
+            ]);
+        }
+    }
+    if table.is_empty() {
+        return Ok(());
+    }
+    let out = &mut io::stdout().lock();
+    writeln!(out)?;
+    table.write(out, 0)
 }
 
 fn catalog() -> io::Result<()> {

@@ -345,19 +345,26 @@ fn guarded(snapshot: &Snapshot) -> HashSet<(Identity, u16)> {
 /// The status of an adapter that could not be made says so.
 fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
     for adapter in states {
-        let Some(problem) = &adapter.problem else { continue };
+        let broken = adapter.generations.iter();
+        let broken = broken.find_map(|generation| Some((&generation.name, generation.problem.as_ref()?)));
+        if adapter.problem.is_none() && broken.is_none() {
+            continue;
+        }
         let status = snapshot
             .statuses
             .iter_mut()
             .find(|status| status.object == adapter.object);
-        if let Some(status) = status {
-            (status.state, status.reason) = match adapter.earlier {
-                true => (
-                    ObjectState::Rejected,
-                    format!("{problem}; its last good version stays in force"),
-                ),
-                false => (ObjectState::NotEnforced, problem.clone()),
-            };
+        let Some(status) = status else { continue };
+        match (&adapter.problem, broken) {
+            (Some(problem), _) if adapter.earlier => {
+                status.state = ObjectState::Rejected;
+                status.reason = format!("{problem}; its last good version stays in force");
+            }
+            (Some(problem), _) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone()),
+            (None, Some((name, problem))) => {
+                status.reason = format!("{}; without generation {name}: {problem}", status.reason);
+            }
+            (None, None) => {}
         }
     }
 }

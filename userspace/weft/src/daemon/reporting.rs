@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
-use weft_adapters::{AdapterRuntime, Report, Reporter, ReporterThread, RuntimeMetrics, builtin};
+use weft_adapters::{AdapterRuntime, Report, Reporter, ReporterThread, RuntimeMetrics, WasmHost, builtin};
 
 use crate::{
     config::{AccessLog, DaemonConfig},
@@ -25,8 +25,8 @@ pub struct Reporting {
 // === impl Reporting ===
 
 impl Reporting {
-    /// Starts the thread with this many rings.
-    pub fn start(config: &DaemonConfig, rings: usize, registry: &mut Registry) -> anyhow::Result<Self> {
+    /// Starts the thread with this many rings. Adapters as WebAssembly run in `wasm`.
+    pub fn start(config: &DaemonConfig, rings: usize, wasm: WasmHost, registry: &mut Registry) -> anyhow::Result<Self> {
         let flows = Arc::new(FlowStore::new(config.flow_sample));
         let edges = Arc::new(EdgeStore::default());
         let metrics = RuntimeMetrics::default();
@@ -36,7 +36,7 @@ impl Reporting {
         let own = own(config.access_log, &flows, &edges, registry)?;
         let (thread, reporters) = ReporterThread::start(own, rings, metrics.reports.clone())?;
         Ok(Self {
-            adapters: AdapterRuntime::new(thread.control(), metrics),
+            adapters: AdapterRuntime::new(thread.control(), metrics, wasm),
             thread,
             reporters,
             flows,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -15,10 +16,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::{net::TcpListener, signal::unix, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use weft_adapters::Reporter;
+use weft_adapters::{Reporter, Upstreams, WasmHost};
 use weft_control::{AppliedObjects, Change, FilesSource};
 use weft_dataplane::{Cgroup, Connections, Dataplane, DataplaneConfig, Events};
-use weft_proxy::{DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
+use weft_policy::Snapshot;
+use weft_proxy::{Callouts, DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
 use super::{
     control::DaemonControl,
@@ -131,12 +133,14 @@ async fn mesh(
     let mut sockets = Sockets::default();
     let stop = CancellationToken::new();
     let mut metrics_registry = MetricsRegistry::default();
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let current = Arc::new(ArcSwap::default());
+    let wasm = WasmHost::new(callouts(&current), workers);
+    let workers = workers.get();
     // One ring a worker, one for kernel events, one for kernel edges.
-    let reporting = Reporting::start(config, workers + 2, &mut metrics_registry)?;
+    let reporting = Reporting::start(config, workers + 2, wasm, &mut metrics_registry)?;
     let (flows, edge_store, mut reporters) = (reporting.flows, reporting.edges, reporting.reporters);
     let registry = Arc::new(Registry::open(&config.state.workloads(), cgroup.path())?);
-    let current = Arc::new(ArcSwap::default());
     let snapshots = SnapshotPublisher::new(Arc::clone(&current), Arc::default());
     let watch = snapshots.watch();
     let engine = Arc::new(Engine::new(
@@ -376,6 +380,12 @@ async fn mesh(
         let _ = tokio::time::timeout(FLUSH, telling).await;
     }
     Ok(())
+}
+
+/// Calls of adapters: to services of the mesh.
+fn callouts(current: &Arc<ArcSwap<Snapshot>>) -> impl Fn(&str) -> Arc<dyn Upstreams> + use<> {
+    let current = Arc::clone(current);
+    move |namespace| Arc::new(Callouts::new(Arc::clone(&current), namespace, Vec::new()))
 }
 
 /// Publishes on a thread that may block.

@@ -1,0 +1,93 @@
+//! Adapters that are WebAssembly.
+
+use std::{collections::BTreeSet, fmt, path::PathBuf};
+
+use serde::Serialize;
+
+/// What an adapter as WebAssembly is made of, beside its parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WasmBackend {
+    /// At least one, and one of them with a weight.
+    pub generations: Vec<WasmGeneration>,
+    /// Which of the module's plugins, for modules that hold several; else empty.
+    pub root: String,
+    pub protocols: WasmProtocols,
+    pub limits: WasmLimits,
+    /// Services that it may call, as it names them.
+    pub upstreams: BTreeSet<String>,
+    /// Host calls that it may make, by name; `None`: all.
+    pub capabilities: Option<BTreeSet<String>>,
+}
+
+/// One version of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WasmGeneration {
+    pub name: String,
+    pub module: WasmModule,
+    /// Its share of the requests, relative to those of the others.
+    pub weight: u32,
+}
+
+/// Where a module is, and what it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WasmModule {
+    /// On this machine, absolute.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes, if it was said.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// What it looks at; at least one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WasmProtocols {
+    /// Requests.
+    pub http: bool,
+    /// Connections whose bytes nobody reads as HTTP.
+    pub tcp: bool,
+}
+
+/// What an instance may use; each worker of the proxy has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WasmLimits {
+    pub memory_mib: u64,
+    /// CPU time of a callback.
+    pub deadline_ms: u64,
+    /// CPU time of each callback of a start.
+    pub start_ms: u64,
+}
+
+// === impl WasmBackend ===
+
+impl fmt::Display for WasmBackend {
+    /// `wasm auth.wasm`, `wasm v1 (90), v2 (10)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [only] = &*self.generations {
+            let file = only.module.path.file_name().unwrap_or_default();
+            return write!(f, "wasm {}", file.display());
+        }
+        for (index, generation) in self.generations.iter().enumerate() {
+            let before = if index == 0 { "wasm " } else { ", " };
+            write!(f, "{before}{generation}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for WasmGeneration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.weight)
+    }
+}
+
+// === impl WasmLimits ===
+
+impl Default for WasmLimits {
+    /// What filters built with the SDKs need, with room: those in Go take tens of milliseconds to start.
+    fn default() -> Self {
+        Self {
+            memory_mib: 64,
+            deadline_ms: 5,
+            start_ms: 2000,
+        }
+    }
+}

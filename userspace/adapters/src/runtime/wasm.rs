@@ -1,0 +1,228 @@
+//! Adapters that are WebAssembly, made for the runtime: read, compiled, tried and warmed before any request meets them.
+
+use std::{collections::VecDeque, fs::File, io::Read, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use weft_policy::{AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmModule};
+
+use super::{
+    chain_of,
+    generations::{Generation, Generations, Ingredients, Made},
+    name_of,
+};
+use crate::{
+    error::AdapterError,
+    upstreams::{NoUpstreams, Upstreams},
+    wasm::{
+        Capabilities, Digest, FailurePolicy, Limits, MAX_MODULE, MayCall, Module, PluginConfig, Services, WasmError,
+    },
+};
+
+/// So many refused modules are remembered, the latest ones.
+const MAX_REFUSED: usize = 32;
+
+/// What may be called by the adapters of a namespace.
+type UpstreamsOf = Box<dyn Fn(&str) -> Arc<dyn Upstreams> + Send + Sync>;
+
+/// What WebAssembly adapters run in.
+pub struct WasmHost {
+    services: Services,
+    upstreams: UpstreamsOf,
+    workers: NonZeroUsize,
+    /// Not tried again at each publication: a module may take long to fail.
+    refused: VecDeque<(Ingredients, Arc<WasmError>)>,
+}
+
+// === impl WasmHost ===
+
+impl WasmHost {
+    /// `upstreams` carries the calls of the adapters of a namespace; each of `workers` finds an instance ready.
+    pub fn new(upstreams: impl Fn(&str) -> Arc<dyn Upstreams> + Send + Sync + 'static, workers: NonZeroUsize) -> Self {
+        Self {
+            services: Services::default(),
+            upstreams: Box::new(upstreams),
+            workers,
+            refused: VecDeque::new(),
+        }
+    }
+
+    /// Brings an adapter to what its object says. What `earlier` holds and did not change goes on. When this returns, no
+    /// request waits for anything of it.
+    ///
+    /// # Errors
+    /// None of the generations that are to get requests can be made; of those, the first problem.
+    pub(super) fn make(
+        &mut self,
+        config: &AdapterConfig,
+        backend: &WasmBackend,
+        earlier: Option<&Generations>,
+    ) -> Result<Generations, AdapterError> {
+        let mut first = None;
+        let mut all = Vec::with_capacity(backend.generations.len());
+        for generation in &backend.generations {
+            let made = self.generation(config, backend, generation, earlier);
+            let made = made.map_err(|error| {
+                let problem = chain_of(&error);
+                tracing::error!(
+                    adapter = name_of(&config.object),
+                    generation = generation.name,
+                    problem,
+                    "generation not in force"
+                );
+                if generation.weight > 0 {
+                    first.get_or_insert(error);
+                }
+                problem
+            });
+            all.push(Generation {
+                name: generation.name.clone(),
+                weight: generation.weight,
+                made,
+            });
+        }
+        if let Some(error) = first
+            && !all.iter().any(|generation| generation.weight > 0 && generation.made.is_ok())
+        {
+            return Err(error);
+        }
+        let closed = config.failure_policy == AdapterFailure::Closed;
+        Ok(Generations::new(
+            &name_of(&config.object),
+            backend.protocols,
+            closed,
+            all,
+        ))
+    }
+
+    fn generation(
+        &mut self,
+        config: &AdapterConfig,
+        backend: &WasmBackend,
+        generation: &WasmGeneration,
+        earlier: Option<&Generations>,
+    ) -> Result<Arc<Made>, AdapterError> {
+        let bytes = read(&generation.module)?;
+        let ingredients = Ingredients {
+            module: Digest::of(&bytes),
+            config: plugin_config(config, backend),
+        };
+        if let Some(made) = earlier.and_then(|earlier| earlier.made_of(&ingredients)) {
+            return Ok(made);
+        }
+        let refused = self.refused.iter().find(|(of, _)| *of == ingredients);
+        let why = match refused {
+            Some((_, why)) => Arc::clone(why),
+            None => match self.plugin(&bytes, &ingredients.config, &config.object) {
+                Ok(plugin) => {
+                    return Ok(Arc::new(Made {
+                        of: ingredients,
+                        plugin,
+                    }));
+                }
+                Err(error) => {
+                    let why = Arc::new(error);
+                    self.refused.truncate(MAX_REFUSED - 1);
+                    self.refused.push_front((ingredients, Arc::clone(&why)));
+                    why
+                }
+            },
+        };
+        Err(AdapterError::Module {
+            path: generation.module.path.clone(),
+            source: why,
+        })
+    }
+
+    /// The adapter is gone: should it come again, its modules are tried again.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.refused.retain(|(of, _)| *of.config.name != *name);
+    }
+
+    fn plugin(
+        &self,
+        bytes: &[u8],
+        config: &PluginConfig,
+        object: &ObjectRef,
+    ) -> Result<crate::wasm::Plugin, WasmError> {
+        let upstreams = (self.upstreams)(object.namespace.as_deref().unwrap_or_default());
+        let plugin = Module::compile(bytes)?.plugin(config.clone(), &self.services, upstreams)?;
+        plugin.canary()?;
+        plugin.prepare(self.workers.get())?;
+        Ok(plugin)
+    }
+}
+
+impl Default for WasmHost {
+    /// One worker, in a mesh in which nothing can be called.
+    fn default() -> Self {
+        Self::new(|_| Arc::new(NoUpstreams), NonZeroUsize::MIN)
+    }
+}
+
+impl std::fmt::Debug for WasmHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WasmHost")
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn plugin_config(config: &AdapterConfig, backend: &WasmBackend) -> PluginConfig {
+    let limits = backend.limits;
+    PluginConfig {
+        name: name_of(&config.object).into(),
+        root_id: backend.root.clone(),
+        configuration: match &config.params {
+            serde_json::Value::Null => Bytes::new(),
+            // As it is, for modules that want no JSON.
+            serde_json::Value::String(text) => Bytes::from(text.clone()),
+            params => Bytes::from(params.to_string()),
+        },
+        limits: Limits {
+            deadline: Duration::from_millis(limits.deadline_ms),
+            start_deadline: Duration::from_millis(limits.start_ms),
+            memory: usize::try_from(limits.memory_mib << 20).unwrap_or(usize::MAX),
+        },
+        capabilities: match &backend.capabilities {
+            None => Capabilities::All,
+            Some(names) => Capabilities::Only(names.clone()),
+        },
+        may_call: MayCall::Only(backend.upstreams.clone()),
+        failure: match config.failure_policy {
+            AdapterFailure::Open => FailurePolicy::Open,
+            AdapterFailure::Closed => FailurePolicy::Closed,
+        },
+        ..PluginConfig::default()
+    }
+}
+
+/// A module's bytes: those that were asked for.
+fn read(module: &WasmModule) -> Result<Vec<u8>, AdapterError> {
+    let bytes = read_file(&module.path)?;
+    let found = Digest::of(&bytes);
+    match module.sha256.map(Digest::from) {
+        Some(expected) if expected != found => Err(AdapterError::Digest {
+            path: module.path.clone(),
+            expected,
+            found,
+        }),
+        _ => Ok(bytes),
+    }
+}
+
+/// No more than a module may have, and one byte.
+fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {
+    let failed = |source| AdapterError::ReadModule {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        // A pipe would never end.
+        return Err(failed(std::io::Error::other("it is no regular file")));
+    }
+    let mut bytes = Vec::new();
+    let most = u64::try_from(MAX_MODULE).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(most).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
