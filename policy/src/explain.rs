@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{
-    Account, AppProtocol, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName, ServicePort,
-    Snapshot, Verdict,
+    Account, AppProtocol, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName,
+    ServicePort, Snapshot, Verdict,
 };
 
 /// What somebody wants to know.
@@ -171,10 +171,9 @@ impl Snapshot {
                 let opaque = found.app == AppProtocol::Opaque && *protocol == Protocol::Tcp;
                 for adapter in self.adapters.iter().filter(looks) {
                     let config = &adapter.config;
-                    if !found.http && !(opaque && config.backend.sees_bytes()) {
-                        continue;
+                    if found.http || (opaque && config.backend.sees_bytes()) {
+                        steps.push(format!("- {}: {}, {}", config.object, config.backend, config.role));
                     }
-                    steps.push(format!("- {}: {}, {}", config.object, config.backend, config.role));
                 }
                 Some((service, found))
             }

@@ -1,10 +1,13 @@
 //! Kind `Adapter` with `backend: wasm`: real modules in the way of real traffic.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Run, curl, filters::filter, lab_test, poll};
+use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll};
 
 /// Looks at the bytes of a connection and closes those that begin with `HEAD`.
 const BYTES: &str = r#"(module
@@ -189,6 +192,224 @@ fn a_module_that_looks_at_bytes_makes_them_visit_the_proxy() {
                 .is_some_and(|why| why.contains("reset by adapter default/bytes"))
         })?;
         ensure!(flow["protocol"] == "tcp", "{flow}");
+        Ok(())
+    });
+}
+
+/// A client that asks `http://web/...` on and on over one connection.
+struct Asking(Running);
+
+impl Asking {
+    fn start(client: &Run<'_>, flags: &[&str], url: &str) -> Result<Self> {
+        let told = "%{stderr}%{http_code} %{exitcode}\n";
+        let words = ["curl", "-s", "-o", "/dev/null", "-w", told]
+            .into_iter()
+            .chain(flags.iter().copied());
+        let words = words.map(str::to_owned).chain([format!("{url}?[1-100000000]")]);
+        Running::start(client.command(words)).map(Self)
+    }
+
+    fn count(&self) -> usize {
+        self.0.stderr().lines().count()
+    }
+
+    fn more(&self, count: usize) -> Result<()> {
+        let before = self.count();
+        poll::until("more answers", || {
+            let now = self.count();
+            ensure!(now >= before + count, "{} of {count}", now - before);
+            Ok(())
+        })
+    }
+
+    /// Ends it; all answers must have been 200. Gives how many there were.
+    fn all_good(mut self) -> Result<usize> {
+        ensure!(self.0.is_running()?, "it ended: {}", self.0.stderr());
+        self.0.kill();
+        let told = self.0.stderr();
+        let mut lines: Vec<&str> = told.lines().collect();
+        // The last line may have been cut.
+        lines.pop();
+        let wrong: Vec<&&str> = lines.iter().filter(|line| **line != "200 0").collect();
+        ensure!(wrong.is_empty(), "{} of {}: {wrong:?}", wrong.len(), lines.len());
+        Ok(lines.len())
+    }
+}
+
+/// The module with a custom section, so that it is another one each time.
+fn variant(lab: &Lab, name: &str, number: u32) -> Result<PathBuf> {
+    let mut bytes = fs::read(filter(name)?)?;
+    bytes.extend_from_slice(b"\0\x09\x04swap");
+    bytes.extend_from_slice(&number.to_le_bytes());
+    let file = lab.work().join("variant.wasm");
+    fs::write(&file, bytes)?;
+    Ok(file)
+}
+
+fn adapter(lab: &Lab, words: &[&str]) -> Result<String> {
+    let words = ["adapter"].into_iter().chain(words.iter().copied());
+    Ok(lab.weft(words)?.ok()?.stdout)
+}
+
+/// `WEFT_TEST_SWAPS` says how many.
+#[test]
+fn modules_are_swapped_under_load_without_a_failed_request() {
+    let swaps: u32 = std::env::var("WEFT_TEST_SWAPS").map_or(10, |text| text.parse().expect("a number"));
+    with_web("wasm-swaps", |lab, client| {
+        apply(lab, "auth", &filter("header-auth")?, AUTH)?;
+        poll::until("the filter", || answers(client, &[], "/", 401).map(drop))?;
+        let asking = Asking::start(client, &TOKEN, "http://web/")?;
+        let new = Asking::start(client, &["-H", "connection: close", TOKEN[0], TOKEN[1]], "http://web/")?;
+        for number in 1..=swaps {
+            let file = variant(lab, "header-auth", number)?;
+            let said = adapter(lab, &["load", "auth", &file.to_string_lossy()])?;
+            let expect = format!("v{number} 0, v{} 100", number + 1);
+            ensure!(said.contains(&expect), "{said}");
+            asking.more(1)?;
+        }
+        // It is the last one that judges.
+        answers(client, &[], "/", 401)?;
+        let shown = shown(lab, "auth")?;
+        let generations = shown["generations"].as_array().context("generations")?;
+        let last = generations.last().context("a generation")?;
+        ensure!(
+            generations.len() == 2 && last["name"] == format!("v{}", swaps + 1) && last["answers"] == 1,
+            "{shown}"
+        );
+        let modules = fs::read_dir(lab.state().join("modules"))?.count();
+        ensure!(modules == 2, "{modules} modules are kept");
+        let asked = (asking.all_good()?, new.all_good()?);
+        ensure!(asked.0 > 10 && asked.1 > 10, "{asked:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
+    with_web("wasm-rollback", |lab, client| {
+        apply(
+            lab,
+            "guard",
+            &filter("deny-path")?,
+            "failurePolicy: open, params: {prefixes: [/admin]}, wasm: {MODULE}",
+        )?;
+        poll::until("the filter", || answers(client, &[], "/admin", 403).map(drop))?;
+        let garbage = lab.work().join("garbage.wasm");
+        fs::write(&garbage, b"\0asm no module")?;
+        let refused = lab.weft(["adapter", "load", "guard", &garbage.to_string_lossy()])?;
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("not a WebAssembly module"),
+            "{refused:?}"
+        );
+        let asking = Asking::start(client, &[], "http://web/")?;
+        let trap = filter("trap")?;
+        let said = adapter(lab, &["load", "guard", &trap.to_string_lossy(), "--weight", "10"])?;
+        ensure!(said.contains("v1 90, v2 10"), "{said}");
+        asking.more(300)?;
+        let share = |at: usize| -> Result<u64> {
+            let streams = &shown(lab, "guard")?["generations"][at]["streams"];
+            streams.as_u64().context("requests of a generation")
+        };
+        let (old, new) = (share(0)?, share(1)?);
+        // Far beyond six standard deviations.
+        ensure!(new * 100 / (old + new) < 30 && new > 0, "{old} {new}");
+
+        let told = "%{stderr}%{http_code}\n";
+        let words = ["curl", "-s", "-o", "/dev/null", "-H", "x-trap: 1", "-w", told];
+        let asked = client.output(words.iter().copied().chain(["http://web/?[1-200]"]))?;
+        ensure!(asked.stderr.lines().all(|code| code == "200"), "{asked:?}");
+        let v2 = || -> Result<Value> { Ok(shown(lab, "guard")?["generations"][1].clone()) };
+        ensure!(
+            v2()?["rolled_back"]
+                .as_str()
+                .is_some_and(|why| why.starts_with("failed on 3")),
+            "{}",
+            v2()?
+        );
+        let listed = adapter(lab, &["list", "guard"])?;
+        ensure!(listed.contains("generation v2 ROLLED BACK: failed on 3"), "{listed}");
+        asking.more(20)?;
+        asking.all_good()?;
+
+        // A restart forgets neither the generations nor who is out.
+        poll::until("it is kept", || {
+            ensure!(lab.state().join("rolled-back.json").exists());
+            Ok(())
+        })?;
+        lab.stop()?;
+        lab.daemon()?;
+        poll::until("the server", || answers(client, &[], "/admin", 403).map(drop))?;
+        ensure!(v2()?["rolled_back"].is_string() && v2()?["streams"] == 0, "{}", v2()?);
+        // By hand it may be tried again, and taken out again.
+        let said = adapter(lab, &["weight", "guard", "v2=50"])?;
+        ensure!(said.contains("v1 90, v2 50"), "{said}");
+        ensure!(v2()?["rolled_back"].is_null(), "{}", v2()?);
+        let said = adapter(lab, &["rollback", "guard"])?;
+        ensure!(said.contains("v2 rolled back; now v1 90, v2 out"), "{said}");
+        let alone = lab.weft(["adapter", "rollback", "guard"])?.exits(1)?;
+        ensure!(alone.stderr.contains("no other generation"), "{alone:?}");
+
+        let said = adapter(
+            lab,
+            &["load", "guard", &filter("header-auth")?.to_string_lossy(), "--shadow"],
+        );
+        ensure!(said.is_err(), "it refuses the configuration of another module");
+        let said = adapter(lab, &["load", "guard", &filter("loop")?.to_string_lossy(), "--shadow"])?;
+        ensure!(said.contains("v3 shadow"), "{said}");
+        answers(client, &["-H", "x-loop: 1"], "/", 200)?;
+        answers(client, &[], "/admin", 403)?;
+        let shadow = &shown(lab, "guard")?["generations"][2];
+        ensure!(
+            shadow["streams"] == 2 && shadow["traps"] == 1 && shadow["disagreed"] == 1,
+            "{shadow}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_modules_harm_nobody_else() {
+    with_web("wasm-bad", |lab, client| {
+        let _other = lab.nginx(Nginx::service("other").port(80, 8081))?;
+        poll::until("the other server", || {
+            let answer = client.curl("http://other/")?;
+            ensure!(answer.http == 200, "{answer:?}");
+            Ok(())
+        })?;
+        let good = lab.work().join("good.yaml");
+        fs::write(
+            &good,
+            format!(
+                "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: good}}\n\
+                 spec: {{target: {{services: [other]}}, backend: wasm, {}}}\n",
+                AUTH.replace("MODULE", &format!("module: {}", filter("header-auth")?.display()))
+            ),
+        )?;
+        lab.weft(["apply", "-f", &good.to_string_lossy()])?.ok()?;
+        let other = Asking::start(client, &TOKEN, "http://other/")?;
+        for bad in ["trap", "loop", "eat"] {
+            apply(lab, "bad", &filter(bad)?, "wasm: {MODULE}")?;
+            answers(client, &[], "/", 200)?;
+            let header = format!("x-{bad}: 1");
+            for _ in 0..3 {
+                let failed = answers(client, &["-H", &header], "/", 503)?;
+                ensure!(failed.body.contains("adapter default/bad failed"), "{failed:?}");
+                answers(client, &[], "/", 200)?;
+            }
+            let traps = &shown(lab, "bad")?["generations"][0]["traps"];
+            ensure!(*traps == 3, "{bad}: {traps}");
+            other.more(5)?;
+        }
+        let asked = other.all_good()?;
+        ensure!(asked > 15, "{asked}");
+        let metrics = lab.outside(["curl", "-sS", "--fail", "http://127.0.0.1:15020/metrics"])?;
+        let metrics = metrics.ok()?.stdout;
+        for line in [
+            r#"weft_adapter_generation_traps_total{adapter="default/bad",generation="v1"} 3"#,
+            r#"weft_adapter_generation_traps_total{adapter="default/good",generation="v1"} 0"#,
+        ] {
+            ensure!(metrics.contains(line), "{line}: {metrics}");
+        }
         Ok(())
     });
 }

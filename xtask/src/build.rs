@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-pub use self::filters::filters;
+pub use self::filters::{filters, own_filters};
 use self::stamp::{hash, hash_of_sources};
 use crate::{
     paths,

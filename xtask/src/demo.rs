@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: what weft does, shown by real programs, every line checked while it runs.
 
 mod acts;
+mod adapters;
 mod death;
 mod mesh;
 mod screen;
@@ -29,6 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
     preflight::kernel("demo")?;
     let tools = setup::ensure(Scope::Traffic)?;
     build::release(&tools)?;
+    build::own_filters(&setup::filters::ensure()?)?;
     interrupt::on_signals()?;
 
     let before = leak::Snapshot::take().context("list what is on this machine before")?;
@@ -80,6 +82,7 @@ fn show(lab: &Lab, screen: &mut Screen) -> Result<Servers> {
     acts::judge_requests(lab, screen)?;
     acts::split(lab, screen)?;
     acts::edit_under_a_running_connection(lab, screen)?;
+    adapters::hot_load(lab, screen)?;
     // Before wrk fills the flows that are kept.
     acts::what_was_seen(lab, screen)?;
     acts::short_circuit(lab, screen)?;

@@ -17,15 +17,19 @@ pub struct WasmBackend {
     pub upstreams: BTreeSet<String>,
     /// Host calls that it may make, by name; `None`: all.
     pub capabilities: Option<BTreeSet<String>>,
+    /// When a generation is taken out; `None`: by hand only.
+    pub rollback: Option<WasmRollback>,
 }
 
-/// One version of an adapter.
+/// One version of an adapter; newer ones come later in the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WasmGeneration {
     pub name: String,
     pub module: WasmModule,
     /// Its share of the requests, relative to those of the others.
     pub weight: u32,
+    /// It sees copies of requests and changes nothing; its weight is zero.
+    pub shadow: bool,
 }
 
 /// Where a module is, and what it must be.
@@ -56,6 +60,17 @@ pub struct WasmLimits {
     pub start_ms: u64,
 }
 
+/// What a generation may do worse than those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WasmRollback {
+    /// Requests that it fails on (traps, takes too long, does not start) within a second.
+    pub failures: u64,
+    /// Time a request, in percent of theirs, above theirs.
+    pub slower_percent: u64,
+    /// Requests that it answers itself, in percent of its requests, above theirs.
+    pub denies_percent: u64,
+}
+
 // === impl WasmBackend ===
 
 impl fmt::Display for WasmBackend {
@@ -75,7 +90,10 @@ impl fmt::Display for WasmBackend {
 
 impl fmt::Display for WasmGeneration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.name, self.weight)
+        match self.shadow {
+            true => write!(f, "{} (shadow)", self.name),
+            false => write!(f, "{} ({})", self.name, self.weight),
+        }
     }
 }
 
@@ -88,6 +106,19 @@ impl Default for WasmLimits {
             memory_mib: 64,
             deadline_ms: 5,
             start_ms: 2000,
+        }
+    }
+}
+
+// === impl WasmRollback ===
+
+impl Default for WasmRollback {
+    /// Three failures are no accident; three times the time, or one in five requests more refused, is another filter.
+    fn default() -> Self {
+        Self {
+            failures: 3,
+            slower_percent: 200,
+            denies_percent: 20,
         }
     }
 }

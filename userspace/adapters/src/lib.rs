@@ -45,6 +45,9 @@ pub use native::{Native, NativeEntry, Part, Role};
 pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
 pub use reporter::{Report, Reporter, ReporterControl, ReporterThread};
-pub use runtime::{AdapterCounts, AdapterRuntime, AdapterState, GenerationState, RuntimeMetrics, WasmHost};
+pub use runtime::{
+    AdapterCounts, AdapterRuntime, AdapterState, GenerationError, GenerationMetrics, GenerationState, RuntimeMetrics,
+    WasmHost,
+};
 pub use stream::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};

@@ -115,6 +115,11 @@ pub trait StreamFilter {
         Poll::Ready(Step::Continue)
     }
 
+    /// Whether it could not do its work, so that a failure policy decided.
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     /// The request is over, in whatever way; called once.
     fn on_end(&mut self, _end: &StreamEnd) {}
 }

@@ -14,6 +14,7 @@ pub mod edges;
 pub mod error;
 pub mod explain;
 pub mod flows;
+pub mod generations;
 pub mod registry;
 pub mod state_dir;
 pub mod status;

@@ -80,6 +80,16 @@ impl StateDir {
         self.run.join("netns")
     }
 
+    /// Modules of adapters that `weft adapter load` brought, by digest.
+    pub fn modules(&self) -> PathBuf {
+        self.lib.join("modules")
+    }
+
+    /// Generations of adapters that were rolled back, and why.
+    pub fn rolled_back(&self) -> PathBuf {
+        self.lib.join("rolled-back.json")
+    }
+
     /// Numbers and virtual IPs that must stay the same across restarts.
     pub fn allocations(&self) -> PathBuf {
         self.lib.join("allocations.json")

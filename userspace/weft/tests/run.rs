@@ -19,8 +19,9 @@ use weft::{
     admin::{
         Control, ControlError, Server,
         api::{
-            AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest,
-            ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+            AdapterChange, AdapterChanged, AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport,
+            EdgesView, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
+            WorkloadView,
         },
     },
     flows::FlowStore,
@@ -58,6 +59,10 @@ impl Control for Registrar {
 
     fn adapters(&self) -> Vec<AdapterView> {
         Vec::new()
+    }
+
+    fn change_adapter(&self, change: AdapterChange) -> Result<AdapterChanged, ControlError> {
+        Err(ControlError::NotFound { what: change.name })
     }
 
     fn status(&self) -> Status {

@@ -34,6 +34,15 @@ const FOREIGN: &[(&str, &str)] = &[
 /// # Errors
 /// A compiler's or npm's failure.
 pub fn filters(tools: &FilterTools) -> Result<()> {
+    own_filters(tools)?;
+    unless_unchanged("filters made by others", &format!("{FOREIGN:?}\n"), foreign)
+}
+
+/// Builds those that are ours, unless nothing changed.
+///
+/// # Errors
+/// As [`filters`].
+pub fn own_filters(tools: &FilterTools) -> Result<()> {
     let out = paths::filters();
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     // One for all: a change of either is rare, and the other compiler is quick where nothing changed.
@@ -46,7 +55,7 @@ pub fn filters(tools: &FilterTools) -> Result<()> {
             Ok(vec![assemblyscript(name, &tools.npm)?])
         })?;
     }
-    unless_unchanged("filters made by others", &format!("{FOREIGN:?}\n"), foreign)
+    Ok(())
 }
 
 /// The Cargo workspace: libraries, and examples where a package has several modules.

@@ -19,11 +19,14 @@ use weft_policy::{
     Snapshot,
 };
 
-pub use self::{generations::GenerationState, wasm::WasmHost};
 use self::{
-    generations::Generations,
+    generations::{Generation, Generations},
     guard::{Broken, Guarded},
     target::{Audience, Panicked, Targeted},
+};
+pub use self::{
+    generations::{GenerationMetrics, GenerationState},
+    wasm::WasmHost,
 };
 use crate::{
     builtin,
@@ -92,6 +95,21 @@ pub struct AdapterCounts {
     /// Records that it was told, and that it lost.
     pub sent: u64,
     pub dropped: u64,
+}
+
+/// Why nothing can be done with a generation.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    #[error("no WebAssembly adapter `{object}` is in force")]
+    Unknown { object: ObjectRef },
+    #[error("adapter {adapter} has no generation `{name}`, but {}", there.join(", "))]
+    NoGeneration {
+        adapter: String,
+        name: String,
+        there: Vec<String>,
+    },
+    #[error("{object}: no other generation could take the requests; load one, or remove the adapter")]
+    Alone { object: ObjectRef },
 }
 
 #[derive(Debug)]
@@ -167,6 +185,52 @@ impl AdapterRuntime {
             .filter_map(|object| self.live.get(object))
             .map(|live| live.state(&self.metrics.reports))
             .collect()
+    }
+
+    /// Takes a generation out by hand, at once; the newest that gets requests, unless one is named. Gives its name.
+    ///
+    /// # Errors
+    /// There is none such, or nothing that could take its requests.
+    pub fn roll_back(&self, object: &ObjectRef, named: Option<&str>) -> Result<String, GenerationError> {
+        let set = self.generations(object)?.set();
+        let newest = || set.all.iter().rposition(Generation::gets_requests);
+        let at = match named {
+            Some(name) => Some(set.position(name).ok_or_else(|| set.no_generation(name))?),
+            None => newest(),
+        };
+        let others = |at: usize| {
+            let mut others = set.all.iter().enumerate().filter(|(other, _)| *other != at);
+            others.any(|(_, other)| other.gets_requests())
+        };
+        match at.filter(|at| set.all[*at].shadow || others(*at)) {
+            Some(at) => {
+                set.roll_back(at, "by hand".to_owned());
+                set.record();
+                Ok(set.all[at].name.clone())
+            }
+            None => Err(GenerationError::Alone { object: object.clone() }),
+        }
+    }
+
+    /// Gives requests again to those of the named generations that were rolled back.
+    ///
+    /// # Errors
+    /// There is none such.
+    pub fn restore<'n>(&self, object: &ObjectRef, names: impl Iterator<Item = &'n str>) -> Result<(), GenerationError> {
+        let set = self.generations(object)?.set();
+        for name in names {
+            let at = set.position(name).ok_or_else(|| set.no_generation(name))?;
+            if let Ok(made) = &set.all[at].made {
+                made.set_in();
+            }
+        }
+        set.record();
+        Ok(())
+    }
+
+    fn generations(&self, object: &ObjectRef) -> Result<&Generations, GenerationError> {
+        let found = self.live.get(object).and_then(|live| live.part.generations());
+        found.ok_or_else(|| GenerationError::Unknown { object: object.clone() })
     }
 
     fn bring(&mut self, adapter: &Arc<Adapter>) {
@@ -311,7 +375,7 @@ impl Live {
             services: self.adapter.target.services.len(),
             problem: self.problem.clone().or_else(|| panicked.then(|| PANICKED.to_owned())),
             earlier: self.problem.is_some() && self.made_of.is_some() && !panicked,
-            generations: self.part.generations().map_or(Vec::new(), Generations::states),
+            generations: self.part.generations().map_or(Vec::new(), |found| found.set().states()),
             counts: AdapterCounts {
                 allowed: self.counters.allowed.get(),
                 denied: self.counters.denied.get(),

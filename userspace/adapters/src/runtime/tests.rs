@@ -50,6 +50,10 @@ spec: {service: front, backends: [{service: web, weight: 1}, {service: v1, weigh
 
 impl World {
     fn new() -> Self {
+        Self::with(WasmHost::default())
+    }
+
+    fn with(wasm: WasmHost) -> Self {
         let reports = ReportMetrics::default();
         let (thread, mut reporters) = ReporterThread::start(Vec::new(), 1, reports.clone()).unwrap();
         let mut world = Self {
@@ -61,7 +65,7 @@ impl World {
                     reports,
                     ..RuntimeMetrics::default()
                 },
-                WasmHost::default(),
+                wasm,
             ),
             thread,
             reporter: reporters.remove(0),

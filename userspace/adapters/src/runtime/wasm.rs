@@ -1,13 +1,24 @@
 //! Adapters that are WebAssembly, made for the runtime: read, compiled, tried and warmed before any request meets them.
 
-use std::{collections::VecDeque, fs::File, io::Read, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::Read,
+    num::NonZeroUsize,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use weft_policy::{AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmModule};
 
 use super::{
     chain_of,
-    generations::{Generation, Generations, Ingredients, Made},
+    generations::{
+        Generation, GenerationMetrics, Generations, Ingredients, Made, Set,
+        ledger::{Keep, Ledger},
+    },
     name_of,
 };
 use crate::{
@@ -31,6 +42,8 @@ pub struct WasmHost {
     workers: NonZeroUsize,
     /// Not tried again at each publication: a module may take long to fail.
     refused: VecDeque<(Ingredients, Arc<WasmError>)>,
+    ledger: Arc<Ledger>,
+    metrics: GenerationMetrics,
 }
 
 // === impl WasmHost ===
@@ -43,7 +56,22 @@ impl WasmHost {
             upstreams: Box::new(upstreams),
             workers,
             refused: VecDeque::new(),
+            ledger: Arc::new(Ledger::new(&[], Box::new(|_| {}))),
+            metrics: GenerationMetrics::default(),
         }
+    }
+
+    /// Remembers which generations were rolled back: `kept` is what `keep` was given last, by an earlier process. `keep` may
+    /// be called on any thread, and should be quick.
+    #[must_use]
+    pub fn keeping(mut self, kept: &[u8], keep: Keep) -> Self {
+        self.ledger = Arc::new(Ledger::new(kept, keep));
+        self
+    }
+
+    /// What the generations do, to be registered as a collector.
+    pub fn metrics(&self) -> GenerationMetrics {
+        self.metrics.clone()
     }
 
     /// Brings an adapter to what its object says. What `earlier` holds and did not change goes on. When this returns, no
@@ -77,21 +105,30 @@ impl WasmHost {
             all.push(Generation {
                 name: generation.name.clone(),
                 weight: generation.weight,
+                shadow: generation.shadow,
                 made,
             });
         }
         if let Some(error) = first
-            && !all.iter().any(|generation| generation.weight > 0 && generation.made.is_ok())
+            && !all
+                .iter()
+                .any(|generation| generation.weight > 0 && generation.made.is_ok())
         {
             return Err(error);
         }
-        let closed = config.failure_policy == AdapterFailure::Closed;
-        Ok(Generations::new(
+        let set = Set::new(
             &name_of(&config.object),
             backend.protocols,
-            closed,
+            config.failure_policy == AdapterFailure::Closed,
+            backend.rollback,
+            &self.ledger,
             all,
-        ))
+        );
+        // Of those that are gone or changed nothing is remembered.
+        set.record();
+        let generations = Generations::start(set)?;
+        self.metrics.add(generations.set());
+        Ok(generations)
     }
 
     fn generation(
@@ -104,9 +141,9 @@ impl WasmHost {
         let bytes = read(&generation.module)?;
         let ingredients = Ingredients {
             module: Digest::of(&bytes),
-            config: plugin_config(config, backend),
+            config: plugin_config(config, backend, generation.shadow),
         };
-        if let Some(made) = earlier.and_then(|earlier| earlier.made_of(&ingredients)) {
+        if let Some(made) = earlier.and_then(|earlier| earlier.set().made_of(&ingredients)) {
             return Ok(made);
         }
         let refused = self.refused.iter().find(|(of, _)| *of == ingredients);
@@ -114,10 +151,8 @@ impl WasmHost {
             Some((_, why)) => Arc::clone(why),
             None => match self.plugin(&bytes, &ingredients.config, &config.object) {
                 Ok(plugin) => {
-                    return Ok(Arc::new(Made {
-                        of: ingredients,
-                        plugin,
-                    }));
+                    let out = self.ledger.get(&name_of(&config.object), &ingredients.key());
+                    return Ok(Arc::new(Made::new(ingredients, plugin, out)));
                 }
                 Err(error) => {
                     let why = Arc::new(error);
@@ -135,7 +170,10 @@ impl WasmHost {
 
     /// The adapter is gone: should it come again, its modules are tried again.
     pub(super) fn forget(&mut self, name: &str) {
-        self.refused.retain(|(of, _)| *of.config.name != *name);
+        let shadow = format!("{name} (shadow)");
+        self.refused
+            .retain(|(of, _)| *of.config.name != *name && *of.config.name != *shadow);
+        self.ledger.set(name, BTreeMap::new());
     }
 
     fn plugin(
@@ -167,10 +205,12 @@ impl std::fmt::Debug for WasmHost {
     }
 }
 
-fn plugin_config(config: &AdapterConfig, backend: &WasmBackend) -> PluginConfig {
+fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) -> PluginConfig {
     let limits = backend.limits;
+    let name = name_of(&config.object);
     PluginConfig {
-        name: name_of(&config.object).into(),
+        // What filters share is kept by name, and a shadow shares nothing with those in force.
+        name: if shadow { format!("{name} (shadow)") } else { name }.into(),
         root_id: backend.root.clone(),
         configuration: match &config.params {
             serde_json::Value::Null => Bytes::new(),

@@ -18,6 +18,10 @@ impl StreamFilter for Failed {
     fn on_request_headers(&mut self, _: &mut request::Parts, _: bool) -> Step {
         Step::Respond(response(&self.0))
     }
+
+    fn has_failed(&self) -> bool {
+        true
+    }
 }
 
 impl TcpFilter for Failed {

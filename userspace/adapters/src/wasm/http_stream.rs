@@ -177,6 +177,10 @@ impl StreamFilter for HttpStream {
         }
     }
 
+    fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     fn on_end(&mut self, end: &StreamEnd) {
         self.end(Some(end));
     }

@@ -144,9 +144,10 @@ fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
 
 /// Checks judge requests; filters may also look at the bytes of a connection.
 fn requires_http(picked: &Picked) -> bool {
-    picked.chain.as_ref().is_some_and(|chain| {
-        !chain.pipeline.is_empty() || chain.filters.iter().any(|filter| filter.requires_http())
-    })
+    picked
+        .chain
+        .as_ref()
+        .is_some_and(|chain| !chain.pipeline.is_empty() || chain.filters.iter().any(|filter| filter.requires_http()))
 }
 
 /// Adapters look at requests there, and this has none that could be read.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use weft_adapters::{AdapterState, Destination, GenerationState, FlowProtocol, FlowVerdict, Peer, Side};
+use weft_adapters::{AdapterState, Destination, FlowProtocol, FlowVerdict, GenerationState, Peer, Side};
 use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
 
 use crate::edges::EdgeTotals;
@@ -257,6 +257,57 @@ pub struct AdapterView {
     pub generations: Vec<GenerationView>,
 }
 
+/// `POST /v1/adapters`: a change of one that was stored with `weft apply`, `backend: wasm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterChange {
+    pub namespace: String,
+    pub name: String,
+    pub verb: AdapterVerb,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterVerb {
+    /// Adds a generation.
+    Load {
+        /// File on the daemon's machine; it keeps a copy.
+        module: PathBuf,
+        /// `None`: `vN`.
+        generation: Option<String>,
+        share: Share,
+    },
+    /// Sets weights, and gives requests again to those that were rolled back.
+    Weigh { weights: Vec<GenerationWeight> },
+    /// Takes one out; `None`: the newest that gets requests.
+    RollBack { generation: Option<String> },
+}
+
+/// What a new generation gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    /// Every request; the others stay for a rollback.
+    All,
+    /// So many percent, 0 to 100; the others share the rest as they did.
+    Percent(u8),
+    /// Copies of all.
+    Shadow,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationWeight {
+    pub generation: String,
+    pub weight: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterChanged {
+    /// Which generation it was about.
+    pub generation: String,
+    /// The adapter, as it is now.
+    pub adapter: AdapterView,
+}
+
 /// One generation of an adapter as WebAssembly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationView {
@@ -265,8 +316,17 @@ pub struct GenerationView {
     pub module: Option<String>,
     /// Its share of the requests, relative to those of the others.
     pub weight: u32,
+    /// It sees copies of requests and changes nothing.
+    #[serde(default)]
+    pub shadow: bool,
     /// Why it does not run.
     pub problem: Option<String>,
+    /// Why it gets no requests any more, though it runs.
+    #[serde(default)]
+    pub rolled_back: Option<String>,
+    /// Of a shadow: requests over which it was of another mind than the generation in force.
+    #[serde(default)]
+    pub disagreed: u64,
     /// Requests and connections that it saw.
     pub streams: u64,
     /// Answers that it gave in the service's place.
@@ -275,7 +335,7 @@ pub struct GenerationView {
     pub traps: u64,
     /// Of these, those that took too long.
     pub deadlines: u64,
-    /// Requests and connections over which the failure policy decided.
+    /// Requests and connections that it failed on, so that another generation or the failure policy decided.
     pub failed: u64,
     /// Calls to services.
     pub calls: u64,
@@ -293,7 +353,10 @@ impl From<GenerationState> for GenerationView {
             name: state.name,
             module: state.digest.map(|digest| digest.to_string()),
             weight: state.weight,
+            shadow: state.shadow,
             problem: state.problem,
+            rolled_back: state.rolled_back,
+            disagreed: state.disagreed,
             streams: stats.streams,
             answers: stats.local_responses,
             traps: stats.traps,

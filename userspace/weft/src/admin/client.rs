@@ -11,8 +11,8 @@ use weft_adapters::Flow;
 use weft_policy::{Explanation, ObjectRef};
 
 use super::api::{
-    AdapterView, ApplyOutcome, DeleteOutcome, DoctorReport, EdgesView, ErrorBody, ExplainRequest, ObjectQuery,
-    ObjectView, RegisterRequest, RegisterResponse, Status,
+    AdapterChange, AdapterChanged, AdapterView, ApplyOutcome, DeleteOutcome, DoctorReport, EdgesView, ErrorBody,
+    ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
 };
 use crate::{daemon::hand_over::PROTOCOL, state_dir::StateDir};
 
@@ -105,6 +105,10 @@ impl Client {
 
     pub async fn adapters(&self) -> Result<Vec<AdapterView>, ClientError> {
         self.json(Method::GET, "/v1/adapters", NOTHING).await
+    }
+
+    pub async fn change_adapter(&self, change: &AdapterChange) -> Result<AdapterChanged, ClientError> {
+        self.json(Method::POST, "/v1/adapters", Some(change)).await
     }
 
     pub async fn doctor(&self) -> Result<DoctorReport, ClientError> {

@@ -74,6 +74,10 @@ impl Handlers {
             (&Method::GET, ["v1", "status"]) => self.get(|control| control.status()).await,
             (&Method::GET, ["v1", "edges"]) => self.get(|control| control.edges()).await,
             (&Method::GET, ["v1", "adapters"]) => self.get(|control| control.adapters()).await,
+            (&Method::POST, ["v1", "adapters"]) => {
+                let asked = read_json(body).await?;
+                self.ask(move |control| control.change_adapter(asked)).await
+            }
             (&Method::GET, ["v1", "doctor"]) => self.get(|control| control.doctor()).await,
             (&Method::GET, ["v1", "snapshot"]) => self.get(|control| control.snapshot()).await,
             (&Method::POST, ["v1", "hand-over"]) => self.hand_over(Request::from_parts(head, body)),

@@ -11,6 +11,7 @@
 //! | `GET /v1/status` | [`api::Status`] |
 //! | `GET /v1/edges` | [`api::EdgesView`] |
 //! | `GET /v1/adapters` | [`api::AdapterView`]s |
+//! | `POST /v1/adapters` | [`api::AdapterChange`] -> [`api::AdapterChanged`] |
 //! | `GET /v1/objects?kind=&namespace=&name=` | [`api::ObjectView`]s |
 //! | `PUT /v1/objects?file=NAME`, body YAML | [`api::ApplyOutcome`], also when objects were refused |
 //! | `DELETE /v1/objects/KIND/NAME?namespace=` | [`api::DeleteOutcome`] |
@@ -31,8 +32,8 @@ mod stall;
 mod tests;
 
 use api::{
-    AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery,
-    ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+    AdapterChange, AdapterChanged, AdapterView, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView,
+    ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
 };
 use tokio::net::UnixStream;
 use weft_policy::{Explanation, ObjectRef};
@@ -56,6 +57,8 @@ pub trait Control: Send + Sync + 'static {
     fn edges(&self) -> EdgesView;
     /// In the order in which they look.
     fn adapters(&self) -> Vec<AdapterView>;
+    /// Changes the generations of an applied one. What cannot run is refused, and nothing has changed then.
+    fn change_adapter(&self, change: AdapterChange) -> Result<AdapterChanged, ControlError>;
     fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView>;
     /// Stores what is valid, object by object, and publishes it. Refused objects are part of a good answer; `Err` is for
     /// what could not be tried at all.

@@ -21,8 +21,9 @@ use weft_policy::{DataPath, Diagnostic, Explanation, ObjectRef, ObjectState, Sev
 
 use super::{
     api::{
-        AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, DeleteOutcome, DoctorReport, EdgesView,
-        ExplainRequest, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status, WorkloadView,
+        AdapterChange, AdapterChanged, AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest,
+        DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, ObjectQuery, ObjectView, RegisterRequest,
+        RegisterResponse, Status, WorkloadView,
     },
     *,
 };
@@ -169,6 +170,10 @@ impl Control for Memory {
 
     fn adapters(&self) -> Vec<AdapterView> {
         Vec::new()
+    }
+
+    fn change_adapter(&self, change: AdapterChange) -> Result<AdapterChanged, ControlError> {
+        Err(ControlError::NotFound { what: change.name })
     }
 
     fn doctor(&self) -> DoctorReport {

@@ -1,10 +1,11 @@
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use weft_adapters::{NativeEntry, builtin};
 use weft_policy::ObjectRef;
 
@@ -13,7 +14,7 @@ use super::{
     output::{Format, Table, print_json},
 };
 use crate::{
-    admin::api::{AdapterView, GenerationView},
+    admin::api::{AdapterChange, AdapterVerb, AdapterView, GenerationView, GenerationWeight, Share},
     error::{Code as _, INVALID},
     explain::DEFAULT_NAMESPACE,
 };
@@ -33,14 +34,51 @@ enum Verb {
     List(Shown),
     /// What they did
     Stats(Shown),
+    /// Load a new generation of one that is WebAssembly, under traffic; what cannot run is refused and changes nothing
+    Load {
+        #[command(flatten)]
+        named: Named,
+        /// The module; the daemon keeps a copy
+        file: PathBuf,
+        /// What to call it, else vN
+        #[arg(long)]
+        generation: Option<String>,
+        /// Percent of the requests that it gets; else all, and the one before it stays for a rollback
+        #[arg(long, value_name = "PERCENT", value_parser = value_parser!(u8).range(0..=100), conflicts_with = "shadow")]
+        weight: Option<u8>,
+        /// It sees copies of all requests and changes nothing; what it would have done is counted
+        #[arg(long)]
+        shadow: bool,
+    },
+    /// Set weights of generations; one that was rolled back gets requests again
+    Weight {
+        #[command(flatten)]
+        named: Named,
+        #[arg(value_name = "GENERATION=WEIGHT", required = true, value_parser = weight)]
+        weights: Vec<GenerationWeight>,
+    },
+    /// Take a generation out at once; the others get its requests
+    Rollback {
+        #[command(flatten)]
+        named: Named,
+        /// Which one, else the newest that gets requests
+        #[arg(long)]
+        generation: Option<String>,
+    },
     /// Take one away that was stored with `weft apply`
     Remove {
-        name: String,
-        #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
-        namespace: String,
+        #[command(flatten)]
+        named: Named,
     },
     /// Which adapters are compiled in, or the page of one of them: its parameters
     Explain { name: Option<String> },
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    name: String,
+    #[arg(short, long, default_value = DEFAULT_NAMESPACE)]
+    namespace: String,
 }
 
 #[derive(Debug, Args)]
@@ -59,11 +97,36 @@ impl Adapter {
         match self.verb {
             Verb::List(shown) => shown.exec(&self.daemon, list)?,
             Verb::Stats(shown) => shown.exec(&self.daemon, stats)?,
-            Verb::Remove { name, namespace } => {
+            Verb::Load {
+                named,
+                file,
+                generation,
+                weight,
+                shadow,
+            } => {
+                let module = file.canonicalize();
+                let module = module.with_context(|| format!("read module {}", file.display()))?;
+                let share = match (shadow, weight) {
+                    (true, _) => Share::Shadow,
+                    (false, Some(percent)) => Share::Percent(percent),
+                    (false, None) => Share::All,
+                };
+                let verb = AdapterVerb::Load {
+                    module,
+                    generation,
+                    share,
+                };
+                change(&self.daemon, named, verb, "loaded")?;
+            }
+            Verb::Weight { named, weights } => change(&self.daemon, named, AdapterVerb::Weigh { weights }, "weighed")?,
+            Verb::Rollback { named, generation } => {
+                change(&self.daemon, named, AdapterVerb::RollBack { generation }, "rolled back")?;
+            }
+            Verb::Remove { named } => {
                 let object = ObjectRef {
                     kind: "Adapter".to_owned(),
-                    namespace: Some(namespace),
-                    name,
+                    namespace: Some(named.namespace),
+                    name: named.name,
                 };
                 let outcome = self.daemon.ask(async |client| client.delete(&object).await)?;
                 println!("{} removed", outcome.object);
@@ -102,6 +165,50 @@ impl Shown {
     }
 }
 
+/// Changes an adapter and says how requests are shared from now on.
+fn change(daemon: &Daemon, named: Named, verb: AdapterVerb, done: &str) -> anyhow::Result<()> {
+    let change = AdapterChange {
+        namespace: named.namespace,
+        name: named.name,
+        verb,
+    };
+    let changed = daemon.ask(async |client| client.change_adapter(&change).await)?;
+    let shares: Vec<String> = changed
+        .adapter
+        .generations
+        .iter()
+        .map(|generation| format!("{} {}", generation.name, share_of(generation)))
+        .collect();
+    println!(
+        "Adapter {}/{}: {} {done}; now {}",
+        change.namespace,
+        change.name,
+        changed.generation,
+        shares.join(", ")
+    );
+    Ok(())
+}
+
+/// Its weight, or why it has none.
+fn share_of(generation: &GenerationView) -> String {
+    match (&generation.rolled_back, generation.shadow) {
+        (Some(_), _) => "out".to_owned(),
+        (None, true) => "shadow".to_owned(),
+        (None, false) => generation.weight.to_string(),
+    }
+}
+
+/// `GENERATION=WEIGHT`.
+fn weight(text: &str) -> Result<GenerationWeight, String> {
+    let parsed = text.split_once('=').and_then(|(generation, weight)| {
+        Some(GenerationWeight {
+            generation: generation.to_owned(),
+            weight: weight.parse().ok()?,
+        })
+    });
+    parsed.ok_or_else(|| format!("`{text}` is no weight, expected GENERATION=NUMBER such as v2=10"))
+}
+
 fn list(adapters: &[AdapterView]) -> io::Result<()> {
     let mut table = Table::new(["NAMESPACE", "NAME", "ROLE", "BACKEND", "SERVICES", "STATE"]);
     for adapter in adapters {
@@ -127,6 +234,9 @@ fn in_force(generations: &[GenerationView]) -> String {
     for generation in generations {
         if let Some(problem) = &generation.problem {
             state.push_str(&format!("; generation {} is NOT: {problem}", generation.name));
+        }
+        if let Some(why) = &generation.rolled_back {
+            state.push_str(&format!("; generation {} ROLLED BACK: {why}", generation.name));
         }
     }
     state
@@ -176,6 +286,7 @@ fn generations(adapters: &[AdapterView]) -> io::Result<()> {
         "TRAPS",
         "FAILED",
         "CALLS",
+        "DIFFERS",
         "MEAN",
         "INSTANCES",
         "MEMORY",
@@ -192,12 +303,17 @@ fn generations(adapters: &[AdapterView]) -> io::Result<()> {
                 adapter.namespace.clone(),
                 adapter.name.clone(),
                 generation.name.clone(),
-                generation.weight.to_string(),
+                share_of(generation),
                 generation.streams.to_string(),
                 generation.answers.to_string(),
                 generation.traps.to_string(),
                 generation.failed.to_string(),
                 generation.calls.to_string(),
+                if generation.shadow {
+                    generation.disagreed.to_string()
+                } else {
+                    "-".to_owned()
+                },
                 mean,
                 generation.instances.to_string(),
                 format!("{}K", generation.memory_bytes / 1024),

@@ -16,9 +16,9 @@ use crate::{
     admin::{
         Control, ControlError,
         api::{
-            AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest, Degraded, DeleteOutcome, DoctorReport,
-            EdgesView, ExplainRequest, FeatureView, ObjectQuery, ObjectView, RegisterRequest, RegisterResponse, Status,
-            WorkloadView,
+            AdapterChange, AdapterChanged, AdapterView, AppliedObject, ApplyAction, ApplyOutcome, ApplyRequest,
+            Degraded, DeleteOutcome, DoctorReport, EdgesView, ExplainRequest, FeatureView, ObjectQuery, ObjectView,
+            RegisterRequest, RegisterResponse, Status, WorkloadView,
         },
     },
     edges::EdgeStore,
@@ -32,6 +32,10 @@ pub struct DaemonControl {
     pub short_circuit: ShortCircuit,
     pub engine: Arc<Engine>,
     pub applied: std::sync::Mutex<AppliedObjects>,
+    /// Modules that `weft adapter load` brought.
+    pub modules: PathBuf,
+    /// Held while an applied adapter is changed.
+    pub changing: std::sync::Mutex<()>,
     pub files: Option<FilesSource>,
     pub flows: Arc<FlowStore>,
     pub edges: Arc<EdgeStore>,
@@ -76,7 +80,7 @@ impl DaemonControl {
         })
     }
 
-    fn applied(&self) -> std::sync::MutexGuard<'_, AppliedObjects> {
+    pub(super) fn applied(&self) -> std::sync::MutexGuard<'_, AppliedObjects> {
         self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -144,6 +148,45 @@ impl DaemonControl {
             reason: String::new(),
         });
         Ok(())
+    }
+
+    /// Stores and publishes what is good of a text.
+    pub(super) fn apply_text(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
+        // A store of its own tells which objects of the text are good.
+        let mut text = Store::with_adapters(&Catalog);
+        let mut outcome = ApplyOutcome {
+            diagnostics: text.apply_file(&request.file, request.yaml.as_bytes()),
+            ..ApplyOutcome::default()
+        };
+        let good: Vec<_> = text.objects().cloned().collect();
+        for refusal in text.refusals() {
+            outcome.objects.push(AppliedObject {
+                key: refusal.object,
+                action: ApplyAction::Refused,
+                state: None,
+                reason: refusal.reason,
+            });
+        }
+        for object in good {
+            self.apply_one(&object, &mut outcome)?;
+        }
+        let changed = outcome
+            .objects
+            .iter()
+            .any(|object| matches!(object.action, ApplyAction::Created | ApplyAction::Configured));
+        outcome.generation = if changed {
+            self.publish()?
+        } else {
+            self.engine.in_force().snapshot.generation
+        };
+        for object in &mut outcome.objects {
+            if object.action != ApplyAction::Refused
+                && let Some((state, reason)) = self.state_of(&object.key)
+            {
+                (object.state, object.reason) = (Some(state), reason);
+            }
+        }
+        Ok(outcome)
     }
 }
 
@@ -229,6 +272,11 @@ impl Control for DaemonControl {
         self.engine.adapters().into_iter().map(AdapterView::from).collect()
     }
 
+    fn change_adapter(&self, change: AdapterChange) -> Result<AdapterChanged, ControlError> {
+        let _pass = self.gate.enter()?;
+        self.change(change)
+    }
+
     fn objects(&self, query: &ObjectQuery) -> Vec<ObjectView> {
         let folder = self.applied().folder().to_path_buf();
         let objects: Vec<_> = self
@@ -263,41 +311,7 @@ impl Control for DaemonControl {
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
         let _pass = self.gate.enter()?;
-        // A store of its own tells which objects of the text are good.
-        let mut text = Store::with_adapters(&Catalog);
-        let mut outcome = ApplyOutcome {
-            diagnostics: text.apply_file(&request.file, request.yaml.as_bytes()),
-            ..ApplyOutcome::default()
-        };
-        let good: Vec<_> = text.objects().cloned().collect();
-        for refusal in text.refusals() {
-            outcome.objects.push(AppliedObject {
-                key: refusal.object,
-                action: ApplyAction::Refused,
-                state: None,
-                reason: refusal.reason,
-            });
-        }
-        for object in good {
-            self.apply_one(&object, &mut outcome)?;
-        }
-        let changed = outcome
-            .objects
-            .iter()
-            .any(|object| matches!(object.action, ApplyAction::Created | ApplyAction::Configured));
-        outcome.generation = if changed {
-            self.publish()?
-        } else {
-            self.engine.in_force().snapshot.generation
-        };
-        for object in &mut outcome.objects {
-            if object.action != ApplyAction::Refused
-                && let Some((state, reason)) = self.state_of(&object.key)
-            {
-                (object.state, object.reason) = (Some(state), reason);
-            }
-        }
-        Ok(outcome)
+        self.apply_text(request)
     }
 
     fn delete(&self, object: &ObjectRef) -> Result<DeleteOutcome, ControlError> {
@@ -330,10 +344,11 @@ impl Control for DaemonControl {
             // The folder may hold a version that had to give way to the applied one.
             files.nudge();
         }
-        Ok(DeleteOutcome {
-            generation: self.publish()?,
-            object,
-        })
+        let generation = self.publish()?;
+        if object.kind == "Adapter" {
+            self.sweep();
+        }
+        Ok(DeleteOutcome { generation, object })
     }
 
     fn flows(&self) -> &FlowStore {

@@ -14,11 +14,11 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
-use weft_adapters::{AdapterRuntime, AdapterState, Chains, native::Catalog};
+use weft_adapters::{AdapterRuntime, AdapterState, Chains, GenerationError, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectState, Protocol, ServiceName, Snapshot,
-    Store, Verdict, captures, compile,
+    Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState, Protocol, ServiceName,
+    Snapshot, Store, Verdict, captures, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -136,6 +136,23 @@ impl Engine {
     /// The adapters, in the order in which they look.
     pub fn adapters(&self) -> Vec<AdapterState> {
         self.state().adapters.states()
+    }
+
+    /// See [`AdapterRuntime::roll_back`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn roll_back(&self, adapter: &ObjectRef, generation: Option<&str>) -> Result<String, GenerationError> {
+        self.state().adapters.roll_back(adapter, generation)
+    }
+
+    /// See [`AdapterRuntime::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&self, adapter: &ObjectRef, generations: &[&str]) -> Result<(), GenerationError> {
+        let state = self.state();
+        state.adapters.restore(adapter, generations.iter().copied())
     }
 
     /// Whether the registry changed since the last publication.
@@ -346,7 +363,11 @@ fn guarded(snapshot: &Snapshot) -> HashSet<(Identity, u16)> {
 fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
     for adapter in states {
         let broken = adapter.generations.iter();
-        let broken = broken.find_map(|generation| Some((&generation.name, generation.problem.as_ref()?)));
+        let mut broken = broken.filter_map(|generation| {
+            let why = generation.problem.as_ref().or(generation.rolled_back.as_ref())?;
+            Some((&generation.name, why))
+        });
+        let broken = broken.next();
         if adapter.problem.is_none() && broken.is_none() {
             continue;
         }

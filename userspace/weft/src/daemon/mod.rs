@@ -16,6 +16,7 @@ pub mod doctor;
 mod edges;
 mod engine;
 mod foreign;
+mod generations;
 pub mod hand_over;
 mod inbound;
 mod keepers;

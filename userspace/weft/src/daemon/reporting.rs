@@ -33,6 +33,7 @@ impl Reporting {
         metrics.reports.register(registry);
         metrics.checks.register(registry);
         metrics.adapters.register(registry);
+        registry.register_collector(Box::new(wasm.metrics()));
         let own = own(config.access_log, &flows, &edges, registry)?;
         let (thread, reporters) = ReporterThread::start(own, rings, metrics.reports.clone())?;
         Ok(Self {

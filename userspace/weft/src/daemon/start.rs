@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs, io,
     num::NonZeroUsize,
     sync::{
         Arc, Mutex,
@@ -39,7 +40,7 @@ use crate::{
     config::DaemonConfig,
     error::{Coded, UNSUPPORTED},
     registry::{Registry, own_netns},
-    state_dir::StateLock,
+    state_dir::{StateLock, write_atomically},
 };
 
 /// Istio's outbound port.
@@ -135,7 +136,7 @@ async fn mesh(
     let mut metrics_registry = MetricsRegistry::default();
     let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let current = Arc::new(ArcSwap::default());
-    let wasm = WasmHost::new(callouts(&current), workers);
+    let wasm = wasm_host(config, &current, workers)?;
     let workers = workers.get();
     // One ring a worker, one for kernel events, one for kernel edges.
     let reporting = Reporting::start(config, workers + 2, wasm, &mut metrics_registry)?;
@@ -278,6 +279,8 @@ async fn mesh(
         short_circuit: config.short_circuit,
         engine,
         applied: Mutex::new(applied),
+        modules: config.state.modules(),
+        changing: Mutex::new(()),
         files,
         flows,
         edges: edge_store,
@@ -382,10 +385,28 @@ async fn mesh(
     Ok(())
 }
 
-/// Calls of adapters: to services of the mesh.
-fn callouts(current: &Arc<ArcSwap<Snapshot>>) -> impl Fn(&str) -> Arc<dyn Upstreams> + use<> {
+/// What adapters as WebAssembly run in: they may call services of the mesh.
+fn wasm_host(
+    config: &DaemonConfig,
+    current: &Arc<ArcSwap<Snapshot>>,
+    workers: NonZeroUsize,
+) -> anyhow::Result<WasmHost> {
     let current = Arc::clone(current);
-    move |namespace| Arc::new(Callouts::new(Arc::clone(&current), namespace, Vec::new()))
+    let callouts = move |namespace: &str| -> Arc<dyn Upstreams> {
+        Arc::new(Callouts::new(Arc::clone(&current), namespace, Vec::new()))
+    };
+    let path = config.state.rolled_back();
+    let kept = match fs::read(&path) {
+        Ok(kept) => kept,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let keep = move |text: &[u8]| {
+        if let Err(error) = write_atomically(&path, text) {
+            tracing::error!(%error, path = %path.display(), "which generations were rolled back is not kept");
+        }
+    };
+    Ok(WasmHost::new(callouts, workers).keeping(&kept, Box::new(keep)))
 }
 
 /// Publishes on a thread that may block.

@@ -4,11 +4,14 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     decode::{Fields, Value, one_of, shorten},
-    snapshot::{WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols},
+    snapshot::{WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols, WasmRollback},
 };
 
-/// Name of the generation of `wasm: {module: PATH}`.
-const ONLY: &str = "only";
+/// Name of the generation of `wasm: {module: PATH}`, and its weight.
+const ONLY: (&str, u32) = ("v1", 100);
+/// More would hide which one a request met.
+const MAX_GENERATIONS: usize = 8;
+const WEIGHT: std::ops::RangeInclusive<u64> = 0..=1_000_000;
 /// Of an instance; there is one a worker and generation.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 1..=4096;
 /// Of a callback. A worker serves nobody else meanwhile.
@@ -17,10 +20,30 @@ const DEADLINE_MS: std::ops::RangeInclusive<u64> = 1..=10_000;
 const START_MS: std::ops::RangeInclusive<u64> = 1..=60_000;
 
 pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
+    let whole = value.clone();
     let mut fields = value.fields()?;
-    let module = match fields.required("module") {
-        Some(path) => module(&path, fields.optional("sha256")),
-        None => None,
+    let generations = match (fields.optional("generations"), fields.optional("module")) {
+        (Some(list), None) => generations(&list),
+        (None, Some(path)) => module(&path, fields.optional("sha256")).map(|module| {
+            let (name, weight) = (ONLY.0.to_owned(), ONLY.1);
+            vec![WasmGeneration {
+                name,
+                module,
+                weight,
+                shadow: false,
+            }]
+        }),
+        (found, _) => {
+            let reason = match found {
+                Some(_) => "both `module` and `generations`",
+                None => "nothing says which module",
+            };
+            whole.error(
+                reason,
+                "write `module: /path/to/filter.wasm`, or `generations: [{name: v1, module: ..., weight: 90}, ...]`",
+            );
+            None
+        }
     };
     let root = match fields.optional("root") {
         Some(value) => value.text().map(str::to_owned),
@@ -42,19 +65,112 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
         Some(value) => texts(&value).map(Some),
         None => Some(None),
     };
+    let rollback = match fields.optional("rollback") {
+        Some(value) => rollback(value),
+        None => Some(Some(WasmRollback::default())),
+    };
     fields.finish();
     Some(WasmBackend {
-        generations: vec![WasmGeneration {
-            name: ONLY.to_owned(),
-            module: module?,
-            weight: 1,
-        }],
+        generations: generations?,
         root: root?,
         protocols: protocols?,
         limits: limits?,
         upstreams: upstreams?,
         capabilities: capabilities?,
+        rollback: rollback?,
     })
+}
+
+fn generations(list: &Value<'_>) -> Option<Vec<WasmGeneration>> {
+    let items = list.items()?;
+    if items.is_empty() || items.len() > MAX_GENERATIONS {
+        list.error(
+            format!("{} generations", items.len()),
+            format!("write 1 to {MAX_GENERATIONS} of them"),
+        );
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    let decoded: Vec<_> = items.into_iter().map(|item| generation(item, &mut seen)).collect();
+    let found = decoded.into_iter().collect::<Option<Vec<_>>>()?;
+    if found.iter().all(|generation| generation.weight == 0) && !found.iter().all(|generation| generation.shadow) {
+        list.error(
+            "all weights are zero",
+            "give one of them a weight, or remove the object",
+        );
+        return None;
+    }
+    Some(found)
+}
+
+fn generation(item: Value<'_>, seen: &mut BTreeSet<String>) -> Option<WasmGeneration> {
+    let mut fields = item.fields()?;
+    let name = fields.required("name").and_then(|value| {
+        let name = value.dns_label()?.to_owned();
+        if !seen.insert(name.clone()) {
+            value.error(
+                format!("there is a generation `{name}` already"),
+                "give it another name",
+            );
+            return None;
+        }
+        Some(name)
+    });
+    let module = match fields.required("module") {
+        Some(path) => module(&path, fields.optional("sha256")),
+        None => None,
+    };
+    let shadow = match fields.optional("shadow") {
+        Some(value) => flag(&value),
+        None => Some(false),
+    };
+    let weight = match (shadow, fields.optional("weight")) {
+        (Some(true), Some(weight)) => {
+            weight.error("a shadow gets no requests of its own", "remove it, or `shadow`");
+            None
+        }
+        (Some(true), None) => Some(0),
+        (_, Some(weight)) => weight.integer(WEIGHT).and_then(|weight| u32::try_from(weight).ok()),
+        (_, None) => {
+            fields
+                .value
+                .error("the field `weight` is missing", "add `weight:`, or `shadow: true`");
+            None
+        }
+    };
+    fields.finish();
+    Some(WasmGeneration {
+        name: name?,
+        module: module?,
+        weight: weight?,
+        shadow: shadow?,
+    })
+}
+
+/// `manual`, or thresholds.
+fn rollback(value: Value<'_>) -> Option<Option<WasmRollback>> {
+    if value.node.as_text().is_some() {
+        return value.choice(&[("manual", None)]);
+    }
+    let default = WasmRollback::default();
+    let mut fields = value.fields()?;
+    let failures = number(&mut fields, "failures", 1..=1_000_000, default.failures);
+    let slower_percent = number(&mut fields, "slowerPercent", 1..=1_000_000, default.slower_percent);
+    let denies_percent = number(&mut fields, "deniesPercent", 1..=100, default.denies_percent);
+    fields.finish();
+    Some(Some(WasmRollback {
+        failures: failures?,
+        slower_percent: slower_percent?,
+        denies_percent: denies_percent?,
+    }))
+}
+
+fn flag(value: &Value<'_>) -> Option<bool> {
+    let found = value.json()?.as_bool();
+    if found.is_none() {
+        value.error("expected true or false", "write `true` or `false`");
+    }
+    found
 }
 
 fn module(path: &Value<'_>, sha256: Option<Value<'_>>) -> Option<WasmModule> {

@@ -1,13 +1,19 @@
 //! Adapters as WebAssembly: real modules, as `cargo xtask build --filters` made them.
 
-use std::{net::SocketAddr, path::PathBuf, rc::Rc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
 use http::{Request, request};
 
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{Step, StreamFilter, StreamInfo},
+    stream::{Step, StreamEnd, StreamFilter, StreamInfo},
 };
 
 fn module(name: &str) -> PathBuf {
@@ -132,4 +138,169 @@ fn what_never_ran_is_decided_by_the_failure_policy() {
     );
     assert!(ask(&chains, "web").is_ok());
     assert!(!world.state("auth").earlier);
+}
+
+fn generations(list: &[(&str, &str, &str)], rest: &str) -> String {
+    let list: Vec<String> = list
+        .iter()
+        .map(|(name, filter, share)| format!("{{name: {name}, module: {}, {share}}}", module(filter).display()))
+        .collect();
+    auth(&format!("generations: [{}]", list.join(", ")), rest)
+}
+
+const TRAP: (&str, &str) = ("x-trap", "1");
+
+/// Two generations, of which the newer has all requests and traps when it is asked to.
+fn trapping() -> String {
+    generations(
+        &[("v1", "deny-path", "weight: 0"), ("v2", "trap", "weight: 100")],
+        "params: {prefixes: [/never]}",
+    )
+}
+
+#[test]
+fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_good() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let host = || {
+        let (text, keep) = (kept.lock().unwrap().clone(), Arc::clone(&kept));
+        WasmHost::default().keeping(
+            &text,
+            Box::new(move |text| keep.lock().unwrap().clone_from(&text.to_vec())),
+        )
+    };
+    let mut world = World::with(host());
+    let chains = world.apply("auth", &trapping());
+    assert_eq!(status(&chains, 1, &[]), 200);
+    let seen = |world: &World| {
+        let state = world.state("auth");
+        let seen: Vec<_> = state.generations.iter().map(|found| found.stats.streams).collect();
+        (seen, state.generations[1].rolled_back.is_some())
+    };
+    assert_eq!(seen(&world), (vec![0, 1], false));
+    for id in 0..3 {
+        assert_eq!(status(&chains, id, &[TRAP]), 200, "closed, but another one took it");
+    }
+    let state = world.state("auth");
+    assert_eq!(
+        state.generations[1].rolled_back.as_deref(),
+        Some("failed on 3 requests within 1s"),
+        "{state:?}"
+    );
+    assert_eq!(state.problem, None);
+    assert_eq!(status(&chains, 9, &[TRAP]), 200);
+    assert_eq!(seen(&world), (vec![4, 4], true));
+
+    // Other weights are no reason to try it again, nor is another process.
+    until("it is kept", || !kept.lock().unwrap().is_empty());
+    let again = trapping().replace("weight: 0", "weight: 1");
+    let chains = world.apply("auth", &again);
+    assert_eq!(status(&chains, 10, &[]), 200);
+    assert_eq!(seen(&world), (vec![5, 4], true));
+    let mut other = World::with(host());
+    let chains = other.apply("auth", &again);
+    assert_eq!(status(&chains, 11, &[]), 200);
+    assert_eq!(seen(&other), (vec![1, 0], true));
+
+    let object = other.state("auth").object;
+    other.runtime.restore(&object, ["v2"].into_iter()).unwrap();
+    assert!(!seen(&other).1);
+    assert_eq!(other.runtime.roll_back(&object, None).unwrap(), "v2");
+    assert!(seen(&other).1);
+    let alone = other.runtime.roll_back(&object, None).unwrap_err();
+    assert!(alone.to_string().contains("no other generation"), "{alone}");
+    let unknown = other.runtime.roll_back(&object, Some("v3")).unwrap_err();
+    assert!(unknown.to_string().contains("but v1, v2"), "{unknown}");
+
+    other.apply("auth", "");
+    assert_eq!(*kept.lock().unwrap(), b"{}");
+}
+
+#[test]
+fn a_shadow_changes_nothing_and_is_compared() {
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "trap", "weight: 1"), ("v2", "header-auth", "shadow: true")],
+        PARAMS,
+    );
+    let chains = world.apply("auth", &text);
+    for (id, headers) in [(1, &[][..]), (2, &[TOKEN]), (3, &[])] {
+        let mut filter = stream(&chains, id).unwrap();
+        let mut head = head(headers);
+        assert!(matches!(filter.on_request_headers(&mut head, true), Step::Continue));
+        assert!(!head.headers.contains_key("x-user"), "{head:?}");
+        filter.on_end(&StreamEnd {
+            status: 200,
+            duration: Duration::from_millis(1),
+            request_bytes: 0,
+            response_bytes: 0,
+        });
+    }
+    let state = world.state("auth");
+    let [v1, v2] = &*state.generations else {
+        panic!("{state:?}")
+    };
+    assert_eq!((v1.stats.streams, v1.stats.local_responses), (3, 0));
+    assert_eq!((v2.stats.streams, v2.stats.local_responses, v2.disagreed), (3, 2, 2));
+    // What can trap may also see the copies.
+    let text = generations(
+        &[("v1", "header-auth", "weight: 1"), ("v2", "trap", "shadow: true")],
+        PARAMS,
+    );
+    let chains = world.apply("auth", &text);
+    assert_eq!(status(&chains, 4, &[TRAP]), 401);
+    assert_eq!(world.state("auth").generations[1].stats.traps, 1);
+}
+
+#[test]
+fn one_of_several_that_cannot_run_gets_nothing() {
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "header-auth", "weight: 1"), ("v2", "trap", "weight: 1000")],
+        PARAMS,
+    );
+    let chains = world.apply("auth", &text.replace("trap.wasm", "nothing.wasm"));
+    for id in 0..20 {
+        assert_eq!(status(&chains, id, &[]), 401);
+    }
+    let state = world.state("auth");
+    assert_eq!((state.problem.clone(), state.earlier), (None, false), "{state:?}");
+    assert!(
+        state.generations[1]
+            .problem
+            .as_ref()
+            .is_some_and(|why| why.contains("nothing.wasm")),
+        "{state:?}"
+    );
+}
+
+#[test]
+fn generations_are_on_the_metrics_page() {
+    let host = WasmHost::default();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(host.metrics()));
+    let mut world = World::with(host);
+    let chains = world.apply("auth", &trapping());
+    status(&chains, 1, &[]);
+    status(&chains, 2, &[TRAP]);
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    for line in [
+        "weft_adapter_generation_streams_total{adapter=\"shop/auth\",generation=\"v2\"} 2",
+        "weft_adapter_generation_streams_total{adapter=\"shop/auth\",generation=\"v1\"} 1",
+        "weft_adapter_generation_traps_total{adapter=\"shop/auth\",generation=\"v2\"} 1",
+        "weft_adapter_generation_weight{adapter=\"shop/auth\",generation=\"v2\"} 100",
+        "weft_adapter_generation_rolled_back{adapter=\"shop/auth\",generation=\"v1\"} 0",
+        "weft_adapter_generation_memory_bytes{adapter=\"shop/auth\",generation=\"v1\"}",
+        "weft_adapter_generation_callback_seconds_total{adapter=\"shop/auth\",generation=\"v1\"}",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
+    drop(chains);
+    drop(world);
+    // The watcher may be looking at them.
+    until("they are gone from the page", || {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        !page.contains("weft_adapter_generation")
+    });
 }

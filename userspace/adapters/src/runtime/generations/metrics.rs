@@ -1,0 +1,160 @@
+//! What generations did, for `/metrics`.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
+};
+
+use super::{GenerationState, Set};
+
+/// The generations that there are; clones share them.
+#[derive(Clone, Default)]
+pub struct GenerationMetrics(Arc<Mutex<Vec<Weak<Set>>>>);
+
+/// One family of series: name, what it says, unit, and its value.
+type Row<T> = (&'static str, &'static str, Option<Unit>, fn(&GenerationState) -> T);
+
+const COUNTERS: [Row<u64>; 7] = [
+    (
+        "streams",
+        "Requests and connections that the generation saw",
+        None,
+        |state| state.stats.streams,
+    ),
+    (
+        "answers",
+        "Requests that it answered in the service's place, its denies among them",
+        None,
+        |state| state.stats.local_responses,
+    ),
+    ("traps", "Callbacks that trapped or took too long", None, |state| {
+        state.stats.traps
+    }),
+    (
+        "failures",
+        "Requests and connections that it failed on, so that another generation or the failure policy decided",
+        None,
+        |state| state.stats.failed_streams,
+    ),
+    ("callbacks", "Calls into the module", None, |state| {
+        state.stats.callbacks
+    }),
+    ("calls", "Calls that it made to services", None, |state| {
+        state.stats.call_outs
+    }),
+    (
+        "disagreements",
+        "Requests over which a shadow was of another mind than the generation in force",
+        None,
+        |state| state.disagreed,
+    ),
+];
+
+const GAUGES: [Row<i64>; 4] = [
+    (
+        "weight",
+        "Its share of the requests, relative to those of the others",
+        None,
+        |state| i64::from(state.weight),
+    ),
+    (
+        "rolled_back",
+        "1: it gets no requests, for it did worse than those before it, or somebody said so",
+        None,
+        |state| i64::from(state.rolled_back.is_some()),
+    ),
+    ("instances", "Instances of the module that live", None, |state| {
+        i64::try_from(state.stats.instances).unwrap_or(i64::MAX)
+    }),
+    (
+        "memory",
+        "Linear memory of these instances",
+        Some(Unit::Bytes),
+        |state| i64::try_from(state.stats.memory).unwrap_or(i64::MAX),
+    ),
+];
+
+// === impl GenerationMetrics ===
+
+impl GenerationMetrics {
+    pub(in crate::runtime) fn add(&self, set: &Arc<Set>) {
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sets.retain(|set| set.strong_count() > 0);
+        // The newest one of an adapter is the one that counts: an older one drains.
+        sets.retain(|other| other.upgrade().is_some_and(|other| other.name != set.name));
+        sets.push(Arc::downgrade(set));
+    }
+
+    /// Adapter, and what its generations did.
+    fn states(&self) -> Vec<(String, GenerationState)> {
+        let sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sets = sets.iter().filter_map(Weak::upgrade);
+        sets.flat_map(|set| set.states().into_iter().map(move |state| (set.name.clone(), state)))
+            .collect()
+    }
+}
+
+impl Collector for GenerationMetrics {
+    /// `weft_adapter_generation_*`.
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let states = self.states();
+        if states.is_empty() {
+            return Ok(());
+        }
+        for (name, help, unit, value) in &COUNTERS {
+            family(
+                &mut encoder,
+                (name, help, unit.as_ref()),
+                MetricType::Counter,
+                &states,
+                |state| ConstCounter::new(value(state)),
+            )?;
+        }
+        family(
+            &mut encoder,
+            ("callback", "Time spent in the module", Some(&Unit::Seconds)),
+            MetricType::Counter,
+            &states,
+            |state| ConstCounter::new(state.stats.callback_time.as_secs_f64()),
+        )?;
+        for (name, help, unit, value) in &GAUGES {
+            family(
+                &mut encoder,
+                (name, help, unit.as_ref()),
+                MetricType::Gauge,
+                &states,
+                |state| ConstGauge::new(value(state)),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn family<M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit): (&str, &str, Option<&Unit>),
+    kind: MetricType,
+    states: &[(String, GenerationState)],
+    value: impl Fn(&GenerationState) -> M,
+) -> Result<(), fmt::Error> {
+    let name = format!("weft_adapter_generation_{name}");
+    let mut family = encoder.encode_descriptor(&name, help, unit, kind)?;
+    for (adapter, state) in states {
+        let labels = [("adapter", adapter.as_str()), ("generation", state.name.as_str())];
+        value(state).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+impl fmt::Debug for GenerationMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerationMetrics").finish_non_exhaustive()
+    }
+}

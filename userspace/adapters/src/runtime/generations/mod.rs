@@ -1,0 +1,369 @@
+//! Generations of one WebAssembly adapter, and which of them a request meets.
+//!
+//! A request draws its generation by weight when its filter is made, and keeps it to its end; but one that fails at the
+//! request's head, before anything of it has passed, is followed by another generation, as if it had never been. A generation
+//! that does worse than those before it in the object's list is rolled back ([`rollback`]): it gets no further request, and those
+//! that it has end in it.
+
+mod drawn;
+pub(super) mod ledger;
+mod metrics;
+mod rollback;
+mod shadow;
+
+use std::{
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+use weft_policy::{WasmProtocols, WasmRollback};
+
+pub use self::metrics::GenerationMetrics;
+use self::{drawn::Drawn, ledger::Ledger, shadow::Shadowed};
+use super::GenerationError;
+use crate::{
+    background::Task,
+    error::AdapterError,
+    stream::{FilterFactory, StreamFilter, StreamInfo, TcpFilter},
+    wasm::{Digest, Plugin, PluginConfig, Stats},
+};
+
+/// All generations of an adapter.
+pub(super) struct Generations {
+    set: Arc<Set>,
+    /// Rolls back those that do worse.
+    _watcher: Option<Task>,
+}
+
+/// What the requests share.
+pub(super) struct Set {
+    pub name: String,
+    protocols: WasmProtocols,
+    /// It refuses what it cannot look at.
+    closed: bool,
+    rollback: Option<WasmRollback>,
+    pub all: Vec<Generation>,
+    ledger: Arc<Ledger>,
+    /// Of a generation that is out.
+    news: Arc<Notify>,
+}
+
+/// One of them, in the list that an object gives.
+pub(super) struct Generation {
+    pub name: String,
+    pub weight: u32,
+    /// It sees copies of requests.
+    pub shadow: bool,
+    /// Or why it does not run.
+    pub made: Result<Arc<Made>, String>,
+}
+
+/// A plugin and what it was made of. Equal ones are the same generation still, whatever its name and weight are.
+pub(super) struct Made {
+    pub of: Ingredients,
+    pub plugin: Plugin,
+    out: AtomicBool,
+    /// Why it is out.
+    why: Mutex<Option<String>>,
+    /// Requests that it failed on since the last look.
+    failures: AtomicU64,
+    /// Requests that it, a shadow, would have answered and the others did not, or the other way round.
+    disagreed: AtomicU64,
+}
+
+/// What a plugin is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ingredients {
+    pub module: Digest,
+    pub config: PluginConfig,
+}
+
+/// One generation of a WebAssembly adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerationState {
+    pub name: String,
+    /// Of the module; `None`: it does not run.
+    pub digest: Option<Digest>,
+    /// Its share of the requests, relative to those of the others.
+    pub weight: u32,
+    /// It sees copies of requests and changes nothing.
+    pub shadow: bool,
+    /// Why it does not run.
+    pub problem: Option<String>,
+    /// Why it gets no requests any more, though it runs.
+    pub rolled_back: Option<String>,
+    /// Of a shadow: requests over which it was of another mind than the generation in force.
+    pub disagreed: u64,
+    pub stats: Stats,
+}
+
+// === impl Generations ===
+
+impl Generations {
+    /// From here on those that do worse are rolled back.
+    ///
+    /// # Errors
+    /// The watcher cannot be started.
+    pub fn start(set: Set) -> Result<Self, AdapterError> {
+        let set = Arc::new(set);
+        let watcher = rollback::watch(&set)?;
+        Ok(Self { set, _watcher: watcher })
+    }
+
+    pub fn set(&self) -> &Arc<Set> {
+        &self.set
+    }
+}
+
+impl FilterFactory for Generations {
+    fn name(&self) -> &str {
+        &self.set.name
+    }
+
+    fn requires_http(&self) -> bool {
+        self.set.closed && !self.set.protocols.tcp
+    }
+
+    fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        let set = &self.set;
+        if !set.protocols.http {
+            return None;
+        }
+        let shadows = Shadowed::shadows(set, info);
+        if let ([only], true) = (&*set.all, shadows.is_empty()) {
+            return only.made.as_ref().ok()?.plugin.stream(info);
+        }
+        let drawn = Drawn::new(set, info);
+        match shadows.is_empty() {
+            true => Some(Box::new(drawn?)),
+            false => Some(Box::new(Shadowed::new(drawn, shadows))),
+        }
+    }
+
+    fn tcp(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+        if !self.set.protocols.tcp {
+            return None;
+        }
+        let made = self.set.made(self.set.draw(info.id, 0)?)?;
+        made.plugin.tcp(info)
+    }
+}
+
+// === impl Set ===
+
+impl Set {
+    pub fn new(
+        name: &str,
+        protocols: WasmProtocols,
+        closed: bool,
+        rollback: Option<WasmRollback>,
+        ledger: &Arc<Ledger>,
+        all: Vec<Generation>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            protocols,
+            closed,
+            rollback,
+            all,
+            ledger: Arc::clone(ledger),
+            news: Arc::default(),
+        }
+    }
+
+    /// What was made of these ingredients already.
+    pub fn made_of(&self, ingredients: &Ingredients) -> Option<Arc<Made>> {
+        let mut made = self.all.iter().filter_map(|generation| generation.made.as_ref().ok());
+        made.find(|made| made.of == *ingredients).cloned()
+    }
+
+    pub fn states(&self) -> Vec<GenerationState> {
+        self.all.iter().map(Generation::state).collect()
+    }
+
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.all.iter().position(|generation| generation.name == name)
+    }
+
+    pub fn no_generation(&self, name: &str) -> GenerationError {
+        GenerationError::NoGeneration {
+            adapter: self.name.clone(),
+            name: name.to_owned(),
+            there: self.all.iter().map(|generation| generation.name.clone()).collect(),
+        }
+    }
+
+    fn made(&self, at: usize) -> Option<&Arc<Made>> {
+        self.all.get(at)?.made.as_ref().ok()
+    }
+
+    /// Which one the request `id` draws, by weight, of those that run and are not in the bits of `without`. Where none of
+    /// these has a weight, the first.
+    fn draw(&self, id: u64, without: u32) -> Option<usize> {
+        let may = |at: usize| without & (1 << at) == 0 && self.all[at].gets_requests();
+        let weight = |at: usize| if may(at) { self.all[at].weight } else { 0 };
+        draw((0..self.all.len()).map(weight), id).or_else(|| (0..self.all.len()).find(|at| may(*at)))
+    }
+
+    /// A request met a failure of this one.
+    fn failed(&self, at: usize) {
+        let Some(made) = self.made(at) else { return };
+        let failures = made.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(rollback) = &self.rollback
+            && failures >= rollback.failures
+            && self.has_predecessor(at)
+        {
+            self.roll_back(
+                at,
+                format!("failed on {failures} requests within {:?}", rollback::WATCH),
+            );
+        }
+    }
+
+    /// Whether another one can take its requests: one before it, that has proved itself.
+    fn has_predecessor(&self, at: usize) -> bool {
+        self.all[..at].iter().any(Generation::gets_requests)
+    }
+
+    /// It gets no further request.
+    pub fn roll_back(&self, at: usize, why: String) {
+        let Some(made) = self.made(at) else { return };
+        if made.set_out(&why) {
+            let generation = &self.all[at].name;
+            tracing::error!(adapter = self.name, generation, why, "rolled back");
+            self.news.notify_one();
+        }
+    }
+
+    /// Writes into the ledger who is out.
+    pub fn record(&self) {
+        let made = self.all.iter().filter_map(|generation| generation.made.as_ref().ok());
+        let out = made.filter_map(|made| Some((made.of.key(), made.why()?)));
+        self.ledger.set(&self.name, out.collect());
+    }
+}
+
+// === impl Generation ===
+
+impl Generation {
+    /// Whether requests may be given to it.
+    pub fn gets_requests(&self) -> bool {
+        !self.shadow && self.runs()
+    }
+
+    /// It could be made and is not out.
+    fn runs(&self) -> bool {
+        self.made.as_ref().is_ok_and(|made| !made.is_out())
+    }
+
+    fn state(&self) -> GenerationState {
+        let made = self.made.as_ref();
+        GenerationState {
+            name: self.name.clone(),
+            digest: made.ok().map(|made| made.of.module),
+            weight: self.weight,
+            shadow: self.shadow,
+            problem: made.err().cloned(),
+            rolled_back: made.ok().and_then(|made| made.why()),
+            disagreed: made.map_or(0, |made| made.disagreed.load(Ordering::Relaxed)),
+            stats: made.map_or(Stats::default(), |made| made.plugin.stats()),
+        }
+    }
+}
+
+// === impl Made ===
+
+impl Made {
+    /// `out`: why it was rolled back earlier.
+    pub fn new(of: Ingredients, plugin: Plugin, out: Option<String>) -> Self {
+        Self {
+            of,
+            plugin,
+            out: AtomicBool::new(out.is_some()),
+            why: Mutex::new(out),
+            failures: AtomicU64::new(0),
+            disagreed: AtomicU64::new(0),
+        }
+    }
+
+    pub fn is_out(&self) -> bool {
+        self.out.load(Ordering::Relaxed)
+    }
+
+    /// It gets requests again.
+    pub fn set_in(&self) {
+        let mut why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        *why = None;
+        self.failures.store(0, Ordering::Relaxed);
+        self.out.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it was in.
+    fn set_out(&self, because: &str) -> bool {
+        let mut why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        if why.is_some() {
+            return false;
+        }
+        *why = Some(because.to_owned());
+        self.out.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Why it is out.
+    fn why(&self) -> Option<String> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+// === impl Ingredients ===
+
+impl Ingredients {
+    /// The same for the same ingredients, also in another process of this version.
+    pub fn key(&self) -> String {
+        Digest::of(format!("{self:?}").as_bytes()).to_string()
+    }
+}
+
+/// Which of these weights the number `id` draws; `None`: all are zero.
+fn draw(weights: impl Iterator<Item = u32> + Clone, id: u64) -> Option<usize> {
+    let total: u64 = weights.clone().map(u64::from).sum();
+    let mut drawn = scatter(id).checked_rem(total)?;
+    weights.map(u64::from).position(|weight| {
+        let here = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        here
+    })
+}
+
+/// Numbers of streams are given out in turns; what draws by them must not see turns (the finish of splitmix64).
+fn scatter(id: u64) -> u64 {
+    let mixed = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_drawn_by_weight() {
+        let drawn = |weights: &[u32]| {
+            let mut counts = vec![0_u32; weights.len()];
+            for id in 0..10_000 {
+                counts[draw(weights.iter().copied(), id).unwrap()] += 1;
+            }
+            counts
+        };
+        assert_eq!(drawn(&[0, 1]), [0, 10_000]);
+        let counts = drawn(&[90, 10]);
+        // Six standard deviations of the binomial distribution are 180.
+        assert!((820..=1180).contains(&counts[1]), "{counts:?}");
+        assert_eq!(draw([0, 0].into_iter(), 7), None);
+        assert!(draw([u32::MAX, u32::MAX].into_iter(), 7).is_some());
+    }
+}

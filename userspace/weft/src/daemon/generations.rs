@@ -1,0 +1,219 @@
+//! `weft adapter load|weight|rollback`: changes of an Adapter that was stored with `weft apply`.
+//!
+//! The object stays the truth: a change edits what is stored and publishes it, so that a restart finds it. Modules that were
+//! loaded are kept by digest in the state dir, for the file that they came from may change. What cannot run is refused, and
+//! nothing has changed then.
+
+use std::{collections::HashSet, fs, path::PathBuf};
+
+use anyhow::Context as _;
+use weft_adapters::{GenerationError, wasm::Module};
+use weft_policy::ObjectRef;
+
+use super::control::DaemonControl;
+use crate::{
+    admin::{
+        ControlError,
+        api::{AdapterChange, AdapterChanged, AdapterVerb, AdapterView, ApplyRequest, GenerationWeight, Share},
+    },
+    generations::{Manifest, ManifestError},
+    state_dir::write_atomically,
+};
+
+/// Of a loaded module; the daemon reads it whole.
+const MAX_MODULE: u64 = weft_adapters::wasm::MAX_MODULE as u64;
+
+impl DaemonControl {
+    pub(super) fn change(&self, asked: AdapterChange) -> Result<AdapterChanged, ControlError> {
+        let object = ObjectRef {
+            kind: "Adapter".to_owned(),
+            namespace: Some(asked.namespace),
+            name: asked.name,
+        };
+        // Two changes at once would lose one of them.
+        let _one = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let generation = match asked.verb {
+            AdapterVerb::Load {
+                module,
+                generation,
+                share,
+            } => self.load(&object, &module, generation.as_deref(), share)?,
+            AdapterVerb::Weigh { weights } => self.weigh(&object, &weights)?,
+            AdapterVerb::RollBack { generation } => self
+                .engine
+                .roll_back(&object, generation.as_deref())
+                .map_err(|error| of_generation(&error))?,
+        };
+        let adapter = self.adapter(&object).ok_or_else(|| ControlError::NotFound {
+            what: object.to_string(),
+        })?;
+        Ok(AdapterChanged { generation, adapter })
+    }
+
+    fn load(
+        &self,
+        object: &ObjectRef,
+        module: &std::path::Path,
+        named: Option<&str>,
+        share: Share,
+    ) -> Result<String, ControlError> {
+        let (before, mut manifest) = self.manifest(object)?;
+        let bytes = read(module)?;
+        // Long, so not while the engine is held; what is in use is compiled once.
+        let compiled = Module::compile(&bytes).map_err(|error| invalid(format!("{}: {error}", module.display())))?;
+        let digest = compiled.digest().to_string();
+        let hex = digest.trim_start_matches("sha256:");
+        let kept = self.modules.join(format!("{hex}.wasm"));
+        let generation = manifest
+            .load(named, &kept, hex, share)
+            .map_err(|error| of_manifest(object, &error))?;
+        fs::create_dir_all(&self.modules)
+            .with_context(|| format!("make {}", self.modules.display()))
+            .and_then(|()| write_atomically(&kept, &bytes).with_context(|| format!("write {}", kept.display())))
+            .map_err(|source| ControlError::Failed {
+                doing: "keep the module",
+                source,
+            })?;
+        self.store(object, manifest.text())?;
+        let problem = self.problem_of(object, &generation);
+        if let Some(problem) = problem {
+            self.store(object, before)?;
+            self.sweep();
+            return Err(invalid(format!("{}: {problem}; nothing has changed", module.display())));
+        }
+        // It may have been rolled back earlier: loaded again, it is to be tried again.
+        self.engine
+            .restore(object, &[&generation])
+            .map_err(|error| of_generation(&error))?;
+        drop(compiled);
+        self.sweep();
+        Ok(generation)
+    }
+
+    /// Gives the names of all that were weighed.
+    fn weigh(&self, object: &ObjectRef, weights: &[GenerationWeight]) -> Result<String, ControlError> {
+        let (_, mut manifest) = self.manifest(object)?;
+        manifest.weigh(weights).map_err(|error| of_manifest(object, &error))?;
+        self.store(object, manifest.text())?;
+        let wanted: Vec<&str> = weights
+            .iter()
+            .filter(|weight| weight.weight > 0)
+            .map(|weight| &*weight.generation)
+            .collect();
+        self.engine
+            .restore(object, &wanted)
+            .map_err(|error| of_generation(&error))?;
+        let names: Vec<&str> = weights.iter().map(|weight| &*weight.generation).collect();
+        Ok(names.join(", "))
+    }
+
+    /// The stored object: its text, and what it lists.
+    fn manifest(&self, object: &ObjectRef) -> Result<(String, Manifest), ControlError> {
+        let stored = self.applied().get(object).map_err(|source| ControlError::Failed {
+            doing: "read the object",
+            source: source.into(),
+        })?;
+        let Some(stored) = stored else {
+            let owner = self.engine.store().object(object).map(|found| found.location.clone());
+            return Err(match owner {
+                Some(owner) => ControlError::Conflict {
+                    reason: format!(
+                        "{object} is defined by {}:{}: change its `wasm.generations` there",
+                        owner.file, owner.line
+                    ),
+                },
+                None => ControlError::NotFound {
+                    what: object.to_string(),
+                },
+            });
+        };
+        let text = String::from_utf8_lossy(&stored).into_owned();
+        let manifest = Manifest::read(&text).map_err(|error| of_manifest(object, &error))?;
+        Ok((text, manifest))
+    }
+
+    /// Puts the object's text in force.
+    fn store(&self, object: &ObjectRef, yaml: String) -> Result<(), ControlError> {
+        let file = object.to_string();
+        let outcome = self.apply_text(ApplyRequest { file, yaml })?;
+        if outcome.has_errors() {
+            let details = outcome.diagnostics.iter().map(ToString::to_string).collect();
+            return Err(ControlError::Invalid {
+                reason: format!("{object} would not be valid"),
+                details,
+            });
+        }
+        Ok(())
+    }
+
+    fn adapter(&self, object: &ObjectRef) -> Option<AdapterView> {
+        let states = self.engine.adapters();
+        states.into_iter().find(|state| state.object == *object).map(Into::into)
+    }
+
+    /// Why this generation is not in force.
+    fn problem_of(&self, object: &ObjectRef, generation: &str) -> Option<String> {
+        let states = self.engine.adapters();
+        let state = states.into_iter().find(|state| state.object == *object)?;
+        let found = state.generations.into_iter().find(|found| found.name == generation);
+        // Where the whole version is refused, the generations are those before it.
+        match found {
+            Some(found) => found.problem,
+            None => Some(state.problem.unwrap_or_else(|| "it is not in force".to_owned())),
+        }
+    }
+
+    /// Removes the modules that no stored object names any more.
+    pub(super) fn sweep(&self) {
+        let named: HashSet<PathBuf> = self
+            .engine
+            .store()
+            .objects()
+            .filter(|object| object.id.kind == "Adapter")
+            .filter_map(|object| Manifest::read(&object.text).ok())
+            .flat_map(|manifest| manifest.modules().map(PathBuf::from).collect::<Vec<_>>())
+            .collect();
+        let Ok(entries) = fs::read_dir(&self.modules) else {
+            return;
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !named.contains(&path)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(%error, path = %path.display(), "a module that nobody names stays");
+            }
+        }
+    }
+}
+
+fn read(module: &std::path::Path) -> Result<Vec<u8>, ControlError> {
+    let failed = |error: String| invalid(format!("read module {}: {error}", module.display()));
+    let found = fs::metadata(module).map_err(|error| failed(error.to_string()))?;
+    if !found.is_file() || found.len() > MAX_MODULE {
+        return Err(failed(format!("no regular file of at most {MAX_MODULE} bytes")));
+    }
+    fs::read(module).map_err(|error| failed(error.to_string()))
+}
+
+fn invalid(reason: String) -> ControlError {
+    ControlError::Invalid {
+        reason,
+        details: Vec::new(),
+    }
+}
+
+fn of_manifest(object: &ObjectRef, error: &ManifestError) -> ControlError {
+    invalid(format!("{object}: {error}"))
+}
+
+fn of_generation(error: &GenerationError) -> ControlError {
+    match error {
+        GenerationError::Unknown { object } => ControlError::NotFound {
+            what: format!("{object} of backend wasm"),
+        },
+        GenerationError::NoGeneration { .. } => invalid(error.to_string()),
+        GenerationError::Alone { .. } => ControlError::Conflict {
+            reason: error.to_string(),
+        },
+    }
+}
