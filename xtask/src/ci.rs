@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use crate::{demo, shell::Steps, test};
+use crate::{demo, shell::Steps, test, vm_test};
 
-/// Runs everything CI runs, in order: the whole `test`, then the `demo`.
+/// Runs everything CI runs, in order: the whole `test`, the `demo`, then `vm-test --quick` with the binaries they made.
 #[derive(clap::Args)]
 pub struct Args {}
 
@@ -12,6 +12,7 @@ pub fn run(_: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("cargo xtask test", || test::run(&test::Args::default()))?;
     steps.step("cargo xtask demo", || demo::run(&demo::Args::default()))?;
+    steps.step("cargo xtask vm-test --quick", || vm_test::run(&vm_test::Args::quick()))?;
     steps.summary("ci");
     Ok(())
 }

@@ -44,7 +44,7 @@ pub struct Args {
     /// A chosen part of the tests in the oldest kernel, programs only in the others: at most 12 minutes on two cores. Only
     /// compares the table.
     #[arg(long)]
-    pub quick: bool,
+    quick: bool,
     /// Boot only these: 6.1, 6.12, or the image of any x86 kernel (its modules in lib/modules/RELEASE beside it or above).
     #[arg(long, value_name = "IMAGE")]
     kernel: Vec<PathBuf>,
@@ -53,7 +53,7 @@ pub struct Args {
     filter: Option<String>,
     /// Compare the table in vm-test/README.md with what is found instead of writing it.
     #[arg(long)]
-    pub check: bool,
+    check: bool,
     /// Write the table after a quick run too, with the chosen tests in every kernel: what it says of tests is what ran.
     #[arg(long, conflicts_with = "check")]
     write: bool,
@@ -73,6 +73,18 @@ const BYTES: u64 = 4 << 20;
 const PATIENCE: u32 = 20;
 /// Longest run of one guest.
 const BOUND: Duration = Duration::from_secs(90 * 60);
+
+// === impl Args ===
+
+impl Args {
+    /// What continuous integration runs.
+    pub fn quick() -> Self {
+        Self {
+            quick: true,
+            ..Self::default()
+        }
+    }
+}
 
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
