@@ -96,6 +96,13 @@ fn connections_and_datagrams_that_are_denied_now_are_cut_and_the_others_go_on() 
                 })?;
             }
         }
+        let doctor = lab.weft(["doctor", "-o", "json"])?.ok()?.json()?;
+        let cut = &doctor["cuts"]["last"];
+        ensure!(cut["connections"] == 1 && cut["generation"].is_u64(), "{cut}");
+        ensure!(
+            cut["in_force_ms"].as_f64() > Some(0.0) && cut["reset_ms"].as_f64() > Some(0.0),
+            "{cut}"
+        );
         Ok(())
     });
 }

@@ -509,7 +509,27 @@ fn tcp() -> Protocol {
 pub struct DoctorReport {
     pub hooks: Vec<HookView>,
     pub features: Vec<FeatureView>,
+    #[serde(default)]
+    pub cuts: CutsView,
     pub problems: Vec<Degraded>,
+}
+
+/// Changes of policy that reset established connections, since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CutsView {
+    pub last: Option<CutView>,
+    pub slowest: Option<CutView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CutView {
+    /// The generation that denies what was cut.
+    pub generation: u64,
+    pub connections: usize,
+    /// Milliseconds from the beginning of its compilation until the kernel drops packets of what it denies.
+    pub in_force_ms: f64,
+    /// Milliseconds from there on until all these connections were reset.
+    pub reset_ms: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -60,6 +60,15 @@ fn print(report: &DoctorReport) -> io::Result<()> {
         features.write(out, 0)?;
     }
     writeln!(out)?;
+    for (which, cut) in [("last", &report.cuts.last), ("slowest", &report.cuts.slowest)] {
+        if let Some(cut) = cut {
+            writeln!(
+                out,
+                "{which} change that cut connections: {} of them, dropped after {:.1} ms, all reset {:.1} ms later",
+                cut.connections, cut.in_force_ms, cut.reset_ms
+            )?;
+        }
+    }
     for problem in &report.problems {
         writeln!(out, "PROBLEM  {}: {}; {}", problem.what, problem.why, problem.instead)?;
     }

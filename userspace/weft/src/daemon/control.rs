@@ -365,6 +365,7 @@ impl Control for DaemonControl {
         report
             .problems
             .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
+        report.cuts = self.engine.cuts();
         report.features.push(FeatureView {
             name: "sockets in a sockmap as good as others".to_owned(),
             present: self.engine.dataplane.unfit_for_short_circuit().is_none(),

@@ -23,10 +23,11 @@ use weft_policy::{
 use weft_proxy::SnapshotPublisher;
 
 use super::{
+    cuts::{Cut, Cuts},
     last_good::LastGood,
     netns::{Pods, Sources},
 };
-use crate::{config::DaemonConfig, registry::Registry, state_dir};
+use crate::{admin::api::CutsView, config::DaemonConfig, registry::Registry, state_dir};
 
 /// What is in force, with what is only needed to name things in events.
 #[derive(Debug, Default)]
@@ -65,6 +66,7 @@ struct State {
     last_good: LastGood,
     /// Why the last attempt did not come into force.
     problem: Option<String>,
+    cuts: Cuts,
 }
 
 // === impl Engine ===
@@ -116,6 +118,7 @@ impl Engine {
                 adapters,
                 last_good,
                 problem: None,
+                cuts: Cuts::default(),
             }),
             seen: AtomicU64::new(0),
             vip4: config.vip4.clone(),
@@ -131,6 +134,11 @@ impl Engine {
     /// Why the last publication failed; `None` if it did not.
     pub fn problem(&self) -> Option<String> {
         self.state().problem.clone()
+    }
+
+    /// How long changes took to cut what they deny.
+    pub fn cuts(&self) -> CutsView {
+        self.state().cuts.view()
     }
 
     /// The adapters, in the order in which they look.
@@ -193,6 +201,7 @@ impl Engine {
     }
 
     fn try_publish(&self, state: &mut State) -> anyhow::Result<u64> {
+        let begun = Instant::now();
         self.seen.store(*self.registry.changes().borrow(), Ordering::Release);
         let workloads = self.registry.runtime();
         let wanted = captures(&self.store());
@@ -251,10 +260,21 @@ impl Engine {
             changed = published.changed,
             "in force"
         );
+        let in_force = begun.elapsed();
         self.pods.settle();
         let now_guarded = guarded(&snapshot);
         if published.rejudge || now_guarded.iter().any(|target| !before_guarded.contains(target)) {
-            self.cut(&snapshot, &now_guarded);
+            let connections = self.cut(&snapshot, &now_guarded);
+            if connections > 0 {
+                let cut = Cut {
+                    generation: published.generation,
+                    connections,
+                    in_force,
+                    reset: begun.elapsed().saturating_sub(in_force),
+                };
+                tracing::info!(?cut, "connections reset that the new policy denies");
+                state.cuts.note(cut);
+            }
         }
         let good = self.store().objects().cloned().collect::<Vec<_>>();
         if let Err(error) = state.last_good.save(good) {
@@ -265,8 +285,8 @@ impl Engine {
 
     /// Resets the connections past the proxy that are denied now, and those whose requests must be looked at from now on. Of
     /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
-    fn cut(&self, snapshot: &Snapshot, guarded: &HashSet<(Identity, u16)>) {
-        let started = Instant::now();
+    /// Returns how many.
+    fn cut(&self, snapshot: &Snapshot, guarded: &HashSet<(Identity, u16)>) -> usize {
         let now = Parties(snapshot);
         let denied = |connection: &Established| {
             let (source, destination) = (now.source(connection), now.destination(connection));
@@ -286,13 +306,10 @@ impl Engine {
             Ok(doomed) => doomed,
             Err(error) => {
                 tracing::warn!(%error, "connections that are denied now are not reset; their packets are dropped");
-                return;
+                return 0;
             }
         };
-        let cut = doomed.reset() + self.pods.reset(&mut doomed);
-        if cut > 0 {
-            tracing::info!(cut, took = ?started.elapsed(), "connections reset that the new policy denies");
-        }
+        doomed.reset() + self.pods.reset(&mut doomed)
     }
 
     /// The objects; not to be held for long.

@@ -11,6 +11,7 @@
 
 mod capabilities;
 mod control;
+mod cuts;
 mod dns;
 pub mod doctor;
 mod edges;
