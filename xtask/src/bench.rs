@@ -2,19 +2,23 @@
 
 mod arm;
 mod cpu;
+mod flame;
+mod found;
 mod http;
 mod memory;
 mod peers;
+mod plot;
 mod policy_scale;
+mod record;
 mod report;
 mod rounds;
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
 
-use self::rounds::{Row, Verdict};
+use self::{found::Found, rounds::Verdict};
 use crate::{
     build, preflight,
     setup::{self, Scope},
@@ -25,7 +29,7 @@ use crate::{
 /// Only ratios of arms that took turns in one run count: medians over rounds, with the least and the greatest. PASS: the
 /// median reaches the goal; UNDECIDED: it does not, but the 95 % interval spans the goal (rounds are added up to a cap); else
 /// FALLS SHORT. Exit 0 when every response was right and every row was measured; with --gate also 1 where a row falls
-/// short of its goal.
+/// short of its goal. WEFT_BIN=FILE measures that binary instead of building this checkout's.
 #[derive(clap::Args)]
 pub struct Args {
     /// Default: all of them.
@@ -40,6 +44,12 @@ pub struct Args {
     /// Also write all rows, versions and commit to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also draw where the proxy's time goes under load, into bench/results/. Needs perf.
+    #[arg(long)]
+    flamegraph: bool,
+    /// Keep the results: JSON and plots in bench/results/, tables in bench/README.md and README.md. Of all scenarios at once.
+    #[arg(long, conflicts_with = "scenario")]
+    write: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,26 +64,37 @@ enum Scenario {
 
 pub fn run(args: &Args) -> Result<()> {
     preflight::kernel("bench")?;
-    let tools = setup::ensure(Scope::Bench)?;
-    build::release(&tools)?;
-    build::traffic()?;
-    build::load()?;
+    if args.flamegraph {
+        flame::ensure_perf()?;
+    }
     let scenarios = match &args.scenario {
         Some(one) => std::slice::from_ref(one),
         None => Scenario::value_variants(),
     };
+    let tools = setup::ensure(Scope::Bench)?;
+    if env::var_os("WEFT_BIN").is_none() {
+        build::release(&tools)?;
+    }
+    if scenarios.contains(&Scenario::PolicyScale) {
+        build::traffic()?;
+    }
+    build::load()?;
     let mut all = Vec::new();
     for scenario in scenarios {
-        let rows = scenario.run(args.quick)?;
-        report::table(scenario.name(), &rows);
-        all.push((scenario.name(), rows));
+        let found = scenario.run(args)?;
+        report::table(scenario.name(), &found.rows);
+        report::programs(&found);
+        all.push((scenario.name(), found));
     }
     if let Some(file) = &args.json {
-        report::json(file, &all)?;
+        report::json(file, &report::value(&all, args.quick))?;
+    }
+    if args.write {
+        record::write(&all, args.quick)?;
     }
     let short: Vec<&str> = all
         .iter()
-        .flat_map(|(_, rows)| rows)
+        .flat_map(|(_, found)| &found.rows)
         .filter(|row| row.verdict() == Verdict::FallsShort)
         .map(|row| row.what.as_str())
         .collect();
@@ -96,14 +117,12 @@ impl Scenario {
         }
     }
 
-    fn run(self, quick: bool) -> Result<Vec<Row>> {
+    fn run(self, args: &Args) -> Result<Found> {
         println!("\n== {}", self.name());
         match self {
-            Self::Http => rounds::run(&mut http::Http::new(quick)?, http::rounds(quick), |line| {
-                println!("{line}")
-            }),
-            Self::Memory => memory::run(quick),
-            Self::PolicyScale => policy_scale::run(quick),
+            Self::Http => http::run(args.quick, args.flamegraph.then(record::folder).as_deref()),
+            Self::Memory => memory::run(args.quick).map(Found::of),
+            Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),
         }
     }
 }

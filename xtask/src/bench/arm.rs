@@ -36,6 +36,10 @@ pub struct Measured {
     pub p99: f64,
     /// Processor time of the proxies a request, in microseconds.
     pub proxy: f64,
+    /// Of that, in user space.
+    pub user: f64,
+    /// Of the origin.
+    pub origin: f64,
     /// Of the whole machine.
     pub machine: f64,
     /// Processor seconds stolen by the host meanwhile.
@@ -62,6 +66,13 @@ pub struct Client {
     told: usize,
 }
 
+/// Processor time so far.
+struct Ran {
+    proxies: Duration,
+    user: Duration,
+    origin: Duration,
+}
+
 /// A way to the origin.
 pub struct Arm {
     pub name: &'static str,
@@ -71,6 +82,8 @@ pub struct Arm {
     pub headers: Vec<String>,
     /// The processes whose price this is.
     pub proxies: Vec<i32>,
+    /// Who answers.
+    pub origin: i32,
     pub client: Client,
 }
 
@@ -134,11 +147,11 @@ impl Arm {
         }
 
         let began = Instant::now();
-        let (proxies, machine) = (self.proxies_ran()?, cpu::of_machine()?);
+        let (before, machine) = (self.ran()?, cpu::of_machine()?);
         let bound = Duration::from_secs_f64(load.seconds + warm_up) + SLACK;
         let outcome = self.client.load(&words, bound);
         let outcome = outcome.with_context(|| format!("arm `{}`", self.name))?;
-        let (proxies, machine_now) = (self.proxies_ran()?.saturating_sub(proxies), cpu::of_machine()?);
+        let (after, machine_now) = (self.ran()?, cpu::of_machine()?);
         ensure!(
             outcome.wrong == 0 && outcome.failed == 0 && outcome.right > 0,
             "arm `{}`: of {} answers {} were wrong and {} missing after {:.1} s: {}",
@@ -154,13 +167,27 @@ impl Arm {
             rate: outcome.rate,
             p50: outcome.p50 as f64 / 1e3,
             p99: outcome.p99 as f64 / 1e3,
-            proxy: a_request(proxies),
+            proxy: a_request(after.proxies.saturating_sub(before.proxies)),
+            user: a_request(after.user.saturating_sub(before.user)),
+            origin: a_request(after.origin.saturating_sub(before.origin)),
             machine: a_request(machine_now.busy.saturating_sub(machine.busy)),
             stolen: machine_now.stolen.saturating_sub(machine.stolen).as_secs_f64(),
         })
     }
 
-    fn proxies_ran(&self) -> Result<Duration> {
-        self.proxies.iter().map(|pid| cpu::of_process(*pid)).sum()
+    fn ran(&self) -> Result<Ran> {
+        Ok(Ran {
+            proxies: self
+                .proxies
+                .iter()
+                .map(|pid| cpu::of_process(*pid))
+                .sum::<Result<_>>()?,
+            user: self
+                .proxies
+                .iter()
+                .map(|pid| cpu::in_user_space(*pid))
+                .sum::<Result<_>>()?,
+            origin: cpu::of_family(self.origin)?,
+        })
     }
 }

@@ -34,6 +34,36 @@ pub fn of_process(pid: i32) -> Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
+/// The same of a process and its children (nginx's workers).
+///
+/// # Errors
+/// The process is gone.
+pub fn of_family(pid: i32) -> Result<Duration> {
+    let file = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let mut total = of_process(pid)?;
+    for child in children.split_whitespace() {
+        total += of_process(child.parse().context("a child's number")?)?;
+    }
+    Ok(total)
+}
+
+/// Time of a process in user space, in ticks (`utime` of `/proc/PID/stat`).
+///
+/// # Errors
+/// The process is gone.
+pub fn in_user_space(pid: i32) -> Result<Duration> {
+    let file = format!("/proc/{pid}/stat");
+    user_of(&fs::read_to_string(&file).with_context(|| format!("read {file}"))?)
+}
+
+/// The fourteenth field of proc(5)'s stat; the second, a name in brackets, may hold anything.
+fn user_of(stat: &str) -> Result<Duration> {
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+    let ticks = rest.and_then(|rest| rest.split_whitespace().nth(11)?.parse::<u32>().ok());
+    Ok(TICK * ticks.context("utime in /proc/PID/stat")?)
+}
+
 /// # Errors
 /// `/proc/stat` cannot be read.
 pub fn of_machine() -> Result<Machine> {
@@ -100,6 +130,14 @@ mod tests {
         assert_eq!(machine.busy, Duration::from_millis(1650));
         assert_eq!(machine.stolen, Duration::from_millis(50));
         machine_of("cpu 1 2").unwrap_err();
+        Ok(())
+    }
+
+    #[test]
+    fn time_in_user_space_is_the_fourteenth_field_whatever_the_name() -> Result<()> {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 94 0 0 0 12 34 0 0 20 0 1 0 100 0 0";
+        assert_eq!(user_of(stat)?, Duration::from_millis(120));
+        user_of("7 (a) S 1").unwrap_err();
         Ok(())
     }
 

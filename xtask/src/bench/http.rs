@@ -5,16 +5,21 @@
 //! with processors that never halt, which tells what it adds to the latency. New connections with a request each tell what a
 //! connection costs; as many requests as are answered, how far the machine goes.
 
-use std::net::SocketAddr;
+mod rows;
+
+use std::{net::SocketAddr, path::Path, thread};
 
 use anyhow::{Context, Result, ensure};
 use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, resources};
 
+use self::rows::{Figure, ROWS, SERIES, WAYS, Way};
 use super::{
     arm::{Arm, Client, Load, Measured},
     cpu::Awake,
+    flame,
+    found::{ArmFound, Found, Program, Series},
     peers,
-    rounds::{Goal, Rounds, Row, Scenario, difference, ratio},
+    rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio},
 };
 use crate::paths;
 
@@ -37,68 +42,6 @@ const PLAIN: &str = "plain";
 const FAST: &str = "fast";
 const DIRECT: &str = "direct";
 
-/// In the order of [`Http::arms`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    NoMesh,
-    Weft,
-    WeftFast,
-    WeftDirect,
-    Envoy,
-    Haproxy,
-    Sidecars,
-}
-
-const WAYS: [Way; 7] = [
-    Way::NoMesh,
-    Way::Weft,
-    Way::WeftFast,
-    Way::WeftDirect,
-    Way::Envoy,
-    Way::Haproxy,
-    Way::Sidecars,
-];
-
-/// What is compared of two ways.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Figure {
-    /// Requests a second, as many as are answered.
-    Rate,
-    /// CPU a request of the proxies, at a fixed rate.
-    Proxy,
-    /// The same of the whole machine.
-    Machine,
-    /// CPU of the whole machine a connection with one request.
-    Connection,
-    /// Median latency on one connection beyond that without a mesh.
-    Added,
-    /// 99th percentile at the fixed rate.
-    P99,
-}
-
-/// What, ours, whose beside it, and what is to be reached (bench.md).
-#[rustfmt::skip]
-const ROWS: [(&str, Figure, Way, Way, Goal); 18] = [
-    ("L4 path vs. no mesh, requests", Figure::Rate, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.97)),
-    ("the same, of the whole machine", Figure::Machine, Way::WeftDirect, Way::NoMesh, Goal::Told),
-    ("short connections, L4 vs. no mesh", Figure::Connection, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.95)),
-    ("HTTP/1.1 vs. Envoy, requests a CPU second of the proxy", Figure::Proxy, Way::Weft, Way::Envoy, Goal::AtLeast(4.0)),
-    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Envoy, Goal::AtLeast(4.0)),
-    ("HTTP/1.1 vs. Envoy, added p50", Figure::Added, Way::Weft, Way::Envoy, Goal::AtMost(0.2)),
-    ("the same, short-circuit", Figure::Added, Way::WeftFast, Way::Envoy, Goal::AtMost(0.2)),
-    ("HTTP/1.1 vs. haproxy, requests a CPU second of the proxy", Figure::Proxy, Way::Weft, Way::Haproxy, Goal::AtLeast(1.0)),
-    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Haproxy, Goal::AtLeast(1.3)),
-    ("HTTP/1.1 vs. Envoy twice behind iptables", Figure::Proxy, Way::Weft, Way::Sidecars, Goal::AtLeast(8.0)),
-    ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Sidecars, Goal::AtLeast(8.0)),
-    ("HTTP/1.1 vs. Envoy, requests", Figure::Rate, Way::Weft, Way::Envoy, Goal::Told),
-    ("HTTP/1.1 vs. haproxy, requests", Figure::Rate, Way::Weft, Way::Haproxy, Goal::Told),
-    ("HTTP/1.1 vs. Envoy, of the whole machine", Figure::Machine, Way::Weft, Way::Envoy, Goal::Told),
-    ("HTTP/1.1 vs. haproxy, of the whole machine", Figure::Machine, Way::Weft, Way::Haproxy, Goal::Told),
-    ("HTTP/1.1 vs. no mesh, of the whole machine", Figure::Machine, Way::Weft, Way::NoMesh, Goal::Told),
-    ("HTTP/1.1 vs. haproxy, added p50", Figure::Added, Way::Weft, Way::Haproxy, Goal::Told),
-    ("HTTP/1.1 vs. Envoy, p99 at the fixed rate", Figure::P99, Way::Weft, Way::Envoy, Goal::Told),
-];
-
 /// What an arm did, a value a round.
 #[derive(Default)]
 struct Figures {
@@ -116,27 +59,30 @@ pub struct Http {
     _proxies: Vec<Running>,
     _servers: Vec<Server>,
     _cgroups: Vec<Cgroup>,
-    _labs: Vec<Lab>,
+    labs: Vec<Lab>,
 }
 
-pub fn rounds(quick: bool) -> Rounds {
-    if quick {
-        Rounds { least: 3, most: 5 }
+/// Runs it, and looks where the time went.
+///
+/// # Errors
+/// A mesh, a server or a peer does not start; an answer was wrong.
+pub fn run(quick: bool, flames: Option<&Path>) -> Result<Found> {
+    let mut http = Http::new(quick)?;
+    let rounds = if quick {
+        Rounds { least: 3, most: 4 }
     } else {
-        Rounds { least: 7, most: 15 }
+        Rounds { least: 7, most: 11 }
+    };
+    let rows = rounds::run(&mut http, rounds, |line| println!("{line}"))?;
+    let programs = http.programs()?;
+    if let Some(folder) = flames {
+        http.flames(folder)?;
     }
-}
-
-// === impl Figure ===
-
-impl Figure {
-    fn unit(self) -> &'static str {
-        match self {
-            Self::Rate => "/s",
-            Self::Proxy | Self::Machine | Self::Connection => "µs CPU",
-            Self::Added | Self::P99 => "µs",
-        }
-    }
+    Ok(Found {
+        rows,
+        arms: http.arms_found(),
+        programs,
+    })
 }
 
 // === impl Http ===
@@ -161,12 +107,21 @@ impl Http {
 
         let generator = paths::load();
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let origins: Vec<i32> = servers.iter().map(Server::pid).collect();
         let arm = |name: &'static str, target: SocketAddr, host: &str, proxies: Vec<i32>, client: Client| Arm {
             name,
             target,
             host: host.to_owned(),
             headers: Vec::new(),
             proxies,
+            // The services' servers stand behind the two origins, in the order of the mesh.
+            origin: match host {
+                PLAIN => origins[2],
+                FAST => origins[3],
+                DIRECT => origins[4],
+                _ if target.port() == SIDECARS => origins[1],
+                _ => origins[0],
+            },
             client,
         };
         let foreign = |lab: &Lab, cgroup: &Cgroup| {
@@ -211,13 +166,13 @@ impl Http {
             });
         }
         Ok(Self {
-            seconds: if quick { 1.5 } else { 4.0 },
+            seconds: if quick { 1.5 } else { 3.0 },
             figures: arms.iter().map(|_| Figures::default()).collect(),
             arms,
             _proxies: vec![envoy, haproxy, first, second],
             _servers: servers,
             _cgroups: vec![outside, behind],
-            _labs: vec![lab, iptables],
+            labs: vec![lab, iptables],
         })
     }
 
@@ -236,12 +191,81 @@ impl Http {
         let (measured, value): (&[Measured], fn(&Measured) -> f64) = match figure {
             Figure::Rate => (&figures.full, |measured| measured.rate),
             Figure::Proxy => (&figures.busy, |measured| measured.proxy),
+            Figure::User => (&figures.busy, |measured| measured.user),
+            Figure::Origin => (&figures.busy, |measured| measured.origin),
             Figure::P99 => (&figures.busy, |measured| measured.p99),
+            Figure::Alone => (&figures.alone, |measured| measured.p50),
             Figure::Connection => (&figures.short, |measured| measured.machine),
             Figure::Machine => (&figures.busy, |measured| measured.machine),
             Figure::Added => return difference(&self.p50(way), &self.p50(Way::NoMesh)),
         };
         measured.iter().map(value).collect()
+    }
+
+    fn arms_found(&self) -> Vec<ArmFound> {
+        let series = |way: Way| {
+            SERIES.iter().map(move |(what, figure)| Series {
+                what,
+                unit: figure.unit(),
+                values: self.figure(*figure, way),
+            })
+        };
+        let arms = self.arms.iter().zip(WAYS);
+        arms.map(|(arm, way)| ArmFound {
+            name: arm.name,
+            series: series(way).collect(),
+        })
+        .collect()
+    }
+
+    /// What a run of each kernel program costs while requests go through the proxy short-circuited: the doctor lets the kernel
+    /// count during its canary, and the canary's own runs are few.
+    fn programs(&mut self) -> Result<Vec<Program>> {
+        let load = self.load(RATE, CONNECTIONS);
+        let (Some(lab), Some(arm)) = (self.labs.first(), self.arms.get_mut(Way::WeftFast as usize)) else {
+            return Ok(Vec::new());
+        };
+        let doctor = thread::scope(|scope| {
+            let loading = scope.spawn(|| arm.measure(&load, 0.0));
+            let doctor = lab.weft(["doctor", "-o", "json"])?.ok()?.json()?;
+            loading
+                .join()
+                .map_err(|_| anyhow::anyhow!("the load under the doctor failed"))??;
+            Ok::<_, anyhow::Error>(doctor)
+        })?;
+        let hooks = doctor["hooks"].as_array().context("the doctor's hooks")?;
+        let of = |hook: &serde_json::Value| {
+            Some(Program {
+                name: hook["name"].as_str()?.to_owned(),
+                ns: hook["ns_per_run"].as_f64()?,
+            })
+        };
+        Ok(hooks.iter().filter_map(of).collect())
+    }
+
+    /// A flame graph of weft's proxy, over TCP and short-circuited, under as many requests as it answers.
+    fn flames(&mut self, folder: &Path) -> Result<()> {
+        let load = self.load(None, CONNECTIONS);
+        for (way, file) in [
+            (Way::Weft, "http-flame.svg"),
+            (Way::WeftFast, "http-flame-short-circuit.svg"),
+        ] {
+            let (Some(lab), Some(arm)) = (self.labs.first(), self.arms.get_mut(way as usize)) else {
+                continue;
+            };
+            let pid = *arm.proxies.first().context("an arm through the proxy")?;
+            let title = format!("HTTP/1.1, {}: processor time of the daemon", arm.name);
+            let (seconds, scratch) = (load.seconds, lab.work());
+            thread::scope(|scope| {
+                let loading = scope.spawn(|| arm.measure(&load, 0.5));
+                let drawn = flame::draw(&title, pid, seconds, &scratch, &folder.join(file));
+                loading
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("the load under perf failed"))??;
+                drawn
+            })?;
+        }
+        Ok(())
     }
 
     fn p50(&self, way: Way) -> Vec<f64> {
@@ -310,7 +334,7 @@ impl Scenario for Http {
             let compared = match figure {
                 // Requests a CPU second are the inverse of CPU a request: the peer's over ours.
                 Figure::Proxy | Figure::Machine | Figure::Connection => ratio(&peer, &arm),
-                Figure::Rate | Figure::Added | Figure::P99 => ratio(&arm, &peer),
+                _ => ratio(&arm, &peer),
             };
             Row {
                 what: (*what).to_owned(),
@@ -339,7 +363,8 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     let all = [reads, through(PLAIN, "off"), through(FAST, "proxy"), port, direct];
     lab.resource("access.yaml", &all.concat())?;
     // Whatever this kernel's self-test says: the rows say which arm is short-circuited.
-    lab.daemon_with(&["--short-circuit", "force"])?;
+    // The peers keep no access log either.
+    lab.daemon_with(&["--short-circuit", "force", "--access-log", "off"])?;
     let body = "x".repeat(peers::BODY);
     let nginx = |name: &str, port: u16| lab.nginx(Nginx::service(name).port(80, port).says(&body));
     let servers = vec![nginx(PLAIN, 8080)?, nginx(FAST, 8081)?, nginx(DIRECT, 8082)?];

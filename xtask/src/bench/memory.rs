@@ -81,10 +81,10 @@ fn round(weft: &mut Figures, maps: &mut Vec<f64>, envoy_figures: &mut Figures) -
     let reads = resources::route("reads", "/", &["GET"]);
     let allow = resources::allow("friend", "friend", SERVICE, ("HTTPRouteGroup", "reads"));
     lab.resource("access.yaml", &format!("{reads}{allow}"))?;
-    lab.daemon()?;
+    lab.daemon_with(&["--access-log", "off"])?;
     let body = "x".repeat(peers::BODY);
-    let _server = lab.nginx(Nginx::service(SERVICE).port(80, 8080).says(&body))?;
-    let _origin = peers::origin(&lab, outside.path(), ORIGIN)?;
+    let server = lab.nginx(Nginx::service(SERVICE).port(80, 8080).says(&body))?;
+    let origin = peers::origin(&lab, outside.path(), ORIGIN)?;
     let peer = peers::Envoy::one_hop(ENVOY, ORIGIN).start(&lab, outside.path())?;
     let daemon = lab.daemon_pid()?;
     let target = address(&lab, SERVICE)?;
@@ -94,25 +94,30 @@ fn round(weft: &mut Figures, maps: &mut Vec<f64>, envoy_figures: &mut Figures) -
 
     let generator = paths::load();
     let meshed = Client::start(&generator, |words| lab.run("client").account("friend").start(words))?;
-    weft.held
-        .push(held(daemon, arm("weft", target, SERVICE, daemon, meshed))?);
+    weft.held.push(held(
+        daemon,
+        arm("weft", target, SERVICE, (daemon, server.pid()), meshed),
+    )?);
     let foreign = Client::start(&generator, |words| {
         Running::start(envoy::in_cgroup(&lab, outside.path(), &words))
     })?;
     let target = ([127, 0, 0, 1], ENVOY).into();
-    envoy_figures
-        .held
-        .push(held(peer.pid(), arm("Envoy", target, "origin", peer.pid(), foreign))?);
+    envoy_figures.held.push(held(
+        peer.pid(),
+        arm("Envoy", target, "origin", (peer.pid(), origin.pid()), foreign),
+    )?);
     Ok(())
 }
 
-fn arm(name: &'static str, target: std::net::SocketAddr, host: &str, proxy: i32, client: Client) -> Arm {
+/// `pids`: of the proxy, and of the origin.
+fn arm(name: &'static str, target: std::net::SocketAddr, host: &str, pids: (i32, i32), client: Client) -> Arm {
     Arm {
         name,
         target,
         host: host.to_owned(),
         headers: Vec::new(),
-        proxies: vec![proxy],
+        proxies: vec![pids.0],
+        origin: pids.1,
         client,
     }
 }

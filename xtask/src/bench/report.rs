@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{
+    found::{Found, Series},
     peers,
     rounds::{Goal, Row, Spread, Verdict, spread},
 };
@@ -29,11 +30,7 @@ pub fn table(scenario: &str, rows: &[Row]) {
 
 fn line(row: &Row, width: usize) -> String {
     let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
-    let goal = match row.goal {
-        Goal::AtLeast(goal) => format!(">= {goal}"),
-        Goal::AtMost(goal) => format!("<= {goal}"),
-        Goal::Told => String::new(),
-    };
+    let goal = words(row.goal);
     let range = format!("[{:.3}, {:.3}]", compared.least, compared.greatest);
     format!(
         "{:<width$}  {:>9.1}  {:>9.1}  {:<7} {:>8.3}  {range:<18} {goal:>8}  {}",
@@ -46,11 +43,24 @@ fn line(row: &Row, width: usize) -> String {
     )
 }
 
-/// Writes all rows with what they were measured on.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn json(file: &Path, scenarios: &[(&str, Vec<Row>)]) -> Result<()> {
+/// A goal as it is printed.
+pub fn words(goal: Goal) -> String {
+    match goal {
+        Goal::AtLeast(goal) => format!(">= {goal}"),
+        Goal::AtMost(goal) => format!("<= {goal}"),
+        Goal::Told => String::new(),
+    }
+}
+
+/// Prints what a run of each kernel program cost.
+pub fn programs(found: &Found) {
+    for program in &found.programs {
+        println!("{:<16} {:>6.0} ns a run", program.name, program.ns);
+    }
+}
+
+/// All that was found, with what it was measured on.
+pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
     let of = |spread: Spread| json!({"median": spread.median, "least": spread.least, "greatest": spread.greatest});
     let row = |row: &Row| {
         json!({
@@ -64,18 +74,36 @@ pub fn json(file: &Path, scenarios: &[(&str, Vec<Row>)]) -> Result<()> {
             "verdict": row.verdict().text(),
         })
     };
-    let scenarios: Vec<Value> = scenarios
-        .iter()
-        .map(|(name, rows)| json!({"scenario": name, "rows": rows.iter().map(row).collect::<Vec<_>>()}))
-        .collect();
+    let series = |series: &Series| json!({"what": series.what, "unit": series.unit, "rounds": series.values});
+    let scenario = |(name, found): &(&str, Found)| {
+        let arms = found.arms.iter().map(|arm| {
+            let figures: Vec<Value> = arm.series.iter().map(series).collect();
+            json!({"arm": arm.name, "figures": figures})
+        });
+        let programs = found.programs.iter();
+        json!({
+            "scenario": name,
+            "rows": found.rows.iter().map(row).collect::<Vec<_>>(),
+            "arms": arms.collect::<Vec<_>>(),
+            "programs": programs.map(|program| json!({"name": program.name, "ns_per_run": program.ns})).collect::<Vec<_>>(),
+        })
+    };
     let ask = |words: &[&str]| shell::ask(shell::git().args(words));
-    let all = json!({
+    json!({
         "commit": ask(&["describe", "--always", "--dirty"]),
         "date": shell::ask(std::process::Command::new("date").args(["--utc", "--iso-8601=seconds"])),
+        "quick": quick,
         "machine": peers::versions(),
-        "scenarios": scenarios,
-    });
-    let text = serde_json::to_string_pretty(&all).context("results")?;
+        "scenarios": scenarios.iter().map(scenario).collect::<Vec<_>>(),
+    })
+}
+
+/// Writes what [`value`] made.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn json(file: &Path, results: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(results).context("results")?;
     fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
 }
 
