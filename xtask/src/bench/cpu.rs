@@ -64,6 +64,14 @@ fn user_of(stat: &str) -> Result<Duration> {
     Ok(TICK * ticks.context("utime in /proc/PID/stat")?)
 }
 
+/// Processors there are.
+///
+/// # Errors
+/// The system does not say.
+pub fn count() -> Result<usize> {
+    Ok(thread::available_parallelism().context("count processors")?.get())
+}
+
 /// # Errors
 /// `/proc/stat` cannot be read.
 pub fn of_machine() -> Result<Machine> {
@@ -102,8 +110,7 @@ impl Awake {
     /// # Errors
     /// `chrt` (util-linux) cannot be started.
     pub fn new() -> Result<Self> {
-        let processors = thread::available_parallelism().context("count processors")?.get();
-        let spinners = (0..processors).map(|_| {
+        let spinners = (0..count()?).map(|_| {
             let mut command = std::process::Command::new("chrt");
             command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
             vm_test::Running::start(command)

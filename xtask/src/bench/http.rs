@@ -29,10 +29,12 @@ const HAPROXY: u16 = 9020;
 const SIDECARS: u16 = 9030;
 
 /// A rate that every arm can serve on two processors.
-const RATE: u32 = 3000;
+const RATE: u32 = 2000;
 const CONNECTIONS: usize = 32;
-const LATENCY_RATE: u32 = 500;
+const LATENCY_RATE: u32 = 250;
 const SHORT_RATE: u32 = 1000;
+/// Seconds before what is counted.
+const WARM_UP: f64 = 0.5;
 
 /// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
 const PROXIED: f64 = 5.0;
@@ -69,9 +71,17 @@ pub struct Http {
 pub fn run(quick: bool, flames: Option<&Path>) -> Result<Found> {
     let mut http = Http::new(quick)?;
     let rounds = if quick {
-        Rounds { least: 3, most: 4 }
+        Rounds {
+            least: 3,
+            most: 4,
+            drops: 0,
+        }
     } else {
-        Rounds { least: 7, most: 11 }
+        Rounds {
+            least: 7,
+            most: 11,
+            drops: 3,
+        }
     };
     let rows = rounds::run(&mut http, rounds, |line| println!("{line}"))?;
     let programs = http.programs()?;
@@ -257,7 +267,7 @@ impl Http {
             let title = format!("HTTP/1.1, {}: processor time of the daemon", arm.name);
             let (seconds, scratch) = (load.seconds, lab.work());
             thread::scope(|scope| {
-                let loading = scope.spawn(|| arm.measure(&load, 0.5));
+                let loading = scope.spawn(|| arm.measure(&load, WARM_UP));
                 let drawn = flame::draw(&title, pid, seconds, &scratch, &folder.join(file));
                 loading
                     .join()
@@ -298,14 +308,14 @@ impl Scenario for Http {
                 let (Some(arm), Some(figures)) = (self.arms.get_mut(*index), self.figures.get_mut(*index)) else {
                     continue;
                 };
-                let measured = arm.measure(load, 0.5)?;
+                let measured = arm.measure_undisturbed(load, WARM_UP)?;
                 ensure!(
                     arm.proxies.is_empty() || measured.proxy > PROXIED,
                     "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",
                     arm.name,
                     measured.proxy
                 );
-                stolen += measured.stolen;
+                stolen += measured.disturbed();
                 let into = match (load.rate, load.short, load.connections) {
                     (None, ..) => &mut figures.full,
                     (_, true, _) => &mut figures.short,

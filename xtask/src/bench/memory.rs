@@ -25,7 +25,7 @@ const ORIGIN: u16 = 9001;
 const ENVOY: u16 = 9010;
 const CONNECTIONS: usize = 10_000;
 /// New connections a second until all are open.
-const RATE: u32 = 2500;
+const RATE: u32 = 1000;
 const SERVICE: &str = "held";
 /// How often memory is looked at under load.
 const LOOK: Duration = Duration::from_millis(50);

@@ -4,7 +4,8 @@ use anyhow::Result;
 
 /// What can be measured again and again.
 pub trait Scenario {
-    /// All arms once, in an order of the round's own. Returns processor seconds that the host took meanwhile.
+    /// All arms once, in an order of the round's own. Returns processor seconds that the host took from loads that it
+    /// disturbed; 0: it disturbed none.
     ///
     /// # Errors
     /// A response was wrong, or a figure could not be had.
@@ -22,13 +23,9 @@ pub trait Scenario {
 pub struct Rounds {
     pub least: usize,
     pub most: usize,
+    /// Rounds dropped because the host took too much, before the rest are taken as they are.
+    pub drops: usize,
 }
-
-/// Processor seconds stolen in a round above which it is dropped.
-const STOLEN: f64 = 0.3;
-
-/// Rounds dropped for that before the rest are taken as they are.
-const DROPS: usize = 5;
 
 /// One row of a table: two arms, and what their rounds come to when put beside each other.
 pub struct Row {
@@ -75,13 +72,18 @@ pub fn run(scenario: &mut dyn Scenario, rounds: Rounds, mut tell: impl FnMut(Str
     let (mut done, mut dropped) = (0, 0);
     while done < rounds.least || (done < rounds.most && scenario.rows().iter().any(Row::is_open)) {
         let stolen = scenario.round(done)?;
-        if stolen > STOLEN && dropped < DROPS {
+        if stolen > 0.0 && dropped < rounds.drops {
             scenario.drop_last();
             dropped += 1;
             tell(format!(
                 "a round dropped: the host took {stolen:.2} s of processor time"
             ));
             continue;
+        }
+        if stolen > 0.0 {
+            tell(format!(
+                "the host took {stolen:.2} s of processor time in the next round"
+            ));
         }
         done += 1;
         tell(format!("round {done} of {} to {}", rounds.least, rounds.most));
@@ -251,7 +253,15 @@ mod tests {
     fn open_rows_get_more_rounds_and_stolen_time_drops_one() -> Result<()> {
         let mut scenario = Fixed(Vec::new(), 0);
         let mut told = Vec::new();
-        run(&mut scenario, Rounds { least: 3, most: 7 }, |line| told.push(line))?;
+        run(
+            &mut scenario,
+            Rounds {
+                least: 3,
+                most: 7,
+                drops: 1,
+            },
+            |line| told.push(line),
+        )?;
         assert_eq!((scenario.0.len(), scenario.1), (7, 8));
         assert!(told.iter().any(|line| line.contains("dropped")), "{told:?}");
         Ok(())
