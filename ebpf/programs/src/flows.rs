@@ -5,7 +5,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_abi::{
     Addr, EdgeCounters, EdgeKey, EventKind, FlowKey, FlowRecord, PolicyValue, Tuple, action, class, flow_flags,
-    identity, protocol, reporter,
+    identity, reporter,
 };
 
 use crate::{
@@ -73,33 +73,44 @@ pub fn destination_of(epoch: Epoch, addr: &Addr, port_be: u16, protocol: u8, net
 /// either. (TCP says who begins, so there an answer to what is denied is denied.)
 #[inline(always)]
 pub fn find(tuple: &Tuple, protocol: u8, is_its: impl Fn(Way, &FlowRecord) -> bool) -> Option<Flow> {
-    let key = FlowKey::of(tuple, protocol);
-    let forth = lookup(key, Way::Forth, &is_its);
-    if matches!(&forth, Some(flow) if !flow.began_nothing()) {
-        return forth;
+    // One key in three states: what the stack has left for it on Linux 6.1.
+    let mut key = FlowKey::of(tuple, protocol);
+    let forth = lookup(&key, Way::Forth, &is_its);
+    let mut way = Way::Forth;
+    let mut found = forth;
+    if forth.is_null() || began_nothing(forth, protocol) {
+        key = key.reversed();
+        let back = lookup(&key, Way::Back, &is_its);
+        if back.is_null() || began_nothing(back, protocol) {
+            key = key.reversed();
+        } else {
+            (way, found) = (Way::Back, back);
+        }
     }
-    match lookup(key.reversed(), Way::Back, &is_its) {
-        Some(flow) if !flow.began_nothing() => Some(flow),
-        _ => forth,
+    // SAFETY: the value is valid for the run (RCU); what several CPUs write at once are whole words that mean the same.
+    let record = unsafe { found.as_mut() }?;
+    Some(Flow { key, way, record })
+}
+
+/// Null: there is none.
+#[inline(always)]
+fn lookup(key: &FlowKey, way: Way, is_its: &impl Fn(Way, &FlowRecord) -> bool) -> *mut FlowRecord {
+    match FLOWS.get_ptr_mut(key) {
+        // SAFETY: as in `find`.
+        Some(found) if is_its(way, unsafe { &*found }) => found,
+        _ => core::ptr::null_mut(),
     }
 }
 
 #[inline(always)]
-fn lookup(key: FlowKey, way: Way, is_its: &impl Fn(Way, &FlowRecord) -> bool) -> Option<Flow> {
-    let found = FLOWS.get_ptr_mut(&key)?;
-    // SAFETY: the value is valid for the run (RCU); what several CPUs write at once are whole words that mean the same.
-    let record = unsafe { &mut *found };
-    is_its(way, record).then_some(Flow { key, way, record })
+fn began_nothing(record: *const FlowRecord, protocol: u8) -> bool {
+    // SAFETY: not null, and as in `find`.
+    protocol == weft_abi::protocol::UDP && unsafe { (*record).flags } & flow_flags::REFUSED != 0
 }
 
 // === impl Flow ===
 
 impl Flow {
-    #[inline(always)]
-    fn began_nothing(&self) -> bool {
-        self.key.protocol == u32::from(protocol::UDP) && self.record.flags & flow_flags::REFUSED != 0
-    }
-
     /// It has come to a socket of `owner` at an address of this machine. The socket says whose it is: if that is not who was
     /// meant when the flow began (nobody was known there, or another had the port), the flow is judged again.
     #[inline(always)]
