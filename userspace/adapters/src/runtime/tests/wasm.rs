@@ -150,12 +150,14 @@ fn generations(list: &[(&str, &str, &str)], rest: &str) -> String {
 
 const TRAP: (&str, &str) = ("x-trap", "1");
 
-/// Two generations, of which the newer has all requests and traps when it is asked to.
+/// Two generations, of which the newer has all requests and traps when it is asked to: once is enough, for a busy machine may
+/// take longer than a look of the watcher for several.
 fn trapping() -> String {
-    generations(
+    let text = generations(
         &[("v1", "deny-path", "weight: 0"), ("v2", "trap", "weight: 100")],
         "params: {prefixes: [/never]}",
-    )
+    );
+    text.replace("generations:", "rollback: {failures: 1}, generations:")
 }
 
 #[test]
@@ -183,19 +185,19 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     let state = world.state("auth");
     assert_eq!(
         state.generations[1].rolled_back.as_deref(),
-        Some("failed on 3 requests within 1s"),
+        Some("failed on 1 requests within 1s"),
         "{state:?}"
     );
     assert_eq!(state.problem, None);
     assert_eq!(status(&chains, 9, &[TRAP]), 200);
-    assert_eq!(seen(&world), (vec![4, 4], true));
+    assert_eq!(seen(&world), (vec![4, 2], true));
 
     // Other weights are no reason to try it again, nor is another process.
     until("it is kept", || !kept.lock().unwrap().is_empty());
     let again = trapping().replace("weight: 0", "weight: 1");
     let chains = world.apply("auth", &again);
     assert_eq!(status(&chains, 10, &[]), 200);
-    assert_eq!(seen(&world), (vec![5, 4], true));
+    assert_eq!(seen(&world), (vec![5, 2], true));
     let mut other = World::with(host());
     let chains = other.apply("auth", &again);
     assert_eq!(status(&chains, 11, &[]), 200);
