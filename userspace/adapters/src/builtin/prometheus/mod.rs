@@ -6,7 +6,7 @@
 //! open events and requests that were let through though a rule would deny them. Other open and close events count
 //! nothing here.
 
-use std::{hash::Hash, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric},
@@ -70,6 +70,8 @@ pub struct Prometheus {
     durations: Histograms,
     request_bytes: Histograms,
     response_bytes: Histograms,
+    /// Of labels that were counted before: all series, found at once.
+    known: HashMap<RequestLabels, RequestSeries>,
     tcp_sent: Counters<EdgeLabels>,
     tcp_received: Counters<EdgeLabels>,
     tcp_opened: Counters<EdgeLabels>,
@@ -84,6 +86,15 @@ pub struct Prometheus {
     tcp_rtt: Family<EdgeLabels, Latency>,
     denied: Counters<DenyLabels>,
     audited: Counters<DenyLabels>,
+}
+
+/// The series of one set of labels.
+#[derive(Debug)]
+struct RequestSeries {
+    requests: Counter,
+    durations: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
 }
 
 /// How many series there are, and may be.
@@ -116,6 +127,7 @@ impl Prometheus {
             durations: Family::new_with_constructor(histogram),
             request_bytes: Family::new_with_constructor(histogram),
             response_bytes: Family::new_with_constructor(histogram),
+            known: HashMap::new(),
             tcp_sent: Family::default(),
             tcp_received: Family::default(),
             tcp_opened: Family::default(),
@@ -281,16 +293,31 @@ impl Prometheus {
             grpc_status: l7.grpc_status,
             denied: flow.verdict == FlowVerdict::Deny,
         };
-        let millis = l7.duration.as_secs_f64() * 1000.0;
+        if let Some(series) = self.known.get(&labels) {
+            return series.count(l7);
+        }
+        let (millis, request_bytes, response_bytes) = figures(l7);
         self.room.update(&self.requests, &labels, |metric| metric.inc());
         self.room
             .update(&self.durations, &labels, |metric| metric.observe(millis));
-        self.room.update(&self.request_bytes, &labels, |metric| {
-            metric.observe(l7.request_bytes as f64)
-        });
-        self.room.update(&self.response_bytes, &labels, |metric| {
-            metric.observe(l7.response_bytes as f64)
-        });
+        self.room
+            .update(&self.request_bytes, &labels, |metric| metric.observe(request_bytes));
+        self.room
+            .update(&self.response_bytes, &labels, |metric| metric.observe(response_bytes));
+        if let Some(series) = self.series(&labels) {
+            self.known.insert(labels, series);
+        }
+    }
+
+    /// `None`: there was no room for one of them.
+    fn series(&self, labels: &RequestLabels) -> Option<RequestSeries> {
+        let of = |family: &Histograms| family.get(labels).map(|metric| metric.clone());
+        Some(RequestSeries {
+            requests: self.requests.get(labels).map(|metric| metric.clone())?,
+            durations: of(&self.durations)?,
+            request_bytes: of(&self.request_bytes)?,
+            response_bytes: of(&self.response_bytes)?,
+        })
     }
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
@@ -351,6 +378,24 @@ impl Report for Prometheus {
             }
         }
     }
+}
+
+// === impl RequestSeries ===
+
+impl RequestSeries {
+    fn count(&self, l7: &L7) {
+        let (millis, request_bytes, response_bytes) = figures(l7);
+        self.requests.inc();
+        self.durations.observe(millis);
+        self.request_bytes.observe(request_bytes);
+        self.response_bytes.observe(response_bytes);
+    }
+}
+
+/// What histograms are told: duration in milliseconds, bytes of the request's body, bytes of the answer's.
+fn figures(l7: &L7) -> (f64, f64, f64) {
+    let millis = l7.duration.as_secs_f64() * 1000.0;
+    (millis, l7.request_bytes as f64, l7.response_bytes as f64)
 }
 
 // === impl Room ===
