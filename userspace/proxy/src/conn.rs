@@ -12,7 +12,8 @@ use std::{
 };
 
 use tokio::net::TcpStream;
-use weft_adapters::{FlowProtocol, Peer, StreamInfo};
+use ::http::HeaderValue;
+use weft_adapters::{Destination, FlowProtocol, Peer, StreamInfo};
 
 use crate::{
     context::ConnContext,
@@ -42,6 +43,10 @@ pub(crate) struct Conn {
     /// Who that is, in names.
     pub(crate) source: Arc<Peer>,
     pub(crate) stop: StopWatch,
+    /// The same for `X-Forwarded-For`.
+    pub(crate) forwarded_for: Option<HeaderValue>,
+    /// What it dialled, before an endpoint is picked.
+    pub(crate) unpicked: Arc<Destination>,
     /// The namespace it was accepted in, where that is not the proxy's own.
     netns: Option<Arc<Netns>>,
     /// It came from outside that namespace to the address that it was accepted at.
@@ -106,6 +111,8 @@ pub(crate) fn spawn(
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
         context,
+        forwarded_for: http::head::forwarded_for(peer),
+        unpicked: report::bare_destination(context.original),
         peer,
         source,
         stop,

@@ -152,7 +152,9 @@ fn step(
             };
             let (address, identity) = (endpoints[index].address, endpoints[index].identity);
             Picked {
-                destination: report::service_destination(&snapshot, &backend.service.name, address, Some(identity)),
+                destination: worker
+                    .destinations
+                    .of(&snapshot, &backend.service.name, address, identity),
                 chain: snapshot
                     .chains
                     .of(Some(&service.name), Some(&backend.service.name))
@@ -164,11 +166,11 @@ fn step(
             }
         }
         Target::Endpoint(owner) => Picked {
-            destination: report::service_destination(
+            destination: worker.destinations.of(
                 &snapshot,
                 &owner.service,
                 owner.endpoint.address,
-                Some(owner.endpoint.identity),
+                owner.endpoint.identity,
             ),
             chain: snapshot.chains.of(Some(&owner.service), Some(&owner.service)).cloned(),
             snapshot,

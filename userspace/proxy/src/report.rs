@@ -1,6 +1,6 @@
 //! Names for flow events, from the numbers that the kernel and the snapshot use.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use weft_adapters::{Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, Peer, Record, Side};
 use weft_policy::{Identity, ObjectRef, RuleId, ServiceName, Snapshot};
@@ -45,6 +45,45 @@ pub(crate) fn service_destination(
         address: address.ip(),
         port: address.port(),
     })
+}
+
+/// Called services by endpoint, of one generation of the snapshot: made once for an endpoint, not once for a request.
+#[derive(Default)]
+pub(crate) struct Destinations(RefCell<Known>);
+
+#[derive(Default)]
+struct Known {
+    generation: u64,
+    of: HashMap<SocketAddr, Arc<Destination>>,
+}
+
+// === impl Destinations ===
+
+impl Destinations {
+    /// As [`service_destination`].
+    pub(crate) fn of(
+        &self,
+        snapshot: &Snapshot,
+        service: &ServiceName,
+        address: SocketAddr,
+        identity: Identity,
+    ) -> Arc<Destination> {
+        let mut known = self.0.borrow_mut();
+        if known.generation != snapshot.generation {
+            known.generation = snapshot.generation;
+            known.of.clear();
+        }
+        // An endpoint may be one of several services.
+        let is_it = |found: &&Arc<Destination>| {
+            found.service.as_deref() == Some(&*service.name) && found.namespace == service.namespace
+        };
+        if let Some(found) = known.of.get(&address).filter(is_it) {
+            return Arc::clone(found);
+        }
+        let made = service_destination(snapshot, service, address, Some(identity));
+        known.of.insert(address, Arc::clone(&made));
+        made
+    }
 }
 
 /// A workload's port that no service leads to.
@@ -159,5 +198,39 @@ impl TcpFlow {
             rtt_us: None,
             errno: None,
         })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_policy::Account;
+
+    use super::*;
+
+    #[test]
+    fn a_destination_is_that_of_its_service_and_generation() {
+        let named = |name: &str| ServiceName {
+            namespace: "default".into(),
+            name: name.into(),
+        };
+        let snapshot = |generation, account: &str| {
+            let account = Account {
+                namespace: "default".into(),
+                name: account.into(),
+            };
+            Snapshot {
+                generation,
+                accounts: [(Identity::FIRST, account)].into(),
+                ..Snapshot::default()
+            }
+        };
+        let destinations = Destinations::default();
+        let address = ([127, 0, 0, 1], 80).into();
+        let of = |snapshot: &Snapshot, name: &str| destinations.of(snapshot, &named(name), address, Identity::FIRST);
+        let (first, second) = (snapshot(1, "old"), snapshot(2, "new"));
+        assert!(Arc::ptr_eq(&of(&first, "a"), &of(&first, "a")));
+        assert_eq!(of(&first, "b").service.as_deref(), Some("b"));
+        assert_eq!(of(&first, "a").account.as_deref(), Some("old"));
+        assert_eq!(of(&second, "a").account.as_deref(), Some("new"));
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     context::Origin,
     limits::POOL_TICK,
     metrics::ProxyMetrics,
+    report::Destinations,
     upstream::Pool,
     watch::SnapshotWatch,
 };
@@ -38,6 +39,7 @@ pub(crate) struct Worker {
     pub(crate) loads: Loads,
     pub(crate) random: Random,
     pub(crate) balancer: Box<dyn Balancer>,
+    pub(crate) destinations: Destinations,
     /// Client connections and tunnels: what a drain waits for.
     connections: TaskTracker,
     /// What outlives a request for a moment.
@@ -71,6 +73,7 @@ impl Worker {
             loads: Loads::default(),
             random: Random::seeded(),
             balancer,
+            destinations: Destinations::default(),
             connections: TaskTracker::new(),
             chores: TaskTracker::new(),
             ended: Rc::default(),

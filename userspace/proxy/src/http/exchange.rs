@@ -102,7 +102,7 @@ impl Exchange {
                 verdict: FlowVerdict::Allow,
                 reason: "the client went away before it was answered".to_owned(),
                 rule: None,
-                destination: report::bare_destination(conn.context.original),
+                destination: Arc::clone(&conn.unpicked),
             }),
         })
     }

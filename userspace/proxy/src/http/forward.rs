@@ -73,7 +73,13 @@ pub(crate) async fn forward(
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
-    let prepared = head::prepare_request(&mut head, wire, conn.context.original, conn.peer, upgrade);
+    let prepared = head::prepare_request(
+        &mut head,
+        wire,
+        conn.context.original,
+        conn.forwarded_for.as_ref(),
+        upgrade,
+    );
     prepared.map_err(|error| if changed { error.of_adapters() } else { error })?;
     if wire == Wire::Http1 && !body.is_end_stream() {
         head::chunk_unsized(&mut head.headers);

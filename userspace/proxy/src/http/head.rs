@@ -146,6 +146,11 @@ pub(crate) fn expects_continue(head: &request::Parts) -> bool {
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
+/// A client as `X-Forwarded-For` has it.
+pub(crate) fn forwarded_for(client: SocketAddr) -> Option<HeaderValue> {
+    HeaderValue::from_str(&client.ip().to_canonical().to_string()).ok()
+}
+
 /// Makes the client's head the one that goes to the endpoint.
 ///
 /// There is no `Via`: it would change what endpoints do (nginx: no compression), and applications are to meet each
@@ -157,7 +162,7 @@ pub(crate) fn prepare_request(
     head: &mut request::Parts,
     wire: Wire,
     original: SocketAddr,
-    client: SocketAddr,
+    forwarded_for: Option<&HeaderValue>,
     upgrade: Option<HeaderValue>,
 ) -> Result<(), DataError> {
     match wire {
@@ -182,8 +187,8 @@ pub(crate) fn prepare_request(
     {
         head.headers.insert(CONNECTION, connection);
     }
-    if let Ok(client) = HeaderValue::from_str(&client.ip().to_canonical().to_string()) {
-        head.headers.append(X_FORWARDED_FOR, client);
+    if let Some(client) = forwarded_for {
+        head.headers.append(X_FORWARDED_FOR, client.clone());
     }
     Ok(())
 }

@@ -182,7 +182,7 @@ fn deny_words(flow: &TcpFlow) -> String {
 fn unroutable(conn: &Conn, error: &DataError) -> Refused {
     let flow = TcpFlow {
         source: conn.source.clone(),
-        destination: report::bare_destination(conn.context.original),
+        destination: conn.unpicked.clone(),
         rule: None,
     };
     Refused {

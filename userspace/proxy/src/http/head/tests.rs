@@ -15,7 +15,14 @@ fn head(version: Version, target: &str, headers: &[(&str, &str)]) -> request::Pa
 fn prepared(version: Version, wire: Wire, target: &str, headers: &[(&str, &str)]) -> request::Parts {
     let mut head = head(version, target, headers);
     let upgrade = upgrade(&head);
-    prepare_request(&mut head, wire, ORIGINAL, ([127, 0, 0, 1], 5).into(), upgrade).unwrap();
+    prepare_request(
+        &mut head,
+        wire,
+        ORIGINAL,
+        forwarded_for(([127, 0, 0, 1], 5).into()).as_ref(),
+        upgrade,
+    )
+    .unwrap();
     head
 }
 
