@@ -11,8 +11,8 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::net::TcpStream;
 use ::http::HeaderValue;
+use tokio::net::TcpStream;
 use weft_adapters::{Destination, FlowProtocol, Peer, StreamInfo};
 
 use crate::{
@@ -42,11 +42,11 @@ pub(crate) struct Conn {
     pub(crate) peer: SocketAddr,
     /// Who that is, in names.
     pub(crate) source: Arc<Peer>,
-    pub(crate) stop: StopWatch,
     /// The same for `X-Forwarded-For`.
     pub(crate) forwarded_for: Option<HeaderValue>,
     /// What it dialled, before an endpoint is picked.
     pub(crate) unpicked: Arc<Destination>,
+    pub(crate) stop: StopWatch,
     /// The namespace it was accepted in, where that is not the proxy's own.
     netns: Option<Arc<Netns>>,
     /// It came from outside that namespace to the address that it was accepted at.
@@ -110,9 +110,9 @@ pub(crate) fn spawn(
     let source = report::peer(&worker.snapshots.load(), &context);
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
-        context,
         forwarded_for: http::head::forwarded_for(peer),
         unpicked: report::bare_destination(context.original),
+        context,
         peer,
         source,
         stop,

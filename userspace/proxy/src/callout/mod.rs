@@ -9,6 +9,7 @@ mod name;
 use std::{
     cell::RefCell,
     fmt,
+    future::poll_fn,
     net::SocketAddr,
     pin::Pin,
     rc::{Rc, Weak},
@@ -277,7 +278,7 @@ async fn connect(worker: &Worker, upstream: &str, address: SocketAddr, wire: Wir
 }
 
 /// Reads the answer in a task of the worker's, frame by frame as they are taken.
-fn answer(worker: &Worker, upstream: String, mut body: Incoming, lease: Lease, load: InFlight) -> CallBody {
+fn answer(worker: &Worker, upstream: String, mut body: Incoming, mut lease: Lease, load: InFlight) -> CallBody {
     let (sender, receiver) = mpsc::channel(1);
     if body.is_end_stream() {
         // The next call may come before a task runs.
@@ -289,7 +290,7 @@ fn answer(worker: &Worker, upstream: String, mut body: Incoming, lease: Lease, l
         loop {
             let frame = tokio::select! {
                 biased;
-                frame = body.frame() => frame,
+                frame = poll_fn(|cx| lease.poll_frame(&mut body, cx)) => frame,
                 () = sender.closed() => return,
             };
             let Some(frame) = frame else {

@@ -39,6 +39,8 @@ pub(crate) struct ResponseBody {
     content: Content,
     exchange: Rc<Exchange>,
     passage: Option<Box<Passage>>,
+    /// It has broken off. hyper gives up at once when it hears that, so it gets a turn to write what came before.
+    broken: Option<BodyError>,
 }
 
 /// Why a body breaks off.
@@ -206,6 +208,7 @@ impl ResponseBody {
             content,
             exchange,
             passage: None,
+            broken: None,
         }
     }
 
@@ -216,6 +219,7 @@ impl ResponseBody {
             content: Content::Text(Some(text.into()).filter(|text| takes_body && !text.is_empty())),
             exchange,
             passage: None,
+            broken: None,
         }
     }
 
@@ -236,7 +240,11 @@ impl Content {
     ) -> Poll<Result<Option<Frame<Bytes>>, hyper::Error>> {
         match self {
             Self::Forwarded { incoming, lease, .. } => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx)).transpose();
+                let frame = match lease {
+                    Some(lease) => lease.poll_frame(incoming, cx),
+                    None => Pin::new(incoming).poll_frame(cx),
+                };
+                let frame = ready!(frame).transpose();
                 match &frame {
                     Ok(Some(_)) => self.settle(),
                     Ok(None) => {
@@ -271,16 +279,14 @@ impl Content {
     }
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl ResponseBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self {
             content,
             exchange,
             passage,
-        } = &mut *self;
+            ..
+        } = self;
         let Some(chain) = exchange.chain() else {
             let frame = ready!(content.poll_frame(exchange, cx));
             let frame = frame.map_err(BodyError::Sender).transpose();
@@ -310,6 +316,25 @@ impl Body for ResponseBody {
             Some(Err(Broke::Filter(stop))) => cut(&stop),
             None => None,
         })
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match ready!(self.poll_next(cx)) {
+            Some(Err(error)) => {
+                self.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            frame => Poll::Ready(frame),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,45 +1,76 @@
 //! HTTP/1.1 connections: one exchange at a time, kept for the next.
+//!
+//! A connection runs in the task that has the exchange. Only one on which a body goes out, or which may become something
+//! else, gets a task of its own and keeps it: the endpoint may answer before the body is there, and the body must go on
+//! however slowly the client takes the answer.
 
-use std::{cell::RefCell, collections::HashMap, io, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+};
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{Request, Response, header::UPGRADE};
 use hyper::{
-    body::Incoming,
+    body::{Body, Frame, Incoming},
     client::conn::{
         TrySendError,
-        http1::{Builder, SendRequest},
+        http1::{self, Builder, SendRequest},
     },
 };
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{Upstream, UpstreamBody, connect};
+use super::{Upstream, UpstreamBody, connect, driven::Driven};
 use crate::{
+    io::Socket,
     limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
     netns::Netns,
 };
 
 type Sender = SendRequest<UpstreamBody>;
+type Connection = http1::Connection<TokioIo<Socket>, UpstreamBody>;
 
 /// Idle connections by endpoint, the last used one on top.
 #[derive(Default)]
 pub(super) struct Connections(RefCell<HashMap<Upstream, Vec<Idle>>>);
 
 struct Idle {
-    sender: Sender,
+    link: Link,
     since: Instant,
+}
+
+/// A connection as its user has it.
+struct Link {
+    sender: Sender,
+    /// `None`: a task runs it.
+    here: Option<Driven<Connection>>,
+}
+
+/// Whether an idle connection can take a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fitness {
+    Ready,
+    /// Not yet: the body of an earlier request is still on its way, or its task has not run since.
+    Busy,
+    Closed,
 }
 
 /// See [`super::Sending`].
 pub(crate) struct Http1Sending {
-    sender: Sender,
+    link: Link,
     reused: bool,
     home: Home,
 }
 
 /// See [`super::Lease`].
 pub(crate) struct Http1Lease {
-    sender: Sender,
+    link: Link,
     home: Home,
 }
 
@@ -53,21 +84,24 @@ struct Home {
 // === impl Connections ===
 
 impl Connections {
-    /// The last used idle connection.
-    ///
-    /// One that was just given back may not be ready yet (its task has not run since): it is left for later, as is
-    /// one whose request body is still on its way after an early response.
+    /// The last used idle connection that is ready. Those that have closed meanwhile are let go.
     pub(super) fn idle(self: &Rc<Self>, upstream: &Upstream) -> Option<Http1Sending> {
         let mut all = self.0.borrow_mut();
         let idle = all.get_mut(upstream)?;
-        idle.retain(|connection| !connection.sender.is_closed());
-        let ready = idle.iter().rposition(|connection| connection.sender.is_ready())?;
-        let sender = idle.remove(ready).sender;
-        Some(Http1Sending {
-            sender,
-            reused: true,
-            home: self.home(upstream),
-        })
+        for at in (0..idle.len()).rev() {
+            match idle[at].link.fitness() {
+                Fitness::Ready => {
+                    return Some(Http1Sending {
+                        link: idle.remove(at).link,
+                        reused: true,
+                        home: self.home(upstream),
+                    });
+                }
+                Fitness::Busy => {}
+                Fitness::Closed => _ = idle.remove(at),
+            }
+        }
+        None
     }
 
     pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream) -> io::Result<Http1Sending> {
@@ -78,14 +112,11 @@ impl Connections {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let address = upstream.address;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%address, %error, "upstream connection ended");
-            }
-        });
         Ok(Http1Sending {
-            sender,
+            link: Link {
+                sender,
+                here: Some(Driven::new(connection)),
+            },
             reused: false,
             home: self.home(upstream),
         })
@@ -100,8 +131,8 @@ impl Connections {
 
     pub(super) fn reap(&self, now: Instant) {
         self.0.borrow_mut().retain(|_, idle| {
-            idle.retain(|connection| {
-                !connection.sender.is_closed() && now.duration_since(connection.since) < POOL_IDLE_TIMEOUT
+            idle.retain_mut(|connection| {
+                now.duration_since(connection.since) < POOL_IDLE_TIMEOUT && connection.link.fitness() != Fitness::Closed
             });
             !idle.is_empty()
         });
@@ -111,6 +142,42 @@ impl Connections {
         Home {
             connections: Rc::clone(self),
             upstream: upstream.clone(),
+        }
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// Gives the connection a task of its own.
+    fn detach(&mut self, upstream: &Upstream) {
+        let Some(connection) = self.here.take().and_then(Driven::into_connection) else {
+            return;
+        };
+        let address = upstream.address;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%address, %error, "upstream connection ended");
+            }
+        });
+    }
+
+    /// Polls what waits for the connection, and the connection, where no task does.
+    fn poll_with<T>(&mut self, cx: &mut Context<'_>, mut user: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        match &mut self.here {
+            Some(driven) => driven.poll_with(cx, user),
+            None => user(cx),
+        }
+    }
+
+    fn fitness(&mut self) -> Fitness {
+        if let Some(driven) = &mut self.here {
+            driven.look();
+        }
+        match (self.sender.is_closed(), self.sender.is_ready()) {
+            (true, _) => Fitness::Closed,
+            (false, true) => Fitness::Ready,
+            (false, false) => Fitness::Busy,
         }
     }
 }
@@ -126,11 +193,15 @@ impl Http1Sending {
         mut self,
         request: Request<UpstreamBody>,
     ) -> Result<(Response<Incoming>, Http1Lease), TrySendError<Request<UpstreamBody>>> {
-        let response = self.sender.try_send_request(request).await?;
+        if !request.body().is_end_stream() || request.headers().contains_key(UPGRADE) {
+            self.link.detach(&self.home.upstream);
+        }
+        let mut response = pin!(self.link.sender.try_send_request(request));
+        let response = poll_fn(|cx| self.link.poll_with(cx, |cx| response.as_mut().poll(cx))).await?;
         Ok((
             response,
             Http1Lease {
-                sender: self.sender,
+                link: self.link,
                 home: self.home,
             },
         ))
@@ -140,15 +211,24 @@ impl Http1Sending {
 // === impl Http1Lease ===
 
 impl Http1Lease {
+    /// The next frame of the answer's body.
+    pub(super) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.link.poll_with(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+    }
+
     pub(super) fn finish(self) {
-        if self.sender.is_closed() {
+        if self.link.sender.is_closed() {
             return;
         }
         let mut all = self.home.connections.0.borrow_mut();
         let idle = all.entry(self.home.upstream).or_default();
         if idle.len() < POOL_IDLE_PER_ENDPOINT {
             idle.push(Idle {
-                sender: self.sender,
+                link: self.link,
                 since: Instant::now(),
             });
         }

@@ -2,6 +2,7 @@
 
 mod body;
 mod connect;
+mod driven;
 mod exec;
 mod http1;
 mod http2;

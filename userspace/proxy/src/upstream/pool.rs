@@ -3,10 +3,20 @@
 //! hyper-util's legacy client races a new connection against the pool and shares one across threads; here a request
 //! takes an idle connection if there is one, and opens one only otherwise, without a lock.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use hyper::{
+    body::{Body, Frame, Incoming},
+    client::conn::TrySendError,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -137,6 +147,18 @@ impl Sending {
 // === impl Lease ===
 
 impl Lease {
+    /// The next frame of the answer's body, which comes with the lease.
+    pub(crate) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::Http1(lease) => lease.poll_frame(body, cx),
+            Self::Http2(_) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
     /// The response has come to its end.
     pub(crate) fn finish(self) {
         match self {
