@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
@@ -178,9 +179,11 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
         Spoken::Opaque => ConnectionProtocol::Opaque,
     });
     let stream = Prefixed::new(read, stream);
-    match spoken {
-        Spoken::Http1 => http::server::serve_http1(conn, stream).await,
-        Spoken::Http2 => http::server::serve_http2(conn, stream).await,
-        Spoken::Tls | Spoken::Opaque => tcp::serve(conn, stream).await,
-    }
+    // Each in a box: together they would make every connection as large as the largest.
+    let served: Pin<Box<dyn Future<Output = ()>>> = match spoken {
+        Spoken::Http1 => Box::pin(http::server::serve_http1(conn, stream)),
+        Spoken::Http2 => Box::pin(http::server::serve_http2(conn, stream)),
+        Spoken::Tls | Spoken::Opaque => Box::pin(tcp::serve(conn, stream)),
+    };
+    served.await;
 }

@@ -15,6 +15,8 @@ pub struct ProxyMetrics {
     pub capture_missing: Counter,
     /// Client connections open now.
     pub connections_active: Gauge<i64, AtomicI64>,
+    /// Of those, how many rest: HTTP/1, between two requests, with nothing kept but the socket.
+    pub connections_resting: Gauge<i64, AtomicI64>,
     /// Client connections by what they turned out to speak.
     pub connections: Family<ConnectionLabels, Counter>,
     /// Requests by how they ended.
@@ -82,6 +84,11 @@ impl ProxyMetrics {
             "connections_active",
             "Client connections open",
             self.connections_active.clone(),
+        );
+        registry.register(
+            "connections_resting",
+            "Open client connections that keep nothing but their socket between two requests",
+            self.connections_resting.clone(),
         );
         registry.register(
             "connections",

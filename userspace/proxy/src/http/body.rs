@@ -67,6 +67,9 @@ enum Content {
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
+        if !incoming.is_end_stream() {
+            exchange.request_body_began();
+        }
         Self {
             incoming: Some(incoming),
             exchange,
@@ -190,6 +193,9 @@ fn poll_incoming(
         exchange.request_broke();
     }
     let end = incoming.is_end_stream();
+    if end || matches!(frame, Ok(None)) {
+        exchange.request_body_ended();
+    }
     Poll::Ready(frame.map(|frame| frame.map(|frame| (exchange.request_frame(frame), end))))
 }
 

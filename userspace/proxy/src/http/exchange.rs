@@ -48,6 +48,8 @@ pub(crate) struct Exchange {
     status: Cell<u16>,
     grpc_status: Cell<Option<u16>>,
     request_broke: Cell<bool>,
+    /// There is a body, and its end was not seen yet.
+    request_body: Cell<bool>,
     /// Set where filters look at it: they must see its end.
     chain: OnceCell<Chain>,
     outcome: Cell<RequestOutcome>,
@@ -94,6 +96,7 @@ impl Exchange {
             status: Cell::new(0),
             grpc_status: Cell::new(None),
             request_broke: Cell::new(false),
+            request_body: Cell::new(false),
             chain: OnceCell::new(),
             outcome: Cell::new(RequestOutcome::Downstream),
             on_answer: RefCell::default(),
@@ -192,6 +195,19 @@ impl Exchange {
     pub(crate) fn tunnelled(&self, sent: u64, received: u64) {
         self.request_bytes.set(self.request_bytes.get() + sent);
         self.response_bytes.set(self.response_bytes.get() + received);
+    }
+
+    /// The request has a body.
+    pub(crate) fn request_body_began(&self) {
+        self.request_body.set(true);
+        self.clock.body_began();
+    }
+
+    /// The end of its body was read, if it has one.
+    pub(crate) fn request_body_ended(&self) {
+        if self.request_body.replace(false) {
+            self.clock.body_ended();
+        }
     }
 
     /// The client's body was malformed or cut.

@@ -1,11 +1,21 @@
 //! hyper towards the client: settings, the drain, slow headers and idle connections.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
+};
 
 use super::{
     body::ResponseBody,
@@ -19,15 +29,39 @@ use crate::{
     limits::{
         H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
         H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
+        REST_AFTER,
     },
     listen::stop::Phase,
+    metrics::ProxyMetrics,
     upstream::LocalExec,
 };
 
+/// How [`watch`] ended.
+enum Watch {
+    Over,
+    /// Nothing is under way.
+    Rests,
+}
+
 /// Serves HTTP/1.0 and 1.1, one request after the other.
-pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<Socket>) {
+///
+/// hyper's connection lives from a request to the next if that comes soon; while it does not, all that is kept is the socket.
+pub(crate) async fn serve_http1(conn: Rc<Conn>, mut stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&clock)));
+    while let Some(resting) = serve_requests(&conn, &clock, stream).await {
+        stream = resting;
+        if stream.has_prefix() {
+            clock.bytes_came();
+        } else if !awake(&conn, &stream).await {
+            let _gone = stream.shutdown().await;
+            return;
+        }
+    }
+}
+
+/// Until the connection is over (`None`), or rests.
+async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixed<Socket>) -> Option<Prefixed<Socket>> {
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(clock)));
     let mut builder = conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -40,19 +74,57 @@ pub(crate) async fn serve_http1(conn: Rc<Conn>, stream: Prefixed<Socket>) {
         .max_buf_size(HTTP1_BUFFER)
         .auto_date_header(false);
     let service = {
-        let (conn, clock) = (Rc::clone(&conn), Arc::clone(&clock));
+        let (conn, clock) = (Rc::clone(conn), Arc::clone(clock));
         service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
     };
-    let served = pin!(builder.serve_connection(io, service).with_upgrades());
-    watch(
-        &conn,
-        &clock,
-        served,
+    let mut served = Box::new(builder.serve_connection(io, service).with_upgrades());
+    let ended = watch(
+        conn,
+        clock,
+        Pin::new(&mut *served),
         conn::http1::UpgradeableConnection::graceful_shutdown,
         // Closing between two requests could meet one that is on its way: until then the answers say it.
         Phase::Drain,
-    )
-    .await;
+        Some(REST_AFTER),
+    );
+    match ended.await {
+        Watch::Over => None,
+        Watch::Rests => {
+            let parts = served.into_parts()?;
+            let mut stream = parts.io.into_inner().into_inner();
+            stream.prepend(parts.read_buf);
+            Some(stream)
+        }
+    }
+}
+
+/// Waits for the client's next request, or its end; `false`: the drain or the idle time comes first.
+async fn awake(conn: &Conn, stream: &Prefixed<Socket>) -> bool {
+    let mut stop = conn.stop.clone();
+    let _resting = Resting::new(&conn.worker.metrics);
+    tokio::select! {
+        readable = stream.stream().readable() => readable.is_ok(),
+        () = stop.reached(Phase::Drain) => false,
+        () = sleep(IDLE_TIMEOUT) => false,
+    }
+}
+
+/// Counts a connection as resting for as long as it lives.
+struct Resting<'a>(&'a ProxyMetrics);
+
+// === impl Resting ===
+
+impl<'a> Resting<'a> {
+    fn new(metrics: &'a ProxyMetrics) -> Self {
+        metrics.connections_resting.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        self.0.connections_resting.dec();
+    }
 }
 
 /// Serves HTTP/2 with prior knowledge.
@@ -78,21 +150,26 @@ pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let served = pin!(builder.serve_connection(io, service));
     // GOAWAY says which streams are still answered.
     let end = Phase::Retire;
-    watch(&conn, &clock, served, conn::http2::Connection::graceful_shutdown, end).await;
+    let graceful_shutdown = conn::http2::Connection::graceful_shutdown;
+    watch(&conn, &clock, served, graceful_shutdown, end, None).await;
 }
 
-/// Drives a connection to its end, and ends it when it drains, idles, or dawdles.
+/// Drives a connection to its end, and ends it when it drains, idles, or dawdles. `rest`: also returns when nothing was under
+/// way for so long.
 async fn watch<C>(
     conn: &Conn,
     clock: &ConnClock,
-    mut served: std::pin::Pin<&mut C>,
-    graceful_shutdown: impl Fn(std::pin::Pin<&mut C>),
+    mut served: Pin<&mut C>,
+    graceful_shutdown: impl Fn(Pin<&mut C>),
     end: Phase,
-) where
+    rest: Option<Duration>,
+) -> Watch
+where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut stop = conn.stop.clone();
-    let mut ticks = interval_at(Instant::now() + IDLE_TICK, IDLE_TICK);
+    let tick = rest.unwrap_or(IDLE_TICK);
+    let mut ticks = interval_at(Instant::now() + tick, tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ending = false;
     loop {
@@ -101,7 +178,7 @@ async fn watch<C>(
                 if let Err(error) = ended {
                     tracing::debug!(peer = %conn.peer, %error, "client connection ended");
                 }
-                return;
+                return Watch::Over;
             }
             () = stop.reached(end), if !ending => {
                 ending = true;
@@ -110,7 +187,10 @@ async fn watch<C>(
             _ = ticks.tick() => {
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
-                    return;
+                    return Watch::Over;
+                }
+                if !ending && rest.is_some_and(|rest| clock.rests(rest)) {
+                    return Watch::Rests;
                 }
                 if !ending && clock.is_idle(IDLE_TIMEOUT) {
                     ending = true;

@@ -35,6 +35,11 @@ impl<S> Prefixed<S> {
         }
     }
 
+    /// Something was not read yet.
+    pub(crate) fn has_prefix(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     pub(crate) fn stream(&self) -> &S {
         &self.stream
     }

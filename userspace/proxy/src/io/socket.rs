@@ -39,6 +39,17 @@ impl Socket {
     pub(crate) fn holding(stream: TcpStream, held: Option<Held>) -> Self {
         Self { stream, _held: held }
     }
+
+    /// Waits until there is something to read, or an end.
+    ///
+    /// # Errors
+    /// The reactor's.
+    ///
+    /// # Cancel safety
+    /// Loses nothing.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.stream.readable().await
+    }
 }
 
 impl AsFd for Socket {

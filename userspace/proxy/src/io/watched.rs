@@ -2,14 +2,15 @@
 //!
 //! hyper has one timer for both: its header timeout also runs while a keep-alive connection has nothing to say. Idle
 //! clients are welcome for an hour, slow headers are an attack after half a minute; so the socket notes when
-//! bytes came, the service notes when requests begin and end, and the connection's task looks at both.
+//! bytes came and when nothing is left to write, the service notes when requests begin and end, and the connection's task looks
+//! at all of it.
 
 use std::{
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -30,6 +31,10 @@ pub(crate) struct ConnClock {
     idle_since: AtomicU64,
     /// Milliseconds after `start`, plus 1: first bytes that no request accounts for yet. 0: none.
     head_since: AtomicU64,
+    /// Bodies of requests whose end has not been seen. One that broke off stays among them.
+    bodies: AtomicU64,
+    /// All that there was to write after the last request has been written.
+    flushed: AtomicBool,
 }
 
 /// Notes reads in a [`ConnClock`].
@@ -48,18 +53,41 @@ impl ConnClock {
             in_flight: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
+            bodies: AtomicU64::new(0),
+            flushed: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn request_began(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.flushed.store(false, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn request_ended(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.idle_since.store(self.now(), Ordering::Relaxed);
+        self.flushed.store(false, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    /// The request has a body.
+    pub(crate) fn body_began(&self) {
+        self.bodies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Its last byte was read: what follows is another request.
+    pub(crate) fn body_ended(&self) {
+        self.bodies.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Between two requests for longer than `limit`: all of the last one was read, all of its answer is written, and not a byte
+    /// of the next has come. Whoever holds the socket then knows all there is to know about the connection.
+    pub(crate) fn rests(&self, limit: Duration) -> bool {
+        self.flushed.load(Ordering::Relaxed)
+            && self.bodies.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == 0
+            && self.is_idle(limit)
     }
 
     /// A request's headers have been arriving for longer than `limit`.
@@ -73,7 +101,8 @@ impl ConnClock {
         !self.busy() && self.passed(self.idle_since.load(Ordering::Relaxed)) > limit
     }
 
-    fn bytes_came(&self) {
+    /// First bytes of a request are there.
+    pub(crate) fn bytes_came(&self) {
         if !self.busy() && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(self.now() + 1, Ordering::Relaxed);
         }
@@ -132,7 +161,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
+    /// hyper calls it when its own buffer is empty, and only then.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.clock.flushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -178,5 +209,23 @@ mod tests {
         assert!(!clock.head_is_late(LIMIT) && !clock.is_idle(LIMIT));
         clock.request_ended();
         assert!(!clock.is_idle(LIMIT));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_rests_only_when_nothing_is_under_way() {
+        let clock = ConnClock::new();
+        let mut stream = Watched::new(tokio::io::sink(), Arc::clone(&clock));
+        advance(LIMIT * 2).await;
+        assert!(!clock.rests(LIMIT), "before its first request");
+        clock.request_began();
+        clock.body_began();
+        clock.request_ended();
+        advance(LIMIT * 2).await;
+        assert!(!clock.rests(LIMIT), "its answer may not be written yet");
+        tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
+        assert!(!clock.rests(LIMIT), "the rest of the body is still to come");
+        clock.body_ended();
+        assert!(clock.rests(LIMIT));
+        clock.bytes_came();
+        assert!(!clock.rests(LIMIT), "the next request has begun");
     }
 }

@@ -11,6 +11,7 @@ mod large;
 mod opaque;
 mod parity;
 mod pending;
+mod resting;
 mod smuggling;
 mod split;
 mod support;
