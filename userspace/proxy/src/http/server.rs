@@ -185,6 +185,10 @@ where
                 graceful_shutdown(served.as_mut());
             }
             _ = ticks.tick() => {
+                if clock.busy() {
+                    // A long answer needs nobody to look four times a second.
+                    ticks.reset_after(IDLE_TICK);
+                }
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
                     return Watch::Over;

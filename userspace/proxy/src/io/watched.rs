@@ -108,7 +108,8 @@ impl ConnClock {
         }
     }
 
-    fn busy(&self) -> bool {
+    /// A request is being answered.
+    pub(crate) fn busy(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) > 0
     }
 
