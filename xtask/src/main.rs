@@ -11,6 +11,7 @@ mod build;
 mod ci;
 mod demo;
 mod exit;
+mod guide;
 mod interrupt;
 mod paths;
 mod preflight;
@@ -39,6 +40,7 @@ enum Verb {
     Build(build::Args),
     Ci(ci::Args),
     Demo(demo::Args),
+    Guide(guide::Args),
     Setup(setup::Args),
     Soak(soak::Args),
     Test(test::Args),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Ci(args) => ci::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Guide(args) => guide::run(&args),
         Verb::Setup(args) => setup::run(&args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Test(args) => test::run(&args),

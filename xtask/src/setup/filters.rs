@@ -80,15 +80,26 @@ impl WasmToolchain {
         Some(Self::Own { version })
     }
 
+    /// What a plain `cargo build --target` [`TARGET`] needs in its environment.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let Self::FromSource { compiler, linker } = self else {
+            return Vec::new();
+        };
+        let mut environment = compiler.environment();
+        environment.extend([
+            ("CARGO_UNSTABLE_BUILD_STD".to_owned(), STD.to_owned()),
+            (FLAGS.to_owned(), linked_by(linker)),
+        ]);
+        environment
+    }
+
     /// A `cargo build` for [`TARGET`], release profile.
     pub fn cargo_build(&self) -> Command {
         let mut command = match self {
             Self::Own { .. } => shell::cargo("build"),
             Self::FromSource { compiler, linker } => {
                 let mut command = compiler.cargo_build();
-                command
-                    .arg("-Zbuild-std=std,panic_abort")
-                    .env("CARGO_ENCODED_RUSTFLAGS", format!("-Clinker={}", linker.display()));
+                command.arg(format!("-Zbuild-std={STD}")).env(FLAGS, linked_by(linker));
                 command
             }
         };
@@ -109,6 +120,16 @@ impl fmt::Display for WasmToolchain {
             }
         }
     }
+}
+
+/// What is compiled of std's sources.
+const STD: &str = "std,panic_abort";
+
+/// Where cargo takes the compiler's flags from.
+const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
+
+fn linked_by(linker: &Path) -> String {
+    format!("-Clinker={}", linker.display())
 }
 
 /// The `rustc` of the toolchain in use.

@@ -73,6 +73,18 @@ impl KernelToolchain {
         }
     }
 
+    /// What makes a plain `cargo` use this compiler, with unstable options.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pairs: &[(&str, &str)] = match self {
+            Self::Nightly { .. } => &[("RUSTUP_TOOLCHAIN", "nightly")],
+            Self::Debian { .. } => &[("RUSTC", DEBIAN_RUSTC), ("RUSTC_BOOTSTRAP", "1")],
+        };
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
     /// A `cargo build` that uses this compiler and may use unstable options.
     pub fn cargo_build(&self) -> Command {
         match self {
