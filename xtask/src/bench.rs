@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, taken side by side.
 
+mod adapters;
 mod arm;
 mod cpu;
 mod flame;
@@ -58,6 +59,8 @@ enum Scenario {
     Http,
     /// Memory of an idle proxy, and with 10,000 connections, beside Envoy.
     Memory,
+    /// What a check of a request costs, by where it runs: compiled in, as WebAssembly, in a policy server; beside Envoy's.
+    Adapters,
     /// What a connect costs with 10 policy entries and with 100,000 and 10,000 services.
     PolicyScale,
 }
@@ -79,6 +82,9 @@ pub fn run(args: &Args) -> Result<()> {
         build::traffic()?;
     }
     build::load()?;
+    if scenarios.contains(&Scenario::Adapters) {
+        build::filters(&setup::filters::ensure()?)?;
+    }
     let mut all = Vec::new();
     for scenario in scenarios {
         let found = scenario.run(args)?;
@@ -113,6 +119,7 @@ impl Scenario {
         match self {
             Self::Http => "http",
             Self::Memory => "memory",
+            Self::Adapters => "adapters",
             Self::PolicyScale => "policy-scale",
         }
     }
@@ -122,6 +129,7 @@ impl Scenario {
         match self {
             Self::Http => http::run(args.quick, args.flamegraph.then(record::folder).as_deref()),
             Self::Memory => memory::run(args.quick).map(Found::of),
+            Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),
         }
     }

@@ -73,12 +73,12 @@ pub fn traffic() -> Result<()> {
     shell::run(cargo("build").args(["--package", "vm-test", "--bin", "traffic"])).context("build traffic")
 }
 
-/// The load generator, optimised: its own price is in every figure of the machine.
+/// The load generator and the policy server, optimised: their own price is in every figure of the machine.
 ///
 /// # Errors
 /// A compiler's failure.
 pub fn load() -> Result<()> {
-    shell::run(cargo("build").args(["--package", "weft-bench", "--release"])).context("build weft-load")
+    shell::run(cargo("build").args(["--package", "weft-bench", "--release"])).context("build what puts load on")
 }
 
 /// Compiles `ebpf/programs` into [`paths::bpf_object`], unless nothing changed.

@@ -29,6 +29,11 @@ pub fn load() -> PathBuf {
     target().join("release/weft-load")
 }
 
+/// The policy server of the bench.
+pub fn authz() -> PathBuf {
+    target().join("release/weft-authz")
+}
+
 /// What `cargo xtask build --debug` leaves behind.
 pub fn weft_debug() -> PathBuf {
     target().join("debug/weft")

@@ -35,6 +35,8 @@ pub struct Load {
 /// What came of a load, all answers being right.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
+    /// Right answers, also those while warming up: what processor times are divided by.
+    pub requests: u64,
     /// Right answers a second.
     pub rate: f64,
     /// Microseconds.
@@ -185,6 +187,7 @@ impl Arm {
         );
         let a_request = |time: Duration| time.as_secs_f64() * 1e6 / outcome.all as f64;
         Ok(Measured {
+            requests: outcome.all,
             rate: outcome.rate,
             p50: outcome.p50 as f64 / 1e3,
             p99: outcome.p99 as f64 / 1e3,
