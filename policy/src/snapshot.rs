@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::adapter::{
     Adapter, AdapterBackend, AdapterCatalog, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ParamsRefusal,
+    RemoteBackend,
 };
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};

@@ -32,8 +32,19 @@ pub struct AdapterConfig {
 pub enum AdapterBackend {
     /// Compiled in, under this name.
     Native { name: String },
+    /// A server that is asked over a network.
+    Remote(RemoteBackend),
     /// A module of the proxy-wasm ABI.
     Wasm(WasmBackend),
+}
+
+/// A policy server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RemoteBackend {
+    /// The native adapter that speaks its protocol.
+    pub protocol: String,
+    /// The parameters of that one: where the server is, what it is sent, how long to wait.
+    pub settings: Value,
 }
 
 /// The services whose requests an adapter looks at; of a report adapter those it is told about.
@@ -97,7 +108,7 @@ impl AdapterBackend {
     /// Whether it looks at connections whose bytes nobody reads as HTTP.
     pub fn sees_bytes(&self) -> bool {
         match self {
-            Self::Native { .. } => false,
+            Self::Native { .. } | Self::Remote(_) => false,
             Self::Wasm(wasm) => wasm.protocols.tcp,
         }
     }
@@ -105,7 +116,7 @@ impl AdapterBackend {
     /// Whether it looks at requests.
     pub fn sees_requests(&self) -> bool {
         match self {
-            Self::Native { .. } => true,
+            Self::Native { .. } | Self::Remote(_) => true,
             Self::Wasm(wasm) => wasm.protocols.http,
         }
     }
@@ -115,6 +126,10 @@ impl fmt::Display for AdapterBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native { name } => write!(f, "native {name}"),
+            Self::Remote(remote) => {
+                let address = remote.settings["address"].as_str().unwrap_or_default();
+                write!(f, "remote {} at {address}", remote.protocol)
+            }
             Self::Wasm(wasm) => wasm.fmt(f),
         }
     }

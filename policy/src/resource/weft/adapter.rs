@@ -2,6 +2,7 @@
 //!
 //! Which adapters there are and what their parameters mean, the store's [`AdapterCatalog`](crate::AdapterCatalog) knows.
 
+mod remote;
 mod wasm;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub struct AdapterSpec {
 #[derive(Clone, Copy)]
 enum Backend {
     Native,
+    Remote,
     Wasm,
 }
 
@@ -76,14 +78,19 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
         Some(value) => value.json(),
         None => Some(serde_json::Value::Null),
     };
-    let backend = spec
-        .required("backend")
-        .and_then(|value| value.choice(&[("native", Backend::Native), ("wasm", Backend::Wasm)]));
+    let backend = spec.required("backend").and_then(|value| {
+        value.choice(&[
+            ("native", Backend::Native),
+            ("remote", Backend::Remote),
+            ("wasm", Backend::Wasm),
+        ])
+    });
     let made = backend.and_then(|backend| match backend {
         Backend::Native => {
             let phase = phase.as_ref().map(|(phase, _)| *phase);
             native(&mut spec, phase, json.as_ref(), params.as_ref())
         }
+        Backend::Remote => remote::decode(&mut spec, json.as_ref(), params.as_ref()),
         Backend::Wasm => {
             let wasm = wasm::decode(spec.required("wasm")?)?;
             Some((AdapterBackend::Wasm(wasm), AdapterRole::Filter))
@@ -91,7 +98,7 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     });
     let whole = spec.value.clone();
     // Those of other backends may stay: the object moves by one word.
-    spec.tolerate(&["native", "wasm"]);
+    spec.tolerate(&["native", "remote", "wasm"]);
     spec.finish();
     let (backend, role) = made?;
     if let Some((phase, value)) = phase

@@ -444,8 +444,9 @@ fn make(
     metrics: &RuntimeMetrics,
     wasm: &mut WasmHost,
 ) -> Result<Made, AdapterError> {
-    let native = match &config.backend {
-        AdapterBackend::Native { name } => name,
+    let (native, params) = match &config.backend {
+        AdapterBackend::Native { name } => (name, &config.params),
+        AdapterBackend::Remote(remote) => (&remote.protocol, &remote.settings),
         AdapterBackend::Wasm(backend) => return wasm.make(config, backend, earlier).map(Made::Wasm),
     };
     let entry = builtin::find(native).ok_or_else(|| AdapterError::Unknown { name: native.clone() })?;
@@ -455,7 +456,7 @@ fn make(
         checks: &metrics.checks,
         reports: &metrics.reports,
     };
-    entry.make(&config.params, &context).map(Made::Native)
+    entry.make(params, &context).map(Made::Native)
 }
 
 /// `NAMESPACE/NAME`: what an adapter is called in denials, logs and metrics.

@@ -16,6 +16,7 @@ use crate::{
     reporter::ReporterThread,
 };
 
+mod remote;
 mod wasm;
 
 struct World {

@@ -130,4 +130,4 @@ impl Native for ExtAuthz {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

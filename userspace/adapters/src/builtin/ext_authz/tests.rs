@@ -20,7 +20,7 @@ use super::{
 use crate::{attribute::tests::with_bag, pipeline::HeaderOperation};
 
 mod messages;
-mod service;
+pub(crate) mod service;
 
 fn adapter(config: serde_json::Value) -> ExtAuthz {
     let config = serde_json::from_value(config).unwrap();
