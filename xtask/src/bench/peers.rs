@@ -221,7 +221,12 @@ pub fn versions() -> Value {
         let text = crate::shell::ask(command.args(words.iter().skip(1)));
         text.and_then(|text| text.lines().next().map(str::to_owned))
     };
-    let envoy = envoy::binary().ok().map(|file| file.display().to_string());
+    // It says which file it is, which means nothing elsewhere.
+    let envoy = envoy::binary().ok().and_then(|file| {
+        let text = crate::shell::ask(std::process::Command::new(file).arg("--version"))?;
+        let (_, version) = text.split_once("version: ")?;
+        Some(version.trim().to_owned())
+    });
     let processor = fs::read_to_string("/proc/cpuinfo").ok();
     let processor = processor.as_deref().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("model name"))?;
@@ -229,7 +234,7 @@ pub fn versions() -> Value {
     });
     json!({
         "haproxy": first_line(&["haproxy", "-v"]),
-        "envoy": envoy.and_then(|file| crate::shell::ask(std::process::Command::new(file).arg("--version"))),
+        "envoy": envoy,
         "kernel": first_line(&["uname", "-r"]),
         "processor": processor,
         "processors": workers(),

@@ -92,7 +92,7 @@ fn line(results: &Value, day: &str) -> String {
     )
 }
 
-/// Of `.../envoy  version: HASH/1.40.0/Clean/RELEASE/BoringSSL`.
+/// Of `HASH/1.40.0/Clean/RELEASE/BoringSSL`.
 fn envoy_version(text: &str) -> String {
     let is_version =
         |part: &&str| part.split('.').count() == 3 && part.starts_with(|first: char| first.is_ascii_digit());
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn versions_are_found_in_what_programs_print() {
-        let envoy = "/x/envoy  version: abc123/1.40.0/Clean/RELEASE/BoringSSL";
+        let envoy = "abc123/1.40.0/Clean/RELEASE/BoringSSL";
         assert_eq!(envoy_version(envoy), "1.40.0");
         let results = serde_json::json!({
             "commit": "abc", "quick": true,
