@@ -162,20 +162,9 @@ impl Compared {
 /// # Errors
 /// As [`Adapters::new`], or a response was wrong.
 pub fn run(quick: bool) -> Result<Vec<Row>> {
-    let rounds = if quick {
-        Rounds {
-            least: 3,
-            most: 4,
-            drops: 0,
-        }
-    } else {
-        Rounds {
-            least: 7,
-            most: 11,
-            drops: 3,
-        }
-    };
-    rounds::run(&mut Adapters::new(quick)?, rounds, |line| println!("{line}"))
+    rounds::run(&mut Adapters::new(quick)?, Rounds::new(quick), |line| {
+        println!("{line}")
+    })
 }
 
 // === impl Adapters ===

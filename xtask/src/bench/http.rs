@@ -70,20 +70,7 @@ pub struct Http {
 /// A mesh, a server or a peer does not start; an answer was wrong.
 pub fn run(quick: bool, flames: Option<&Path>) -> Result<Found> {
     let mut http = Http::new(quick)?;
-    let rounds = if quick {
-        Rounds {
-            least: 3,
-            most: 4,
-            drops: 0,
-        }
-    } else {
-        Rounds {
-            least: 7,
-            most: 11,
-            drops: 3,
-        }
-    };
-    let rows = rounds::run(&mut http, rounds, |line| println!("{line}"))?;
+    let rows = rounds::run(&mut http, Rounds::new(quick), |line| println!("{line}"))?;
     let programs = http.programs()?;
     if let Some(folder) = flames {
         http.flames(folder)?;

@@ -101,6 +101,16 @@ pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
+// === impl Rounds ===
+
+impl Rounds {
+    /// Of a scenario whose arms are spread; `quick`: to see that it works.
+    pub fn new(quick: bool) -> Self {
+        let (least, most, drops) = if quick { (3, 4, 0) } else { (7, 11, 3) };
+        Self { least, most, drops }
+    }
+}
+
 // === impl Row ===
 
 impl Row {
