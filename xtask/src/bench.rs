@@ -66,6 +66,11 @@ enum Scenario {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let given = env::var_os("WEFT_BIN").is_some();
+    anyhow::ensure!(
+        !(args.write && given),
+        "--write keeps figures under this checkout's commit, which those of WEFT_BIN are not: unset it, or use --json FILE"
+    );
     preflight::kernel("bench")?;
     if args.flamegraph {
         flame::ensure_perf()?;
@@ -75,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => Scenario::value_variants(),
     };
     let tools = setup::ensure(Scope::Bench)?;
-    if env::var_os("WEFT_BIN").is_none() {
+    if !given {
         build::release(&tools)?;
     }
     if scenarios.contains(&Scenario::PolicyScale) {

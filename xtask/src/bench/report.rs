@@ -1,6 +1,6 @@
 //! What a bench prints, and what it keeps.
 
-use std::{fs, path::Path};
+use std::{env, fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -88,9 +88,13 @@ pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
             "programs": programs.map(|program| json!({"name": program.name, "ns_per_run": program.ns})).collect::<Vec<_>>(),
         })
     };
-    let ask = |words: &[&str]| shell::ask(shell::git().args(words));
+    // Of a binary that was given nobody knows it.
+    let commit = match env::var_os("WEFT_BIN") {
+        Some(_) => None,
+        None => shell::ask(shell::git().args(["describe", "--always", "--dirty"])),
+    };
     json!({
-        "commit": ask(&["describe", "--always", "--dirty"]),
+        "commit": commit,
         "date": shell::ask(std::process::Command::new("date").args(["--utc", "--iso-8601=seconds"])),
         "quick": quick,
         "machine": peers::versions(),
