@@ -33,7 +33,7 @@ const RATE: u32 = 2000;
 const CONNECTIONS: usize = 32;
 const LATENCY_RATE: u32 = 500;
 
-/// Microseconds that cannot be told from nothing: what is divided by is taken for at least that much.
+/// Microseconds that cannot be told from nothing: a ratio to less says nothing.
 const LEAST: f64 = 1.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ const RBAC: Side = (Proxy::Envoy, Check::Native);
 const THEIR_WASM: Side = (Proxy::Envoy, Check::Wasm);
 const THEIR_REMOTE: Side = (Proxy::Envoy, Check::Remote);
 
-/// What, of which figure, ours, whose beside it, and what is to be reached (bench.md).
+/// What, of which figure, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
 const ROWS: [(&str, Figure, Side, Side, Compared, Goal); 13] = [
     ("native, CPU added", Figure::Proxy, NATIVE, RBAC, Compared::Alone, Goal::AtMost(1.0)),
@@ -149,8 +149,9 @@ impl Figure {
 // === impl Compared ===
 
 impl Compared {
+    /// NaN: it cannot be told.
     fn of(self, arm: &[f64], peer: &[f64]) -> Vec<f64> {
-        let times = |(a, b): (&f64, &f64)| a.max(LEAST) / b.max(LEAST);
+        let times = |(a, b): (&f64, &f64)| if *b < LEAST { f64::NAN } else { a / b };
         match self {
             Self::Alone => arm.to_vec(),
             Self::Times => arm.iter().zip(peer).map(times).collect(),

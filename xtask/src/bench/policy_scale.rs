@@ -18,7 +18,7 @@ const SMALL: (usize, u16, usize) = (2, 5, 0);
 const LARGE: (usize, u16, usize) = (100, 1000, 10_000);
 const SERVICES_A_FILE: usize = 1000;
 const SERVER_PORT: u16 = 7007;
-/// What the project aims for (bench.md).
+/// What the project aims for.
 const GOAL: f64 = 1.2;
 
 struct Mesh {

@@ -33,7 +33,7 @@ pub struct Row {
     pub unit: &'static str,
     pub arm: Vec<f64>,
     pub peer: Vec<f64>,
-    /// A value a round.
+    /// A value a round; NaN: it cannot be told.
     pub compared: Vec<f64>,
     pub goal: Goal,
 }
@@ -128,15 +128,14 @@ impl Row {
 
     pub fn verdict(&self) -> Verdict {
         let median = spread(&self.compared).median;
-        let (low, high) = interval(&self.compared);
         let (goal, reached) = match self.goal {
             Goal::AtLeast(goal) => (goal, median >= goal),
             Goal::AtMost(goal) => (goal, median <= goal),
             Goal::Told => return Verdict::Told,
         };
-        if reached {
+        if reached && !self.is_unclear() {
             Verdict::Pass
-        } else if low < goal && goal < high {
+        } else if self.spans(goal) {
             Verdict::Undecided
         } else {
             Verdict::FallsShort
@@ -145,11 +144,20 @@ impl Row {
 
     /// Whether more rounds may change the verdict.
     fn is_open(&self) -> bool {
-        let (low, high) = interval(&self.compared);
         match self.goal {
-            Goal::AtLeast(goal) | Goal::AtMost(goal) => low < goal && goal < high,
+            Goal::AtLeast(goal) | Goal::AtMost(goal) => self.spans(goal),
             Goal::Told => false,
         }
+    }
+
+    fn spans(&self, goal: f64) -> bool {
+        let (low, high) = interval(&self.compared);
+        self.is_unclear() || (low < goal && goal < high)
+    }
+
+    /// Some round could not be told.
+    fn is_unclear(&self) -> bool {
+        self.compared.iter().any(|value| value.is_nan())
     }
 }
 
@@ -226,6 +234,9 @@ mod tests {
         assert_eq!(at_most(&[1.3, 1.25, 1.21]), Verdict::FallsShort);
         assert_eq!(row(&[3.9, 4.0, 4.1], Goal::AtLeast(4.0)).verdict(), Verdict::Pass);
         assert_eq!(row(&[3.9, 3.8], Goal::Told).verdict(), Verdict::Told);
+        let unclear = |goal| row(&[30.0, f64::NAN, 40.0], goal).verdict();
+        assert_eq!(unclear(Goal::AtLeast(20.0)), Verdict::Undecided);
+        assert_eq!(unclear(Goal::AtMost(20.0)), Verdict::Undecided);
     }
 
     /// From a table of the sign test: of 6 to 8 values the outermost bound it, of 9 to 11 the second ones, of 12 to 14 the third.

@@ -47,7 +47,7 @@ pub enum Figure {
     P99,
 }
 
-/// What, ours, whose beside it, and what is to be reached (bench.md).
+/// What, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
 pub const ROWS: [(&str, Figure, Way, Way, Goal); 18] = [
     ("L4 path vs. no mesh, requests", Figure::Rate, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.97)),
