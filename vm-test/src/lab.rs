@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::{
     cgroup::Cgroup,
     daemon::Daemon,
+    interrupt,
     netns::NetNs,
     nginx::{Nginx, Server},
     poll,
@@ -56,6 +57,8 @@ impl Lab {
     /// # Errors
     /// The machine refuses a namespace or a cgroup.
     pub fn with_binary(name: &str, weft: PathBuf) -> Result<Self> {
+        interrupt::on_signals()?;
+        poll::check_interrupt()?;
         let id = next_id();
         let dir = tempfile::Builder::new()
             .prefix(&format!("{id}-"))

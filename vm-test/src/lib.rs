@@ -27,6 +27,7 @@ pub mod envoy;
 pub mod filters;
 mod harness;
 mod hosts;
+pub mod interrupt;
 mod lab;
 pub mod leak;
 pub mod musl;

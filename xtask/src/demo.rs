@@ -11,7 +11,7 @@ use vm_test::{Lab, leak, poll};
 
 use self::{mesh::Servers, screen::Screen};
 use crate::{
-    build, interrupt, preflight,
+    build, preflight,
     setup::{self, Scope},
 };
 
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tools = setup::ensure(Scope::Traffic)?;
     build::release(&tools)?;
     build::own_filters(&setup::filters::ensure()?)?;
-    interrupt::on_signals()?;
+    vm_test::interrupt::on_signals()?;
 
     let before = leak::Snapshot::take().context("list what is on this machine before")?;
     let mut screen = Screen::new();

@@ -15,7 +15,7 @@ use vm_test::{Lab, Running, poll};
 
 use self::page::{Step, What, steps};
 use crate::{
-    build, interrupt, paths, preflight,
+    build, paths, preflight,
     setup::{self, Scope, filters::WasmToolchain},
 };
 
@@ -38,7 +38,6 @@ pub fn run(_: &Args) -> Result<()> {
     if env::var_os("WEFT_BIN").is_none() {
         build::release(&tools)?;
     }
-    interrupt::on_signals()?;
 
     let file = paths::root().join("userspace/adapters/GUIDE.md");
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;

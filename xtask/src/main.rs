@@ -12,7 +12,6 @@ mod ci;
 mod demo;
 mod exit;
 mod guide;
-mod interrupt;
 mod paths;
 mod preflight;
 mod setup;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use vm_test::poll;
 
 /// Runs `command` with its output on our terminal and nothing on its standard input.
 ///
@@ -100,8 +101,9 @@ impl Steps {
     /// Runs `work` under a heading and notes how long it took.
     ///
     /// # Errors
-    /// What `work` returns, with the heading as context.
+    /// What `work` returns, with the heading as context; a lab of an earlier step was interrupted.
     pub fn step<T>(&mut self, title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        poll::check_interrupt()?;
         println!("\n== {}. {title}", self.done.len() + 1);
         let start = Instant::now();
         let value = work().with_context(|| format!("step `{title}`"))?;

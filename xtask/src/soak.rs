@@ -26,7 +26,7 @@ use self::{
     trouble::{Done, Stop},
 };
 use crate::{
-    build, interrupt, paths, preflight,
+    build, paths, preflight,
     setup::{self, Scope},
 };
 
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
         paths::weft()
     };
     build::traffic()?;
-    interrupt::on_signals()?;
+    vm_test::interrupt::on_signals()?;
     let seed = args.seed.unwrap_or_else(vm_test::soak::now);
     let upgrades = if args.no_upgrade {
         ""

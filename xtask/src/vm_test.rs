@@ -87,6 +87,7 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    vm_test::interrupt::on_signals()?;
     let mut steps = Steps::default();
     let tools = steps.step("tools and kernels", || setup::ensure(Scope::Guests))?;
     steps.step("kernel programs", || build::kernel_programs(&tools))?;

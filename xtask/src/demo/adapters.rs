@@ -85,7 +85,8 @@ pub fn hot_load(lab: &Lab, screen: &mut Screen) -> Result<()> {
             let told = "%{stderr}%{http_code}\n";
             let words = ["curl", "-s", "-o", "/dev/null", "-H", "x-trap: 1", "-w", told, &url];
             let asked = lab.run("friend").output(words)?.ok()?;
-            ensure!(asked.stderr.lines().all(|code| code == "200"), "{}", asked.stderr);
+            let codes: Vec<&str> = asked.stderr.lines().collect();
+            ensure!(codes == ["200"; 200], "{}", asked.stderr);
             let now = generations(lab)?;
             let why = now[1]["rolled_back"].as_str();
             let why = why.with_context(|| format!("it is not rolled back: {now}"))?;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use vm_test::poll;
 
 use super::{
     event::{Event, PORT},
@@ -22,6 +23,8 @@ use super::{
 const BOOT: Duration = Duration::from_secs(180);
 /// Between two events: the longest test takes about a minute, all cases of the torture suite on one path some more.
 const SILENCE: Duration = Duration::from_secs(1500);
+/// How soon an interrupt is seen.
+const LOOK: Duration = Duration::from_secs(1);
 /// From the last event to QEMU's end.
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// MiB of memory. Tests use about a quarter of it.
@@ -106,11 +109,20 @@ impl Machine {
     /// The next event; waits for it.
     ///
     /// # Errors
-    /// None comes in time, or the guest ended without [`Event::Done`].
+    /// None comes in time, the run was interrupted, or the guest ended without [`Event::Done`].
     pub fn event(&mut self) -> Result<Event> {
         let patience = if self.booted { SILENCE } else { BOOT };
         let left = self.bound.saturating_sub(self.started.elapsed());
-        match self.events.recv_timeout(patience.min(left)) {
+        let until = Instant::now() + patience.min(left);
+        let told = loop {
+            poll::check_interrupt()?;
+            let wait = LOOK.min(until.saturating_duration_since(Instant::now()));
+            match self.events.recv_timeout(wait) {
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
+                told => break told,
+            }
+        };
+        match told {
             Ok(line) => {
                 self.booted = true;
                 serde_json::from_str(&line).with_context(|| format!("read an event of the guest: {line}"))
