@@ -24,7 +24,9 @@ pub use self::adapter::{
 };
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
-pub use self::wasm::{WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols, WasmRollback};
+pub use self::wasm::{
+    MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols, WasmRollback,
+};
 
 /// Number the kernel compares instead of names; one per (namespace, service account). See [`Identity::FIRST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

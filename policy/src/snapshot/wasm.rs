@@ -4,6 +4,12 @@ use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde::Serialize;
 
+/// Name of the generation of `wasm: {module: PATH}`, and its weight.
+pub const ONLY_GENERATION: (&str, u32) = ("v1", 100);
+
+/// Of an adapter. More would hide which one a request met.
+pub const MAX_GENERATIONS: usize = 8;
+
 /// What an adapter as WebAssembly is made of, beside its parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WasmBackend {
@@ -113,7 +119,7 @@ impl Default for WasmLimits {
 // === impl WasmRollback ===
 
 impl Default for WasmRollback {
-    /// Three failures are no accident; three times the time, or one in five requests more refused, is another filter.
+    /// Three requests that fail within a second are too many; three times the time, or one in five requests more refused, is another filter.
     fn default() -> Self {
         Self {
             failures: 3,

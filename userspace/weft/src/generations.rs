@@ -2,20 +2,19 @@
 //!
 //! What comes out is JSON, which is YAML; comments of what came in are lost.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use weft_policy::{MAX_GENERATIONS, ONLY_GENERATION};
 
 use crate::{
     admin::api::{GenerationWeight, Share},
     yaml,
 };
-
-/// As policy limits them.
-const MAX_GENERATIONS: usize = 8;
-/// Of what `wasm: {module: PATH}` stands for.
-const FIRST: (&str, u32) = ("v1", 100);
 
 /// An Adapter's manifest, `backend: wasm`.
 #[derive(Debug, Clone)]
@@ -74,7 +73,7 @@ impl Manifest {
         }
         let generations = match &wasm["generations"] {
             Value::Null => {
-                let (name, weight) = FIRST;
+                let (name, weight) = ONLY_GENERATION;
                 let only =
                     json!({ "name": name, "weight": weight, "module": wasm["module"], "sha256": wasm["sha256"] });
                 vec![only]
@@ -84,6 +83,29 @@ impl Manifest {
         let generations = serde_json::from_value(Value::Array(generations));
         let generations = generations.map_err(|error| unreadable(error.to_string()))?;
         Ok(Self { document, generations })
+    }
+
+    /// Gives those that are `out` no share, as they have none; where nobody is left with one, the first of the others all, as
+    /// requests are drawn.
+    pub fn settle(&mut self, out: &HashSet<String>) {
+        let is_out = |generation: &Written| out.contains(&generation.name);
+        for generation in self
+            .generations
+            .iter_mut()
+            .filter(|found| is_out(found) && !found.shadow)
+        {
+            generation.weight = Some(0);
+        }
+        if self.generations.iter().any(|found| found.weight > Some(0)) {
+            return;
+        }
+        if let Some(first) = self
+            .generations
+            .iter_mut()
+            .find(|found| !is_out(found) && !found.shadow)
+        {
+            first.weight = Some(100);
+        }
     }
 
     /// Adds a generation, named or `vN`, and gives its name. [`Share::All`] keeps beside it only those that got requests, for a
@@ -244,6 +266,28 @@ mod tests {
         ] {
             assert!(text.contains(kept), "{kept}: {text}");
         }
+    }
+
+    #[test]
+    fn what_was_rolled_back_has_no_share_and_what_works_is_kept() {
+        let mut manifest = Manifest::read(SINGLE).unwrap();
+        load(&mut manifest, Share::All).unwrap();
+        let out = HashSet::from(["v2".to_owned()]);
+        let mut canary = manifest.clone();
+        canary.settle(&out);
+        load(&mut canary, Share::Percent(10)).unwrap();
+        let shares = [("v1", 90), ("v2", 0), ("v3", 10)];
+        assert_eq!(
+            generations(&canary),
+            shares.map(|(name, weight)| (name.to_owned(), Some(weight)))
+        );
+        manifest.settle(&out);
+        load(&mut manifest, Share::All).unwrap();
+        let shares = [("v1", 0), ("v3", 100)];
+        assert_eq!(
+            generations(&manifest),
+            shares.map(|(name, weight)| (name.to_owned(), Some(weight)))
+        );
     }
 
     #[test]

@@ -311,11 +311,13 @@ impl Control for DaemonControl {
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
         let _pass = self.gate.enter()?;
+        let _one = self.one_change();
         self.apply_text(request)
     }
 
     fn delete(&self, object: &ObjectRef) -> Result<DeleteOutcome, ControlError> {
         let _pass = self.gate.enter()?;
+        let _one = self.one_change();
         let object = self.find(object)?;
         let applied = self.applied();
         let failed = |source: weft_control::SourceError| ControlError::Failed {

@@ -379,30 +379,22 @@ fn guarded(snapshot: &Snapshot) -> HashSet<(Identity, u16)> {
 /// The status of an adapter that could not be made says so.
 fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
     for adapter in states {
-        let broken = adapter.generations.iter();
-        let mut broken = broken.filter_map(|generation| {
+        let without = adapter.generations.iter().filter_map(|generation| {
             let why = generation.problem.as_ref().or(generation.rolled_back.as_ref())?;
-            Some((&generation.name, why))
+            Some(format!("; without generation {}: {why}", generation.name))
         });
-        let broken = broken.next();
-        if adapter.problem.is_none() && broken.is_none() {
+        let without: String = without.collect();
+        let mut statuses = snapshot.statuses.iter_mut();
+        let Some(status) = statuses.find(|status| status.object == adapter.object) else {
             continue;
-        }
-        let status = snapshot
-            .statuses
-            .iter_mut()
-            .find(|status| status.object == adapter.object);
-        let Some(status) = status else { continue };
-        match (&adapter.problem, broken) {
-            (Some(problem), _) if adapter.earlier => {
+        };
+        match &adapter.problem {
+            Some(problem) if adapter.earlier => {
                 status.state = ObjectState::Rejected;
                 status.reason = format!("{problem}; its last good version stays in force");
             }
-            (Some(problem), _) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone()),
-            (None, Some((name, problem))) => {
-                status.reason = format!("{}; without generation {name}: {problem}", status.reason);
-            }
-            (None, None) => {}
+            Some(problem) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone()),
+            None => status.reason.push_str(&without),
         }
     }
 }

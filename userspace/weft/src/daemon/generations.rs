@@ -4,7 +4,12 @@
 //! loaded are kept by digest in the state dir, for the file that they came from may change. What cannot run is refused, and
 //! nothing has changed then.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError},
+};
 
 use anyhow::Context as _;
 use weft_adapters::{GenerationError, wasm::Module};
@@ -30,8 +35,6 @@ impl DaemonControl {
             namespace: Some(asked.namespace),
             name: asked.name,
         };
-        // Two changes at once would lose one of them.
-        let _one = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let generation = match asked.verb {
             AdapterVerb::Load {
                 module,
@@ -39,10 +42,12 @@ impl DaemonControl {
                 share,
             } => self.load(&object, &module, generation.as_deref(), share)?,
             AdapterVerb::Weigh { weights } => self.weigh(&object, &weights)?,
-            AdapterVerb::RollBack { generation } => self
-                .engine
-                .roll_back(&object, generation.as_deref())
-                .map_err(|error| of_generation(&error))?,
+            AdapterVerb::RollBack { generation } => {
+                let _one = self.one_change();
+                self.engine
+                    .roll_back(&object, generation.as_deref())
+                    .map_err(|error| of_generation(&error))?
+            }
         };
         let adapter = self.adapter(&object).ok_or_else(|| ControlError::NotFound {
             what: object.to_string(),
@@ -50,20 +55,28 @@ impl DaemonControl {
         Ok(AdapterChanged { generation, adapter })
     }
 
+    /// Of the objects that were applied: two at once would lose one of them.
+    pub(super) fn one_change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn load(
         &self,
         object: &ObjectRef,
-        module: &std::path::Path,
+        module: &Path,
         named: Option<&str>,
         share: Share,
     ) -> Result<String, ControlError> {
-        let (before, mut manifest) = self.manifest(object)?;
+        self.manifest(object)?;
         let bytes = read(module)?;
-        // Long, so not while the engine is held; what is in use is compiled once.
+        // Long, so while nobody waits; what is in use is compiled once.
         let compiled = Module::compile(&bytes).map_err(|error| invalid(format!("{}: {error}", module.display())))?;
         let digest = compiled.digest().to_string();
         let hex = digest.trim_start_matches("sha256:");
         let kept = self.modules.join(format!("{hex}.wasm"));
+        let _one = self.one_change();
+        let (before, mut manifest) = self.manifest(object)?;
+        manifest.settle(&self.out(object));
         let generation = manifest
             .load(named, &kept, hex, share)
             .map_err(|error| of_manifest(object, &error))?;
@@ -74,13 +87,7 @@ impl DaemonControl {
                 doing: "keep the module",
                 source,
             })?;
-        self.store(object, manifest.text())?;
-        let problem = self.problem_of(object, &generation);
-        if let Some(problem) = problem {
-            self.store(object, before)?;
-            self.sweep();
-            return Err(invalid(format!("{}: {problem}; nothing has changed", module.display())));
-        }
+        self.try_store(object, before, manifest.text(), &[&generation])?;
         // It may have been rolled back earlier: loaded again, it is to be tried again.
         self.engine
             .restore(object, &[&generation])
@@ -92,14 +99,15 @@ impl DaemonControl {
 
     /// Gives the names of all that were weighed.
     fn weigh(&self, object: &ObjectRef, weights: &[GenerationWeight]) -> Result<String, ControlError> {
-        let (_, mut manifest) = self.manifest(object)?;
+        let _one = self.one_change();
+        let (before, mut manifest) = self.manifest(object)?;
         manifest.weigh(weights).map_err(|error| of_manifest(object, &error))?;
-        self.store(object, manifest.text())?;
         let wanted: Vec<&str> = weights
             .iter()
             .filter(|weight| weight.weight > 0)
             .map(|weight| &*weight.generation)
             .collect();
+        self.try_store(object, before, manifest.text(), &wanted)?;
         self.engine
             .restore(object, &wanted)
             .map_err(|error| of_generation(&error))?;
@@ -132,6 +140,23 @@ impl DaemonControl {
         Ok((text, manifest))
     }
 
+    /// Puts the object's text in force, or `before` again where that fails or one of `wanted` does not run then.
+    fn try_store(&self, object: &ObjectRef, before: String, text: String, wanted: &[&str]) -> Result<(), ControlError> {
+        let stored = self.store(object, text).and_then(|()| {
+            let mut problems = wanted.iter().filter_map(|name| self.problem_of(object, name));
+            match problems.next() {
+                Some(problem) => Err(invalid(format!("{object}: {problem}; nothing has changed"))),
+                None => Ok(()),
+            }
+        });
+        stored.inspect_err(|_| {
+            if let Err(error) = self.store(object, before) {
+                tracing::error!(%object, %error, "the version before a refused change is not stored again");
+            }
+            self.sweep();
+        })
+    }
+
     /// Puts the object's text in force.
     fn store(&self, object: &ObjectRef, yaml: String) -> Result<(), ControlError> {
         let file = object.to_string();
@@ -151,28 +176,32 @@ impl DaemonControl {
         states.into_iter().find(|state| state.object == *object).map(Into::into)
     }
 
+    /// Generations that get no requests, whatever their weights are.
+    fn out(&self, object: &ObjectRef) -> HashSet<String> {
+        let states = self.engine.adapters().into_iter();
+        states
+            .filter(|state| state.object == *object)
+            .flat_map(|state| state.generations)
+            .filter(|generation| generation.rolled_back.is_some() || generation.problem.is_some())
+            .map(|generation| generation.name)
+            .collect()
+    }
+
     /// Why this generation is not in force.
     fn problem_of(&self, object: &ObjectRef, generation: &str) -> Option<String> {
         let states = self.engine.adapters();
         let state = states.into_iter().find(|state| state.object == *object)?;
-        let found = state.generations.into_iter().find(|found| found.name == generation);
-        // Where the whole version is refused, the generations are those before it.
-        match found {
-            Some(found) => found.problem,
-            None => Some(state.problem.unwrap_or_else(|| "it is not in force".to_owned())),
+        if state.problem.is_some() {
+            // The generations are those of the version before it.
+            return state.problem;
         }
+        let found = state.generations.into_iter().find(|found| found.name == generation);
+        found.map_or_else(|| Some("it is not in force".to_owned()), |found| found.problem)
     }
 
-    /// Removes the modules that no stored object names any more.
+    /// Removes the modules that no stored object names any more; none, where one of these cannot be read.
     pub(super) fn sweep(&self) {
-        let named: HashSet<PathBuf> = self
-            .engine
-            .store()
-            .objects()
-            .filter(|object| object.id.kind == "Adapter")
-            .filter_map(|object| Manifest::read(&object.text).ok())
-            .flat_map(|manifest| manifest.modules().map(PathBuf::from).collect::<Vec<_>>())
-            .collect();
+        let Some(named) = self.named() else { return };
         let Ok(entries) = fs::read_dir(&self.modules) else {
             return;
         };
@@ -184,9 +213,31 @@ impl DaemonControl {
             }
         }
     }
+
+    /// The modules that stored objects name.
+    fn named(&self) -> Option<HashSet<PathBuf>> {
+        let applied = self.applied();
+        let mut named = HashSet::new();
+        for stored in applied.list().ok()? {
+            if stored.object.kind != "Adapter" {
+                continue;
+            }
+            match Manifest::read(&String::from_utf8_lossy(&applied.get(&stored.object).ok()??)) {
+                Ok(manifest) => named.extend(manifest.modules().map(Path::to_path_buf)),
+                Err(ManifestError::NotWasm) => {}
+                Err(_) => return None,
+            }
+        }
+        drop(applied);
+        // Those of resource files too, should one name a copy of ours.
+        let store = self.engine.store();
+        let manifests = store.objects().filter_map(|object| Manifest::read(&object.text).ok());
+        named.extend(manifests.flat_map(|manifest| manifest.modules().map(Path::to_path_buf).collect::<Vec<_>>()));
+        Some(named)
+    }
 }
 
-fn read(module: &std::path::Path) -> Result<Vec<u8>, ControlError> {
+fn read(module: &Path) -> Result<Vec<u8>, ControlError> {
     let failed = |error: String| invalid(format!("read module {}: {error}", module.display()));
     let found = fs::metadata(module).map_err(|error| failed(error.to_string()))?;
     if !found.is_file() || found.len() > MAX_MODULE {

@@ -4,13 +4,12 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     decode::{Fields, Value, one_of, shorten},
-    snapshot::{WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols, WasmRollback},
+    snapshot::{
+        MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols,
+        WasmRollback,
+    },
 };
 
-/// Name of the generation of `wasm: {module: PATH}`, and its weight.
-const ONLY: (&str, u32) = ("v1", 100);
-/// More would hide which one a request met.
-const MAX_GENERATIONS: usize = 8;
 const WEIGHT: std::ops::RangeInclusive<u64> = 0..=1_000_000;
 /// Of an instance; there is one a worker and generation.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 1..=4096;
@@ -25,7 +24,7 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
     let generations = match (fields.optional("generations"), fields.optional("module")) {
         (Some(list), None) => generations(&list),
         (None, Some(path)) => module(&path, fields.optional("sha256")).map(|module| {
-            let (name, weight) = (ONLY.0.to_owned(), ONLY.1);
+            let (name, weight) = (ONLY_GENERATION.0.to_owned(), ONLY_GENERATION.1);
             vec![WasmGeneration {
                 name,
                 module,
