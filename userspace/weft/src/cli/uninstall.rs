@@ -127,7 +127,7 @@ impl Uninstall {
             state.last_good(),
         ];
         if self.purge {
-            ours.push(state.applied());
+            ours.extend([state.applied(), state.modules(), state.rolled_back()]);
         }
         ours.push(state.lock_file());
         for path in ours {
@@ -138,7 +138,7 @@ impl Uninstall {
         let mut left = Vec::new();
         if fs::read_dir(state.applied()).is_ok_and(|mut entries| entries.next().is_some()) {
             left.push(format!(
-                "{} (applied resources; --purge removes them)",
+                "{} (applied resources and their modules; --purge removes them)",
                 state.applied().display()
             ));
         } else {
