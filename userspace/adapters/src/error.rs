@@ -42,6 +42,8 @@ pub enum AdapterError {
         #[source]
         source: Arc<WasmError>,
     },
+    #[error("generation `{generation}` is this module already, with the same configuration: give it a weight instead")]
+    SameModule { generation: String },
     #[error("there is no native adapter `{name}`")]
     Unknown { name: String },
     #[error("adapter `{adapter}`, parameter `{path}`: {reason}")]

@@ -88,7 +88,7 @@ impl WasmHost {
         let mut first = None;
         let mut all = Vec::with_capacity(backend.generations.len());
         for generation in &backend.generations {
-            let made = self.generation(config, backend, generation, earlier);
+            let made = self.generation(config, backend, generation, earlier, &all);
             let made = made.map_err(|error| {
                 let problem = chain_of(&error);
                 tracing::error!(
@@ -137,12 +137,20 @@ impl WasmHost {
         backend: &WasmBackend,
         generation: &WasmGeneration,
         earlier: Option<&Generations>,
+        others: &[Generation],
     ) -> Result<Arc<Made>, AdapterError> {
-        let bytes = read(&generation.module)?;
+        let (bytes, module) = read(&generation.module)?;
         let ingredients = Ingredients {
-            module: Digest::of(&bytes),
+            module,
             config: plugin_config(config, backend, generation.shadow),
         };
+        // One of them out would be both out.
+        let mut others = others.iter();
+        if let Some(twin) = others.find(|other| other.made.as_ref().is_ok_and(|made| made.of == ingredients)) {
+            return Err(AdapterError::SameModule {
+                generation: twin.name.clone(),
+            });
+        }
         if let Some(made) = earlier.and_then(|earlier| earlier.set().made_of(&ingredients)) {
             return Ok(made);
         }
@@ -173,7 +181,7 @@ impl WasmHost {
         let shadow = format!("{name} (shadow)");
         self.refused
             .retain(|(of, _)| *of.config.name != *name && *of.config.name != *shadow);
-        self.ledger.set(name, BTreeMap::new());
+        self.ledger.set(name, BTreeMap::new(), true);
     }
 
     fn plugin(
@@ -184,7 +192,7 @@ impl WasmHost {
     ) -> Result<crate::wasm::Plugin, WasmError> {
         let upstreams = (self.upstreams)(object.namespace.as_deref().unwrap_or_default());
         let plugin = Module::compile(bytes)?.plugin(config.clone(), &self.services, upstreams)?;
-        plugin.canary()?;
+        // The first of them shows whether it would run.
         plugin.prepare(self.workers.get())?;
         Ok(plugin)
     }
@@ -237,7 +245,7 @@ fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) ->
 }
 
 /// A module's bytes: those that were asked for.
-fn read(module: &WasmModule) -> Result<Vec<u8>, AdapterError> {
+fn read(module: &WasmModule) -> Result<(Vec<u8>, Digest), AdapterError> {
     let bytes = read_file(&module.path)?;
     let found = Digest::of(&bytes);
     match module.sha256.map(Digest::from) {
@@ -246,7 +254,7 @@ fn read(module: &WasmModule) -> Result<Vec<u8>, AdapterError> {
             expected,
             found,
         }),
-        _ => Ok(bytes),
+        _ => Ok((bytes, found)),
     }
 }
 

@@ -94,7 +94,9 @@ impl HttpStream {
         }
         let context = self.context;
         self.worker.cancel_calls(context);
+        let ran = self.worker.runs();
         self.worker.enter(|vm| finish(vm, context, end));
+        self.failed |= ran && !self.worker.runs();
     }
 }
 

@@ -138,6 +138,7 @@ impl StreamFilter for Drawn {
 
     fn on_end(&mut self, end: &StreamEnd) {
         self.filter.on_end(end);
+        self.tell();
     }
 }
 

@@ -42,11 +42,18 @@ impl Ledger {
         entries.get(adapter)?.get(key).cloned()
     }
 
-    /// All of the adapter that are out.
-    pub fn set(&self, adapter: &str, out: BTreeMap<String, String>) {
+    /// Why those of the adapter that are `known` are out; `None`: they are in. `all`: there are no others.
+    pub fn set(&self, adapter: &str, known: BTreeMap<String, Option<String>>, all: bool) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = entries.get(adapter);
-        if before.map_or(out.is_empty(), |before| *before == out) {
+        let before = entries.get(adapter).cloned().unwrap_or_default();
+        let mut out = if all { BTreeMap::new() } else { before.clone() };
+        for (key, why) in known {
+            match why {
+                Some(why) => _ = out.insert(key, why),
+                None => _ = out.remove(&key),
+            }
+        }
+        if before == out {
             return;
         }
         match out.is_empty() {
@@ -76,17 +83,19 @@ mod tests {
                 (kept.0, kept.1) = (text.to_vec(), kept.1 + 1);
             })
         };
-        let out = BTreeMap::from([("key".to_owned(), "it trapped".to_owned())]);
+        let known = |why: Option<&str>| BTreeMap::from([("key".to_owned(), why.map(str::to_owned))]);
         let ledger = Ledger::new(b"", keep(&kept));
-        ledger.set("shop/auth", BTreeMap::new());
-        ledger.set("shop/auth", out.clone());
-        ledger.set("shop/auth", out);
+        ledger.set("shop/auth", known(None), true);
+        ledger.set("shop/auth", known(Some("it trapped")), true);
+        ledger.set("shop/auth", known(Some("it trapped")), true);
         let (text, times) = kept.lock().unwrap().clone();
         assert_eq!(times, 1);
         let again = Ledger::new(&text, keep(&kept));
         assert_eq!(again.get("shop/auth", "key").as_deref(), Some("it trapped"));
         assert_eq!(again.get("shop/auth", "other"), None);
-        again.set("shop/auth", BTreeMap::new());
+        again.set("shop/auth", BTreeMap::new(), false);
+        assert_eq!(again.get("shop/auth", "key").as_deref(), Some("it trapped"));
+        again.set("shop/auth", BTreeMap::new(), true);
         assert_eq!(kept.lock().unwrap().0, b"{}");
         assert_eq!(Ledger::new(b"[", keep(&kept)).get("shop/auth", "key"), None);
     }

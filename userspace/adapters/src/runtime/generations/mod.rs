@@ -202,11 +202,14 @@ impl Set {
     }
 
     /// Which one the request `id` draws, by weight, of those that run and are not in the bits of `without`. Where none of
-    /// these has a weight, the first.
+    /// these has a weight, the first; where all are out, the first that could be made: better than nobody who looks.
     fn draw(&self, id: u64, without: u32) -> Option<usize> {
         let may = |at: usize| without & (1 << at) == 0 && self.all[at].gets_requests();
         let weight = |at: usize| if may(at) { self.all[at].weight } else { 0 };
-        draw((0..self.all.len()).map(weight), id).or_else(|| (0..self.all.len()).find(|at| may(*at)))
+        let made = |generation: &Generation| !generation.shadow && generation.made.is_ok();
+        draw((0..self.all.len()).map(weight), id)
+            .or_else(|| (0..self.all.len()).find(|at| may(*at)))
+            .or_else(|| self.all.iter().position(made).filter(|_| without == 0))
     }
 
     /// A request met a failure of this one.
@@ -242,8 +245,10 @@ impl Set {
     /// Writes into the ledger who is out.
     pub fn record(&self) {
         let made = self.all.iter().filter_map(|generation| generation.made.as_ref().ok());
-        let out = made.filter_map(|made| Some((made.of.key(), made.why()?)));
-        self.ledger.set(&self.name, out.collect());
+        let known = made.map(|made| (made.of.key(), made.why()));
+        // What could not be read now may have been rolled back earlier, and come again.
+        let all = self.all.iter().all(|generation| generation.made.is_ok());
+        self.ledger.set(&self.name, known.collect(), all);
     }
 }
 

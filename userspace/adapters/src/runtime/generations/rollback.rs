@@ -54,8 +54,9 @@ async fn look(set: Weak<Set>, news: Arc<Notify>, mut last: Vec<Stats>) {
         let told = tokio::time::timeout(WATCH, news.notified()).await.is_ok();
         // Not held while waiting: the set's plugins end with their last request.
         let Some(alive) = set.upgrade() else { return };
+        // Also of what a request of an earlier set rolled back.
+        alive.record();
         if told {
-            alive.record();
             continue;
         }
         for generation in &alive.all {

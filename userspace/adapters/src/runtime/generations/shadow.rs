@@ -87,7 +87,8 @@ impl Shadowed {
     }
 
     fn show(&mut self, copy: impl Fn() -> Copy, end: bool) {
-        self.shadows.iter_mut().for_each(|shadow| shadow.show(copy(), end));
+        let looking = self.shadows.iter_mut().filter(|shadow| !shadow.over);
+        looking.for_each(|shadow| shadow.show(copy(), end));
     }
 
     /// Calls the generation in force.

@@ -306,3 +306,36 @@ fn generations_are_on_the_metrics_page() {
         !page.contains("weft_adapter_generation")
     });
 }
+
+#[test]
+fn a_module_is_one_generation_and_a_closed_adapter_never_looks_away() {
+    let mut world = World::new();
+    let good = module("header-auth").display().to_string();
+    let other = tempfile::tempdir().unwrap();
+    let gone = other.path().join("v1.wasm");
+    // Another module, by a section that says nothing.
+    let mut bytes = fs::read(module("header-auth")).unwrap();
+    bytes.extend([0, 2, 1, b'x']);
+    fs::write(&gone, bytes).unwrap();
+    let two = |first: &str| {
+        format!("generations: [{{name: v1, module: {first}, weight: 0}}, {{name: v2, module: {good}, weight: 100}}]")
+    };
+    world.apply("auth", &auth(&two(&good), PARAMS));
+    let twin = world.state("auth").problem.unwrap_or_default();
+    assert!(twin.contains("generation `v1` is this module already"), "{twin}");
+
+    world.apply("auth", &auth(&two(&gone.display().to_string()), PARAMS));
+    let object = world.state("auth").object;
+    assert_eq!(world.runtime.roll_back(&object, None).unwrap(), "v2");
+    // The one that took over cannot be read any more: the one that is out looks, rather than nobody.
+    fs::remove_file(&gone).unwrap();
+    let chains = world.apply(
+        "auth",
+        &auth(&two(&gone.display().to_string()), &format!("{PARAMS}, priority: 1")),
+    );
+    assert_eq!(status(&chains, 1, &[]), 401);
+    assert!(
+        world.state("auth").generations[1].rolled_back.is_some(),
+        "it is remembered"
+    );
+}
