@@ -297,7 +297,9 @@ fn filter(
 ) -> Result<(), DataplaneError> {
     let fail = |source: ProgramError| attach_error(name, device, to_io(source));
     match tc::qdisc_add_clsact(device) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Ok(()) => {}
+        // It is there already: by the other direction, or somebody else's.
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(source) => return Err(attach_error(name, device, io::Error::other(source))),
     }
     let id = if pin.exists() {
