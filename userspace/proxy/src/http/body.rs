@@ -117,7 +117,20 @@ impl Drop for RequestBody {
         if waits || !self.exchange.is_http1 || incoming.is_end_stream() || self.exchange.has_request_broken() {
             return;
         }
-        let rest = async move { while let Some(Ok(_)) = incoming.frame().await {} };
+        let clock = self.exchange.leave_request_body();
+        let rest = async move {
+            // hyper tells the end of a body of known length by this alone.
+            while !incoming.is_end_stream() {
+                match incoming.frame().await {
+                    Some(Ok(_)) => {}
+                    Some(Err(_broke)) => return,
+                    None => break,
+                }
+            }
+            if let Some(clock) = clock {
+                clock.body_ended();
+            }
+        };
         self.exchange.conn.worker.spawn_chore(async move {
             let _too_much = timeout(LINGER_TIMEOUT, rest).await;
         });

@@ -210,6 +210,11 @@ impl Exchange {
         }
     }
 
+    /// Somebody else reads its body to the end, if it has one, and then tells the returned clock.
+    pub(crate) fn leave_request_body(&self) -> Option<Arc<ConnClock>> {
+        self.request_body.replace(false).then(|| Arc::clone(&self.clock))
+    }
+
     /// The client's body was malformed or cut.
     pub(crate) fn request_broke(&self) {
         self.request_broke.set(true);

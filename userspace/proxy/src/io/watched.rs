@@ -31,13 +31,13 @@ pub(crate) struct ConnClock {
     idle_since: AtomicU64,
     /// Milliseconds after `start`, plus 1: first bytes that no request accounts for yet. 0: none.
     head_since: AtomicU64,
-    /// Bodies of requests whose end has not been seen. One that broke off stays among them.
+    /// Bodies of requests whose end has not been seen. One that broke off, or that nobody waited for, stays among them.
     bodies: AtomicU64,
     /// All that there was to write after the last request has been written.
     flushed: AtomicBool,
 }
 
-/// Notes reads in a [`ConnClock`].
+/// Notes in a [`ConnClock`] what is read, and that all was written.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
@@ -101,9 +101,10 @@ impl ConnClock {
         !self.busy() && self.passed(self.idle_since.load(Ordering::Relaxed)) > limit
     }
 
-    /// First bytes of a request are there.
+    /// First bytes of a request are there, or more of the body of one that was answered early.
     pub(crate) fn bytes_came(&self) {
-        if !self.busy() && self.head_since.load(Ordering::Relaxed) == 0 {
+        let body = self.bodies.load(Ordering::Relaxed) > 0;
+        if !self.busy() && !body && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(self.now() + 1, Ordering::Relaxed);
         }
     }
@@ -211,6 +212,22 @@ mod tests {
         clock.request_ended();
         assert!(!clock.is_idle(LIMIT));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_after_its_answer_is_not_a_slow_header() {
+        let clock = ConnClock::new();
+        clock.request_began();
+        clock.body_began();
+        clock.request_ended();
+        clock.bytes_came();
+        advance(LIMIT * 2).await;
+        assert!(!clock.head_is_late(LIMIT));
+        clock.body_ended();
+        clock.bytes_came();
+        advance(LIMIT * 2).await;
+        assert!(clock.head_is_late(LIMIT));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_connection_rests_only_when_nothing_is_under_way() {
         let clock = ConnClock::new();

@@ -111,6 +111,22 @@ async fn a_connection_with_the_rest_of_a_body_to_come_does_not_rest() {
     assert!(!rest.contains("HTTP/1.1 200"), "{rest}");
 }
 
+/// Of a request that was answered before its body was there.
+#[tokio::test]
+async fn a_connection_rests_once_the_rest_of_a_body_is_read() {
+    let server = Server::http1(|_| async { text("early") }).await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = mesh.dial(0).await;
+    let head = b"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 8\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    read_until(&mut client, "early").await;
+    long_enough_to_rest(&mesh).await;
+    client.write_all(b"the body").await.unwrap();
+    until_resting(&mesh, 1).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    read_until(&mut client, "early").await;
+}
+
 #[tokio::test]
 async fn a_drain_closes_connections_that_rest() {
     let server = Server::named("web").await;
