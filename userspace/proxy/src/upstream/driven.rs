@@ -67,9 +67,14 @@ impl<C: Future + Unpin> Driven<C> {
         self.turns(user)
     }
 
+    /// What wakes from now on wakes nobody: the connection idles.
+    pub(super) fn rest(&self) {
+        self.wake.task.take();
+    }
+
     /// Lets an idle connection see what came meanwhile: its end, mostly. Nobody is woken for it.
     pub(super) fn look(&mut self) {
-        self.wake.task.take();
+        self.rest();
         let _pending = self.turns(|_| Poll::<()>::Pending);
     }
 
@@ -188,6 +193,7 @@ mod tests {
             (first.0.load(Ordering::Relaxed), second.0.load(Ordering::Relaxed)),
             (0, 1)
         );
+        driven.rest();
         driven.look();
         kept.take().unwrap().wake();
         assert_eq!(second.0.load(Ordering::Relaxed), 1, "an idle connection wakes nobody");

@@ -227,6 +227,9 @@ impl Http1Lease {
         let mut all = self.home.connections.0.borrow_mut();
         let idle = all.entry(self.home.upstream).or_default();
         if idle.len() < POOL_IDLE_PER_ENDPOINT {
+            if let Some(driven) = &self.link.here {
+                driven.rest();
+            }
             idle.push(Idle {
                 link: self.link,
                 since: Instant::now(),
