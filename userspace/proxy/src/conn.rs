@@ -43,7 +43,7 @@ pub(crate) struct Conn {
     pub(crate) peer: SocketAddr,
     /// Who that is, in names.
     pub(crate) source: Arc<Peer>,
-    /// The same for `X-Forwarded-For`.
+    /// Its address for `X-Forwarded-For`.
     pub(crate) forwarded_for: Option<HeaderValue>,
     /// What it dialled, before an endpoint is picked.
     pub(crate) unpicked: Arc<Destination>,
@@ -84,11 +84,14 @@ impl Conn {
     /// loopback is reached from here alone.
     pub(crate) fn upstream(&self, address: SocketAddr) -> Upstream {
         let ours = address.ip().is_loopback() && !self.dialled().pods_loopback;
+        let netns = if ours { None } else { self.netns.clone() };
         let there = self.arrived && address == self.context.original;
+        let source = netns.as_ref().filter(|_| there).map(|netns| (netns, self.peer.ip()));
         Upstream {
             address,
-            netns: if ours { None } else { self.netns.clone() },
-            source: there.then(|| self.peer.ip()),
+            // A connection that has no client's address serves all clients.
+            source: source.and_then(|(netns, client)| netns.has_sources(client).then_some(client)),
+            netns,
         }
     }
 }

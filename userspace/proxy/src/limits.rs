@@ -39,7 +39,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// to say.
 pub const REST_AFTER: Duration = Duration::from_millis(250);
 
-/// How often a connection looks whether the slow headers or the idle time above have passed.
+/// How often a connection looks whether the slow headers or the idle time above have passed: HTTP/1 at every
+/// [`REST_AFTER`] between requests, and so often within one.
 pub const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// Concurrent streams a client may open on one HTTP/2 connection.
@@ -80,6 +81,13 @@ pub const SOURCE_ATTEMPTS: usize = 8;
 /// it is tried once without the client's address.
 pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// So many such connections in a row that did not come about in time are no accident: the endpoint then gets none for
+/// [`SOURCE_PAUSE`], and its clients do not wait. Fewer would hide clients' addresses after one port that a client had taken.
+pub const SOURCE_LOSSES: u32 = 2;
+
+/// See [`SOURCE_LOSSES`].
+pub const SOURCE_PAUSE: Duration = Duration::from_secs(60);
+
 /// Endpoints tried for one request or connection when connecting fails.
 pub const CONNECT_ATTEMPTS: usize = 3;
 
@@ -87,7 +95,7 @@ pub const CONNECT_ATTEMPTS: usize = 3;
 /// the race against them costs a retry, or a failed request where that is not safe.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Idle HTTP/1 connections kept an endpoint and worker.
+/// Idle HTTP/1 connections kept a worker and endpoint; where an endpoint sees its clients' addresses, also a client's address.
 pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
 
 /// How often a worker closes what has idled too long.

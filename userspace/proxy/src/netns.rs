@@ -8,19 +8,23 @@
 //! measured too (Linux 6.18.44, two busy cores, release, 20,000 sockets each): see this folder's README, Decisions.
 
 use std::{
+    collections::HashMap,
     fs::File,
     hash::{Hash, Hasher},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     thread,
 };
 
 use nix::sched::{CloneFlags, setns};
+use tokio::time::Instant;
+
+use crate::limits::{SOURCE_LOSSES, SOURCE_PAUSE};
 
 /// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -40,6 +44,8 @@ struct Sources {
     /// SO_MARK of sockets with a client's address, by family; 0: they have none.
     marks: [AtomicU32; 2],
     lost: OnceLock<String>,
+    /// Endpoints that were not reached in time with a client's address: how often in a row, and when last.
+    losses: Mutex<HashMap<SocketAddr, (u32, Instant)>>,
     /// One more for each such socket.
     held: Arc<()>,
 }
@@ -117,8 +123,20 @@ impl Netns {
         self.sources.lost.get().map(String::as_str)
     }
 
+    /// Notes that a server was reached with its client's address.
+    pub(crate) fn keep_source(&self, endpoint: SocketAddr) {
+        self.losses().remove(&endpoint);
+    }
+
     /// Notes that a server does not see `source`; logged once.
-    pub(crate) fn lose_source(&self, source: IpAddr, error: &io::Error) {
+    pub(crate) fn lose_source(&self, source: IpAddr, endpoint: SocketAddr, error: &io::Error) {
+        let now = Instant::now();
+        if error.kind() == io::ErrorKind::TimedOut {
+            let mut losses = self.losses();
+            losses.retain(|_, (_, last)| now.duration_since(*last) < SOURCE_PAUSE);
+            let (times, last) = losses.entry(endpoint).or_insert((0, now));
+            (*times, *last) = (*times + 1, now);
+        }
         let mut first = false;
         self.sources.lost.get_or_init(|| {
             first = true;
@@ -129,10 +147,28 @@ impl Netns {
         }
     }
 
-    /// Mark of a socket with that address, and what to keep as long as it is open; `None`: it cannot have it.
-    pub(crate) fn source(&self, source: IpAddr) -> Option<(u32, Held)> {
-        let mark = self.sources.marks[usize::from(source.is_ipv6())].load(Ordering::Relaxed);
-        (mark != 0).then(|| (mark, Held(Arc::clone(&self.sources.held))))
+    /// Whether servers see clients' addresses of this one's family.
+    pub(crate) fn has_sources(&self, client: IpAddr) -> bool {
+        self.mark(client) != 0
+    }
+
+    /// Mark of a socket to `endpoint` with that address, and what to keep as long as it is open; `None`: it cannot have it.
+    pub(crate) fn source(&self, source: IpAddr, endpoint: SocketAddr) -> Option<(u32, Held)> {
+        let mark = self.mark(source);
+        let pauses = mark != 0
+            && self
+                .losses()
+                .get(&endpoint)
+                .is_some_and(|(times, last)| *times >= SOURCE_LOSSES && last.elapsed() < SOURCE_PAUSE);
+        (mark != 0 && !pauses).then(|| (mark, Held(Arc::clone(&self.sources.held))))
+    }
+
+    fn mark(&self, source: IpAddr) -> u32 {
+        self.sources.marks[usize::from(source.is_ipv6())].load(Ordering::Relaxed)
+    }
+
+    fn losses(&self) -> MutexGuard<'_, HashMap<SocketAddr, (u32, Instant)>> {
+        self.sources.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `make` inside on the calling thread, which is home again afterwards. `make` must do nothing but make a
@@ -214,6 +250,29 @@ mod tests {
         let visited = netns.visit(|| TcpListener::bind(port)).unwrap();
         visited.unwrap();
         assert!(TcpListener::bind(port).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_answers_no_client_in_time_gets_the_proxys_address_for_a_while() {
+        let netns = Netns::new(7, File::open("/dev/null").unwrap().into()).unwrap();
+        let (client, endpoint) = (IpAddr::from([10, 0, 0, 1]), SocketAddr::from(([10, 0, 0, 2], 80)));
+        assert!(!netns.has_sources(client) && netns.source(client, endpoint).is_none());
+        netns.keep_sources(1, true, false);
+        let late = || netns.lose_source(client, endpoint, &io::ErrorKind::TimedOut.into());
+        late();
+        netns.keep_source(endpoint);
+        late();
+        assert!(
+            netns.source(client, endpoint).is_some(),
+            "once may be a port that the client had"
+        );
+        netns.lose_source(client, endpoint, &io::ErrorKind::AddrInUse.into());
+        assert!(netns.source(client, endpoint).is_some(), "that cost nobody a second");
+        late();
+        assert!(netns.source(client, endpoint).is_none());
+        assert!(netns.source(client, SocketAddr::new(endpoint.ip(), 81)).is_some());
+        tokio::time::advance(SOURCE_PAUSE).await;
+        assert!(netns.source(client, endpoint).is_some());
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub(crate) fn forwarded_for(client: SocketAddr) -> Option<HeaderValue> {
 /// Makes the client's head the one that goes to the endpoint.
 ///
 /// There is no `Via`: it would change what endpoints do (nginx: no compression), and applications are to meet each
-/// other unchanged. `X-Forwarded-For` is told, because the endpoint no longer sees the client's address.
+/// other unchanged. `X-Forwarded-For` is told, because most endpoints do not see the client's address.
 ///
 /// # Errors
 /// A target that cannot be written on the other side.

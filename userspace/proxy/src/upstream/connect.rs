@@ -67,10 +67,13 @@ async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {
     };
     let mut lost = None;
     if let Some(source) = upstream.source
-        && let Some((mark, held)) = netns.source(source)
+        && let Some((mark, held)) = netns.source(source, address)
     {
         match timeout(SOURCE_TIMEOUT, open_as(netns, source, mark, address)).await {
-            Ok(Ok(stream)) => return Ok((stream, Some(held))),
+            Ok(Ok(stream)) => {
+                netns.keep_source(address);
+                return Ok((stream, Some(held)));
+            }
             Ok(Err(error)) if is_the_endpoints(&error) => return Err(error),
             Ok(Err(error)) => lost = Some((source, error)),
             Err(_elapsed) => lost = Some((source, io::ErrorKind::TimedOut.into())),
@@ -82,7 +85,7 @@ async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {
     })??;
     let stream = socket.connect(address).await?;
     if let Some((source, error)) = lost {
-        netns.lose_source(source, &error);
+        netns.lose_source(source, address, &error);
     }
     Ok((stream, None))
 }

@@ -1,4 +1,5 @@
-//! Upstream connections of one worker, by endpoint, namespace it is reached from, and wire protocol.
+//! Upstream connections of one worker, by endpoint, namespace it is reached from, client's address where the endpoint sees
+//! that, and wire protocol.
 //!
 //! hyper-util's legacy client races a new connection against the pool and shares one across threads; here a request
 //! takes an idle connection if there is one, and opens one only otherwise, without a lock.
