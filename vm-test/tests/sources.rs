@@ -262,6 +262,18 @@ fn where_it_cannot_be_had_the_server_sees_its_own_address_and_that_is_said() {
         ensure!(said.contains("V4") && said.contains("V6"), "{said}");
         let logged = lab.log().matches("do not see their clients' addresses").count();
         ensure!(logged == 1, "once in the log: {}", lab.log());
+        // Once the reason is gone, new connections have their clients' addresses.
+        let rules = "for f in -4 -6; do ip $f rule del priority 100; done";
+        lab.outside(mesh.outside(&mesh.web, ["sh", "-c", rules]))?.ok()?;
+        for (from, to) in mesh.clients[0].addresses().into_iter().zip(mesh.web.addresses()) {
+            poll::until("the server to see its client", || {
+                let answer = mesh.curl(&mesh.clients[0], &[mesh.url(to, "/public")])?;
+                ensure!(answer.stdout == format!("{from}\n200\n"), "{answer:?}");
+                Ok(())
+            })?;
+        }
+        let status = lab.status()?;
+        ensure!(status["degraded"] == serde_json::json!([]), "{}", status["degraded"]);
         Ok(())
     });
 }

@@ -250,6 +250,7 @@ async fn mesh(
         socket_is_anothers.store(false, Ordering::Release);
         lock.write_pid().context("write lock file")?;
     }
+    engine.pods.clean();
     let gate = Arc::new(Gate::default());
     let edges = edges::Reader::new(Arc::clone(&engine), edge_reporter, Arc::clone(&flows), kernel_metrics);
     let (successors, mut asked) = mpsc::channel(1);

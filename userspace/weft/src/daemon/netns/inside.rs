@@ -51,9 +51,9 @@ impl Inside {
         sources: &Sources,
         (path, netns): (&str, &Arc<Netns>),
     ) -> anyhow::Result<Self> {
-        let entered = Self::try_enter(dataplane, serving, netns).map(|inside| Self {
-            unseen: sources.put(netns, path),
-            ..inside
+        let entered = Self::try_enter(dataplane, serving, netns).map(|mut inside| {
+            inside.are_seen(sources.put(netns, path));
+            inside
         });
         if entered.is_err() {
             give_up(dataplane, serving, netns);
@@ -85,6 +85,21 @@ impl Inside {
         };
         inside.tell_kernel(dataplane)?;
         Ok(inside)
+    }
+
+    /// Whether servers see their clients' addresses now, as [`Sources::put`] says it. What is new is logged.
+    pub fn are_seen(&mut self, unseen: Option<String>) {
+        let cookie = self.netns.cookie();
+        match (&self.unseen, &unseen) {
+            (Some(_), None) => tracing::info!(netns = cookie, "servers in a pod see their clients' addresses again"),
+            (before, Some(error)) if before.as_ref() != Some(error) => tracing::warn!(
+                netns = cookie,
+                error,
+                "servers in a pod do not see their clients' addresses"
+            ),
+            _ => {}
+        }
+        self.unseen = unseen;
     }
 
     /// Where our listeners are, and whose what arrives is to be judged. From then on the kernel sends connections there.

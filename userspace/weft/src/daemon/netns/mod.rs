@@ -168,6 +168,11 @@ impl Pods {
                 inside::forget(&self.dataplane, cookie);
             }
         }
+    }
+
+    /// Once no earlier daemon can take its place back: takes back what it put into namespaces that we are not in.
+    pub fn clean(&self) {
+        let state = self.state();
         if let Err(error) = self.sources.clean(|cookie| state.inside.contains_key(&cookie)) {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -236,25 +241,40 @@ impl Pods {
         self.settle_with(&mut self.state());
     }
 
+    /// Tries again to show clients' addresses where that failed. It may take seconds, so nobody waits for it.
+    fn show_sources(&self) {
+        let unseen: Vec<(String, Arc<Netns>)> = {
+            let state = self.state();
+            let unseen = state.inside.iter().filter(|(_, inside)| inside.unseen.is_some());
+            let found = unseen.filter_map(|(cookie, _)| state.paths.by_cookie(*cookie));
+            found
+                .map(|(path, netns)| (path.to_owned(), Arc::clone(netns)))
+                .collect()
+        };
+        for (path, netns) in unseen {
+            let put = self.sources.put(&netns, &path);
+            match self.state().inside.get_mut(&netns.cookie()) {
+                Some(inside) => inside.are_seen(put),
+                // It was left meanwhile.
+                None => self.sources.take_back(&netns),
+            }
+        }
+    }
+
     fn settle_with(&self, state: &mut State) {
         let Some(serving) = &mut state.serving else { return };
         let wanted: BTreeSet<u64> = state.found.values().filter_map(|captured| captured.netns).collect();
         state.failed.retain(|cookie, _| wanted.contains(cookie));
         for cookie in &wanted {
-            let result = match (state.inside.get(cookie), state.paths.by_cookie(*cookie)) {
+            let result = match (state.inside.get_mut(cookie), state.paths.by_cookie(*cookie)) {
                 (Some(inside), _) => {
-                    self.sources.put_again(&inside.netns);
+                    if inside.unseen.is_none() {
+                        inside.are_seen(self.sources.put_again(&inside.netns));
+                    }
                     inside.refresh(&self.dataplane)
                 }
                 (None, Some(found)) => Inside::enter(&self.dataplane, serving, &self.sources, found).map(|inside| {
                     tracing::info!(netns = cookie, "listening in a network namespace");
-                    if let Some(error) = &inside.unseen {
-                        tracing::warn!(
-                            netns = cookie,
-                            error,
-                            "servers in a pod do not see their clients' addresses"
-                        );
-                    }
                     state.parting.retain(|(netns, _)| netns.cookie() != *cookie);
                     state.inside.insert(*cookie, inside);
                 }),
@@ -342,6 +362,7 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
                 let _ = engine.publish();
             } else if tick.is_multiple_of(SETTLE_EVERY) {
                 engine.pods.settle();
+                engine.pods.show_sources();
             }
             Ok::<_, HandedOver>(())
         });

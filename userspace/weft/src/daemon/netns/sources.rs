@@ -47,17 +47,17 @@ impl Sources {
             problem: format!("{error:#}"),
             ..sources::Sources::default()
         });
-        netns.keep_sources(sources::MARK, put.v4, put.v6);
-        (!put.problem.is_empty()).then_some(put.problem)
+        in_force(netns, put)
     }
 
-    /// Puts back what somebody else took away.
-    pub fn put_again(&self, netns: &Netns) {
-        if self.file(netns.cookie()).exists()
-            && let Err(error) = netns.visit(sources::put_again)
-        {
-            tracing::warn!(netns = netns.cookie(), %error, "a network namespace cannot be entered");
-        }
+    /// Puts back what somebody else took away, where all was well; returns as [`Sources::put`].
+    pub fn put_again(&self, netns: &Netns) -> Option<String> {
+        let put = netns.visit(sources::put_again);
+        let put = put.unwrap_or_else(|error| sources::Sources {
+            problem: error.to_string(),
+            ..sources::Sources::default()
+        });
+        in_force(netns, put)
     }
 
     /// Takes it back; connections with a client's address end. Nothing happens where nothing was put.
@@ -147,6 +147,12 @@ impl Sources {
     fn file(&self, cookie: u64) -> PathBuf {
         self.folder.join(format!("{cookie}.json"))
     }
+}
+
+/// What is not there is not relied on.
+fn in_force(netns: &Netns, put: sources::Sources) -> Option<String> {
+    netns.keep_sources(sources::MARK, put.v4, put.v6);
+    (!put.problem.is_empty()).then_some(put.problem)
 }
 
 fn read(file: &Path) -> io::Result<Option<Record>> {
