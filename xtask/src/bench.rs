@@ -14,14 +14,17 @@ mod record;
 mod report;
 mod rounds;
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use clap::ValueEnum;
 
 use self::{found::Found, rounds::Verdict};
 use crate::{
-    build, preflight,
+    build, paths, preflight,
     setup::{self, Scope},
 };
 
@@ -45,7 +48,8 @@ pub struct Args {
     /// Also write all rows, versions and commit to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also draw where the proxy's time goes under load, into bench/results/. Needs perf.
+    /// Also draw where the proxy's time goes under load (scenario http): into bench/results/ with --write, else target/bench/.
+    /// Needs perf.
     #[arg(long)]
     flamegraph: bool,
     /// Keep the results: JSON and plots in bench/results/, tables in bench/README.md and README.md. Of all scenarios at once.
@@ -70,6 +74,18 @@ pub fn run(args: &Args) -> Result<()> {
     anyhow::ensure!(
         !(args.write && given),
         "--write keeps figures under this checkout's commit, which those of WEFT_BIN are not: unset it, or use --json FILE"
+    );
+    if let Some(file) = &args.json {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        anyhow::ensure!(
+            folder.is_none_or(Path::is_dir) && !file.is_dir(),
+            "--json {}: give a file in a folder that is there",
+            file.display()
+        );
+    }
+    anyhow::ensure!(
+        !args.flamegraph || args.scenario.is_none_or(|scenario| scenario == Scenario::Http),
+        "--flamegraph is of scenario http"
     );
     preflight::kernel("bench")?;
     if args.flamegraph {
@@ -132,7 +148,16 @@ impl Scenario {
     fn run(self, args: &Args) -> Result<Found> {
         println!("\n== {}", self.name());
         match self {
-            Self::Http => http::run(args.quick, args.flamegraph.then(record::folder).as_deref()),
+            Self::Http => {
+                let folder = || {
+                    if args.write {
+                        record::folder()
+                    } else {
+                        paths::target().join("bench")
+                    }
+                };
+                http::run(args.quick, args.flamegraph.then(folder).as_deref())
+            }
             Self::Memory => memory::run(args.quick).map(Found::of),
             Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),

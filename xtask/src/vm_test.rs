@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long)]
     check: bool,
     /// Write the table after a quick run too, with the chosen tests in every kernel: what it says of tests is what ran.
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["check", "filter"])]
     write: bool,
     /// Run only the torture suite for short-circuits, in every kernel, and compare (or, with --write, record) its results.
     #[arg(long, conflicts_with_all = ["quick", "filter"])]
@@ -88,8 +88,12 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     vm_test::interrupt::on_signals()?;
+    if args.write && !args.torture && !args.kernel.is_empty() {
+        bail!("--write: the table is of all kernels; leave --kernel out, or write what --torture finds");
+    }
     let mut steps = Steps::default();
     let tools = steps.step("tools and kernels", || setup::ensure(Scope::Guests))?;
+    let kernels = kernels(args)?;
     steps.step("kernel programs", || build::kernel_programs(&tools))?;
     let tests = steps.step("compile tests", || {
         // All of them where the rest of CI needs them as well.
@@ -109,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     let mut all = Vec::new();
     let mut wrong = Vec::new();
-    for (number, kernel) in kernels(args)?.iter().enumerate() {
+    for (number, kernel) in kernels.iter().enumerate() {
         let tests = tests_of(args, number == 0, &tests);
         let what = if tests.is_empty() {
             "programs"
@@ -134,6 +138,12 @@ pub fn run(args: &Args) -> Result<()> {
                 .map(|line| format!("Linux {}: {line}", kernel.name)),
         );
         all.push(found);
+    }
+    if let Some(filter) = &args.filter
+        && wrong.is_empty()
+        && all.iter().all(|found| found.tests.is_empty())
+    {
+        bail!("no test has {filter:?} in its name");
     }
     let tortured = all.iter().any(|found| !found.cells.is_empty());
     if tortured && args.filter.is_none() {
