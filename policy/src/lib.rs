@@ -19,7 +19,10 @@ mod store;
 mod yaml;
 
 pub use self::{
-    compile::{Allocations, CompileInput, Compiled, RuntimePort, RuntimeWorkload, SERVICE_LABEL, captures, compile},
+    compile::{
+        Allocations, CompileInput, Compiled, RuntimePort, RuntimeWorkload, SERVICE_LABEL, adapter_configs, captures,
+        compile,
+    },
     decode::Located,
     diagnostic::{Diagnostic, Severity},
     explain::{DataPath, ExplainInput, ExplainTarget, Explanation},

@@ -12,9 +12,19 @@ use super::{
     sources::{Sources, service_name},
 };
 use crate::{
-    resource::weft::Target,
-    snapshot::{Adapter, AdapterFailure, AdapterTarget, L7, ObjectRef, ObjectState, ServiceName},
+    resource::{Object, Spec, weft::Target},
+    snapshot::{Adapter, AdapterConfig, AdapterFailure, AdapterTarget, L7, ObjectRef, ObjectState, ServiceName},
+    store::Store,
 };
+
+/// What the Adapters of the store are made of, before anything is compiled: for those who have to prepare for them.
+pub fn adapter_configs(store: &Store) -> Vec<Arc<AdapterConfig>> {
+    let config = |object: &Arc<Object>| match &object.spec {
+        Spec::Adapter(spec) => Some(Arc::clone(&spec.config)),
+        _ => None,
+    };
+    store.objects().filter_map(config).collect()
+}
 
 #[derive(Default)]
 pub(super) struct Adapters<'a> {

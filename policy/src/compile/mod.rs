@@ -48,6 +48,7 @@ use self::{
     sources::Sources,
 };
 pub use self::{
+    adapters::adapter_configs,
     allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6},
     capture::captures,
 };

@@ -46,8 +46,8 @@ pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, Heade
 pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
 pub use reporter::{Report, Reporter, ReporterControl, ReporterThread};
 pub use runtime::{
-    AdapterCounts, AdapterRuntime, AdapterState, GenerationError, GenerationMetrics, GenerationState, RuntimeMetrics,
-    WasmHost,
+    AdapterCounts, AdapterRuntime, AdapterState, Ahead, GenerationError, GenerationMetrics, GenerationState,
+    RuntimeMetrics, WasmHost, compile_ahead,
 };
 pub use stream::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};

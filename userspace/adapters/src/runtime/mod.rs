@@ -26,7 +26,7 @@ use self::{
 };
 pub use self::{
     generations::{GenerationMetrics, GenerationState},
-    wasm::WasmHost,
+    wasm::{Ahead, WasmHost, compile_ahead},
 };
 use crate::{
     builtin,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use weft_policy::{AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmModule};
+use weft_policy::{AdapterBackend, AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmModule};
 
 use super::{
     chain_of,
@@ -34,6 +34,25 @@ const MAX_REFUSED: usize = 32;
 
 /// What may be called by the adapters of a namespace.
 type UpstreamsOf = Box<dyn Fn(&str) -> Arc<dyn Upstreams> + Send + Sync>;
+
+/// Modules that are compiled before they are wanted.
+#[derive(Debug)]
+#[must_use = "they are compiled again unless this is kept until they are wanted"]
+pub struct Ahead(#[expect(dead_code, reason = "held so that they stay compiled")] Vec<Module>);
+
+/// Compiles the modules of these adapters, so that [`AdapterRuntime::update`](super::AdapterRuntime::update), for which others
+/// may wait, need not. Takes milliseconds to seconds. What cannot be read or compiled is left to it.
+pub fn compile_ahead<'a>(adapters: impl IntoIterator<Item = &'a AdapterConfig>) -> Ahead {
+    let modules = adapters.into_iter().flat_map(|config| match &config.backend {
+        AdapterBackend::Wasm(wasm) => &*wasm.generations,
+        _ => &[],
+    });
+    let compiled = modules.filter_map(|generation| {
+        let (bytes, _) = read(&generation.module).ok()?;
+        Module::compile(&bytes).ok()
+    });
+    Ahead(compiled.collect())
+}
 
 /// What WebAssembly adapters run in.
 pub struct WasmHost {

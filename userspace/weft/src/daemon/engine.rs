@@ -14,11 +14,11 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
-use weft_adapters::{AdapterRuntime, AdapterState, Chains, GenerationError, native::Catalog};
+use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, compile_ahead, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState, Protocol, ServiceName,
-    Snapshot, Store, Verdict, captures, compile,
+    AdapterConfig, Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState, Protocol,
+    ServiceName, Snapshot, Store, Verdict, adapter_configs, captures, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -174,6 +174,8 @@ impl Engine {
     ///
     /// The kernel refused a table; what was in force stays in force, and [`Engine::problem`] keeps saying why.
     pub fn publish(&self) -> anyhow::Result<u64> {
+        // Kept until they are in use.
+        let _compiled = self.compile_ahead();
         let mut state = self.state();
         let result = self.try_publish(&mut state);
         state.problem = result.as_ref().err().map(|error| format!("{error:#}"));
@@ -181,6 +183,17 @@ impl Engine {
             tracing::error!(error = format!("{error:#}"), "not in force; the last good state stays");
         }
         result
+    }
+
+    /// Compiles the modules that come into force next: other changes do not wait for it.
+    fn compile_ahead(&self) -> Ahead {
+        let wanted = adapter_configs(&self.store());
+        let in_force = self.in_force();
+        let is_new = |config: &&Arc<AdapterConfig>| {
+            let mut adapters = in_force.snapshot.adapters.iter();
+            !adapters.any(|adapter| adapter.config == **config)
+        };
+        compile_ahead(wanted.iter().filter(is_new).map(|config| &**config))
     }
 
     /// Puts everything back in force that a successor which gave up may have replaced: programs, tables, files.
