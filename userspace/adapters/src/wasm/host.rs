@@ -23,8 +23,8 @@ use super::{
     counters::Counters,
     headers::{MapMut, MapRef, RequestHead, ResponseHead},
     inbox::Inbox,
+    metric::Metric,
     plugin::Inner,
-    services::Metric,
 };
 use crate::stream::{StreamEnd, StreamInfo};
 

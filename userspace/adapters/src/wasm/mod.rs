@@ -31,6 +31,7 @@ mod host;
 mod http_stream;
 mod inbox;
 mod memory;
+mod metric;
 mod module;
 mod pairs;
 mod plugin;
@@ -49,9 +50,9 @@ pub use config::{
 };
 pub use counters::Stats;
 pub use error::WasmError;
+pub use metric::{BOUNDS, Metric, MetricKind};
 pub use module::{Digest, MAX_MODULE, Module};
 pub use plugin::Plugin;
 pub use services::{
-    MAX_METRIC_NAME, MAX_METRICS, MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUES, MAX_SHARED_BYTES, Metric, MetricKind,
-    Services, Shared,
+    MAX_METRIC_NAME, MAX_METRICS, MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUES, MAX_SHARED_BYTES, Services, Shared,
 };

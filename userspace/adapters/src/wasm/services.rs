@@ -5,13 +5,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{abi::Status, inbox::Inbox};
+use super::{
+    abi::Status,
+    inbox::Inbox,
+    metric::{Metric, MetricKind},
+};
 
 /// Keys and values of an adapter's shared data, in bytes together.
 pub const MAX_SHARED_BYTES: usize = 16 << 20;
@@ -73,23 +74,6 @@ struct Queue {
     bytes: usize,
     /// Instances that asked to be told; the first that lives and runs is.
     registered: Vec<Weak<Inbox>>,
-}
-
-/// A metric of a filter.
-#[derive(Debug)]
-pub struct Metric {
-    pub kind: MetricKind,
-    /// Of a counter or gauge its value; of a histogram the sum.
-    value: AtomicI64,
-    /// Values recorded in a histogram.
-    count: AtomicU64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MetricKind {
-    Counter,
-    Gauge,
-    Histogram,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -208,11 +192,7 @@ impl Shared {
             None if name.len() > MAX_METRIC_NAME => Err(Status::BadArgument),
             None if metrics.len() >= MAX_METRICS => Err(Status::InternalFailure),
             None => {
-                let metric = Arc::new(Metric {
-                    kind,
-                    value: AtomicI64::new(0),
-                    count: AtomicU64::new(0),
-                });
+                let metric = Arc::new(Metric::new(kind));
                 metrics.insert(name.into(), metric.clone());
                 Ok(metric)
             }
@@ -247,45 +227,6 @@ impl Queues {
 /// Number of the queue at this place; 0 is none.
 fn token(at: usize) -> u32 {
     u32::try_from(at + 1).unwrap_or(u32::MAX)
-}
-
-// === impl Metric ===
-
-impl Metric {
-    /// Of a counter or gauge its value, of a histogram the sum of what was recorded.
-    pub fn value(&self) -> i64 {
-        self.value.load(Ordering::Relaxed)
-    }
-
-    /// How many values a histogram has.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Adds to a counter or gauge. A counter only grows.
-    pub(super) fn increment(&self, delta: i64) -> Result<(), Status> {
-        match self.kind {
-            MetricKind::Counter if delta < 0 => return Err(Status::BadArgument),
-            MetricKind::Histogram => return Err(Status::BadArgument),
-            MetricKind::Counter | MetricKind::Gauge => {}
-        }
-        self.value.fetch_add(delta, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Sets a gauge, or adds a value to a histogram.
-    pub(super) fn record(&self, value: u64) -> Result<(), Status> {
-        let value = i64::try_from(value).map_err(|_| Status::BadArgument)?;
-        match self.kind {
-            MetricKind::Counter => return Err(Status::BadArgument),
-            MetricKind::Gauge => self.value.store(value, Ordering::Relaxed),
-            MetricKind::Histogram => {
-                self.count.fetch_add(1, Ordering::Relaxed);
-                self.value.fetch_add(value, Ordering::Relaxed);
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -351,22 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn metrics_do_what_their_kind_allows() {
+    fn metrics_have_one_kind_and_are_bounded() {
         let shared = Shared::default();
         let counter = shared.metric(MetricKind::Counter, "c").expect("a counter");
         assert_eq!(shared.metric(MetricKind::Gauge, "c").err(), Some(Status::BadArgument));
-        counter.increment(2).expect("grows");
-        assert_eq!(counter.increment(-1), Err(Status::BadArgument));
-        assert_eq!(counter.record(1), Err(Status::BadArgument));
-        let gauge = shared.metric(MetricKind::Gauge, "g").expect("a gauge");
-        gauge.record(5).expect("is set");
-        gauge.increment(-7).expect("falls");
-        let histogram = shared.metric(MetricKind::Histogram, "h").expect("a histogram");
-        histogram.record(3).expect("recorded");
-        histogram.record(4).expect("recorded");
-        assert_eq!((counter.value(), gauge.value()), (2, -2));
-        assert_eq!((histogram.value(), histogram.count()), (7, 2));
-        for number in 3..MAX_METRICS {
+        let again = shared.metric(MetricKind::Counter, "c").expect("the same");
+        assert!(Arc::ptr_eq(&counter, &again));
+        for number in 1..MAX_METRICS {
             shared.metric(MetricKind::Counter, &format!("n{number}")).expect("room");
         }
         let over = shared.metric(MetricKind::Counter, "over");

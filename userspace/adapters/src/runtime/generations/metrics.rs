@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{GenerationState, Set};
+use super::{GenerationState, Set, defined};
 
 /// The generations that there are; clones share them.
 #[derive(Clone, Default)]
@@ -92,19 +92,22 @@ impl GenerationMetrics {
         sets.push(Arc::downgrade(set));
     }
 
-    /// Adapter, and what its generations did.
-    fn states(&self) -> Vec<(String, GenerationState)> {
+    fn sets(&self) -> Vec<Arc<Set>> {
         let sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sets = sets.iter().filter_map(Weak::upgrade);
-        sets.flat_map(|set| set.states().into_iter().map(move |state| (set.name.clone(), state)))
-            .collect()
+        sets.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Collector for GenerationMetrics {
-    /// `weft_adapter_generation_*`.
+    /// `weft_adapter_generation_*`, and what modules defined themselves.
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let states = self.states();
+        let sets = self.sets();
+        defined::encode(&mut encoder, sets.iter().flat_map(|set| set.shared()))?;
+        let states = sets.iter().flat_map(|set| {
+            let states = set.states().into_iter();
+            states.map(|state| (set.name.clone(), state))
+        });
+        let states: Vec<(String, GenerationState)> = states.collect();
         if states.is_empty() {
             return Ok(());
         }

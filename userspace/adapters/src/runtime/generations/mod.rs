@@ -5,6 +5,7 @@
 //! that does worse than those before it in the object's list is rolled back ([`rollback`]): it gets no further request, and those
 //! that it has end in it.
 
+mod defined;
 mod drawn;
 pub(super) mod ledger;
 mod metrics;
@@ -29,7 +30,7 @@ use crate::{
     background::Task,
     error::AdapterError,
     stream::{FilterFactory, StreamFilter, StreamInfo, TcpFilter},
-    wasm::{Digest, Plugin, PluginConfig, Stats},
+    wasm::{Digest, Plugin, PluginConfig, Shared, Stats},
 };
 
 /// All generations of an adapter.
@@ -195,6 +196,18 @@ impl Set {
             name: name.to_owned(),
             there: self.all.iter().map(|generation| generation.name.clone()).collect(),
         }
+    }
+
+    /// What its modules share, a set for each name under which they do: the adapter's, and that of its shadows.
+    fn shared(&self) -> Vec<(Arc<str>, Arc<Shared>)> {
+        let mut shared: Vec<(Arc<str>, Arc<Shared>)> = Vec::new();
+        for made in self.all.iter().filter_map(|generation| generation.made.as_ref().ok()) {
+            let (name, of) = (&made.of.config.name, made.plugin.shared());
+            if !shared.iter().any(|(_, known)| Arc::ptr_eq(known, of)) {
+                shared.push((Arc::clone(name), Arc::clone(of)));
+            }
+        }
+        shared
     }
 
     fn made(&self, at: usize) -> Option<&Arc<Made>> {

@@ -275,6 +275,62 @@ fn one_of_several_that_cannot_run_gets_nothing() {
     );
 }
 
+/// Counts requests, sets a gauge to -7 (0 - 7) and records 3 in a histogram, at each.
+const MEASURES: &str = r#"(module
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (import "env" "proxy_record_metric" (func $record (param i32 i64) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "seen \"twice\"lagsize")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 0) (i32.const 12) (i32.const 512)))
+    (drop (call $define (i32.const 1) (i32.const 12) (i32.const 3) (i32.const 516)))
+    (drop (call $define (i32.const 2) (i32.const 15) (i32.const 4) (i32.const 520)))
+    (i32.const 1))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (drop (call $increment (i32.load (i32.const 512)) (i64.const 1)))
+    (drop (call $record (i32.load (i32.const 516)) (i64.const 0)))
+    (drop (call $increment (i32.load (i32.const 516)) (i64.const -7)))
+    (call $record (i32.load (i32.const 520)) (i64.const 3))))"#;
+
+#[test]
+fn what_modules_measure_is_on_the_metrics_page() {
+    let host = WasmHost::default();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(host.metrics()));
+    let mut world = World::with(host);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("measures.wasm");
+    fs::write(&file, wat::parse_str(MEASURES).unwrap()).unwrap();
+    let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "params: {}"));
+    assert_eq!((status(&chains, 1, &[]), status(&chains, 2, &[])), (200, 200));
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    let of = |metric: &str| format!(r#"{{adapter="shop/auth",metric="{metric}""#);
+    for line in [
+        format!("weft_adapter_counter_total{}}} 2\n", of(r#"seen \"twice\""#)),
+        format!("weft_adapter_gauge{}}} -7\n", of("lag")),
+        format!("weft_adapter_histogram_sum{}}} 6.0\n", of("size")),
+        format!("weft_adapter_histogram_count{}}} 2\n", of("size")),
+        format!(
+            r#"weft_adapter_histogram_bucket{{le="1.0",adapter="shop/auth",metric="size"}} 0{}"#,
+            "\n"
+        ),
+        format!(
+            r#"weft_adapter_histogram_bucket{{le="5.0",adapter="shop/auth",metric="size"}} 2{}"#,
+            "\n"
+        ),
+        format!(
+            r#"weft_adapter_histogram_bucket{{le="+Inf",adapter="shop/auth",metric="size"}} 2{}"#,
+            "\n"
+        ),
+    ] {
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+}
+
 #[test]
 fn generations_are_on_the_metrics_page() {
     let host = WasmHost::default();

@@ -9,7 +9,8 @@ use super::{
         abi::Status,
         host::Host,
         memory::{Fail, all, answer, slice, write, write_u32},
-        services::{MAX_METRICS, Metric, MetricKind},
+        metric::{Metric, MetricKind},
+        services::MAX_METRICS,
     },
     ENV,
 };

@@ -1,0 +1,107 @@
+//! A metric that a module defined.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use super::abi::Status;
+
+/// Upper bounds of a histogram's buckets, inclusive, before the one without a bound: those that Envoy shows, for filters that
+/// record milliseconds or bytes.
+pub const BOUNDS: [u64; 18] = [
+    1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 600_000, 1_800_000,
+    3_600_000,
+];
+
+/// A metric of a filter.
+#[derive(Debug)]
+pub struct Metric {
+    pub kind: MetricKind,
+    /// Of a counter or gauge its value; of a histogram the sum.
+    value: AtomicI64,
+    /// Values recorded in a histogram, by [`BOUNDS`]; the last are beyond them. `None`: it is none.
+    buckets: Option<Box<[AtomicU64; BOUNDS.len() + 1]>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+// === impl Metric ===
+
+impl Metric {
+    pub(super) fn new(kind: MetricKind) -> Self {
+        Self {
+            kind,
+            value: AtomicI64::new(0),
+            buckets: (kind == MetricKind::Histogram).then(Box::default),
+        }
+    }
+
+    /// Of a counter or gauge its value, of a histogram the sum of what was recorded.
+    pub fn value(&self) -> i64 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// Values of a histogram in each bucket: upper bound (the last has none) and count.
+    pub fn buckets(&self) -> Vec<(Option<u64>, u64)> {
+        let bounds = BOUNDS.into_iter().map(Some).chain([None]);
+        let counts = self.buckets.iter().flat_map(|buckets| buckets.iter());
+        bounds.zip(counts.map(|count| count.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Adds to a counter or gauge. A counter only grows.
+    pub(super) fn increment(&self, delta: i64) -> Result<(), Status> {
+        match self.kind {
+            MetricKind::Counter if delta < 0 => return Err(Status::BadArgument),
+            MetricKind::Histogram => return Err(Status::BadArgument),
+            MetricKind::Counter | MetricKind::Gauge => {}
+        }
+        self.value.fetch_add(delta, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sets a gauge, or adds a value to a histogram.
+    pub(super) fn record(&self, value: u64) -> Result<(), Status> {
+        let signed = i64::try_from(value).map_err(|_| Status::BadArgument)?;
+        match (self.kind, &self.buckets) {
+            (MetricKind::Gauge, _) => self.value.store(signed, Ordering::Relaxed),
+            (MetricKind::Histogram, Some(buckets)) => {
+                buckets[BOUNDS.partition_point(|bound| *bound < value)].fetch_add(1, Ordering::Relaxed);
+                self.value.fetch_add(signed, Ordering::Relaxed);
+            }
+            _ => return Err(Status::BadArgument),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_do_what_their_kind_allows() {
+        let counter = Metric::new(MetricKind::Counter);
+        counter.increment(2).expect("grows");
+        assert_eq!(counter.increment(-1), Err(Status::BadArgument));
+        assert_eq!(counter.record(1), Err(Status::BadArgument));
+        let gauge = Metric::new(MetricKind::Gauge);
+        gauge.record(5).expect("is set");
+        gauge.increment(-7).expect("falls");
+        assert_eq!((counter.value(), gauge.value()), (2, -2));
+        assert!(gauge.buckets().is_empty());
+        let histogram = Metric::new(MetricKind::Histogram);
+        assert_eq!(histogram.increment(1), Err(Status::BadArgument));
+        for value in [0, 1, 2, 3_600_000, 3_600_001] {
+            histogram.record(value).expect("recorded");
+        }
+        assert_eq!(histogram.value(), 7_200_004);
+        let filled = histogram.buckets().into_iter().filter(|(_, count)| *count > 0);
+        assert_eq!(
+            filled.collect::<Vec<_>>(),
+            [(Some(1), 2), (Some(5), 1), (Some(3_600_000), 1), (None, 1)]
+        );
+    }
+}
