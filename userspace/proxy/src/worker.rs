@@ -10,6 +10,7 @@ use crate::{
     config::ProxyConfig,
     context::Origin,
     limits::POOL_TICK,
+    listen::stop::{Phase, StopWatch},
     metrics::ProxyMetrics,
     report::Destinations,
     upstream::Pool,
@@ -44,14 +45,15 @@ pub(crate) struct Worker {
     connections: TaskTracker,
     /// What outlives a request for a moment.
     chores: TaskTracker,
-    /// Of the connections, how many have ended by themselves.
-    ended: Rc<Cell<usize>>,
+    /// How many connections have ended by themselves since the drain began.
+    finished: Rc<Cell<usize>>,
+    stop: StopWatch,
 }
 
 // === impl Worker ===
 
 impl Worker {
-    pub(crate) fn new(shared: Shared) -> Rc<Self> {
+    pub(crate) fn new(shared: Shared, stop: StopWatch) -> Rc<Self> {
         let Shared {
             config,
             snapshots,
@@ -61,7 +63,7 @@ impl Worker {
             listeners,
         } = shared;
         let balancer = config.balance.build();
-        let pool = Pool::new(Arc::clone(&metrics));
+        let pool = Pool::new(Arc::clone(&origin), Arc::clone(&metrics));
         Rc::new(Self {
             config,
             snapshots,
@@ -76,18 +78,21 @@ impl Worker {
             destinations: Destinations::default(),
             connections: TaskTracker::new(),
             chores: TaskTracker::new(),
-            ended: Rc::default(),
+            finished: Rc::default(),
+            stop,
         })
     }
 
     /// Runs `connection` on this thread; the drain waits for it, the worker's end cuts it.
     pub(crate) fn spawn_connection(&self, connection: impl Future<Output = ()> + 'static) {
         let active = ActiveGauge::new(&self.metrics);
-        let ended = Rc::clone(&self.ended);
+        let (finished, stop) = (Rc::clone(&self.finished), self.stop.clone());
         self.connections.spawn_local(async move {
             connection.await;
             drop(active);
-            ended.set(ended.get() + 1);
+            if stop.has_reached(Phase::Retire) {
+                finished.set(finished.get() + 1);
+            }
         });
     }
 
@@ -100,9 +105,9 @@ impl Worker {
         self.chores.spawn_local(chore);
     }
 
-    /// Connections that ended without being cut, since the worker began.
-    pub(crate) fn ended_connections(&self) -> usize {
-        self.ended.get()
+    /// Connections that ended without being cut, since the drain began.
+    pub(crate) fn finished_connections(&self) -> usize {
+        self.finished.get()
     }
 
     /// [`Self::all_ended`] may return from now on.

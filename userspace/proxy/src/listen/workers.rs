@@ -241,7 +241,7 @@ fn run(
 ) -> DrainReport {
     let tasks = LocalSet::new();
     tasks.block_on(runtime, async {
-        let worker = Worker::new(shared);
+        let worker = Worker::new(shared, stop.clone());
         callout::enter(&worker);
         let mut accepting = Accepting::new(Rc::clone(&worker), stop.clone());
         for socket in sockets {
@@ -255,7 +255,6 @@ fn run(
                 Some(change) = changed.recv() => accepting.change(change),
             }
         }
-        let ended_before = worker.ended_connections();
         for loop_ in accepting.loops {
             let _panicked = loop_.await;
         }
@@ -266,7 +265,7 @@ fn run(
         }
         housekeeping.abort();
         DrainReport {
-            finished: worker.ended_connections() - ended_before,
+            finished: worker.finished_connections(),
             cut: worker.open_connections(),
         }
     })
