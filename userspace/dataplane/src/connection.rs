@@ -26,6 +26,8 @@ pub struct Connection {
     pub rule: u32,
     /// Generation of that decision.
     pub generation: u64,
+    /// See [`Connections::receives_past_tcp`].
+    pub receives_past_tcp: bool,
 }
 
 /// Reader of `weft_socks`.
@@ -64,11 +66,8 @@ impl Connections {
     ///
     /// The kernel refused the read.
     pub fn of(&self, socket: BorrowedFd<'_>) -> io::Result<Option<Connection>> {
-        let record = match self.socks.get(&Fd(socket.as_raw_fd()), 0) {
-            Ok(record) => record,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(MapError::SyscallError(error)) => return Err(error.io_error),
-            Err(other) => return Err(io::Error::other(other)),
+        let Some(record) = self.record(socket)? else {
+            return Ok(None);
         };
         if record.flags & sock_flags::REDIRECTED == 0 {
             return Ok(None);
@@ -80,6 +79,30 @@ impl Connections {
             destination: record.destination,
             rule: record.rule,
             generation: record.generation,
+            receives_past_tcp: is_in_circuit(&record),
         }))
     }
+
+    /// Whether bytes may come to a connected socket past TCP (`weft_rx`). One system call.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the read.
+    pub fn receives_past_tcp(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.record(socket)?.is_some_and(|record| is_in_circuit(&record)))
+    }
+
+    fn record(&self, socket: BorrowedFd<'_>) -> io::Result<Option<SockRecord>> {
+        match self.socks.get(&Fd(socket.as_raw_fd()), 0) {
+            Ok(record) => Ok(Some(record)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(MapError::SyscallError(error)) => Err(error.io_error),
+            Err(other) => Err(io::Error::other(other)),
+        }
+    }
+}
+
+/// The flag is taken away where the socket could not join; where it stays without need, a reader only asks once too often.
+fn is_in_circuit(record: &SockRecord) -> bool {
+    record.flags & sock_flags::ACCELERATE != 0
 }

@@ -125,7 +125,8 @@ pub(crate) fn spawn(
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);
-    worker.spawn_connection(serve(conn, Socket::new(stream)));
+    let stream = Socket::new(stream, conn.context.receives_past_tcp, None);
+    worker.spawn_connection(serve(conn, stream));
 }
 
 /// Where it was accepted, and where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.

@@ -1,4 +1,4 @@
-//! A TCP socket that may be in the kernel's SOCKHASH.
+//! A TCP socket, which may be in the kernel's SOCKHASH.
 
 use std::{
     io,
@@ -14,16 +14,18 @@ use tokio::{
 
 use crate::netns::Held;
 
-/// A [`TcpStream`] that is asked again until it says that there is nothing.
+/// A [`TcpStream`]; one that receives past TCP is asked again until it says that there is nothing.
 ///
 /// tokio takes a read that fills only part of the buffer for proof that the socket is empty, and waits for the next
 /// edge. That holds for TCP. A socket in a SOCKHASH has two queues, and one read takes from one of them: bytes handed
 /// over past TCP come first, and behind them a FIN (or bytes that went through TCP) may already wait, whose edge is gone.
-/// The reader would then wait for ever. So readiness is only given up when the kernel answers EAGAIN; that is one
+/// The reader would then wait for ever. So there readiness is only given up when the kernel answers EAGAIN; that is one
 /// system call more for each time the reader runs dry.
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: TcpStream,
+    /// It has two queues.
+    past_tcp: bool,
     /// Released after the stream is closed.
     _held: Option<Held>,
 }
@@ -31,13 +33,13 @@ pub(crate) struct Socket {
 // === impl Socket ===
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, _held: None }
-    }
-
-    /// One with a client's address.
-    pub(crate) fn holding(stream: TcpStream, held: Option<Held>) -> Self {
-        Self { stream, _held: held }
+    /// `past_tcp`: see [`Origin::receives_past_tcp`](crate::Origin::receives_past_tcp). `held`: of one with a client's address.
+    pub(crate) fn new(stream: TcpStream, past_tcp: bool, held: Option<Held>) -> Self {
+        Self {
+            stream,
+            past_tcp,
+            _held: held,
+        }
     }
 
     /// Waits until there is something to read, or an end.
@@ -59,7 +61,10 @@ impl AsFd for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.past_tcp {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
             match self.stream.try_read_buf(buf) {

@@ -75,7 +75,7 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
             }
             _ => {}
         }
-        match connect(&conn.upstream(picked.address)).await {
+        match connect(&conn.upstream(picked.address), &*conn.worker.origin).await {
             Ok(server) => return Ok(Opened { picked, server, chain }),
             Err(source) => {
                 conn.worker.metrics.upstream_connect_failed.inc();

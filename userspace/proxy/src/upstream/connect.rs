@@ -4,9 +4,9 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    os::fd::AsFd,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU16, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    context::Origin,
     io::Socket,
     limits::{CONNECT_TIMEOUT, SOURCE_ATTEMPTS, SOURCE_PORTS, SOURCE_TIMEOUT},
     netns::{Held, Netns},
@@ -45,11 +46,12 @@ impl Upstream {
     }
 }
 
-/// Connects, without Nagle's delay: whoever wrote has decided what belongs together.
+/// Connects, without Nagle's delay: whoever wrote has decided what belongs together. `origin` says how the socket is to be
+/// read.
 ///
 /// # Errors
 /// The kernel's, or `TimedOut` after [`CONNECT_TIMEOUT`].
-pub(crate) async fn connect(upstream: &Upstream) -> io::Result<Socket> {
+pub(crate) async fn connect(upstream: &Upstream, origin: &dyn Origin) -> io::Result<Socket> {
     let (stream, held) = timeout(CONNECT_TIMEOUT, open(upstream)).await.map_err(|_elapsed| {
         io::Error::new(
             io::ErrorKind::TimedOut,
@@ -57,7 +59,8 @@ pub(crate) async fn connect(upstream: &Upstream) -> io::Result<Socket> {
         )
     })??;
     stream.set_nodelay(true)?;
-    Ok(Socket::holding(stream, held))
+    let past_tcp = origin.receives_past_tcp(stream.as_fd());
+    Ok(Socket::new(stream, past_tcp, held))
 }
 
 async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {

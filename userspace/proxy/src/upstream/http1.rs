@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use super::{Upstream, UpstreamBody, connect, driven::Driven};
 use crate::{
+    context::Origin,
     io::Socket,
     limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
     netns::Netns,
@@ -104,8 +105,8 @@ impl Connections {
         None
     }
 
-    pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream) -> io::Result<Http1Sending> {
-        let stream = connect(upstream).await?;
+    pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http1Sending> {
+        let stream = connect(upstream, origin).await?;
         let (sender, connection) = Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(HTTP1_BUFFER)

@@ -20,6 +20,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::{LocalExec, Upstream, UpstreamBody, connect};
 use crate::{
+    context::Origin,
     limits::{
         H2_CONNECTION_WINDOW, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, MAX_HEADER_BYTES,
         POOL_IDLE_TIMEOUT,
@@ -72,14 +73,19 @@ impl Connections {
         self.0.borrow().get(upstream)?.with_room()
     }
 
-    pub(super) async fn open(&self, upstream: &Upstream, metrics: &ProxyMetrics) -> io::Result<Http2Sending> {
+    pub(super) async fn open(
+        &self,
+        upstream: &Upstream,
+        origin: &dyn Origin,
+        metrics: &ProxyMetrics,
+    ) -> io::Result<Http2Sending> {
         let endpoint = Rc::clone(self.0.borrow_mut().entry(upstream.clone()).or_default());
         let _alone = endpoint.connecting.lock().await;
         // Whoever held the lock before may have opened what we wait for.
         if let Some(sending) = endpoint.with_room() {
             return Ok(sending);
         }
-        let stream = connect(upstream).await?;
+        let stream = connect(upstream, origin).await?;
         let (sender, connection) = Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)

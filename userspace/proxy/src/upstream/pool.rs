@@ -25,7 +25,7 @@ use super::{
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
 };
-use crate::{metrics::ProxyMetrics, netns::Netns};
+use crate::{context::Origin, metrics::ProxyMetrics, netns::Netns};
 
 /// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub(crate) enum Wire {
 pub(crate) struct Pool {
     http1: Rc<http1::Connections>,
     http2: Rc<http2::Connections>,
+    origin: Arc<dyn Origin>,
     metrics: Arc<ProxyMetrics>,
 }
 
@@ -57,10 +58,11 @@ pub(crate) enum Lease {
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(metrics: Arc<ProxyMetrics>) -> Self {
+    pub(crate) fn new(origin: Arc<dyn Origin>, metrics: Arc<ProxyMetrics>) -> Self {
         Self {
             http1: Rc::default(),
             http2: Rc::default(),
+            origin,
             metrics,
         }
     }
@@ -89,8 +91,11 @@ impl Pool {
     /// The connect's.
     pub(crate) async fn open(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let opened = match wire {
-            Wire::Http1 => self.http1.open(upstream).await.map(Sending::Http1),
-            Wire::Http2 => self.http2.open(upstream, &self.metrics).await.map(Sending::Http2),
+            Wire::Http1 => self.http1.open(upstream, &*self.origin).await.map(Sending::Http1),
+            Wire::Http2 => {
+                let opened = self.http2.open(upstream, &*self.origin, &self.metrics).await;
+                opened.map(Sending::Http2)
+            }
         };
         match &opened {
             Ok(_) if wire == Wire::Http1 => _ = self.metrics.upstream_opened.inc(),

@@ -1,4 +1,4 @@
-//! The proxy's question to the kernel: where did this connection want to go?
+//! The proxy's questions to the kernel: where did this connection want to go, and how do its bytes come?
 
 use std::{io, net::SocketAddr, os::fd::BorrowedFd};
 
@@ -17,6 +17,12 @@ impl Origin for KernelOrigin {
             source: Identity(connection.source),
             source_workload: (connection.source_workload != 0).then_some(connection.source_workload),
             rule: (connection.rule != 0).then_some(RuleId(connection.rule)),
+            receives_past_tcp: connection.receives_past_tcp,
         }))
+    }
+
+    fn receives_past_tcp(&self, socket: BorrowedFd<'_>) -> bool {
+        // Asking twice is slow; asking once too few loses bytes.
+        self.0.receives_past_tcp(socket).unwrap_or(true)
     }
 }

@@ -44,6 +44,10 @@ impl Origin for Table {
     fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, peer: SocketAddr) -> io::Result<Option<ConnContext>> {
         Ok(self.0.lock().unwrap().remove(&peer))
     }
+
+    fn receives_past_tcp(&self, _: BorrowedFd<'_>) -> bool {
+        false
+    }
 }
 
 // === impl Tell ===
@@ -152,6 +156,7 @@ impl Mesh {
             source: CLIENT,
             source_workload: Some(CLIENT_CGROUP),
             rule: None,
+            receives_past_tcp: false,
         };
         let local = socket.local_addr().unwrap().as_socket().unwrap();
         self.table.0.lock().unwrap().insert(local, context);
