@@ -232,6 +232,36 @@ fn what_keeps_a_daemon_from_starting_is_told_in_one_line() {
     });
 }
 
+/// The file that virtual addresses are kept in cannot be written.
+#[test]
+fn what_cannot_come_into_force_is_not_stored_and_the_next_daemon_starts() {
+    lab_test("unpublished", |lab| {
+        lab.daemon()?;
+        lab.apply(&resources::service("first", 80, "http"))?;
+        let in_the_way = lab.state().join("allocations.json.new");
+        fs::create_dir(&in_the_way).context("put a folder in the way")?;
+        let second = lab.work().join("second.yaml");
+        fs::write(&second, resources::service("second", 80, "http")).context("write a file to apply")?;
+        let refused = lab.weft(["apply", "-f", &second.display().to_string()])?;
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("allocations.json"),
+            "{refused:?}"
+        );
+        let services = |lab: &Lab| Ok::<_, anyhow::Error>(lab.status()?["services"].to_string());
+        let known = services(lab)?;
+        ensure!(known.contains("first") && !known.contains("second"), "{known}");
+        // Nothing of this needs an address.
+        lab.apply(&resources::service_policy("first", &["acceleration: off"]))?;
+        lab.stop()?;
+        lab.daemon()?;
+        let known = services(lab)?;
+        ensure!(known.contains("first") && !known.contains("second"), "{known}");
+        fs::remove_dir(&in_the_way).context("clear the way")?;
+        lab.weft(["apply", "-f", &second.display().to_string()])?.ok()?;
+        Ok(())
+    });
+}
+
 #[test]
 fn an_object_of_the_resources_folder_is_not_applied_beside_it_and_both_places_are_named() {
     lab_test("both", |lab| {

@@ -1,8 +1,10 @@
 //! The daemon is killed with -9: what the kernel goes on doing, and that everything is as before afterwards.
 
+use std::{fs, io};
+
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use vm_test::{Lab, Nginx, Server, curl, lab_test, poll, resources};
+use vm_test::{Lab, Nginx, Running, Server, curl, lab_test, poll, process, resources};
 use weft_abi::{FlowKey, FlowRecord};
 
 /// `web` needs no L7 (friend may, stranger may not); `strict` and `loose` need it, with declared failure modes.
@@ -34,7 +36,7 @@ fn mesh(lab: &Lab) -> Result<[Server; 3]> {
 }
 
 /// A workload that outlives the daemon and connects when told to: `weft run` itself needs a daemon.
-struct Client(vm_test::Running, usize);
+struct Client(Running, usize);
 
 // === impl Client ===
 
@@ -152,6 +154,71 @@ fn what_is_stale_is_removed_soon_after_a_start() {
             ensure!(map.get(&key, 0).is_err(), "it is there");
             Ok(())
         })
+    });
+}
+
+#[test]
+fn uninstall_leaves_what_is_others() {
+    lab_test("others", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let theirs = [lab.cgroup().join("slice/pod"), lab.bpffs().join("theirs")];
+        for path in &theirs {
+            fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+        }
+        lab.stop()?;
+        let told = lab.uninstall()?;
+        ensure!(theirs.iter().all(|path| path.is_dir()), "{told:?}");
+        let ours = [".daemon", "default"].map(|name| lab.cgroup().join(name));
+        // nginx still runs in its own.
+        ensure!(!ours[0].exists() && ours[1].exists(), "{told:?}");
+        ensure!(told.stdout.contains("processes are in it"), "{told:?}");
+        ensure!(!lab.bpffs().join("maps").exists(), "{told:?}");
+        let refused = lab.daemon_refused(&[])?;
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("`theirs` in it is not weft's"),
+            "{refused:?}"
+        );
+        for path in [&theirs[0], &lab.cgroup().join("slice"), &theirs[1]] {
+            fs::remove_dir(path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_access_log_that_nobody_reads_is_no_reason_to_take_the_kernel_side_away() {
+    lab_test("unread-log", |lab| {
+        let yaml = [
+            resources::DENY.to_owned(),
+            resources::route("get", "/", &["GET"]),
+            resources::allow("client-web", "client", "web", ("HTTPRouteGroup", "get")),
+        ];
+        lab.resource("mesh.yaml", &yaml.concat())?;
+        let (unread, full) = io::pipe().context("a pipe")?;
+        let errors = fs::File::create(lab.log_file()).context("the daemon's log")?;
+        let daemon = Running::start_logging(lab.daemon_command(&[]), full.into(), errors.into())?;
+        poll::until("the daemon", || lab.weft(["status"])?.ok())?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        // 200 lines of more than 1,000 bytes are more than a pipe holds (65,536).
+        let url = format!("http://web/{}", "x".repeat(1000));
+        poll::until("requests to be answered", || {
+            let answer = lab.run("client").curl(&url)?;
+            ensure!(answer.http == 200, "{answer:?}");
+            Ok(())
+        })?;
+        let script = format!("for i in $(seq 200); do curl -s -o /dev/null '{url}'; done");
+        lab.run("client")
+            .start(["sh", "-c", &script])?
+            .finish(process::BOUND)?
+            .ok()?;
+        let pins = lab.bpffs().join("maps/config");
+        ensure!(pins.exists(), "before");
+        daemon.stop()?;
+        ensure!(pins.exists(), "the kernel side is gone: {}", lab.log());
+        ensure!(lab.log().contains("the last records are lost"), "{}", lab.log());
+        drop(unread);
+        Ok(())
     });
 }
 

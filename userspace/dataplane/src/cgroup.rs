@@ -19,6 +19,10 @@ use crate::error::DataplaneError;
 
 /// The daemon's own cgroup below CGROUP.
 const DAEMON: &str = ".daemon";
+/// That of `weft doctor`'s canary.
+pub(crate) const CANARY: &str = ".canary";
+/// Cgroups below the captured one that are weft's own.
+pub const OWN: [&str; 2] = [DAEMON, CANARY];
 
 /// The captured cgroup.
 #[derive(Debug, Clone)]

@@ -14,7 +14,14 @@ use std::{
 use aya::programs::{ProgramType, loaded_programs};
 use serde::{Deserialize, Serialize};
 
-use crate::{attach, cgroup::Cgroup, error::DataplaneError, foreign, inbound, loader::pin_name, sys};
+use crate::{
+    attach,
+    cgroup::{CANARY, Cgroup},
+    error::DataplaneError,
+    foreign, inbound,
+    loader::pin_name,
+    sys,
+};
 
 /// One program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +64,7 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
         source: error.io_error,
     })?;
     let before = runs(bpffs)?;
-    let path = cgroup.path().join(".canary");
+    let path = cgroup.path().join(CANARY);
     fs::create_dir_all(&path).map_err(os("make the canary's cgroup"))?;
     let result = run_canary(&path, exe, arguments);
     let after = runs(bpffs)?;

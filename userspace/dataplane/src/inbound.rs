@@ -287,6 +287,11 @@ fn is_unknown(error: &ProgramError) -> bool {
         if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
 }
 
+/// What the kernel says to a change of a filter that is not there.
+fn is_no_filter(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::ENOENT))
+}
+
 /// A filter of the classic tc, in the place of an older one of ours.
 fn filter(
     program: &mut SchedClassifier,
@@ -302,10 +307,13 @@ fn filter(
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(source) => return Err(attach_error(name, device, io::Error::other(source))),
     }
-    let id = if pin.exists() {
-        program.attach_to_link(attached(device, direction).map_err(|source| attach_error(name, device, source))?)
-    } else {
-        program.attach_with_options(device, direction, TcAttachOptions::Netlink(FILTER))
+    // Ours by priority and handle, whatever the pin says: the device may have been made anew, an earlier daemon killed in between.
+    let there = attached(device, direction).map_err(|source| attach_error(name, device, source))?;
+    let id = match program.attach_to_link(there) {
+        Err(error) if is_no_filter(&error) => {
+            program.attach_with_options(device, direction, TcAttachOptions::Netlink(FILTER))
+        }
+        attached => attached,
     }
     .map_err(fail)?;
     // Detaching is what the drop would do.

@@ -27,7 +27,7 @@ mod tables;
 mod uninstall;
 mod verify;
 
-pub use cgroup::{Cgroup, find_cgroup2, id_of};
+pub use cgroup::{Cgroup, OWN as OWN_CGROUPS, find_cgroup2, id_of};
 pub use connection::{Connection, Connections};
 pub use cut::{Doomed, Established};
 pub use default_acceleration::DefaultAcceleration;

@@ -17,7 +17,7 @@ use weft_abi::{Config, LAYOUT};
 
 use crate::{
     attach,
-    bpffs::ensure_bpffs,
+    bpffs::{ensure_bpffs, others},
     cgroup::Cgroup,
     default_acceleration::{self, DefaultAcceleration},
     doctor,
@@ -205,6 +205,7 @@ impl Dataplane {
         prepared: Option<Prepared>,
     ) -> Result<Self, DataplaneError> {
         let maps = config.bpffs.join("maps");
+        refuse_others(&config.bpffs)?;
         for folder in [&maps, &config.bpffs.join("links")] {
             fs::create_dir_all(folder).map_err(|source| DataplaneError::Pin {
                 path: folder.clone(),
@@ -555,6 +556,21 @@ pub fn pin_name(name: &str) -> &str {
 fn check_pins(bpffs: &Path) -> Result<(), DataplaneError> {
     let config = bpffs.join("maps/config");
     if config.exists() { check_layout(&config) } else { Ok(()) }
+}
+
+/// A directory with others' pins is none to make ours in, and to remove later.
+fn refuse_others(bpffs: &Path) -> Result<(), DataplaneError> {
+    let fail = |source| DataplaneError::Bpffs {
+        path: bpffs.to_path_buf(),
+        what: "use the directory",
+        source,
+    };
+    match others(bpffs).map_err(fail)? {
+        Some(name) => Err(fail(std::io::Error::other(format!(
+            "`{name}` in it is not weft's; give --bpffs a directory of its own, as /sys/fs/bpf/weft"
+        )))),
+        None => Ok(()),
+    }
 }
 
 fn check_layout(path: &Path) -> Result<(), DataplaneError> {

@@ -81,6 +81,7 @@ impl Publisher {
         self.backends.read(self.config.generation)?;
         self.policy.read(self.config.generation)?;
         self.addrs.read(self.config.generation)?;
+        self.externals.read(self.config.generation)?;
         self.workloads = enrolled(&self.workloads_map)?;
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    bpffs::{is_bpffs, is_mount_point},
+    bpffs::{is_bpffs, is_our_mount, others},
     error::DataplaneError,
     inbound,
     lock::Lock,
@@ -23,8 +23,8 @@ pub struct UninstallReport {
     pub unmounted: bool,
 }
 
-/// Removes every pin below `bpffs`, however deep: links first, so that no program runs without its maps. Unmounts it if it is a mount
-/// of its own. Nothing there is no error.
+/// Removes every pin of ours below `bpffs`: links first, so that no program runs without its maps. Unmounts it if we had mounted
+/// it and nobody else uses it. Nothing there is no error; what others pinned beside stays.
 ///
 /// # Errors
 ///
@@ -36,7 +36,7 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     let lock = Lock::exclusive(bpffs)?;
     let mut report = remove_pins(bpffs)?;
     drop(lock);
-    if is_mount_point(bpffs) {
+    if is_our_mount(bpffs) && others(bpffs).is_ok_and(|others| others.is_none()) {
         nix::mount::umount2(bpffs, nix::mount::MntFlags::MNT_DETACH).map_err(|errno| DataplaneError::Bpffs {
             path: bpffs.to_path_buf(),
             what: "unmount",
@@ -48,21 +48,12 @@ pub fn uninstall(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     Ok(report)
 }
 
-/// The pins alone; the directory stays. All that is in it is ours, whatever its name.
+/// The pins alone, in `links/` and `maps/`, where all is ours whatever its name; the directory stays.
 pub fn remove_pins(bpffs: &Path) -> Result<UninstallReport, DataplaneError> {
     let mut report = UninstallReport::default();
     inbound::release_all_devices(&bpffs.join("links"))?;
     for folder in ["links", "maps"].map(|name| bpffs.join(name)) {
         remove_tree(&folder, &mut report.pins)?;
-    }
-    // The kernel's own files there (`maps.debug`, `progs.debug`) have dots, which no pin may have; they go with the mount.
-    let is_pin = |path: &PathBuf| {
-        !path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().contains('.'))
-    };
-    for entry in entries(bpffs)?.into_iter().filter(is_pin) {
-        remove_tree(&entry, &mut report.pins)?;
     }
     Ok(report)
 }
@@ -102,9 +93,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_in_folders_go_and_links_go_before_maps() {
+    fn folders_in_folders_go_links_before_maps_and_others_stay() {
         let place = std::env::temp_dir().join(format!("weft-uninstall-{}", std::process::id()));
-        for file in ["maps/config", "other/x", "links/netns-7/sk_lookup", "links/connect4"] {
+        for file in [
+            "maps/config",
+            "maps/other/x",
+            "others/x",
+            "links/netns-7/sk_lookup",
+            "links/connect4",
+        ] {
             let file = place.join(file);
             fs::create_dir_all(file.parent().expect("below the place")).expect("made");
             fs::write(file, "").expect("written");
@@ -114,11 +111,11 @@ mod tests {
         assert_eq!(report.pins.len(), 4);
         let is_link = |pin: &PathBuf| pin.starts_with(place.join("links"));
         assert!(report.pins[..2].iter().all(is_link), "{report:?}");
-        assert_eq!(entries(&place).expect("listed"), Vec::<PathBuf>::new());
+        assert_eq!(entries(&place).expect("listed"), [place.join("others")]);
         assert_eq!(
             remove_pins(&place).expect("nothing is no error").pins,
             Vec::<PathBuf>::new()
         );
-        fs::remove_dir(place).expect("empty");
+        fs::remove_dir_all(place).expect("removed");
     }
 }

@@ -12,7 +12,7 @@ use aya::{
 use nix::ifaddrs::getifaddrs;
 use weft_abi::{LocalKey, netns_flags};
 
-use super::services::addr;
+use super::{services::addr, telemetry::ip_addr};
 use crate::{error::DataplaneError, publish::take};
 
 /// Both tables, and what is known to be in them.
@@ -54,18 +54,20 @@ impl Netns {
     pub fn adopt(ebpf: &mut Ebpf, home: u64) -> Result<Self, DataplaneError> {
         let local_map: HashMap<MapData, LocalKey, u32> = take(ebpf, "weft_local")?;
         let netns_map: HashMap<MapData, u64, u32> = take(ebpf, "weft_netns")?;
+        let local = local_map
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed("weft_local"))?;
+        let netns = netns_map
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed("weft_netns"))?;
         Ok(Self {
             home,
-            addresses: BTreeMap::new(),
-            local: local_map
-                .iter()
-                .collect::<Result<_, _>>()
-                .map_err(failed("weft_local"))?,
+            addresses: addresses_of(&local, &netns, home),
+            local,
             local_map,
-            netns: netns_map
-                .keys()
-                .collect::<Result<_, _>>()
-                .map_err(failed("weft_netns"))?,
+            netns,
             netns_map,
         })
     }
@@ -143,6 +145,18 @@ impl Netns {
     }
 }
 
+/// Addresses of the namespaces that an earlier daemon was in: they are there until each is entered again, or left.
+fn addresses_of(local: &BTreeMap<LocalKey, u32>, netns: &BTreeSet<u64>, home: u64) -> BTreeMap<u64, BTreeSet<IpAddr>> {
+    let mut addresses = BTreeMap::<u64, BTreeSet<IpAddr>>::new();
+    for key in local.keys() {
+        let mut others = netns.iter().filter(|cookie| **cookie != home);
+        if let Some(cookie) = others.find(|cookie| **cookie as u32 == key.netns) {
+            addresses.entry(*cookie).or_default().insert(ip_addr(&key.addr));
+        }
+    }
+    addresses
+}
+
 /// The table's contents. Of several namespaces that have an address (a bridge's on every host, say) the home one answers for
 /// third ones, else the oldest; link-local addresses mean nothing outside their own.
 fn entries(home: u64, addresses: &BTreeMap<u64, BTreeSet<IpAddr>>) -> BTreeMap<LocalKey, u32> {
@@ -190,6 +204,11 @@ mod tests {
             (9, ips(&["10.77.0.5", "10.0.0.9"])),
         ]);
         let entries = entries(7, &addresses);
+        let mut others = addresses.clone();
+        others.remove(&7);
+        assert_eq!(addresses_of(&entries, &BTreeSet::from([3, 7, 9]), 7), others);
+        others.remove(&9);
+        assert_eq!(addresses_of(&entries, &BTreeSet::from([3, 7]), 7), others);
         let at = |ip: &str, netns| {
             let addr = addr(ip.parse().unwrap());
             entries.get(&LocalKey { addr, netns }).copied()

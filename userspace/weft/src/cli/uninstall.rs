@@ -8,12 +8,13 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use weft_dataplane::OWN_CGROUPS;
 
 use super::Daemon;
 use crate::{
     config::DEFAULT_BPFFS,
     error::{Coded, FAILED},
-    registry::{CgroupError, default_cgroup, named_cgroup, prune_empty},
+    registry::{CgroupError, default_cgroup, named_cgroup, prune_empty, read_records, remove_cgroup},
     state_dir::{StateDir, StateError, StateLock},
 };
 
@@ -52,7 +53,11 @@ impl Uninstall {
         for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
         }
-        let mut left = cgroup.map(|cgroup| self.remove_cgroups(&cgroup)).unwrap_or_default();
+        let mut left = match (cgroup, self.cgroup.is_some()) {
+            (Some(named), true) => remove_own_cgroups(&named, &state),
+            (Some(ours), false) => remove_cgroups(&ours),
+            (None, _) => Vec::new(),
+        };
         left.extend(self.remove_state(&state)?);
         drop(lock);
         for line in &left {
@@ -98,26 +103,6 @@ impl Uninstall {
         }
     }
 
-    /// Those with processes in them stay; they are said.
-    fn remove_cgroups(&self, cgroup: &Path) -> Vec<String> {
-        let (removed, busy) = prune_empty(cgroup);
-        if removed > 0 {
-            println!("removed {removed} empty cgroups below {}", cgroup.display());
-        }
-        let mut left: Vec<_> = busy
-            .iter()
-            .map(|path| format!("cgroup {} (processes are in it)", path.display()))
-            .collect();
-        // The default one was made by us; one that was named was there before.
-        if self.cgroup.is_none() {
-            match fs::remove_dir(cgroup) {
-                Ok(()) => println!("removed {}", cgroup.display()),
-                Err(_) => left.push(format!("cgroup {}", cgroup.display())),
-            }
-        }
-        left
-    }
-
     fn remove_state(&self, state: &StateDir) -> anyhow::Result<Vec<String>> {
         let mut ours = vec![
             state.socket(),
@@ -154,6 +139,44 @@ impl Uninstall {
         left.dedup();
         Ok(left)
     }
+}
+
+/// The default cgroup, which is ours with all that is below it. Cgroups with processes in them stay; they are said.
+fn remove_cgroups(cgroup: &Path) -> Vec<String> {
+    let (removed, busy) = prune_empty(cgroup);
+    if removed > 0 {
+        println!("removed {removed} empty cgroups below {}", cgroup.display());
+    }
+    let mut left: Vec<_> = busy.iter().map(|path| busy_cgroup(path)).collect();
+    match fs::remove_dir(cgroup) {
+        Ok(()) => println!("removed {}", cgroup.display()),
+        Err(_) => left.push(format!("cgroup {}", cgroup.display())),
+    }
+    left
+}
+
+/// One that somebody named was there before, and holds others' cgroups: only what weft made goes.
+fn remove_own_cgroups(cgroup: &Path, state: &StateDir) -> Vec<String> {
+    // Without a folder no workload was ever registered.
+    let workloads = read_records(&state.workloads()).unwrap_or_default();
+    let workloads = workloads.into_iter().map(|record| record.cgroup);
+    let own = OWN_CGROUPS.into_iter().map(|name| cgroup.join(name));
+    let made = own.chain(workloads.filter(|path| path.starts_with(cgroup) && path != cgroup));
+    let (mut removed, mut left) = (0, Vec::new());
+    for path in made.filter(|path| path.exists()) {
+        match remove_cgroup(cgroup, &path) {
+            true => removed += 1,
+            false => left.push(busy_cgroup(&path)),
+        }
+    }
+    if removed > 0 {
+        println!("removed {removed} empty cgroups below {}", cgroup.display());
+    }
+    left
+}
+
+fn busy_cgroup(path: &Path) -> String {
+    format!("cgroup {} (processes are in it)", path.display())
 }
 
 /// A file, or a folder with all that is in it; false if there was none.

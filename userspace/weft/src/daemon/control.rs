@@ -95,8 +95,8 @@ impl DaemonControl {
         Some((found.state, found.reason.clone()))
     }
 
-    /// Stores one object of an applied text, if nothing else owns it.
-    fn apply_one(&self, new: &Object, outcome: &mut ApplyOutcome) -> Result<(), ControlError> {
+    /// Stores one object of an applied text, if nothing else owns it. Returns what was stored of it before, if it changed.
+    fn apply_one(&self, new: &Object, outcome: &mut ApplyOutcome) -> Result<Option<Before>, ControlError> {
         let (object, text) = (&new.id, &*new.text);
         let applied = self.applied();
         let path = applied.path(object).map_err(|error| ControlError::Invalid {
@@ -125,7 +125,7 @@ impl DaemonControl {
                 state: None,
                 reason,
             });
-            return Ok(());
+            return Ok(None);
         }
         let failed = |source: weft_control::SourceError| ControlError::Failed {
             doing: "store the object",
@@ -147,7 +147,33 @@ impl DaemonControl {
             state: None,
             reason: String::new(),
         });
-        Ok(())
+        let changed = action != ApplyAction::Unchanged;
+        Ok(changed.then(|| (object.clone(), before)))
+    }
+
+    /// Stores again what there was: what cannot be published now would keep everything else from it, and the next daemon
+    /// from starting.
+    fn put_back(&self, changed: Vec<Before>) {
+        let applied = self.applied();
+        for (object, before) in changed {
+            let stored = match &before {
+                Some(text) => applied.put(&object, text).map(Some),
+                None => applied.delete(&object),
+            };
+            let path = stored.and_then(|_| applied.path(&object));
+            match path {
+                Ok(path) => {
+                    let (path, mut store) = (path.to_string_lossy(), self.engine.store());
+                    match &before {
+                        Some(text) => drop(store.apply_file(&path, text)),
+                        None => store.remove_file(&path),
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%object, %error, "the version before a refused change is not stored again")
+                }
+            }
+        }
     }
 
     /// Stores and publishes what is good of a text.
@@ -167,17 +193,23 @@ impl DaemonControl {
                 reason: refusal.reason,
             });
         }
-        for object in good {
-            self.apply_one(&object, &mut outcome)?;
-        }
-        let changed = outcome
-            .objects
-            .iter()
-            .any(|object| matches!(object.action, ApplyAction::Created | ApplyAction::Configured));
-        outcome.generation = if changed {
-            self.publish()?
-        } else {
-            self.engine.in_force().snapshot.generation
+        let mut changed = Vec::new();
+        let stored = good.iter().try_for_each(|object| {
+            changed.extend(self.apply_one(object, &mut outcome)?);
+            Ok(())
+        });
+        let published = stored.and_then(|()| match changed.is_empty() {
+            true => Ok(self.engine.in_force().snapshot.generation),
+            false => self.publish(),
+        });
+        outcome.generation = match published {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.put_back(changed);
+                // What there was before is in force still; this only ends the problem.
+                let _ = self.publish();
+                return Err(error);
+            }
         };
         for object in &mut outcome.objects {
             if object.action != ApplyAction::Refused
@@ -189,6 +221,9 @@ impl DaemonControl {
         Ok(outcome)
     }
 }
+
+/// An object, and its text before a change; `None`: there was none.
+type Before = (ObjectRef, Option<Vec<u8>>);
 
 impl Control for DaemonControl {
     fn register_workload(&self, request: RegisterRequest) -> Result<RegisterResponse, ControlError> {

@@ -178,10 +178,12 @@ impl Engine {
         let _compiled = self.compile_ahead();
         let mut state = self.state();
         let result = self.try_publish(&mut state);
-        state.problem = result.as_ref().err().map(|error| format!("{error:#}"));
-        if let Err(error) = &result {
-            tracing::error!(error = format!("{error:#}"), "not in force; the last good state stays");
+        let problem = result.as_ref().err().map(|error| format!("{error:#}"));
+        // It is tried again and again: what is known is not said again.
+        if let Some(error) = problem.as_ref().filter(|_| problem != state.problem) {
+            tracing::error!(error, "not in force; the last good state stays");
         }
+        state.problem = problem;
         result
     }
 
@@ -208,9 +210,11 @@ impl Engine {
             state.saved.clear();
             state.last_good.forget_saved();
         }
-        let generation = self.publish()?;
+        let published = self.publish();
+        // Also under an older policy.
         self.pods.reclaim();
-        reclaimed.map(|()| generation)
+        reclaimed?;
+        published
     }
 
     fn try_publish(&self, state: &mut State) -> anyhow::Result<u64> {
@@ -219,6 +223,7 @@ impl Engine {
         let workloads = self.registry.runtime();
         let wanted = captures(&self.store());
         let captured = self.pods.look(wanted, &workloads);
+        let allocated = state.allocations.clone();
         let compiled = {
             let store = self.store();
             let input = CompileInput {
@@ -232,7 +237,11 @@ impl Engine {
             };
             compile(&input, &mut state.allocations)
         };
-        state.save()?;
+        if let Err(error) = state.save() {
+            // Else the next publication, which may allocate nothing, would have to save these.
+            state.allocations = allocated;
+            return Err(error);
+        }
         let mut snapshot = compiled.snapshot;
         let chains = state.adapters.update(&snapshot);
         tell_problems(&state.adapters.states(), &mut snapshot);
@@ -274,6 +283,7 @@ impl Engine {
             "in force"
         );
         let in_force = begun.elapsed();
+        self.pods.take_effect();
         self.pods.settle();
         let now_guarded = guarded(&snapshot);
         if published.rejudge || now_guarded.iter().any(|target| !before_guarded.contains(target)) {

@@ -22,7 +22,7 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
         let looked = tokio::task::spawn_blocking(move || {
             if engine.dataplane.foreign_proxies_moved() {
                 let _pass = gate.enter()?;
-                // A failure is logged and kept for `weft status`; the next look tries again.
+                // A failure is logged and kept for `weft status`; `netns::follow` tries again.
                 let _ = engine.publish();
             }
             Ok::<_, HandedOver>(())

@@ -91,8 +91,9 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     }
     .map_err(environment)?;
     let adopted = dataplane.adopted();
-    let result = mesh(&config, lock, cgroup, Arc::new(dataplane), taken).await;
-    if result.is_err() && !adopted {
+    let mut served = false;
+    let result = mesh(&config, lock, cgroup, Arc::new(dataplane), taken, &mut served).await;
+    if result.is_err() && !adopted && !served {
         // It never ran: what it put into the kernel would only be in the way.
         if let Err(error) = weft_dataplane::uninstall(&config.bpffs) {
             tracing::error!(%error, "kernel programs stay behind; `weft uninstall` removes them");
@@ -125,6 +126,7 @@ async fn mesh(
     cgroup: Cgroup,
     dataplane: Arc<Dataplane>,
     mut taken: Option<Taken>,
+    served: &mut bool,
 ) -> anyhow::Result<()> {
     // What an earlier daemon listens at, and copies of all we listen at for the next one.
     let mut inherited = taken
@@ -243,12 +245,17 @@ async fn mesh(
         inherited,
     });
     let inherited = engine.pods.unused();
+    // All that may fail comes before the earlier daemon is let go.
+    let mut signals = Signals::new()?;
+    let netns = own_netns()?;
     if let Some(taken) = taken {
         // Until here the earlier daemon could take everything back; from here on it does nothing but drain.
         let earlier = taken.serving(inherited, &flows).await?;
         tasks.spawn(earlier.keep_flows(Arc::clone(&flows)));
         socket_is_anothers.store(false, Ordering::Release);
-        lock.write_pid().context("write lock file")?;
+        if let Err(error) = lock.write_pid() {
+            tracing::warn!(%error, "the lock file names the earlier daemon's process");
+        }
     }
     engine.pods.clean();
     let gate = Arc::new(Gate::default());
@@ -271,7 +278,7 @@ async fn mesh(
         config: config.clone(),
         bpffs: hand_over::absolute(&config.bpffs),
         cgroup: cgroup.path().to_path_buf(),
-        netns: own_netns()?,
+        netns,
     };
     let mut keepers = giver.keepers.start();
 
@@ -288,7 +295,7 @@ async fn mesh(
         cgroup,
         bpffs: config.bpffs.clone(),
         state_dir: config.state.dirs()[0].to_path_buf(),
-        netns: own_netns()?,
+        netns,
         started: Instant::now(),
         started_text: rfc3339(SystemTime::now()),
         stop: stop.clone(),
@@ -296,9 +303,9 @@ async fn mesh(
         successors,
     };
     endpoint.ready.store(true, Ordering::Release);
+    *served = true;
     tracing::info!(state_dir = %config.state.dirs()[0].display(), cgroup = %control.cgroup.path().display(), "ready");
-    let served = tokio::spawn(server.serve(Arc::new(control), stop.clone()));
-    let mut signals = Signals::new()?;
+    let admin = tokio::spawn(server.serve(Arc::new(control), stop.clone()));
     notify::ready();
     let given = loop {
         tokio::select! {
@@ -371,14 +378,18 @@ async fn mesh(
             "connections cut at the drain deadline"
         );
     }
-    served.await.context("admin server")?;
+    if let Err(error) = admin.await {
+        tracing::warn!(%error, "the admin server did not end well");
+    }
     if !handed_over {
         quiet.await;
         pods.pods.part(left);
     }
-    tokio::task::spawn_blocking(move || reporting.thread.shutdown(FLUSH))
-        .await
-        .context("reporter")??;
+    // A receiver that does not read is no reason to fail: all that is not told to it by now is lost.
+    let flushed = tokio::task::spawn_blocking(move || reporting.thread.shutdown(FLUSH)).await;
+    if let Err(error) = flushed.context("reporter").and_then(|flushed| Ok(flushed?)) {
+        tracing::warn!(error = format!("{error:#}"), "the last records are lost");
+    }
     if let Some(telling) = telling {
         // Ends when the last owner of the flows is gone.
         let _ = tokio::time::timeout(FLUSH, telling).await;

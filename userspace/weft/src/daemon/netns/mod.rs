@@ -36,7 +36,7 @@ pub use sources::Sources;
 
 /// How often paths are looked at: what appears is captured, and what is gone is left, after at most so long.
 const LOOK: Duration = Duration::from_millis(500);
-/// Every so many looks, addresses inside are read again, and what failed is tried again.
+/// Every so many looks, addresses inside are read again, and what failed is tried again, also a publication.
 const SETTLE_EVERY: u64 = 10;
 /// What connections that have their client's address get to finish in a namespace that we left.
 const PARTING: Duration = Duration::from_secs(30);
@@ -54,6 +54,8 @@ struct State {
     /// What the Workloads in force say, and what became of each when last looked.
     wanted: BTreeMap<String, Capture>,
     found: BTreeMap<String, Captured>,
+    /// What the policy in force was made of.
+    in_force: BTreeMap<String, Captured>,
     paths: Paths,
     /// Namespaces that we are in, by cookie.
     inside: BTreeMap<u64, Inside>,
@@ -236,7 +238,13 @@ impl Pods {
         Ok(copies)
     }
 
-    /// Enters and leaves namespaces as they were found when last looked.
+    /// What was found when last looked is in force now.
+    pub fn take_effect(&self) {
+        let mut state = self.state();
+        state.in_force = state.found.clone();
+    }
+
+    /// Enters and leaves namespaces as the policy in force wants it.
     pub fn settle(&self) {
         self.settle_with(&mut self.state());
     }
@@ -263,7 +271,7 @@ impl Pods {
 
     fn settle_with(&self, state: &mut State) {
         let Some(serving) = &mut state.serving else { return };
-        let wanted: BTreeSet<u64> = state.found.values().filter_map(|captured| captured.netns).collect();
+        let wanted: BTreeSet<u64> = state.in_force.values().filter_map(|captured| captured.netns).collect();
         state.failed.retain(|cookie, _| wanted.contains(cookie));
         for cookie in &wanted {
             let result = match (state.inside.get_mut(cookie), state.paths.by_cookie(*cookie)) {
@@ -357,10 +365,11 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
         let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
         let looked = tokio::task::spawn_blocking(move || {
             let _pass = gate.enter()?;
-            if engine.pods.differs(|| engine.registry.runtime()) {
+            let again = tick.is_multiple_of(SETTLE_EVERY);
+            if engine.pods.differs(|| engine.registry.runtime()) || (again && engine.problem().is_some()) {
                 // A failure is logged and kept for `weft status`.
                 let _ = engine.publish();
-            } else if tick.is_multiple_of(SETTLE_EVERY) {
+            } else if again {
                 engine.pods.settle();
                 engine.pods.show_sources();
             }
