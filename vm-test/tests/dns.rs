@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, lab_test, musl, poll};
+use vm_test::{Lab, Nginx, census, lab_test, musl, poll};
 
 /// An answer that waits for nobody: well below the resolver's timeout of five seconds.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -176,5 +176,23 @@ fn sorting_addresses_makes_no_flow_and_no_denial() {
             lab.flows()?
         );
         Ok(())
+    });
+}
+
+#[test]
+fn forwarded_questions_leave_no_port_behind_as_the_daemons() {
+    lab_test("dns-ports", |lab| {
+        lab.daemon()?;
+        let ports = || census::entries(&lab.bpffs(), "listen");
+        ask(lab, "www.example.org", "A", "udp")?;
+        let before = ports()?;
+        for number in 0..20 {
+            ask(lab, &format!("n{number}.example.org"), "A", "udp")?;
+        }
+        poll::until("the ports to be given back", || {
+            let now = ports()?;
+            ensure!(now <= before, "{before} before, {now} now");
+            Ok(())
+        })
     });
 }

@@ -55,7 +55,10 @@ fn connect(hook: &SockAddr) -> i32 {
 /// that what the server sends back can be short-circuited into our proxy (not into a foreign one, which may splice).
 #[inline(always)]
 fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: bool) {
-    record.role = role::ACTIVE;
+    if hook.protocol() == PROTO_TCP {
+        // A datagram socket that is bound stays so, or nobody would take it out of `weft_listen`.
+        record.role = role::ACTIVE;
+    }
     record.protocol = hook.protocol() as u8;
     record.source = identity::PROXY;
     record.source_class = class::PROXY;
