@@ -120,3 +120,44 @@ fn a_service_of_another_namespace_is_reached_by_its_full_name_only() {
         Ok(())
     });
 }
+
+/// Answers every connection at 127.0.0.1:8080, which others may have too.
+const SHARES: &str = "import socket\n\
+    s = socket.socket()\n\
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n\
+    s.bind(('127.0.0.1', 8080))\n\
+    s.listen()\n\
+    print('listens', flush=True)\n\
+    while True:\n\
+    \x20   c = s.accept()[0]\n\
+    \x20   c.recv(4096)\n\
+    \x20   c.sendall(b'HTTP/1.1 200 OK\\r\\nconnection: close\\r\\ncontent-length: 2\\r\\n\\r\\nok')\n\
+    \x20   c.close()\n";
+
+#[test]
+fn a_port_that_two_instances_share_is_the_others_when_the_first_ends() {
+    lab_test("share", |lab| {
+        lab.daemon()?;
+        let start = || {
+            let mut server = lab.run("web").port("80:8080").start(["python3", "-c", SHARES])?;
+            server.line(1)?;
+            Ok::<_, anyhow::Error>(server)
+        };
+        let answers = |what: &str| {
+            poll::until(what, || {
+                let answer = lab.run("client").curl("http://web/")?;
+                ensure!(answer.http == 200, "{answer:?}");
+                Ok(())
+            })
+        };
+        let mut first = start()?;
+        answers("the first to answer")?;
+        // A rolling restart, twice: whoever is left has it.
+        for _ in 0..2 {
+            let second = start()?;
+            drop(std::mem::replace(&mut first, second));
+            answers("the other to answer")?;
+        }
+        Ok(())
+    });
+}

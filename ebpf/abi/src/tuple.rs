@@ -145,12 +145,16 @@ pub struct ListenValue {
     pub owner: u64,
     /// Listening sockets (SO_REUSEPORT groups count each member); the entry goes at zero.
     pub count: u64,
+    /// Of these the owner's.
+    pub own: u64,
+    /// cgroup id of another owner that came later and listens there too, 0 = none: it has the address when the first leaves.
+    pub heir: u64,
 }
 
 const _: () = assert!(size_of::<Tuple>() == 40);
 const _: () = assert!(size_of::<LocalKey>() == 20);
 const _: () = assert!(size_of::<ListenKey>() == 24);
-const _: () = assert!(size_of::<ListenValue>() == 16);
+const _: () = assert!(size_of::<ListenValue>() == 32);
 
 #[cfg(test)]
 mod tests {
