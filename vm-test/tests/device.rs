@@ -1,7 +1,7 @@
 //! tc on a device: what becomes of flows that no socket's own hooks speak for when policies change and packets come again.
 
 use anyhow::{Result, ensure};
-use vm_test::{Actor, Host, Running, hosts_test, poll, resources};
+use vm_test::{Actor, Host, Running, census, hosts_test, poll, resources};
 
 /// A program outside any mesh.
 fn actor(host: &Host, ports: &[&str]) -> Result<Actor> {
@@ -145,5 +145,39 @@ fn a_syn_that_comes_again_goes_to_the_proxy_again() {
             flow["event"] == "request" && flow["l7"]["method"] == "POST"
         })?;
         Ok(())
+    });
+}
+
+#[test]
+fn a_connection_that_ended_leaves_no_flow_behind() {
+    hosts_test("device-flows", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let mut peer = peer(a, b)?;
+        let _web = outside_web(b)?;
+        b.apply(&any_request())?;
+        ready(&mut peer, b)?;
+        let traffic = b.traffic()?;
+        let inside = b.run("inside").port("80:8081");
+        let _inside = Actor::new(inside.start([traffic.as_str(), "actor", "8081"])?)?;
+        let route = resources::tcp_route("inside-port", &[8081]);
+        let allow = resources::allow("peer-inside", "peer", "inside", ("TCPRoute", "inside-port"));
+        b.apply(&(route + &allow))?;
+        let target = format!("{}:8081", b.v4());
+        for number in 0..20 {
+            poll::until("a connection to a captured server", || {
+                let told = peer.step(&format!("open c{number} tcp {target}"))?;
+                ensure!(told["ok"] == true, "{told}");
+                let told = peer.step(&format!("say c{number} GET"))?;
+                peer.step(&format!("close c{number}"))?;
+                ensure!(told["status"] == 200, "{told}");
+                Ok(())
+            })?;
+        }
+        // Those to the server outside the mesh are tc's own, and stay until they are idle.
+        poll::until("the flows to go", || {
+            let flows = census::entries(&b.bpffs(), "flows")?;
+            ensure!(flows < 20, "{flows} flows");
+            Ok(())
+        })
     });
 }

@@ -142,7 +142,8 @@ pub fn arrive(epoch: Epoch, tuple: &Tuple, owner: u64, protocol: u8) -> Arrival 
                 identity: conn.source,
                 class: conn.source_class,
             };
-            let exempt = conn.flags & weft_abi::sock_flags::EXEMPT != 0;
+            // Somebody else may listen there now.
+            let exempt = conn.flags & weft_abi::sock_flags::EXEMPT != 0 && conn.owner == owner;
             Arrival {
                 owner,
                 peer_owner: conn.owner,

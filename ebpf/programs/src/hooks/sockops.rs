@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weft_abi::{
-    ConnRecord, EdgeCounters, EventKind, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter,
+    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter,
     circuit, role, sock_flags,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     context::{record, sockops_tuple},
     errs::{self, Site},
     external, inbound, listening,
-    maps::{CONNS, RX, TX},
+    maps::{CONNS, FLOWS, RX, TX},
     telemetry, verdict,
 };
 
@@ -240,7 +240,9 @@ fn accepted(
         record.source = source.identity;
         record.source_class = source.class;
         if !proxy {
-            note(ctx.ops, record, &tuple.reversed().conn_key(), role::PASSIVE);
+            let key = tuple.reversed().conn_key();
+            note(ctx.ops, record, &key, role::PASSIVE);
+            forget_flow(&key);
         }
         return;
     };
@@ -251,8 +253,12 @@ fn accepted(
     record.rule = conn.rule;
     record.verdict = conn.verdict;
     record.generation = conn.generation;
-    record.flags |=
-        conn.flags & (sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::FULL | sock_flags::EXEMPT | sock_flags::EXTERNAL);
+    let passed_on = sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::FULL | sock_flags::EXTERNAL;
+    record.flags |= conn.flags & passed_on;
+    if conn.owner == record.owner {
+        // Whoever listens when the SYN comes need not be who listened when it was sent.
+        record.flags |= conn.flags & sock_flags::EXEMPT;
+    }
     if proxy && conn.flags & sock_flags::REDIRECTED != 0 {
         record.original = conn.original;
         record.original_port_be = conn.original_port_be;
@@ -317,6 +323,14 @@ fn note(ops: *mut bpf_sock_ops, record: &SockRecord, key: &Tuple, writer: u8) {
     if let Err(errno) = CONNS.insert(key, &conn, 0) {
         errs::count(Site::ConnsInsert, errno);
     }
+}
+
+/// From here on a connection speaks for itself: what tc noted at its SYN would stay for hours.
+///
+/// Not inlined: as `note`.
+#[inline(never)]
+fn forget_flow(key: &Tuple) {
+    let _ = FLOWS.remove(&FlowKey::of(key, protocol::TCP));
 }
 
 /// Our proxy's sockets receive past TCP, others send; both where that is declared. The receiving side first: the peer may

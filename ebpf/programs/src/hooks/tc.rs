@@ -32,6 +32,8 @@ static DEVICE_NETNS: u32 = 0;
 #[unsafe(no_mangle)]
 static DEVICE_LINK: u32 = 14;
 
+/// States of a socket (`enum` in include/uapi/linux/bpf.h); 0 is none.
+const BPF_TCP_TIME_WAIT: u32 = 6;
 const BPF_TCP_LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -68,7 +70,7 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
     if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, |_, _| true) {
         flow.settle(config);
         if flow.way == Way::Forth && packet.flags & (SYN | ACK) == SYN {
-            return begun_again(skb, &flow, &packet, arriving);
+            return begun_again(skb, &mut flow, &packet, arriving);
         }
         return known(flow, &packet, bytes);
     }
@@ -83,9 +85,14 @@ fn of_a_socket(tuple: &Tuple) -> bool {
 
 /// A SYN where there is a flow: the first one came to nothing, or the connection that it began has ended.
 #[inline(always)]
-fn begun_again(skb: *mut __sk_buff, flow: &Flow, packet: &Packet, arriving: bool) -> bool {
+fn begun_again(skb: *mut __sk_buff, flow: &mut Flow, packet: &Packet, arriving: bool) -> bool {
+    flow.record.flags &= !(flow_flags::ENDING | flow_flags::ANSWERED);
     match flow.record.verdict {
-        action::REDIRECT => !arriving || is_connecting(skb, &packet.tuple) || to_the_proxy(skb, &packet.tuple),
+        // A socket that is at work on it already finds its SYN: an earlier one came to something.
+        action::REDIRECT => {
+            let state = if arriving { socket_state(skb, &packet.tuple) } else { 0 };
+            !arriving || (state != 0 && state != BPF_TCP_LISTEN) || to_the_proxy(skb, &packet.tuple)
+        }
         action::DENY => {
             if flow.record.flags & flow_flags::REFUSED == 0 {
                 // It was cut: what comes after it is judged as a new one. The SYN will come again.
@@ -106,6 +113,8 @@ fn known(flow: Flow, packet: &Packet, bytes: u64) -> bool {
         let _ = FLOWS.remove(&flow.key);
     } else if packet.flags & FIN != 0 {
         flow.record.flags |= flow_flags::ENDING;
+    } else if flow.way == Way::Forth && packet.flags & (SYN | ACK) == ACK {
+        flow.record.flags |= flow_flags::ANSWERED;
     }
     flows::count(&flow.key, flow.record, reporter::DEVICE, |counters| {
         if flow.way == Way::Forth {
@@ -121,6 +130,13 @@ fn known(flow: Flow, packet: &Packet, bytes: u64) -> bool {
 #[inline(always)]
 fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, bytes: u64) -> bool {
     let tuple = &packet.tuple;
+    if packet.protocol == protocol::TCP && packet.flags & SYN == 0 {
+        // The end of a connection that a socket here has closed, and that its hooks have spoken for until then.
+        let ours = if arriving { *tuple } else { tuple.reversed() };
+        if socket_state(skb, &ours) == BPF_TCP_TIME_WAIT {
+            return true;
+        }
+    }
     let local = capture::is_local(&tuple.remote, tuple.netns);
     if local
         && let Some(found) = capture::listener(&tuple.remote, tuple.remote_port_be, packet.protocol, tuple.netns)
@@ -159,10 +175,11 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
     }
 }
 
-/// Whether some socket is at work on a connection already, so that a SYN which comes again finds it: an earlier one came to
-/// something.
-#[inline(always)]
-fn is_connecting(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
+/// State of the socket here that has a connection, or listens for it; `tuple` as the other end sees it.
+///
+/// Not inlined: two callers, and a stack of its own.
+#[inline(never)]
+fn socket_state(skb: *mut __sk_buff, tuple: &Tuple) -> u32 {
     // SAFETY: integers, all zero is a value of it.
     let mut asked: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     // SAFETY: writes to a union of integers on the stack; what the helper returns is a socket or null, looked at before use
@@ -181,11 +198,11 @@ fn is_connecting(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
         };
         let sk = bpf_skc_lookup_tcp(skb.cast(), addr_of_mut!(asked), size as u32, CURRENT_NETNS, 0);
         if sk.is_null() {
-            return false;
+            return 0;
         }
         let state = read_volatile(addr_of!((*sk).state));
         bpf_sk_release(sk.cast());
-        state != BPF_TCP_LISTEN
+        state
     }
 }
 

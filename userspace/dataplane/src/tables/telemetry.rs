@@ -25,7 +25,7 @@ const UNCLAIMED_NS: u64 = 60_000_000_000;
 const IDLE_UDP_NS: u64 = 180_000_000_000;
 /// TCP of others, seen on devices: RFC 5382, 5 asks for two hours and four minutes.
 const IDLE_TCP_NS: u64 = 7_440_000_000_000;
-/// The same after a FIN.
+/// The same after a FIN, of one that is refused, and of one that is no more than a SYN.
 const ENDING_TCP_NS: u64 = 120_000_000_000;
 
 /// One edge with its counters summed over CPUs, growing since the edge was made.
@@ -179,7 +179,8 @@ pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
     let idle = |key: &FlowKey, flow: &FlowRecord| {
         let allowed = if key.protocol == u32::from(protocol::UDP) {
             IDLE_UDP_NS
-        } else if flow.flags & flow_flags::ENDING != 0 {
+        } else if flow.flags & (flow_flags::ENDING | flow_flags::REFUSED) != 0 || flow.flags & flow_flags::ANSWERED == 0
+        {
             ENDING_TCP_NS
         } else {
             IDLE_TCP_NS
