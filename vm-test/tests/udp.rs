@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Actor, Lab, Running, hosts_test, lab_test, poll, resources};
+use vm_test::{Actor, Lab, Running, hosts_test, lab_test, need, poll, resources};
 
 const EPERM: i64 = 1;
 const ECONNREFUSED: i64 = 111;
@@ -312,5 +312,91 @@ fn whoever_has_a_servers_port_next_gets_nothing_of_its_clients() {
             ensure!(told["errno"] == EPERM, "{told}");
             Ok(())
         })
+    });
+}
+
+/// Sends 20 datagrams from one unconnected socket and prints who answered, each once.
+const CONVERSATION: &str = "import socket, sys\n\
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+    s.settimeout(5)\n\
+    who = set()\n\
+    for n in range(20):\n\
+    \x20   s.sendto(b'%d' % n, (sys.argv[1], 7))\n\
+    \x20   who.add('%s:%d' % s.recvfrom(99)[1])\n\
+    print(*who)\n";
+
+#[test]
+fn a_conversation_on_an_unconnected_socket_is_with_one_endpoint() {
+    lab_test("udp-same", |lab| {
+        lab.daemon()?;
+        let _first = echo(lab, "echo", "7:7007/udp", "0.0.0.0:7007")?;
+        let _second = echo(lab, "echo", "7:7008/udp", "0.0.0.0:7008")?;
+        let [vip, _] = vips(lab, "echo")?;
+        for _ in 0..5 {
+            poll::until("a conversation", || {
+                let told = lab.run("friend").output(["python3", "-c", CONVERSATION, &vip])?.ok()?;
+                ensure!(told.stdout.trim() == format!("{vip}:7"), "{told:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_service_without_endpoint_is_not_whoever_has_its_port_here() {
+    lab_test("udp-nobody", |lab| {
+        lab.daemon()?;
+        let yaml = "---\napiVersion: v1\nkind: Service\nmetadata: {name: void, namespace: default}\n\
+                    spec: {ports: [{name: echo, port: 7007, protocol: UDP}]}\n";
+        lab.apply(yaml)?;
+        let traffic = lab.traffic()?;
+        let mut strange = Running::start(lab.command([traffic.as_str(), "serve-udp-echo", "[::]:7007"]))?;
+        strange.line(1)?;
+        for vip in vips(lab, "void")? {
+            let target = format!("{vip}:7007");
+            for told in [unconnected(lab, "friend", &target)?, connected(lab, "friend", &target)?] {
+                ensure!(told["ok"] == false && told["errno"] == EPERM, "{target}: {told}");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Prints what the kernel says to one datagram of UDP-Lite.
+const LITE: &str = "import socket\n\
+    try:\n\
+    \x20   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)\n\
+    except OSError:\n\
+    \x20   print('none')\n\
+    else:\n\
+    \x20   try:\n\
+    \x20       s.sendto(b'x', ('127.0.0.1', 7007))\n\
+    \x20       print('sent')\n\
+    \x20   except OSError as error:\n\
+    \x20       print(error.errno)\n";
+
+#[test]
+fn udp_lite_is_judged_as_udp() {
+    lab_test("udp-lite", |lab| {
+        lab.daemon()?;
+        lab.resource("access.yaml", &only("friend"))?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
+        let told = |account: &str| {
+            let output = lab.run(account).output(["python3", "-c", LITE])?.ok()?;
+            Ok::<_, anyhow::Error>(output.stdout.trim().to_owned())
+        };
+        if told("friend")? == "none" {
+            need::absent("udp_lite_is_judged_as_udp", "no UDP-Lite in this kernel", "nothing");
+            return Ok(());
+        }
+        poll::until("friend to be allowed", || {
+            let friend = told("friend")?;
+            ensure!(friend == "sent", "{friend}");
+            Ok(())
+        })?;
+        let stranger = told("stranger")?;
+        ensure!(stranger == EPERM.to_string(), "{stranger}");
+        Ok(())
     });
 }

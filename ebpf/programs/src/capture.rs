@@ -1,6 +1,8 @@
 //! Where a connection goes: the decision of connect and sendmsg, free of hook details.
 
-use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32};
+use aya_ebpf::helpers::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_get_socket_cookie,
+};
 use weft_abi::{
     Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, LocalKey, MAX_DEPTH, PolicyValue, SockRecord,
     Workload, action, circuit, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags,
@@ -207,14 +209,34 @@ fn owner_of(addr: &Addr, protocol_port: u32, netns: u32) -> u64 {
     }
 }
 
+/// Two random numbers.
+#[inline(always)]
+fn random() -> [u32; 2] {
+    // SAFETY: the helper has no precondition.
+    unsafe { [bpf_get_prandom_u32(), bpf_get_prandom_u32()] }
+}
+
+/// Two numbers that look random, and are the same for all datagrams of a socket: what is one conversation to its program meets
+/// one backend.
+#[inline(always)]
+fn of_socket(hook: &SockAddr) -> [u32; 2] {
+    // SAFETY: the helper takes this context.
+    let cookie = unsafe { bpf_get_socket_cookie(hook.raw().cast()) };
+    // Cookies count up: the finalizer of splitmix64 (Steele, Lea, Flood 2014).
+    let mut mixed = cookie.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    [mixed as u32, (mixed >> 32) as u32]
+}
+
 /// One backend of a set, by weight.
 #[inline(always)]
-fn pick(set: u32, count: u32, generation: u64) -> Option<&'static Backend> {
-    // SAFETY: the helper has no precondition. Multiply-shift maps 32 random bits evenly onto 0..count.
-    let slot = unsafe { ((u64::from(bpf_get_prandom_u32()) * u64::from(count)) >> 32) as u32 };
+fn pick(set: u32, count: u32, generation: u64, random: [u32; 2]) -> Option<&'static Backend> {
+    // Multiply-shift maps 32 random bits evenly onto 0..count.
+    let slot = ((u64::from(random[0]) * u64::from(count)) >> 32) as u32;
     let first = backend(set, slot, generation)?;
-    // SAFETY: as above.
-    if unsafe { bpf_get_prandom_u32() } <= first.threshold {
+    if random[1] <= first.threshold {
         Some(first)
     } else {
         backend(set, first.alias, generation)
@@ -305,7 +327,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             match if count == 0 {
                 None
             } else {
-                pick(set, count, config.generation)
+                pick(set, count, config.generation, random())
             } {
                 // Port 0: a share of a split that leads nowhere.
                 Some(backend) if backend.port_be != 0 => {
@@ -446,6 +468,7 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
     record.flags = 0;
     record.destination = identity::OUTSIDE;
     record.service = 0;
+    record.verdict = action::ALLOW;
     let netns = hook.netns_cookie() as u32;
     let way = match lookup_from(config, netns, &asked.addr, asked.port_be, protocol::UDP) {
         Some(found) if found.kind == dest_kind::ENDPOINT => {
@@ -464,7 +487,7 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
             };
             if found.kind == dest_kind::SERVICE
                 && count != 0
-                && let Some(backend) = pick(set, count, config.generation)
+                && let Some(backend) = pick(set, count, config.generation, of_socket(hook))
                 && backend.port_be != 0
                 && (netns == config.netns_cookie as u32 || !backend.addr.is_loopback())
             {
@@ -472,6 +495,8 @@ pub fn route_udp(config: Epoch, hook: &SockAddr, record: &mut SockRecord) -> Way
                 Way::to(backend.addr, backend.port_be)
             } else {
                 record.destination = identity::UNKNOWN_LOCAL;
+                // Not to whoever has that port there.
+                record.verdict = action::DENY;
                 Way::to(if v6 { Addr::LOCALHOST_V6 } else { Addr::LOCALHOST_V4 }, asked.port_be)
             }
         }
@@ -501,6 +526,10 @@ fn dns(config: Epoch, hook: &SockAddr, record: &mut SockRecord, asked: Way) -> O
     record.original = asked.addr;
     record.original_port_be = asked.port_be;
     record.flags = sock_flags::TRANSLATED | sock_flags::DNS;
+    if hook.protocol() == u32::from(protocol::TCP) {
+        // Of datagrams the socket's records say nothing.
+        record.flags |= sock_flags::EXEMPT;
+    }
     Some(Way::to(
         Addr::v4((0x7f35_0000 | u32::from(workload.namespace)).to_be()),
         config.dns_port_be,
@@ -553,6 +582,8 @@ pub fn owned_record(config: Epoch, hook: &SockAddr) -> Option<&'static mut SockR
     hook.insert_record(&mut SockRecord {
         owner,
         plain: 1,
+        protocol: hook.protocol() as u8,
+        netns: hook.netns_cookie() as u32,
         ..SockRecord::default()
     })
 }

@@ -14,6 +14,9 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
+/// Judged as UDP, whose ports it has (RFC 3828).
+pub const UDP_LITE: u8 = 136;
+
 /// TCP flags (RFC 9293, 3.1).
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
@@ -24,7 +27,7 @@ pub const ACK: u8 = 16;
 pub struct Packet {
     /// Local is the sender.
     pub tuple: Tuple,
-    /// [`protocol`].
+    /// [`protocol`]; UDP-Lite is UDP.
     pub protocol: u8,
     /// Of TCP.
     pub flags: u8,
@@ -34,7 +37,7 @@ pub struct Packet {
 
 /// Why there is none.
 pub enum Other {
-    /// Neither TCP nor UDP, or a later fragment: it has no ports.
+    /// Neither TCP nor UDP nor UDP-Lite, or a later fragment: it has no ports.
     NoPorts,
     /// Shorter than its headers say, or more of them than [`MAX_EXTENSIONS`].
     Malformed,
@@ -109,7 +112,8 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
     } else {
         return Err(Other::NoPorts);
     };
-    if next != protocol::TCP && next != protocol::UDP {
+    let lite = next == UDP_LITE;
+    if next != protocol::TCP && next != protocol::UDP && !lite {
         return if next == HOP_BY_HOP || next == ROUTING || next == DESTINATION || next == FRAGMENT {
             Err(Other::Malformed)
         } else {
@@ -123,12 +127,12 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
     (tuple.local_port_be, tuple.remote_port_be) = (ports[0], ports[1]);
     let mut packet = Packet {
         tuple,
-        protocol: next,
+        protocol: if lite { protocol::UDP } else { next },
         flags: 0,
         payload: 0,
     };
-    if next == protocol::UDP {
-        // The length counts the header's eight bytes.
+    if packet.protocol == protocol::UDP {
+        // The length counts the header's eight bytes. (UDP-Lite has there how much its checksum covers.)
         packet.payload = u16::from_be(ports[2]).saturating_sub(8);
     } else if !load(skb, at + 13, &mut packet.flags) {
         return Err(Other::Malformed);

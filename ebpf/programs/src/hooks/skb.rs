@@ -103,6 +103,9 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     let mut asked_be = port_be;
     if record.flags & sock_flags::TRANSLATED != 0 && record.translated_port_be == port_be && record.translated == remote
     {
+        if record.verdict == action::DENY {
+            return false;
+        }
         service = record.service;
         asked_be = record.original_port_be;
     }
@@ -129,7 +132,7 @@ fn enter(skb: *mut __sk_buff) -> bool {
     if tcp && is_connection(record) {
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
-    if !tcp && record.protocol != protocol::UDP {
+    if !tcp && record.protocol != protocol::UDP && record.protocol != packet::UDP_LITE {
         return true;
     }
     let packet = match packet::parse(skb, 0, record.netns) {
