@@ -135,7 +135,7 @@ const SHARES: &str = "import socket\n\
     \x20   c.close()\n";
 
 #[test]
-fn a_port_that_two_instances_share_is_the_others_when_the_first_ends() {
+fn a_port_that_instances_share_is_the_others_when_the_first_ends() {
     lab_test("share", |lab| {
         lab.daemon()?;
         let start = || {
@@ -150,13 +150,21 @@ fn a_port_that_two_instances_share_is_the_others_when_the_first_ends() {
                 Ok(())
             })
         };
-        let mut first = start()?;
+        let mut instances = vec![start()?];
         answers("the first to answer")?;
-        // A rolling restart, twice: whoever is left has it.
         for _ in 0..2 {
-            let second = start()?;
-            drop(std::mem::replace(&mut first, second));
-            answers("the other to answer")?;
+            instances.push(start()?);
+        }
+        // Two rolling restarts of three, the oldest first: whoever is left has it.
+        for _ in 0..6 {
+            instances.push(start()?);
+            drop(instances.remove(0));
+            answers("another to answer")?;
+        }
+        // The latest go first: nobody inherits from whoever is gone.
+        while instances.len() > 1 {
+            instances.pop();
+            answers("the oldest to answer")?;
         }
         Ok(())
     });

@@ -76,10 +76,10 @@ pub mod flow_flags {
     pub const ARRIVED: u8 = 2;
     /// TCP: a FIN was seen; it is forgotten soon.
     pub const ENDING: u8 = 4;
-    /// TCP: its initiator has answered the other end, so it is more than a SYN.
-    pub const ANSWERED: u8 = 16;
     /// Denied when it began, and never let through since. Of datagrams: it speaks for its own direction alone.
     pub const REFUSED: u8 = 8;
+    /// TCP: its initiator has answered the other end, so it is more than a SYN.
+    pub const ANSWERED: u8 = 16;
 }
 
 /// `weft_addrs` value (under [`crate::Versioned`]), found by longest prefix: whose an address is where no record says more.

@@ -19,7 +19,7 @@ pub use event::{Event, EventKind};
 pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};
 pub use policy::{ANY_IDENTITY, PolicyKey, PolicyValue, action, direction, mask_port, rank};
 pub use service::{Backend, BackendKey, Dest, DestKey, External, backend_flags, dest_flags, dest_kind, external_guard};
-pub use tuple::{Addr, ListenKey, ListenValue, LocalKey, Tuple};
+pub use tuple::{Addr, ListenKey, ListenValue, LocalKey, MAX_MEMBERS, Member, Tuple};
 pub use versioned::Versioned;
 
 /// IP protocol numbers as they stand in keys (IANA).

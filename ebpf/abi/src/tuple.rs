@@ -141,20 +141,31 @@ pub struct ListenKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListenValue {
-    /// cgroup id of the listener's owner; the daemon's own for our listeners.
+    /// cgroup id of the listener's owner; the daemon's own for our listeners. Of several the first, until its last socket goes.
     pub owner: u64,
     /// Listening sockets (SO_REUSEPORT groups count each member); the entry goes at zero.
     pub count: u64,
-    /// Of these the owner's.
-    pub own: u64,
-    /// cgroup id of another owner that came later and listens there too, 0 = none: it has the address when the first leaves.
-    pub heir: u64,
+    /// Whose they are. Owners beyond these only count.
+    pub members: [Member; MAX_MEMBERS],
 }
+
+/// Sockets of one owner at an address that several share.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// cgroup id.
+    pub owner: u64,
+    /// Sockets; 0: the place is free.
+    pub count: u64,
+}
+
+/// Owners that are told apart at one address: instances of a service that is being restarted, and some.
+pub const MAX_MEMBERS: usize = 4;
 
 const _: () = assert!(size_of::<Tuple>() == 40);
 const _: () = assert!(size_of::<LocalKey>() == 20);
 const _: () = assert!(size_of::<ListenKey>() == 24);
-const _: () = assert!(size_of::<ListenValue>() == 32);
+const _: () = assert!(size_of::<ListenValue>() == 80);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use core::{
     ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
 };
 
-use weft_abi::{EventKind, ListenKey, ListenValue};
+use weft_abi::{EventKind, ListenKey, ListenValue, MAX_MEMBERS, Member};
 
 use crate::{
     errs::{self, Site},
@@ -38,43 +38,93 @@ pub fn begin(owner: u64, key: &ListenKey) {
     };
     let _ = LISTEN.insert(key, &first, BPF_NOEXIST);
     match LISTEN.get_ptr_mut(key) {
-        // SAFETY: the value is valid for the run (RCU); owners are whole words, of which the last written counts.
+        // SAFETY: the value is valid for the run (RCU).
         Some(found) => unsafe {
             add(addr_of_mut!((*found).count), 1);
-            if read_volatile(addr_of!((*found).owner)) == owner {
-                add(addr_of_mut!((*found).own), 1);
-            } else {
-                write_volatile(addr_of_mut!((*found).heir), owner);
-            }
+            join(found, owner);
         },
         None => errs::count(Site::ListenInsert, 0),
     }
     tell(owner, key, EventKind::LISTEN);
 }
 
-/// One less. Where the owner's last one goes and others stay, the address is theirs.
+/// One more of `owner`'s among the members.
+///
+/// # Safety
+///
+/// `found` is a live map value.
+#[inline(always)]
+unsafe fn join(found: *mut ListenValue, owner: u64) {
+    let mut free = core::ptr::null_mut::<Member>();
+    let mut at = 0;
+    while at < MAX_MEMBERS {
+        // SAFETY: within the value, which the caller vouches for; whole words, of which the last written counts.
+        unsafe {
+            let member = addr_of_mut!((*found).members[at]);
+            if read_volatile(addr_of!((*member).count)) == 0 {
+                free = member;
+            } else if read_volatile(addr_of!((*member).owner)) == owner {
+                add(addr_of_mut!((*member).count), 1);
+                return;
+            }
+        }
+        at += 1;
+    }
+    if !free.is_null() {
+        // SAFETY: as above.
+        unsafe {
+            write_volatile(addr_of_mut!((*free).owner), owner);
+            write_volatile(addr_of_mut!((*free).count), 1);
+        }
+    }
+}
+
+/// One less. Where the owner's last one goes and others stay, the address is another's.
 #[inline(always)]
 pub fn end(owner: u64, key: &ListenKey) {
     if let Some(found) = LISTEN.get_ptr_mut(key) {
-        // SAFETY: as in `begin`.
+        // SAFETY: the value is valid for the run (RCU).
         unsafe {
             add(addr_of_mut!((*found).count), u64::MAX);
-            let left = read_volatile(addr_of!((*found).count));
-            if left == 0 {
+            let heir = leave(found, owner);
+            if read_volatile(addr_of!((*found).count)) == 0 {
                 let _ = LISTEN.remove(key);
-            } else if read_volatile(addr_of!((*found).owner)) == owner {
-                add(addr_of_mut!((*found).own), u64::MAX);
-                let heir = read_volatile(addr_of!((*found).heir));
-                if read_volatile(addr_of!((*found).own)) == 0 && heir != 0 {
-                    write_volatile(addr_of_mut!((*found).own), left);
-                    write_volatile(addr_of_mut!((*found).heir), 0);
-                    write_volatile(addr_of_mut!((*found).owner), heir);
-                    tell(heir, key, EventKind::LISTEN);
-                }
+            } else if heir != 0 && read_volatile(addr_of!((*found).owner)) == owner {
+                write_volatile(addr_of_mut!((*found).owner), heir);
+                tell(heir, key, EventKind::LISTEN);
             }
         }
     }
     tell(owner, key, EventKind::UNLISTEN);
+}
+
+/// One less of `owner`'s among the members. If none is left: another one who is there, else 0.
+///
+/// # Safety
+///
+/// As [`join`].
+#[inline(always)]
+unsafe fn leave(found: *mut ListenValue, owner: u64) -> u64 {
+    let (mut heir, mut stays) = (0, false);
+    let mut at = 0;
+    while at < MAX_MEMBERS {
+        // SAFETY: as in `join`.
+        unsafe {
+            let member = addr_of_mut!((*found).members[at]);
+            let (count, whose) = (
+                read_volatile(addr_of!((*member).count)),
+                read_volatile(addr_of!((*member).owner)),
+            );
+            if count != 0 && whose == owner {
+                add(addr_of_mut!((*member).count), u64::MAX);
+                stays = count > 1;
+            } else if count != 0 {
+                heir = whose;
+            }
+        }
+        at += 1;
+    }
+    if stays { 0 } else { heir }
 }
 
 #[inline(always)]
