@@ -70,6 +70,14 @@ fn leave(skb: *mut __sk_buff) -> bool {
 fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let bytes = u64::from(packet.payload);
     let owner = record.owner;
+    let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
+    let translated = record.flags & sock_flags::TRANSLATED != 0
+        && record.translated_port_be == port_be
+        && record.translated == remote;
+    if translated && record.verdict == action::DENY {
+        // To a service that is nowhere.
+        return false;
+    }
     // What another workload began from this port a moment ago, or received at it, says nothing about this one.
     let is_its = |way, flow: &FlowRecord| match way {
         Way::Forth => flow.owner == owner,
@@ -89,7 +97,6 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         }
         return passes;
     }
-    let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
     let listener = if capture::is_local(&remote, record.netns) {
         capture::listener(&remote, port_be, packet.protocol, record.netns)
     } else {
@@ -101,11 +108,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     }
     let (destination, mut service) = flows::destination_of(config, &remote, port_be, packet.protocol, record.netns);
     let mut asked_be = port_be;
-    if record.flags & sock_flags::TRANSLATED != 0 && record.translated_port_be == port_be && record.translated == remote
-    {
-        if record.verdict == action::DENY {
-            return false;
-        }
+    if translated {
         service = record.service;
         asked_be = record.original_port_be;
     }
