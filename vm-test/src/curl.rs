@@ -8,6 +8,8 @@ use crate::{poll, process::Output, workload::Run};
 
 /// Exit code of curl when connect() fails.
 pub const COULD_NOT_CONNECT: i32 = 7;
+/// Exit code of curl when nobody answers in time.
+pub const TIMED_OUT: i32 = 28;
 /// Exit code of curl when a name is not resolved.
 pub const COULD_NOT_RESOLVE: i32 = 6;
 

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use vm_test::{Host, Lab, Nginx, Output, Remote, Server, curl, hosts_test, lab_test, poll, resources};
 
-/// curl gave up waiting.
-const TIMED_OUT: i32 = 28;
 /// An address of the endpoint that is not loopback (every lab has it).
 const OWN_ADDRESS: &str = "http://10.77.0.5:8080/";
 
@@ -64,7 +62,7 @@ fn without_connect_hooks(lab: &Lab) -> Result<()> {
 #[test]
 fn two_accounts_on_one_loopback_address_are_told_apart_by_the_accepting_side_alone() {
     for (name, flags, denied) in [
-        ("accept-skb", &[][..], TIMED_OUT),
+        ("accept-skb", &[][..], curl::TIMED_OUT),
         ("accept-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
     ] {
         lab_test(name, |lab| {
@@ -86,7 +84,7 @@ fn two_accounts_on_one_loopback_address_are_told_apart_by_the_accepting_side_alo
 #[test]
 fn a_client_outside_the_mesh_is_dropped_at_the_socket_or_reset_before_it() {
     for (name, flags, denied) in [
-        ("outside-skb", &[][..], TIMED_OUT),
+        ("outside-skb", &[][..], curl::TIMED_OUT),
         ("outside-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
     ] {
         lab_test(name, |lab| {
@@ -138,9 +136,9 @@ fn endpoints(host: &Host) -> impl Iterator<Item = String> {
 #[test]
 fn a_remote_workload_is_known_by_its_address() {
     for (name, flags, denied) in [
-        ("remote-skb", &[][..], TIMED_OUT),
+        ("remote-skb", &[][..], curl::TIMED_OUT),
         ("remote-lookup", &["--inbound", "netns"], curl::COULD_NOT_CONNECT),
-        ("remote-tc", &["--device", "eth0"], TIMED_OUT),
+        ("remote-tc", &["--device", "eth0"], curl::TIMED_OUT),
     ] {
         hosts_test(name, 3, |hosts| {
             let [a, b, c] = hosts.all();
@@ -224,7 +222,7 @@ fn without_inbound_capture_a_rule_on_requests_lets_no_client_outside_past() {
         let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
         let url = endpoints(b).next().unwrap_or_default();
         poll::until("the rule to be in force", || {
-            ensure!(outside(a, &url)?.code == TIMED_OUT, "not dropped");
+            ensure!(outside(a, &url)?.code == curl::TIMED_OUT, "not dropped");
             Ok(())
         })?;
         b.flow("what could not be looked at", |flow| {
