@@ -369,7 +369,8 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
             if engine.pods.differs(|| engine.registry.runtime()) || (again && engine.problem().is_some()) {
                 // A failure is logged and kept for `weft status`.
                 let _ = engine.publish();
-            } else if again {
+            }
+            if again {
                 engine.pods.settle();
                 engine.pods.show_sources();
             }
