@@ -9,8 +9,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weft_abi::{
-    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, class, identity, protocol, reporter,
-    circuit, role, sock_flags,
+    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, circuit, class, identity,
+    protocol, reporter, role, sock_flags,
 };
 
 use crate::{
@@ -342,7 +342,10 @@ fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord) {
     let tuple = sockops_tuple(ctx.ops);
     // SAFETY: the context pointer is valid for the run.
     let ops = unsafe { &mut *ctx.ops };
-    let (ours, full) = (record.flags & sock_flags::PROXY != 0, record.flags & sock_flags::FULL != 0);
+    let (ours, full) = (
+        record.flags & sock_flags::PROXY != 0,
+        record.flags & sock_flags::FULL != 0,
+    );
     let mut result = Ok(());
     if ours || full {
         result = RX.update(tuple, &mut *ops, 0);
@@ -536,7 +539,13 @@ fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool
     settle_far_end(record);
     settle(ctx.ops, record, acked, received, how);
     if seen_by_us {
-        report(ctx, record, EventKind::CLOSE, acked + record.direct_bytes, received + handed);
+        report(
+            ctx,
+            record,
+            EventKind::CLOSE,
+            acked + record.direct_bytes,
+            received + handed,
+        );
     }
 }
 
