@@ -28,7 +28,9 @@ unsafe fn add(counter: *mut u64, n: u64) {
 }
 
 /// A socket of `owner` can be reached at `key` from now on.
-#[inline(always)]
+///
+/// Not inlined: a stack of its own, for that of a call chain is short on Linux 6.1.
+#[inline(never)]
 pub fn begin(owner: u64, key: &ListenKey) {
     // Members of a SO_REUSEPORT group listen from several CPUs: one makes the entry, all add to it. Its owner is the
     // first: who joins later does not take the address over, but may inherit it.
@@ -80,7 +82,9 @@ unsafe fn join(found: *mut ListenValue, owner: u64) {
 }
 
 /// One less. Where the owner's last one goes and others stay, the address is another's.
-#[inline(always)]
+///
+/// Not inlined: a stack of its own, for that of a call chain is short on Linux 6.1.
+#[inline(never)]
 pub fn end(owner: u64, key: &ListenKey) {
     if let Some(found) = LISTEN.get_ptr_mut(key) {
         // SAFETY: the value is valid for the run (RCU).
