@@ -71,6 +71,8 @@ const TORTURE: &str = "torture";
 const BYTES: u64 = 4 << 20;
 /// How much slower than a real machine a guest may be: measured 10 to 15 times, on two cores with other work.
 const PATIENCE: u32 = 20;
+/// Guests that are begun where the emulator ends them ([`Machine::failed_by_emulator`]).
+const ATTEMPTS: u32 = 3;
 /// Longest run of one guest.
 const BOUND: Duration = Duration::from_secs(90 * 60);
 
@@ -215,24 +217,40 @@ fn boot(kernel: &Kernel, plan: &Plan) -> Result<Found> {
     let words = [xtask.as_path(), Path::new("__vm-guest"), &plan_file];
     initramfs::write(kernel, &guests::busybox(), &visible, &words, &initrd)?;
 
-    let mut machine = Machine::boot(kernel, &initrd, &console, BOUND)?;
-    let mut found = Found::new(&kernel.name);
-    let ended = loop {
-        match machine.event() {
-            Ok(Event::Done) => break Ok(()),
-            Ok(Event::Broken { why }) => break Err(anyhow::anyhow!("the guest gave up: {why}")),
-            Ok(event) => found.take(event),
-            Err(error) => break Err(error),
-        }
-    };
-    if let Err(error) = ended {
+    let mut attempt = 1;
+    loop {
+        let mut machine = Machine::boot(kernel, &initrd, &console, BOUND)?;
+        let mut found = Found::new(&kernel.name);
+        let Err(error) = listen(&mut machine, &mut found) else {
+            machine.power_off();
+            return Ok(found);
+        };
         eprintln!(
             "   console of the guest ({}), its end:\n{}",
             console.display(),
             machine.console_tail()
         );
-        return Err(error);
+        poll::check_interrupt()?;
+        if attempt == ATTEMPTS || !machine.failed_by_emulator() {
+            return Err(error);
+        }
+        eprintln!(
+            "   {error:#}: the emulator's doing; attempt {attempt} of {ATTEMPTS}, another guest from the beginning"
+        );
+        attempt += 1;
     }
-    machine.power_off();
-    Ok(found)
+}
+
+/// Takes what the guest says into `found` until it is done.
+///
+/// # Errors
+/// It gives up, hangs or ends too early.
+fn listen(machine: &mut Machine, found: &mut Found) -> Result<()> {
+    loop {
+        match machine.event()? {
+            Event::Done => return Ok(()),
+            Event::Broken { why } => bail!("the guest gave up: {why}"),
+            event => found.take(event),
+        }
+    }
 }
