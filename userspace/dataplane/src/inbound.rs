@@ -141,16 +141,7 @@ impl Dataplane {
                     keep(link, &pin(DEVICE_PIN))?;
                 }
                 // Before Linux 6.6 there are no links on devices.
-                Err(error) if is_unknown(&error) => {
-                    filter(program, name, device, direction, &pin(FILTER_PIN))?;
-                    if direction == TcAttachType::Ingress {
-                        tracing::warn!(
-                            device,
-                            "this kernel (before Linux 6.6) hands no connection of a device to the proxy: those to servers \
-                             outside the captured cgroup whose requests are to be looked at are dropped"
-                        );
-                    }
-                }
+                Err(error) if is_unknown(&error) => filter(program, name, device, direction, &pin(FILTER_PIN))?,
                 Err(error) => return Err(fail(error)),
             }
         }

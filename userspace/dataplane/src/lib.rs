@@ -36,7 +36,7 @@ pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
 pub use publish::Published;
-pub use sys::netns_cookie;
+pub use sys::{has_tcx, netns_cookie};
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,

@@ -223,7 +223,7 @@ fn to_the_proxy(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
         let result = bpf_sk_assign(skb.cast(), sk, 0);
         bpf_sk_release(sk);
         if result != 0 {
-            // Before Linux 6.6 for listeners with SO_REUSEPORT, as ours are. Its requests are not seen: it goes nowhere.
+            // Before Linux 6.6 where the listener has SO_REUSEPORT. Its requests are not seen: it goes nowhere.
             errs::count(Site::Assign, result as i32);
             return false;
         }

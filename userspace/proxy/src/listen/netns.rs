@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{error::ProxyError, limits::LISTEN_BACKLOG};
 
-/// For every worker one listener an address, all sharing their ports (SO_REUSEPORT).
+/// For every worker one listener an address, all sharing their ports (SO_REUSEPORT), or one listener that all workers have.
 #[derive(Debug)]
 pub struct NetnsListeners {
     addresses: Vec<SocketAddr>,
@@ -29,12 +29,25 @@ impl NetnsListeners {
     /// # Errors
     /// One line that names the port. Nothing stays bound.
     pub fn open(addresses: &[SocketAddr], workers: usize) -> Result<Self, ProxyError> {
+        Self::open_as(Kind::EachItsOwn, addresses, workers)
+    }
+
+    /// As [`NetnsListeners::open`], but all workers have the same listener, without SO_REUSEPORT: what arrives wakes them
+    /// all, and the first takes it. Before Linux 6.6 `bpf_sk_assign` takes no other.
+    ///
+    /// # Errors
+    /// As [`NetnsListeners::open`].
+    pub fn open_single(addresses: &[SocketAddr], workers: usize) -> Result<Self, ProxyError> {
+        Self::open_as(Kind::OneForAll, addresses, workers)
+    }
+
+    fn open_as(kind: Kind, addresses: &[SocketAddr], workers: usize) -> Result<Self, ProxyError> {
         let mut opened = Self {
             addresses: Vec::new(),
             workers: (0..workers.max(1)).map(|_| Vec::new()).collect(),
         };
         for &address in addresses {
-            opened.add(address)?;
+            opened.add(kind, address)?;
         }
         if opened.addresses.is_empty() {
             return Err(ProxyError::NoAddress {
@@ -102,9 +115,13 @@ impl NetnsListeners {
         self.workers
     }
 
-    fn add(&mut self, mut address: SocketAddr) -> Result<(), ProxyError> {
+    fn add(&mut self, kind: Kind, mut address: SocketAddr) -> Result<(), ProxyError> {
         for worker in 0..self.workers.len() {
-            match listen(address) {
+            let opened = match (kind, self.workers[0].last()) {
+                (Kind::OneForAll, Some(first)) if worker > 0 => first.try_clone().map(|listener| (listener, address)),
+                _ => listen(kind, address),
+            };
+            match opened {
                 Ok((listener, bound)) => {
                     address = bound;
                     self.workers[worker].push(listener);
@@ -127,13 +144,20 @@ impl NetnsListeners {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+/// How workers come by a listener.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    EachItsOwn,
+    OneForAll,
+}
+
+fn listen(kind: Kind, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(kind == Kind::EachItsOwn)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -170,6 +194,23 @@ mod tests {
                 .iter()
                 .all(|w| w.len() == 1 && w[0].local_addr().unwrap().port() == port)
         );
+    }
+
+    #[test]
+    fn all_workers_have_one_listener() {
+        let listeners = NetnsListeners::open_single(&[(Ipv4Addr::LOCALHOST, 0).into()], 3).unwrap();
+        let address = listeners.addresses()[0];
+        assert!(
+            NetnsListeners::open(&[address], 1).is_err(),
+            "it does not share its port"
+        );
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let workers = listeners.into_workers();
+        assert!(workers.iter().all(|w| w.len() == 1));
+        let (_, peer) = workers[2][0].accept().expect("every worker can take it");
+        assert_eq!(peer, client.local_addr().unwrap());
+        let nothing = workers[0][0].accept().unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock, "and one has");
     }
 
     #[test]

@@ -2,17 +2,21 @@
 
 use std::{
     fs::File,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
 };
 
-use weft_dataplane::{Dataplane, DataplaneError, netns_cookie};
+use weft_dataplane::{Dataplane, DataplaneError, has_tcx, netns_cookie};
 use weft_proxy::{DEFAULT_INBOUND_PORT, NetnsListeners, ProxyError};
 
 use crate::config::DaemonConfig;
 
 /// Name of the daemon's own namespace among those that are captured.
 const OWN: &str = "own";
+const ADDRESSES: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_INBOUND_PORT),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), DEFAULT_INBOUND_PORT),
+];
 
 /// Inbound listeners, on loopback: nobody dials them, the kernel hands connections to them.
 ///
@@ -20,11 +24,20 @@ const OWN: &str = "own";
 ///
 /// The port is taken.
 pub fn listen(workers: usize) -> Result<NetnsListeners, ProxyError> {
-    let addresses = [
-        (Ipv4Addr::LOCALHOST, DEFAULT_INBOUND_PORT).into(),
-        (Ipv6Addr::LOCALHOST, DEFAULT_INBOUND_PORT).into(),
-    ];
-    NetnsListeners::open(&addresses, workers)
+    NetnsListeners::open(&ADDRESSES, workers)
+}
+
+/// As [`listen`], where programs on devices hand connections over too: what they can do about shared ports came with TCX.
+///
+/// # Errors
+///
+/// The port is taken.
+pub fn listen_beside_devices(workers: usize) -> Result<NetnsListeners, ProxyError> {
+    if has_tcx().unwrap_or(false) {
+        listen(workers)
+    } else {
+        NetnsListeners::open_single(&ADDRESSES, workers)
+    }
 }
 
 /// Attaches what the operator named, and detaches what an earlier daemon was told and this one is not.

@@ -226,7 +226,7 @@ async fn mesh(
     let mut listeners = vec![NetnsListeners::of_sockets(outbound, workers)?];
     if config.inbound {
         let opened = inherited.or_open(names::INBOUND, &mut sockets, || {
-            Ok(inbound::listen(workers)?.into_sockets())
+            Ok(inbound::listen_beside_devices(workers)?.into_sockets())
         })?;
         listeners.push(NetnsListeners::of_sockets(opened, workers)?);
     }
