@@ -1,7 +1,14 @@
 //! tc on a device: what becomes of flows that no socket's own hooks speak for when policies change and packets come again.
 
 use anyhow::{Result, ensure};
-use vm_test::{Actor, Host, Running, census, hosts_test, poll, resources};
+use vm_test::{Actor, Host, Output, Running, census, curl, hosts_test, poll, resources};
+
+const DEVICE: &[&str] = &["--inbound", "netns", "--device", "eth0"];
+
+/// One request of nobody's, which gives up soon.
+fn from_outside(host: &Host, url: &str) -> Result<Output> {
+    host.outside(["curl", "-s", "-o", "/dev/null", "--max-time", "3", url])
+}
 
 /// A program outside any mesh.
 fn actor(host: &Host, ports: &[&str]) -> Result<Actor> {
@@ -12,7 +19,7 @@ fn actor(host: &Host, ports: &[&str]) -> Result<Actor> {
 
 /// Host b has a daemon that knows host a's addresses as account `peer`'s; host a has none.
 fn peer(a: &Host, b: &Host) -> Result<Actor> {
-    b.daemon_with(&["--inbound", "netns", "--device", "eth0"])?;
+    b.daemon_with(DEVICE)?;
     b.resource(
         "peer.yaml",
         &resources::workload("peer", "peer", "peer", &a.addresses()),
@@ -145,6 +152,30 @@ fn a_syn_that_comes_again_goes_to_the_proxy_again() {
             flow["event"] == "request" && flow["l7"]["method"] == "POST"
         })?;
         Ok(())
+    });
+}
+
+#[test]
+fn without_a_daemon_what_it_would_have_to_look_at_gets_through_only_where_that_is_declared() {
+    hosts_test("device-death", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let mut peer = peer(a, b)?;
+        let _web = outside_web(b)?;
+        b.apply(&(gets_only() + &resources::selecting_service("web", (80, 8080), "http")))?;
+        ready(&mut peer, b)?;
+        let url = format!("http://{}/", address(b));
+        let curl = || from_outside(a, &url);
+        b.kill9()?;
+        let told = curl()?;
+        ensure!(told.code == curl::TIMED_OUT, "nothing declared: {told:?}");
+
+        b.daemon_with(DEVICE)?;
+        b.apply(&resources::service_policy("web", &["failureMode: open"]))?;
+        ready(&mut peer, b)?;
+        b.kill9()?;
+        let told = curl()?;
+        ensure!(told.code == 0, "open: {told:?}");
+        b.daemon_with(DEVICE)
     });
 }
 

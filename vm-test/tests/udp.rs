@@ -400,3 +400,42 @@ fn udp_lite_is_judged_as_udp() {
         Ok(())
     });
 }
+
+/// Sends twelve bytes that begin as SCTP does: ports 5000 and 7007, then a tag.
+const SCTP: &str = "import socket, struct, sys\n\
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)\n\
+    s.sendto(struct.pack('!HHII', 5000, 7007, int(sys.argv[1]), 0), ('127.0.0.1', 0))\n";
+/// Prints the tags of such packets.
+const SCTP_SERVER: &str = "import socket, struct\n\
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)\n\
+    while True:\n\
+    \x20   print(struct.unpack('!HHII', s.recv(2048)[20:32])[2], flush=True)\n";
+
+#[test]
+fn what_is_not_carried_but_has_ports_is_judged_by_the_default() {
+    lab_test("sctp", |lab| {
+        lab.daemon()?;
+        let server = lab.run("echo").start(["python3", "-c", SCTP_SERVER])?;
+        let send = |tag: &str| lab.run("friend").output(["python3", "-c", SCTP, tag])?.ok();
+        let arrives = |tag: &str| {
+            poll::until("a packet where nothing protects the server", || {
+                send(tag)?;
+                ensure!(server.stdout().lines().any(|line| line == tag), "none");
+                Ok(())
+            })
+        };
+        arrives("1")?;
+        lab.resource("access.yaml", &only("friend"))?;
+        poll::until("a packet to be denied", || {
+            send("2")?;
+            let denied = |flow: &Value| flow["verdict"] == "deny" && flow["protocol"] == "sctp";
+            ensure!(lab.flows()?.iter().any(denied), "none");
+            Ok(())
+        })?;
+        send("3")?;
+        lab.resource("access.yaml", "")?;
+        arrives("4")?;
+        ensure!(!server.stdout().lines().any(|line| line == "3"), "it got through");
+        Ok(())
+    });
+}

@@ -28,6 +28,10 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// User Datagram Protocol.
     pub const UDP: u8 = 17;
+    /// Datagram Congestion Control Protocol: judged, never carried.
+    pub const DCCP: u8 = 33;
+    /// Stream Control Transmission Protocol: judged, never carried.
+    pub const SCTP: u8 = 132;
 }
 
 /// Identities that are no workload's; see `weft_policy::snapshot::Identity`, which must say the same.

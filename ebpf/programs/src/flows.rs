@@ -105,7 +105,7 @@ fn lookup(key: &FlowKey, way: Way, is_its: &impl Fn(Way, &FlowRecord) -> bool) -
 #[inline(always)]
 fn began_nothing(record: *const FlowRecord, protocol: u8) -> bool {
     // SAFETY: not null, and as in `find`.
-    protocol == weft_abi::protocol::UDP && unsafe { (*record).flags } & flow_flags::REFUSED != 0
+    protocol != weft_abi::protocol::TCP && unsafe { (*record).flags } & flow_flags::REFUSED != 0
 }
 
 // === impl Flow ===

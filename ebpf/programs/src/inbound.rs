@@ -4,7 +4,9 @@
 //! local address without record is `UNKNOWN_LOCAL`, never whoever else has that address.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use weft_abi::{Addr, ConnRecord, EdgeKey, EventKind, PolicyValue, Tuple, action, class, identity, reporter};
+use weft_abi::{
+    Addr, ConnRecord, EdgeKey, EventKind, PolicyValue, Tuple, action, class, dest_flags, identity, protocol, reporter,
+};
 
 use crate::{
     capture::{self, Epoch},
@@ -171,6 +173,13 @@ pub fn arrive(epoch: Epoch, tuple: &Tuple, owner: u64, protocol: u8) -> Arrival 
             }
         }
     }
+}
+
+/// What the service of a TCP endpoint declared for the time without us.
+#[inline(always)]
+pub fn fails_open(epoch: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
+    matches!(capture::lookup_from(epoch, netns, addr, port_be, protocol::TCP),
+        Some(found) if found.flags & dest_flags::FAIL_OPEN_ACCESS != 0)
 }
 
 /// Counts and tells a refusal of the accepting side. `errno`: what the client's connect answers; 0: it waits in vain.

@@ -37,7 +37,7 @@ pub struct Packet {
 
 /// Why there is none.
 pub enum Other {
-    /// Neither TCP nor UDP nor UDP-Lite, or a later fragment: it has no ports.
+    /// None of the protocols of [`has_ports`], or a later fragment.
     NoPorts,
     /// Shorter than its headers say, or more of them than [`MAX_EXTENSIONS`].
     Malformed,
@@ -47,6 +47,15 @@ pub enum Other {
 fn load<T: Copy>(skb: *mut __sk_buff, offset: u32, into: &mut T) -> bool {
     // SAFETY: the helper writes exactly the size it is given into a live place of that size, or fails.
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, from_mut(into).cast(), size_of::<T>() as u32) == 0 }
+}
+
+/// The protocols whose packets are judged by port; all begin with source and destination port (RFC 9293, 768, 3828, 9260, 4340).
+#[inline(always)]
+pub fn has_ports(number: u8) -> bool {
+    matches!(
+        number,
+        protocol::TCP | protocol::UDP | UDP_LITE | protocol::SCTP | protocol::DCCP
+    )
 }
 
 /// Bytes of the packet, on tc with its link header.
@@ -112,8 +121,7 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
     } else {
         return Err(Other::NoPorts);
     };
-    let lite = next == UDP_LITE;
-    if next != protocol::TCP && next != protocol::UDP && !lite {
+    if !has_ports(next) {
         return if next == HOP_BY_HOP || next == ROUTING || next == DESTINATION || next == FRAGMENT {
             Err(Other::Malformed)
         } else {
@@ -127,14 +135,14 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
     (tuple.local_port_be, tuple.remote_port_be) = (ports[0], ports[1]);
     let mut packet = Packet {
         tuple,
-        protocol: if lite { protocol::UDP } else { next },
+        protocol: if next == UDP_LITE { protocol::UDP } else { next },
         flags: 0,
         payload: 0,
     };
     if packet.protocol == protocol::UDP {
         // The length counts the header's eight bytes. (UDP-Lite has there how much its checksum covers.)
         packet.payload = u16::from_be(ports[2]).saturating_sub(8);
-    } else if !load(skb, at + 13, &mut packet.flags) {
+    } else if next == protocol::TCP && !load(skb, at + 13, &mut packet.flags) {
         return Err(Other::Malformed);
     }
     Ok(packet)

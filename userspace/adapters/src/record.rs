@@ -102,6 +102,10 @@ pub enum FlowVerdict {
 pub enum FlowProtocol {
     Tcp,
     Udp,
+    /// Judged by the kernel, never carried.
+    Dccp,
+    /// Judged by the kernel, never carried.
+    Sctp,
     Http,
     Grpc,
 }
@@ -255,6 +259,8 @@ impl FlowProtocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Dccp => "dccp",
+            Self::Sctp => "sctp",
             Self::Http => "http",
             Self::Grpc => "grpc",
         }

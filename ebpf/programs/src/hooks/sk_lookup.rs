@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use weft_abi::{Addr, DestKey, FlowRecord, Tuple, action, dest_flags, identity, protocol};
+use weft_abi::{Addr, FlowRecord, Tuple, action, identity, protocol};
 
 use crate::{
     capture::{self, ECONNREFUSED, Epoch},
@@ -107,7 +107,7 @@ fn connection(ctx: &SkLookupContext, config: Epoch, tuple: &Tuple, owner: u64, v
             // Nobody of ours listens.
             Err(_) => {}
         }
-        if fails_open(config, tuple) {
+        if inbound::fails_open(config, &tuple.local, tuple.local_port_be, tuple.netns) {
             return SK_PASS;
         }
         return refuse(config, &arrival, tuple, protocol::TCP);
@@ -116,19 +116,6 @@ fn connection(ctx: &SkLookupContext, config: Epoch, tuple: &Tuple, owner: u64, v
         return refuse(config, &arrival, tuple, protocol::TCP);
     }
     SK_PASS
-}
-
-/// What the endpoint's service declared for the time without us.
-#[inline(always)]
-fn fails_open(config: Epoch, tuple: &Tuple) -> bool {
-    let key = DestKey {
-        addr: tuple.local,
-        port_be: tuple.local_port_be,
-        protocol: protocol::TCP,
-        pad: 0,
-    };
-    matches!(capture::lookup_from(config, tuple.netns, &key.addr, key.port_be, key.protocol),
-        Some(found) if found.flags & dest_flags::FAIL_OPEN_ACCESS != 0)
 }
 
 /// Only the verdict: `weft_skb_in` notes the flow when it arrives at the socket.

@@ -135,7 +135,7 @@ fn enter(skb: *mut __sk_buff) -> bool {
     if tcp && is_connection(record) {
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
-    if !tcp && record.protocol != protocol::UDP && record.protocol != packet::UDP_LITE {
+    if !packet::has_ports(record.protocol) {
         return true;
     }
     let packet = match packet::parse(skb, 0, record.netns) {
@@ -208,7 +208,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
     }
     let (sender, port_be) = (packet.tuple.local, packet.tuple.local_port_be);
     if capture::is_local(&sender, record.netns)
-        && matches!(capture::listener(&sender, port_be, protocol::UDP, record.netns), Some(found) if found.owner == config.daemon_cgroup)
+        && matches!(capture::listener(&sender, port_be, packet.protocol, record.netns), Some(found) if found.owner == config.daemon_cgroup)
     {
         return true;
     }
@@ -216,7 +216,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
         config,
         &packet.tuple.remote,
         packet.tuple.remote_port_be,
-        protocol::UDP,
+        packet.protocol,
         record.netns,
     );
     let who = Beginning {
@@ -232,7 +232,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
         seen: false,
         bytes,
     };
-    flows::begin(config, &packet.tuple, protocol::UDP, &who).action() != action::DENY
+    flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY
 }
 
 #[cgroup_skb(egress)]

@@ -70,7 +70,7 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
     if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, |_, _| true) {
         flow.settle(config);
         if flow.way == Way::Forth && packet.flags & (SYN | ACK) == SYN {
-            return begun_again(skb, &mut flow, &packet, arriving);
+            return begun_again(config, skb, &mut flow, &packet, arriving);
         }
         return known(flow, &packet, bytes);
     }
@@ -85,13 +85,13 @@ fn of_a_socket(tuple: &Tuple) -> bool {
 
 /// A SYN where there is a flow: the first one came to nothing, or the connection that it began has ended.
 #[inline(always)]
-fn begun_again(skb: *mut __sk_buff, flow: &mut Flow, packet: &Packet, arriving: bool) -> bool {
+fn begun_again(config: Epoch, skb: *mut __sk_buff, flow: &mut Flow, packet: &Packet, arriving: bool) -> bool {
     flow.record.flags &= !(flow_flags::ENDING | flow_flags::ANSWERED);
     match flow.record.verdict {
         // A socket that is at work on it already finds its SYN: an earlier one came to something.
         action::REDIRECT => {
             let state = if arriving { socket_state(skb, &packet.tuple) } else { 0 };
-            !arriving || (state != 0 && state != BPF_TCP_LISTEN) || to_the_proxy(skb, &packet.tuple)
+            !arriving || (state != 0 && state != BPF_TCP_LISTEN) || to_the_proxy(config, skb, &packet.tuple)
         }
         action::DENY => {
             if flow.record.flags & flow_flags::REFUSED == 0 {
@@ -170,7 +170,7 @@ fn new(config: Epoch, skb: *mut __sk_buff, packet: &Packet, arriving: bool, byte
     };
     match flows::begin(config, tuple, packet.protocol, &who).action() {
         action::DENY => false,
-        action::REDIRECT => to_the_proxy(skb, tuple),
+        action::REDIRECT => to_the_proxy(config, skb, tuple),
         _ => true,
     }
 }
@@ -206,10 +206,10 @@ fn socket_state(skb: *mut __sk_buff, tuple: &Tuple) -> u32 {
     }
 }
 
-/// Gives the SYN to our inbound listener of this namespace; what follows finds the socket by itself. Nobody listens: the
-/// sockets' own hooks know what was declared for that.
+/// Gives the SYN to our inbound listener of this namespace; what follows finds the socket by itself. Nobody listens: a
+/// captured server's own hooks know what was declared for that, for any other it is looked up here.
 #[inline(always)]
-fn to_the_proxy(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
+fn to_the_proxy(config: Epoch, skb: *mut __sk_buff, tuple: &Tuple) -> bool {
     let key = [tuple.netns, if tuple.local.is_v4() { 4u32 } else { 6 }];
     // SAFETY: map and key live; the socket is looked at before use and released after it, as the verifier wants.
     unsafe {
@@ -218,7 +218,9 @@ fn to_the_proxy(skb: *mut __sk_buff, tuple: &Tuple) -> bool {
             core::ptr::from_ref(&key).cast(),
         );
         if sk == null_mut() {
-            return true;
+            let (server, port_be) = (&tuple.remote, tuple.remote_port_be);
+            return capture::listener(server, port_be, protocol::TCP, tuple.netns).is_some()
+                || inbound::fails_open(config, server, port_be, tuple.netns);
         }
         let result = bpf_sk_assign(skb.cast(), sk, 0);
         bpf_sk_release(sk);

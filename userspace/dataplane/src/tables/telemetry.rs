@@ -177,7 +177,7 @@ pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
     let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(fail)?;
     let now = monotonic_ns();
     let idle = |key: &FlowKey, flow: &FlowRecord| {
-        let allowed = if key.protocol == u32::from(protocol::UDP) {
+        let allowed = if key.protocol != u32::from(protocol::TCP) {
             IDLE_UDP_NS
         } else if flow.flags & (flow_flags::ENDING | flow_flags::REFUSED) != 0 || flow.flags & flow_flags::ANSWERED == 0
         {

@@ -321,6 +321,8 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
         destination: Arc::clone(&names.destination),
         protocol: match key.protocol {
             protocol::UDP => FlowProtocol::Udp,
+            protocol::DCCP => FlowProtocol::Dccp,
+            protocol::SCTP => FlowProtocol::Sctp,
             _ if proxied && names.http => FlowProtocol::Http,
             _ => FlowProtocol::Tcp,
         },

@@ -167,10 +167,11 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         rule: in_force.rule(event.rule),
         source: source.unwrap_or_else(|| in_force.peer(event.source)),
         destination: in_force.destination(event.service, event.destination, address, u16::from_be(event.port_be)),
-        protocol: if event.protocol == protocol::UDP {
-            FlowProtocol::Udp
-        } else {
-            FlowProtocol::Tcp
+        protocol: match event.protocol {
+            protocol::UDP => FlowProtocol::Udp,
+            protocol::DCCP => FlowProtocol::Dccp,
+            protocol::SCTP => FlowProtocol::Sctp,
+            _ => FlowProtocol::Tcp,
         },
         l7: None,
         bytes_sent: event.bytes_sent,

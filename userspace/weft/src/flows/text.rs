@@ -108,6 +108,8 @@ fn what(flow: &Flow) -> String {
     let protocol = match flow.protocol {
         FlowProtocol::Tcp => "tcp",
         FlowProtocol::Udp => "udp",
+        FlowProtocol::Dccp => "dccp",
+        FlowProtocol::Sctp => "sctp",
         FlowProtocol::Http => "http",
         FlowProtocol::Grpc => "grpc",
     };

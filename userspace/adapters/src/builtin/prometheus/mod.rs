@@ -321,9 +321,12 @@ impl Prometheus {
     }
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
-    /// request instead. UDP has no name there.
+    /// request instead. What is no TCP has no name there.
     fn on_edge(&mut self, edge: &EdgeDelta) {
-        if edge.protocol == FlowProtocol::Udp {
+        if matches!(
+            edge.protocol,
+            FlowProtocol::Udp | FlowProtocol::Dccp | FlowProtocol::Sctp
+        ) {
             return;
         }
         let labels = EdgeLabels {

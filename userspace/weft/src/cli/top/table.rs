@@ -267,6 +267,8 @@ fn destination(row: &Row) -> String {
     let protocol = match row.protocol {
         FlowProtocol::Tcp => "",
         FlowProtocol::Udp => " udp",
+        FlowProtocol::Dccp => " dccp",
+        FlowProtocol::Sctp => " sctp",
         FlowProtocol::Http => " http",
         FlowProtocol::Grpc => " grpc",
     };
