@@ -65,26 +65,54 @@ pub fn length(skb: *mut __sk_buff) -> u32 {
     unsafe { read_volatile(addr_of!((*skb).len)) }
 }
 
-/// Reads the headers. `net` is where the network header begins (cgroup_skb: 0; tc: after the link header); `netns` goes
-/// into the tuple.
-#[inline(always)]
-pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other> {
-    let mut tuple = Tuple {
-        netns,
-        ..Tuple::default()
-    };
+// === impl Packet ===
+
+impl Packet {
+    /// Of namespace `netns`, not read yet.
+    #[inline(always)]
+    pub fn of(netns: u32) -> Self {
+        Self {
+            tuple: Tuple {
+                netns,
+                ..Tuple::default()
+            },
+            protocol: 0,
+            flags: 0,
+            payload: 0,
+        }
+    }
+
+    /// Reads the headers. `net` is where the network header begins (cgroup_skb: 0; tc: after the link header).
+    #[inline(always)]
+    pub fn read(&mut self, skb: *mut __sk_buff, net: u32) -> Result<(), Other> {
+        match read(skb, net, self) {
+            READ => Ok(()),
+            NO_PORTS => Err(Other::NoPorts),
+            _ => Err(Other::Malformed),
+        }
+    }
+}
+
+const READ: u32 = 0;
+const NO_PORTS: u32 = 1;
+const MALFORMED: u32 = 2;
+
+/// Not inlined: what it reads headers into is not on its callers' stack, of which Linux 6.1 leaves little.
+#[inline(never)]
+fn read(skb: *mut __sk_buff, net: u32, packet: &mut Packet) -> u32 {
     let mut first = 0u8;
     if !load(skb, net, &mut first) {
-        return Err(Other::Malformed);
+        return MALFORMED;
     }
+    let tuple = &mut packet.tuple;
     let (at, next) = if first >> 4 == 4 {
         let mut head = [0u32; 5];
         if !load(skb, net, &mut head) {
-            return Err(Other::Malformed);
+            return MALFORMED;
         }
         // Word 1 ends in flags and fragment offset, word 2 has time to live, protocol, checksum.
         if u32::from_be(head[1]) & 0x1fff != 0 {
-            return Err(Other::NoPorts);
+            return NO_PORTS;
         }
         tuple.local = Addr::v4(head[3]);
         tuple.remote = Addr::v4(head[4]);
@@ -92,7 +120,7 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
     } else if first >> 4 == 6 {
         let mut head = [0u32; 10];
         if !load(skb, net, &mut head) {
-            return Err(Other::Malformed);
+            return MALFORMED;
         }
         tuple.local = Addr([head[2], head[3], head[4], head[5]]);
         tuple.remote = Addr([head[6], head[7], head[8], head[9]]);
@@ -104,11 +132,11 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
         {
             let mut extension = [0u8; 4];
             if !load(skb, at, &mut extension) {
-                return Err(Other::Malformed);
+                return MALFORMED;
             }
             if next == FRAGMENT {
                 if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
-                    return Err(Other::NoPorts);
+                    return NO_PORTS;
                 }
                 at += 8;
             } else {
@@ -119,31 +147,26 @@ pub fn parse(skb: *mut __sk_buff, net: u32, netns: u32) -> Result<Packet, Other>
         }
         (at, next)
     } else {
-        return Err(Other::NoPorts);
+        return NO_PORTS;
     };
     if !has_ports(next) {
         return if next == HOP_BY_HOP || next == ROUTING || next == DESTINATION || next == FRAGMENT {
-            Err(Other::Malformed)
+            MALFORMED
         } else {
-            Err(Other::NoPorts)
+            NO_PORTS
         };
     }
     let mut ports = [0u16; 4];
     if !load(skb, at, &mut ports) {
-        return Err(Other::Malformed);
+        return MALFORMED;
     }
     (tuple.local_port_be, tuple.remote_port_be) = (ports[0], ports[1]);
-    let mut packet = Packet {
-        tuple,
-        protocol: if next == UDP_LITE { protocol::UDP } else { next },
-        flags: 0,
-        payload: 0,
-    };
+    packet.protocol = if next == UDP_LITE { protocol::UDP } else { next };
     if packet.protocol == protocol::UDP {
         // The length counts the header's eight bytes. (UDP-Lite has there how much its checksum covers.)
         packet.payload = u16::from_be(ports[2]).saturating_sub(8);
     } else if next == protocol::TCP && !load(skb, at + 13, &mut packet.flags) {
-        return Err(Other::Malformed);
+        return MALFORMED;
     }
-    Ok(packet)
+    READ
 }

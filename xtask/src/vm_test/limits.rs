@@ -23,7 +23,7 @@ pub const BUDGETS: &[(&str, u32)] = &[
     ("weft_sockcreate", 1_600),
     ("weft_sockops", 88_000),
     ("weft_sockrel", 6_000),
-    ("weft_tc_in", 160_000),
+    ("weft_tc_in", 236_000),
     ("weft_tc_out", 100_000),
 ];
 

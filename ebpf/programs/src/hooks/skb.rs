@@ -45,7 +45,8 @@ fn is_connection(record: &SockRecord) -> bool {
 /// The end of a connection that was cut may be told.
 #[inline(always)]
 fn is_reset(skb: *mut __sk_buff, record: &SockRecord) -> bool {
-    matches!(packet::parse(skb, 0, record.netns), Ok(packet) if packet.flags & RST != 0)
+    let mut packet = Packet::of(record.netns);
+    packet.read(skb, 0).is_ok() && packet.flags & RST != 0
 }
 
 /// Steps: a connection of TCP -> may it go on? anything else: by what the packet is, for raw sockets write what they like.
@@ -55,14 +56,15 @@ fn leave(skb: *mut __sk_buff) -> bool {
     if record.protocol == protocol::TCP {
         return !is_connection(record) || verdict::may_go_on(config, record) || is_reset(skb, record);
     }
-    let packet = match packet::parse(skb, 0, record.netns) {
-        Ok(packet) => packet,
+    let mut packet = Packet::of(record.netns);
+    match packet.read(skb, 0) {
+        Ok(()) => {}
         Err(Other::NoPorts) => return true,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
             return false;
         }
-    };
+    }
     send_datagram(config, record, &packet)
 }
 
@@ -138,14 +140,15 @@ fn enter(skb: *mut __sk_buff) -> bool {
     if !packet::has_ports(record.protocol) {
         return true;
     }
-    let packet = match packet::parse(skb, 0, record.netns) {
-        Ok(packet) => packet,
+    let mut packet = Packet::of(record.netns);
+    match packet.read(skb, 0) {
+        Ok(()) => {}
         Err(Other::NoPorts) => return true,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
             return false;
         }
-    };
+    }
     if tcp {
         packet.flags & (SYN | ACK) != SYN || knock(config, record, &packet)
     } else {

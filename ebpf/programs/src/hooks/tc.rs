@@ -55,14 +55,15 @@ fn pass(skb: *mut __sk_buff, arriving: bool) -> bool {
         return true;
     }
     let Some(config) = capture::config() else { return true };
-    let packet = match packet::parse(skb, global(&DEVICE_LINK), global(&DEVICE_NETNS)) {
-        Ok(packet) => packet,
+    let mut packet = Packet::of(global(&DEVICE_NETNS));
+    match packet.read(skb, global(&DEVICE_LINK)) {
+        Ok(()) => {}
         Err(Other::NoPorts) => return true,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
             return false;
         }
-    };
+    }
     if packet.protocol == protocol::TCP && of_a_socket(&packet.tuple) {
         return true;
     }
