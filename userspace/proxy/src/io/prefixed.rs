@@ -25,9 +25,13 @@ impl<S> Prefixed<S> {
 
     /// Puts `earlier` before everything that was not read yet.
     pub(crate) fn prepend(&mut self, earlier: Bytes) {
+        if earlier.is_empty() {
+            // Nothing, but it may hold on to a buffer of kilobytes.
+            return;
+        }
         if self.prefix.is_empty() {
             self.prefix = earlier;
-        } else if !earlier.is_empty() {
+        } else {
             let mut joined = BytesMut::with_capacity(earlier.len() + self.prefix.len());
             joined.extend_from_slice(&earlier);
             joined.extend_from_slice(&self.prefix);
@@ -58,6 +62,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
         let count = self.prefix.len().min(buf.remaining());
         buf.put_slice(&self.prefix[..count]);
         self.prefix.advance(count);
+        if self.prefix.is_empty() {
+            self.prefix = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -90,9 +97,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::AsyncReadExt;
 
     use super::*;
+
+    /// Some bytes of a buffer that is there as long as it is counted.
+    struct Buffer(Arc<()>, &'static [u8]);
+
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            self.1
+        }
+    }
+
+    #[tokio::test]
+    async fn no_buffer_is_kept_for_bytes_that_are_not_there() {
+        let buffers = Arc::new(());
+        let buffer = |bytes| Bytes::from_owner(Buffer(Arc::clone(&buffers), bytes));
+        let mut stream = Prefixed::new(buffer(b"a"), &b"b"[..]);
+        assert_eq!(stream.read_u8().await.unwrap(), b'a');
+        assert_eq!(Arc::strong_count(&buffers), 1, "after it was read");
+        stream.prepend(buffer(b""));
+        assert_eq!(Arc::strong_count(&buffers), 1, "of nothing");
+        assert_eq!(stream.read_u8().await.unwrap(), b'b');
+    }
 
     #[tokio::test]
     async fn the_prefix_comes_first_and_nothing_is_lost_in_small_reads() {
