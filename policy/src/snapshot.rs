@@ -25,7 +25,8 @@ pub use self::adapter::{
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
 pub use self::wasm::{
-    MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols, WasmRollback,
+    MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
+    WasmProtocols, WasmRollback,
 };
 
 /// Number the kernel compares instead of names; one per (namespace, service account). See [`Identity::FIRST`].

@@ -18,6 +18,7 @@ pub struct WasmBackend {
     /// Which of the module's plugins, for modules that hold several; else empty.
     pub root: String,
     pub protocols: WasmProtocols,
+    pub instances: WasmInstances,
     pub limits: WasmLimits,
     /// Services that it may call, as it names them.
     pub upstreams: BTreeSet<String>,
@@ -56,7 +57,18 @@ pub struct WasmProtocols {
     pub tcp: bool,
 }
 
-/// What an instance may use; each worker of the proxy has one.
+/// Who shares an instance of the module.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WasmInstances {
+    /// All requests on a worker of the proxy.
+    #[default]
+    Worker,
+    /// Nobody: every request or connection starts its own, and nothing of it is left for the next one.
+    Request,
+}
+
+/// What an instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct WasmLimits {
     pub memory_mib: u64,

@@ -43,10 +43,11 @@ enum Proxy {
 }
 
 /// In the order of [`Adapters::arms`].
-const ARMS: [(Proxy, Check); 8] = [
+const ARMS: [(Proxy, Check); 9] = [
     (Proxy::Weft, Check::Nothing),
     (Proxy::Weft, Check::Native),
     (Proxy::Weft, Check::Wasm),
+    (Proxy::Weft, Check::FreshWasm),
     (Proxy::Weft, Check::Remote),
     (Proxy::Envoy, Check::Nothing),
     (Proxy::Envoy, Check::Native),
@@ -82,6 +83,7 @@ type Side = (Proxy, Check);
 
 const NATIVE: Side = (Proxy::Weft, Check::Native);
 const WASM: Side = (Proxy::Weft, Check::Wasm);
+const FRESH: Side = (Proxy::Weft, Check::FreshWasm);
 const REMOTE: Side = (Proxy::Weft, Check::Remote);
 const RBAC: Side = (Proxy::Envoy, Check::Native);
 const THEIR_WASM: Side = (Proxy::Envoy, Check::Wasm);
@@ -89,11 +91,13 @@ const THEIR_REMOTE: Side = (Proxy::Envoy, Check::Remote);
 
 /// What, of which figure, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
-const ROWS: [(&str, Figure, Side, Side, Compared, Goal); 13] = [
+const ROWS: [(&str, Figure, Side, Side, Compared, Goal); 15] = [
     ("native, CPU added", Figure::Proxy, NATIVE, RBAC, Compared::Alone, Goal::AtMost(1.0)),
     ("wasm, CPU added", Figure::Proxy, WASM, THEIR_WASM, Compared::Alone, Goal::AtMost(5.0)),
     ("wasm vs. Envoy's wasm, CPU added", Figure::Proxy, WASM, THEIR_WASM, Compared::Cheaper, Goal::AtLeast(3.0)),
     ("remote vs. wasm, added p50", Figure::P50, REMOTE, WASM, Compared::Times, Goal::AtLeast(20.0)),
+    ("wasm, an instance a request, vs. Envoy's wasm, CPU added", Figure::Proxy, FRESH, THEIR_WASM, Compared::Cheaper, Goal::Told),
+    ("remote vs. wasm, an instance a request, added p50", Figure::P50, REMOTE, FRESH, Compared::Times, Goal::Told),
     ("native vs. Envoy's RBAC, CPU added", Figure::Proxy, NATIVE, RBAC, Compared::Cheaper, Goal::Told),
     ("remote vs. Envoy's, CPU added to the proxy", Figure::Proxy, REMOTE, THEIR_REMOTE, Compared::Cheaper, Goal::Told),
     ("remote vs. Envoy's, CPU of the policy server", Figure::PolicyServer, REMOTE, THEIR_REMOTE, Compared::Cheaper, Goal::Told),
@@ -313,10 +317,11 @@ fn arm((proxy, check): Side, target: SocketAddr, pids: (i32, i32), client: Clien
             (Proxy::Weft, Check::Nothing) => "weft, no check",
             (Proxy::Weft, Check::Native) => "weft, list",
             (Proxy::Weft, Check::Wasm) => "weft, wasm",
+            (Proxy::Weft, Check::FreshWasm) => "weft, wasm, an instance a request",
             (Proxy::Weft, Check::Remote) => "weft, ext_authz",
             (Proxy::Envoy, Check::Nothing) => "Envoy, no check",
             (Proxy::Envoy, Check::Native) => "Envoy, RBAC",
-            (Proxy::Envoy, Check::Wasm) => "Envoy, wasm",
+            (Proxy::Envoy, Check::Wasm | Check::FreshWasm) => "Envoy, wasm",
             (Proxy::Envoy, Check::Remote) => "Envoy, ext_authz",
         },
         target,
@@ -364,7 +369,8 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
         }
     }
     lab.resource("access.yaml", &yaml)?;
-    lab.daemon()?;
+    // The peers keep no access log either.
+    lab.daemon_with(&["--access-log", "off"])?;
     let body = "x".repeat(peers::BODY);
     let servers = checks()
         .zip(8080..)

@@ -11,7 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use weft_policy::{AdapterBackend, AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmModule};
+use weft_policy::{
+    AdapterBackend, AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmInstances, WasmModule,
+};
 
 use super::{
     chain_of,
@@ -25,7 +27,8 @@ use crate::{
     error::AdapterError,
     upstreams::{NoUpstreams, Upstreams},
     wasm::{
-        Capabilities, Digest, FailurePolicy, Limits, MAX_MODULE, MayCall, Module, PluginConfig, Services, WasmError,
+        Capabilities, Digest, FailurePolicy, Instances, Limits, MAX_MODULE, MayCall, Module, PluginConfig, Services,
+        WasmError,
     },
 };
 
@@ -244,6 +247,10 @@ fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) ->
             // As it is, for modules that want no JSON.
             serde_json::Value::String(text) => Bytes::from(text.clone()),
             params => Bytes::from(params.to_string()),
+        },
+        instances: match backend.instances {
+            WasmInstances::Worker => Instances::Worker,
+            WasmInstances::Request => Instances::Stream,
         },
         limits: Limits {
             deadline: Duration::from_millis(limits.deadline_ms),

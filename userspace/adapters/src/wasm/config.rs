@@ -12,7 +12,7 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_millis(5);
 /// milliseconds.
 pub const DEFAULT_START_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Memory of one instance in bytes, unless said otherwise. There is one a worker, and those in stock.
+/// Memory of one instance in bytes, unless said otherwise.
 pub const DEFAULT_MEMORY: usize = 64 << 20;
 
 /// A plugin: what one module is told.
@@ -31,11 +31,23 @@ pub struct PluginConfig {
     pub vm_configuration: Bytes,
     /// Environment of the module, as `environ_get` tells it: name and value.
     pub environment: Vec<(String, String)>,
+    pub instances: Instances,
     pub limits: Limits,
     pub capabilities: Capabilities,
     /// Whom the plugin may call.
     pub may_call: MayCall,
     pub failure: FailurePolicy,
+}
+
+/// Who shares an instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Instances {
+    /// All streams of a worker; as many more are in stock as workers were prepared for.
+    #[default]
+    Worker,
+    /// Nobody: each stream waits for the start of its own, which ends with it, and with it the calls that it has under way.
+    /// Neither ticks nor queues wake it.
+    Stream,
 }
 
 /// What a plugin may use.

@@ -45,7 +45,7 @@ mod worker;
 
 pub use abi::AbiVersion;
 pub use config::{
-    Capabilities, DEFAULT_DEADLINE, DEFAULT_MEMORY, DEFAULT_START_DEADLINE, FailurePolicy, Limits, MayCall,
+    Capabilities, DEFAULT_DEADLINE, DEFAULT_MEMORY, DEFAULT_START_DEADLINE, FailurePolicy, Instances, Limits, MayCall,
     PluginConfig,
 };
 pub use counters::Stats;

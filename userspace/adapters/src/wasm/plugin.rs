@@ -19,7 +19,7 @@ use wasmtime::InstancePre;
 use super::{
     budget::Budget,
     calls,
-    config::{FailurePolicy, PluginConfig},
+    config::{FailurePolicy, Instances, PluginConfig},
     counters::{AllCounters, Stats},
     error::WasmError,
     failed::Failed,
@@ -118,12 +118,15 @@ impl Plugin {
         Vm::start(&self.inner).map(drop)
     }
 
-    /// Makes instances until there are `workers` for workers to take, so that no request waits for a start. Not on a
-    /// worker.
+    /// Makes instances until there are `workers` for workers to take, so that no request waits for a start; where each stream
+    /// has its own, one that is thrown away. Not on a worker.
     ///
     /// # Errors
     /// One does not start.
     pub fn prepare(&self, workers: usize) -> Result<(), WasmError> {
+        if self.inner.config.instances == Instances::Stream {
+            return self.canary();
+        }
         while lock(&self.inner.stock).len() < workers {
             let vm = Vm::start(&self.inner)?;
             lock(&self.inner.stock).push_back(vm);
@@ -159,14 +162,14 @@ impl FilterFactory for Plugin {
     }
 
     fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
-        match self.inner.worker().and_then(|worker| HttpStream::begin(worker, info)) {
+        match self.inner.take().and_then(|worker| HttpStream::begin(worker, info)) {
             Some(stream) => Some(Box::new(stream)),
             None => self.inner.failed().map(|failed| Box::new(failed) as _),
         }
     }
 
     fn tcp(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
-        match self.inner.worker().and_then(|worker| TcpStream::begin(worker, info)) {
+        match self.inner.take().and_then(|worker| TcpStream::begin(worker, info)) {
             Some(stream) => Some(Box::new(stream)),
             None => self.inner.failed().map(|failed| Box::new(failed) as _),
         }
@@ -194,6 +197,20 @@ impl Drop for Plugin {
 // === impl Inner ===
 
 impl Inner {
+    /// The instance for a new stream; `None`: none can be had now.
+    fn take(self: &Arc<Self>) -> Option<Rc<Worker>> {
+        match self.config.instances {
+            Instances::Worker => self.worker(),
+            Instances::Stream => match Vm::start(self) {
+                Ok(vm) => Some(Worker::alone(self.clone(), vm)),
+                Err(error) => {
+                    warn!(plugin = &*self.config.name, "no instance: {error}");
+                    None
+                }
+            },
+        }
+    }
+
     /// This thread's instance, made if there is none that runs; `None`: none can be had now.
     fn worker(self: &Arc<Self>) -> Option<Rc<Worker>> {
         let found = PLACES.with_borrow(|places| {

@@ -32,7 +32,7 @@ const MAX_WAITING: usize = 64;
 /// Calls of an instance that are under way at the same time.
 pub(super) const MAX_CALLS: usize = 1024;
 
-/// Of one plugin and one thread.
+/// Of one plugin and one thread, or of one stream.
 pub(super) struct Worker {
     pub plugin: Arc<Inner>,
     vm: RefCell<Vm>,
@@ -51,22 +51,36 @@ impl Worker {
     /// current-thread runtime with a `LocalSet`, in which a worker of the proxy runs; outside a runtime nothing of that
     /// comes.
     pub fn new(plugin: Arc<Inner>, vm: Vm) -> Rc<Self> {
-        let inbox = vm.store.data().inbox.clone();
-        let worker = Rc::new(Self {
-            plugin,
-            vm: RefCell::new(vm),
-            inbox,
-            failed: Cell::new(false),
-            last_context: Cell::new(ROOT),
-            calls: RefCell::default(),
-        });
+        let worker = Rc::new(Self::of(plugin, vm));
         if has_tasks() {
             worker.plugin.tell_when_gone(&worker.inbox);
             tokio::task::spawn_local(tend(Rc::downgrade(&worker), worker.inbox.clone(), worker.plugin.id()));
         }
-        // What the start ordered.
-        worker.enter(|_| Ok(()));
+        worker.begin();
         worker
+    }
+
+    /// Puts an instance to work for one stream: nothing comes to it but that stream and the answers to its calls.
+    pub fn alone(plugin: Arc<Inner>, vm: Vm) -> Rc<Self> {
+        let worker = Rc::new(Self::of(plugin, vm));
+        worker.begin();
+        worker
+    }
+
+    fn of(plugin: Arc<Inner>, vm: Vm) -> Self {
+        Self {
+            plugin,
+            inbox: vm.store.data().inbox.clone(),
+            vm: RefCell::new(vm),
+            failed: Cell::new(false),
+            last_context: Cell::new(ROOT),
+            calls: RefCell::default(),
+        }
+    }
+
+    /// Does what the start ordered.
+    fn begin(self: &Rc<Self>) {
+        self.enter(|_| Ok(()));
     }
 
     pub fn runs(&self) -> bool {

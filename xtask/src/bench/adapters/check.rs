@@ -20,6 +20,8 @@ pub enum Check {
     Native,
     /// The filter header-auth, made with the Rust SDK: the same module in both.
     Wasm,
+    /// The same module with an instance for each request, which Envoy has no word for.
+    FreshWasm,
     /// ext_authz, in both.
     Remote,
 }
@@ -33,6 +35,7 @@ impl Check {
             Self::Nothing => "unchecked",
             Self::Native => "native",
             Self::Wasm => "wasm",
+            Self::FreshWasm => "fresh-wasm",
             Self::Remote => "remote",
         }
     }
@@ -44,9 +47,10 @@ impl Check {
             Self::Native => Some(format!(
                 "backend: native\n  native: list\n  params: {{value: 'request.headers[\"authorization\"]', entries: ['Bearer {TOKEN}']}}"
             )),
-            Self::Wasm => Some(format!(
-                "backend: wasm\n  wasm: {{module: '{}'}}\n  params: {}",
+            Self::Wasm | Self::FreshWasm => Some(format!(
+                "backend: wasm\n  wasm: {{module: '{}', instances: {}}}\n  params: {}",
                 module().display(),
+                if self == Self::Wasm { "worker" } else { "request" },
                 filter_config()
             )),
             Self::Remote => Some(format!(
@@ -65,7 +69,7 @@ impl Check {
                 let rules = json!({"action": "ALLOW", "policies": {"token": policy}});
                 (Some(filter("rbac.v3.RBAC", json!({"rules": rules}))), None)
             }
-            Self::Wasm => {
+            Self::Wasm | Self::FreshWasm => {
                 let configuration = json!({
                     "@type": "type.googleapis.com/google.protobuf.StringValue",
                     "value": filter_config().to_string(),

@@ -5,13 +5,13 @@ use std::{collections::BTreeSet, path::PathBuf};
 use crate::{
     decode::{Fields, Value, one_of, shorten},
     snapshot::{
-        MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmLimits, WasmModule, WasmProtocols,
-        WasmRollback,
+        MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
+        WasmProtocols, WasmRollback,
     },
 };
 
 const WEIGHT: std::ops::RangeInclusive<u64> = 0..=1_000_000;
-/// Of an instance; there is one a worker and generation.
+/// Of an instance; there is one a worker and generation, or one a request.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 1..=4096;
 /// Of a callback. A worker serves nobody else meanwhile.
 const DEADLINE_MS: std::ops::RangeInclusive<u64> = 1..=10_000;
@@ -52,6 +52,10 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
         Some(value) => protocols(&value),
         None => Some(WasmProtocols { http: true, tcp: false }),
     };
+    let instances = match fields.optional("instances") {
+        Some(value) => value.choice(&[("worker", WasmInstances::Worker), ("request", WasmInstances::Request)]),
+        None => Some(WasmInstances::default()),
+    };
     let limits = match fields.optional("limits") {
         Some(value) => limits(value),
         None => Some(WasmLimits::default()),
@@ -73,6 +77,7 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
         generations: generations?,
         root: root?,
         protocols: protocols?,
+        instances: instances?,
         limits: limits?,
         upstreams: upstreams?,
         capabilities: capabilities?,

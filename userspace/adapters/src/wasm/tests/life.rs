@@ -101,6 +101,38 @@ fn a_start_that_traps_loops_or_eats_is_an_error() {
 }
 
 #[test]
+fn what_a_request_leaves_behind_is_found_by_the_next_one_of_its_instance_alone() {
+    // Goes on once, and holds everybody after that.
+    let bytes = text(
+        r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+           (global $asked (mut i32) (i32.const 0))
+           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             (global.get $asked) (global.set $asked (i32.const 1))))"#,
+    );
+    let module = Module::compile(&bytes).expect("a filter");
+    let worker = plugin(&module, config(""));
+    goes_on(stream(&worker).on_request_headers(&mut get("/", &[]), true));
+    waits(stream(&worker).on_request_headers(&mut get("/", &[]), true));
+    assert_eq!(worker.stats().instances, 1);
+
+    let alone = PluginConfig {
+        instances: Instances::Stream,
+        ..config("")
+    };
+    let alone = plugin(&module, alone);
+    alone.prepare(2).expect("it starts");
+    assert_eq!(alone.stats().instances, 0, "none waits for anybody");
+    let (mut one, mut other) = (stream(&alone), stream(&alone));
+    goes_on(one.on_request_headers(&mut get("/", &[]), true));
+    goes_on(other.on_request_headers(&mut get("/", &[]), true));
+    assert_eq!(alone.stats().instances, 2);
+    one.on_end(&end());
+    drop((one, other));
+    let stats = alone.stats();
+    assert_eq!((stats.instances, stats.streams), (0, 2));
+}
+
+#[test]
 fn a_trap_harms_the_requests_in_there_and_nobody_else() {
     let trapping = plugin(&filter("trap"), config(""));
     let other = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "alice"}}"#));
