@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use weft_dataplane::{Edge, KernelError, RuleUse};
 
 use super::{
     engine::{Engine, InForce},
+    keepers::goes_on,
     kernel,
     names::UNKNOWN,
 };
@@ -130,9 +132,11 @@ pub async fn read(reader: Arc<Mutex<Reader>>) {
         ticks.tick().await;
         // System calls by the thousand: not on a thread that answers DNS.
         let reader = Arc::clone(&reader);
-        let work = tokio::task::spawn_blocking(move || reader.lock().unwrap_or_else(PoisonError::into_inner).tick());
-        if let Err(error) = work.await {
-            tracing::error!(%error, "edges are not read any more");
+        let work = tokio::task::spawn_blocking(move || {
+            reader.lock().unwrap_or_else(PoisonError::into_inner).tick();
+            Ok::<_, Infallible>(())
+        });
+        if !goes_on(work.await) {
             return;
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     engine::Engine,
     hand_over::{Gate, HandedOver},
+    keepers::goes_on,
 };
 
 /// How long the services of a foreign proxy that was restarted may be without it. A look costs a `stat` for each.
@@ -27,7 +28,7 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
             }
             Ok::<_, HandedOver>(())
         });
-        if !matches!(looked.await, Ok(Ok(()))) {
+        if !goes_on(looked.await) {
             return;
         }
     }

@@ -1,9 +1,18 @@
 //! The tasks that read and write what a successor would take over: kernel events and edges, workloads, publications.
 //! They rest while a hand-over is under way; proxy, DNS and metrics do not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::{sync::mpsc, task::JoinSet};
+use futures_util::FutureExt;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::sleep,
+};
 use weft_adapters::Reporter;
 use weft_control::Change;
 use weft_dataplane::Events;
@@ -17,7 +26,11 @@ use super::{
     start::{republish, watch_workloads},
 };
 
+/// Between a panic of a task and its next start: a mistake that repeats itself does not fill the log.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What they need, kept while they rest.
+#[derive(Clone)]
 pub struct Keepers {
     pub engine: Arc<Engine>,
     pub gate: Arc<Gate>,
@@ -33,17 +46,31 @@ impl Keepers {
     /// Sets them to work.
     pub fn start(&self) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        let engine = || Arc::clone(&self.engine);
-        tasks.spawn(kernel::read(
-            engine(),
-            Arc::clone(&self.events),
-            self.event_reporter.clone(),
-        ));
-        tasks.spawn(edges::read(Arc::clone(&self.edges)));
-        tasks.spawn(republish(engine(), Arc::clone(&self.gate), Arc::clone(&self.changes)));
-        tasks.spawn(foreign::follow(engine(), Arc::clone(&self.gate)));
-        tasks.spawn(netns::follow(engine(), Arc::clone(&self.gate)));
-        tasks.spawn(watch_workloads(Arc::clone(&self.engine.registry)));
+        let of = self.clone();
+        tasks.spawn(kept("events of the kernel", move || {
+            let engine = Arc::clone(&of.engine);
+            kernel::read(engine, Arc::clone(&of.events), of.event_reporter.clone())
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("counters of the kernel", move || {
+            edges::read(Arc::clone(&of.edges))
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("publications", move || {
+            republish(Arc::clone(&of.engine), Arc::clone(&of.gate), Arc::clone(&of.changes))
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("foreign proxies", move || {
+            foreign::follow(Arc::clone(&of.engine), Arc::clone(&of.gate))
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("pods", move || {
+            netns::follow(Arc::clone(&of.engine), Arc::clone(&of.gate))
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("workloads", move || {
+            watch_workloads(Arc::clone(&of.engine.registry))
+        }));
         tasks
     }
 
@@ -52,9 +79,51 @@ impl Keepers {
         tasks.shutdown().await;
         // What runs on a blocking thread is not ended with its task; it holds this lock.
         let edges = Arc::clone(&self.edges);
-        let quiet = tokio::task::spawn_blocking(move || drop(edges.lock().unwrap_or_else(PoisonError::into_inner)));
+        let quiet = spawn_blocking(move || drop(edges.lock().unwrap_or_else(PoisonError::into_inner)));
         if let Err(error) = quiet.await {
             tracing::error!(%error, "waiting for the reader of edges");
         }
+    }
+}
+
+/// Whether a task goes on after what it did on a blocking thread: not where that says so, nor when the runtime ends. A panic
+/// there is one here.
+pub fn goes_on<E>(done: Result<Result<(), E>, JoinError>) -> bool {
+    match done.map_err(JoinError::try_into_panic) {
+        Ok(told) => told.is_ok(),
+        Err(Ok(panic)) => resume_unwind(panic),
+        Err(Err(_cancelled)) => false,
+    }
+}
+
+/// Runs a task to its end, and again after a panic: without it the daemon would go on with what it knew then.
+async fn kept<F: Future<Output = ()>>(what: &'static str, mut make: impl FnMut() -> F) {
+    while AssertUnwindSafe(make()).catch_unwind().await.is_err() {
+        tracing::error!(what, "the task that looks after this panicked, and starts again");
+        sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_runs_again_until_it_ends() {
+        let mut runs = 0;
+        kept("a test", || {
+            runs += 1;
+            let run = runs;
+            async move {
+                assert!(run > 1, "run {run}");
+                let told = spawn_blocking(move || {
+                    assert!(run > 2, "run {run}, elsewhere");
+                    Err(())
+                });
+                assert!(!goes_on(told.await), "it ends");
+            }
+        })
+        .await;
+        assert_eq!(runs, 3);
     }
 }

@@ -29,7 +29,7 @@ use super::{
     engine::Engine,
     hand_over::{self, Channel, Gate, Giver, HandedOver, Sockets, Taken, names},
     inbound,
-    keepers::Keepers,
+    keepers::{Keepers, goes_on},
     kernel, last_good, metrics, netns, notify,
     origin::KernelOrigin,
     reporting::Reporting,
@@ -466,7 +466,7 @@ pub(super) async fn republish(
             let _ = engine.publish();
             Ok::<_, HandedOver>(())
         });
-        if !matches!(published.await, Ok(Ok(()))) {
+        if !goes_on(published.await) {
             return;
         }
     }

@@ -29,6 +29,7 @@ use weft_proxy::{Netns, WorkersHandle, dns::DnsServer};
 use super::{
     engine::Engine,
     hand_over::{Gate, HandedOver, Sockets},
+    keepers::goes_on,
 };
 use inside::Inside;
 use paths::{Paths, cgroup_id};
@@ -376,7 +377,7 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
             }
             Ok::<_, HandedOver>(())
         });
-        if !matches!(looked.await, Ok(Ok(()))) {
+        if !goes_on(looked.await) {
             return;
         }
     }
