@@ -159,6 +159,11 @@ pub trait TcpFilter {
         Poll::Ready(TcpStep::Continue)
     }
 
+    /// As [`StreamFilter::has_failed`].
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     /// This side has closed.
     fn on_close(&mut self, _by: Direction) {}
 

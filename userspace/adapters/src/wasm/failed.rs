@@ -28,6 +28,10 @@ impl TcpFilter for Failed {
     fn on_connection(&mut self) -> TcpStep {
         TcpStep::Reset
     }
+
+    fn has_failed(&self) -> bool {
+        true
+    }
 }
 
 /// 503, saying which adapter does not run.

@@ -58,6 +58,8 @@ pub(super) struct Inner {
     stock: Mutex<VecDeque<Vm>>,
     /// A thread is making one more.
     restocking: AtomicBool,
+    /// The last stream that was to have its own instance got none.
+    cannot_start: AtomicBool,
     /// The [`Plugin`] was dropped.
     gone: AtomicBool,
     /// Of instances that have a task: told when the plugin goes.
@@ -103,6 +105,7 @@ impl Plugin {
             failed_streams: AtomicU64::new(0),
             stock: Mutex::default(),
             restocking: AtomicBool::new(false),
+            cannot_start: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             inboxes: Mutex::default(),
         };
@@ -202,9 +205,17 @@ impl Inner {
         match self.config.instances {
             Instances::Worker => self.worker(),
             Instances::Stream => match Vm::start(self) {
-                Ok(vm) => Some(Worker::alone(self.clone(), vm)),
+                Ok(vm) => {
+                    if self.cannot_start.load(Ordering::Relaxed) {
+                        self.cannot_start.store(false, Ordering::Relaxed);
+                    }
+                    Some(Worker::alone(self.clone(), vm))
+                }
                 Err(error) => {
-                    warn!(plugin = &*self.config.name, "no instance: {error}");
+                    // Not for each of the streams that meet it.
+                    if !self.cannot_start.swap(true, Ordering::Relaxed) {
+                        warn!(plugin = &*self.config.name, "no instance: {error}");
+                    }
                     None
                 }
             },

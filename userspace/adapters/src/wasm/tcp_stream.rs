@@ -150,6 +150,10 @@ impl TcpFilter for TcpStream {
         });
     }
 
+    fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     fn on_end(&mut self) {
         self.end();
     }

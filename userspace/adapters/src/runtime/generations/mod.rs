@@ -11,6 +11,7 @@ pub(super) mod ledger;
 mod metrics;
 mod rollback;
 mod shadow;
+mod tcp;
 
 use std::{
     rc::Rc,
@@ -70,9 +71,10 @@ pub(super) struct Made {
     out: AtomicBool,
     /// Why it is out.
     why: Mutex<Option<String>>,
-    /// Requests that it failed on since the last look.
+    /// Requests and connections that it failed on since the last look.
     failures: AtomicU64,
-    /// Requests that it, a shadow, would have answered and the others did not, or the other way round.
+    /// Requests that it, a shadow, would have answered (connections that it would have ended) and the others did not, or the
+    /// other way round.
     disagreed: AtomicU64,
 }
 
@@ -97,7 +99,7 @@ pub struct GenerationState {
     pub problem: Option<String>,
     /// Why it gets no requests any more, though it runs.
     pub rolled_back: Option<String>,
-    /// Of a shadow: requests over which it was of another mind than the generation in force.
+    /// Of a shadow: requests and connections over which it was of another mind than the generation in force.
     pub disagreed: u64,
     pub stats: Stats,
 }
@@ -149,8 +151,10 @@ impl FilterFactory for Generations {
         if !self.set.protocols.tcp {
             return None;
         }
-        let made = self.set.made(self.set.draw(info.id, 0)?)?;
-        made.plugin.tcp(info)
+        match &*self.set.all {
+            [only] if !only.shadow => only.made.as_ref().ok()?.plugin.tcp(info),
+            _ => Some(Box::new(tcp::Shadowed::new(&self.set, info)?)),
+        }
     }
 }
 

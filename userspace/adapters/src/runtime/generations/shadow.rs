@@ -16,8 +16,8 @@ use http::{HeaderMap, request, response};
 use super::{Made, Set, drawn::Drawn};
 use crate::stream::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
 
-/// Bytes of a body that a shadow may gather; beyond, it is shown nothing more of the stream.
-const MAX_GATHERED: usize = 1 << 20;
+/// Bytes of a body, or of one direction of a connection, that a shadow may gather; beyond, it is shown nothing more of the stream.
+pub(super) const MAX_GATHERED: usize = 1 << 20;
 
 /// The generation that a request drew, and the shadows beside it.
 pub(super) struct Shadowed {

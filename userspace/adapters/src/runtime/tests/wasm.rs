@@ -2,18 +2,19 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
 
+use bytes::BytesMut;
 use http::{Request, request};
 
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{Step, StreamEnd, StreamFilter, StreamInfo},
+    stream::{Direction, FilterFactory, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep},
 };
 
 fn module(name: &str) -> PathBuf {
@@ -35,10 +36,22 @@ fn auth(wasm: &str, rest: &str) -> String {
 
 /// The filter of request number `id` to `web`.
 pub(super) fn stream(chains: &Chains, id: u64) -> Option<Box<dyn StreamFilter>> {
+    factory(chains)?.stream(&info(id))
+}
+
+/// The filter of connection number `id` to `web`.
+fn connection(chains: &Chains, id: u64) -> Option<Box<dyn TcpFilter>> {
+    factory(chains)?.tcp(&info(id))
+}
+
+fn factory(chains: &Chains) -> Option<Arc<dyn FilterFactory>> {
     let name = service("web");
-    let chain = chains.of(Some(&name), Some(&name))?;
+    chains.of(Some(&name), Some(&name))?.filters.first().cloned()
+}
+
+fn info(id: u64) -> Rc<StreamInfo> {
     let address = SocketAddr::from(([10, 0, 0, 1], 80));
-    let info = Rc::new(StreamInfo {
+    Rc::new(StreamInfo {
         id,
         began: SystemTime::now(),
         source: Arc::new(Peer {
@@ -56,8 +69,7 @@ pub(super) fn stream(chains: &Chains, id: u64) -> Option<Box<dyn StreamFilter>> 
         }),
         original: address,
         protocol: FlowProtocol::Http,
-    });
-    chain.filters.first()?.stream(&info)
+    })
 }
 
 pub(super) fn head(headers: &[(&str, &str)]) -> request::Parts {
@@ -251,6 +263,87 @@ fn a_shadow_changes_nothing_and_is_compared() {
     let chains = world.apply("auth", &text);
     assert_eq!(status(&chains, 4, &[TRAP]), 401);
     assert_eq!(world.state("auth").generations[1].stats.traps, 1);
+}
+
+/// A filter on connections: what it does at a new one, and with the client's bytes.
+fn tcp(connection: &str, data: &str) -> String {
+    format!(
+        r#"(module
+          (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+          (memory (export "memory") 1)
+          (global $bytes (mut i32) (i32.const 0))
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "proxy_on_new_connection") (param i32) (result i32) {connection})
+          (func (export "proxy_on_downstream_data") (param i32 i32 i32) (result i32) {data}))"#
+    )
+}
+
+const PASSES: &str = "(i32.const 0)";
+const TRAPS: &str = "unreachable";
+const HOLDS_TWO: &str = "(i32.le_u (local.get 1) (i32.const 2))";
+const CLOSES_AFTER_FOUR: &str = "(global.set $bytes (i32.add (global.get $bytes) (local.get 1)))
+    (if (i32.gt_u (global.get $bytes) (i32.const 4)) (then (drop (call $close (i32.const 2)))))
+    (i32.const 0)";
+
+/// Generations v1, v2 of filters on connections.
+fn tcp_generations(folder: &Path, list: &[(&str, &str)], rest: &str) -> String {
+    let write = |(at, (text, share)): (usize, &(&str, &str))| {
+        let file = folder.join(format!("v{}.wasm", at + 1));
+        fs::write(&file, wat::parse_str(text).unwrap()).unwrap();
+        format!("{{name: v{}, module: {}, {share}}}", at + 1, file.display())
+    };
+    let list: Vec<String> = list.iter().enumerate().map(write).collect();
+    let wasm = format!("protocols: [tcp], {rest} generations: [{}]", list.join(", "));
+    auth(&wasm, "params: {}")
+}
+
+#[test]
+fn a_shadow_of_connections_sees_every_byte_once_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new();
+    let (holds, closes) = (tcp(PASSES, HOLDS_TWO), tcp(PASSES, CLOSES_AFTER_FOUR));
+    let list = [(holds.as_str(), "weight: 1"), (closes.as_str(), "shadow: true")];
+    let chains = world.apply("auth", &tcp_generations(folder.path(), &list, ""));
+    let mut filter = connection(&chains, 1).unwrap();
+    assert_eq!(filter.on_connection(), TcpStep::Continue);
+    let mut data = BytesMut::from("ab");
+    let mut client = |data: &mut BytesMut| filter.on_data(Direction::Downstream, data, false);
+    assert_eq!(client(&mut data), TcpStep::Pause);
+    data.extend_from_slice(b"cd");
+    assert_eq!(client(&mut data), TcpStep::Continue);
+    assert_eq!(data, "abcd");
+    filter.on_end();
+    let disagreed = |world: &World| world.state("auth").generations[1].disagreed;
+    assert_eq!(disagreed(&world), 0, "it saw four bytes");
+
+    let mut filter = connection(&chains, 2).unwrap();
+    assert_eq!(filter.on_connection(), TcpStep::Continue);
+    assert_eq!(
+        filter.on_data(Direction::Downstream, &mut BytesMut::from("efg"), true),
+        TcpStep::Continue
+    );
+    filter.on_end();
+    assert_eq!(disagreed(&world), 1, "it would have closed");
+    assert_eq!(world.state("auth").generations[1].stats.streams, 2);
+}
+
+#[test]
+fn a_connection_that_a_generation_fails_on_is_anothers_and_the_bad_one_is_rolled_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new();
+    let (passes, traps) = (tcp(PASSES, PASSES), tcp(TRAPS, PASSES));
+    let list = [(passes.as_str(), "weight: 0"), (traps.as_str(), "weight: 100")];
+    let text = tcp_generations(folder.path(), &list, "rollback: {failures: 1},");
+    let chains = world.apply("auth", &text);
+    for id in 0..2 {
+        assert_eq!(connection(&chains, id).unwrap().on_connection(), TcpStep::Continue);
+    }
+    let state = world.state("auth");
+    let [v1, v2] = &*state.generations else {
+        panic!("{state:?}")
+    };
+    assert!(v2.rolled_back.is_some() && v1.rolled_back.is_none(), "{state:?}");
+    assert_eq!((v1.stats.streams, v2.stats.traps), (2, 1));
 }
 
 #[test]
