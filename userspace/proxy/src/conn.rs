@@ -162,8 +162,10 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
                 _ => Patience::Unknown(DETECT_DEADLINE),
             };
             let mut stop = conn.stop.clone();
+            // In a box: its timers would be part of every connection to its end.
+            let detecting = Box::pin(detect(&mut stream, patience));
             let detected = tokio::select! {
-                detected = detect(&mut stream, patience) => detected,
+                detected = detecting => detected,
                 () = stop.reached(Phase::Drain), if hint == Hint::Http => return,
             };
             match detected {

@@ -48,7 +48,8 @@ enum Watch {
 /// hyper's connection lives from a request to the next if that comes soon; while it does not, all that is kept is the socket.
 pub(crate) async fn serve_http1(conn: Rc<Conn>, mut stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
-    while let Some(resting) = serve_requests(&conn, &clock, stream).await {
+    // In a box: nothing of it is kept by a connection that rests.
+    while let Some(resting) = Box::pin(serve_requests(&conn, &clock, stream)).await {
         stream = resting;
         if stream.has_prefix() {
             clock.bytes_came();
