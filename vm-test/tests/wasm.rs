@@ -383,7 +383,14 @@ fn bad_modules_harm_nobody_else() {
             format!(
                 "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: good}}\n\
                  spec: {{target: {{services: [other]}}, backend: wasm, {}}}\n",
-                AUTH.replace("MODULE", &format!("module: {}", filter("header-auth")?.display()))
+                // An emulated processor that stands still uses CPU time too.
+                AUTH.replace(
+                    "MODULE",
+                    &format!(
+                        "module: {}, limits: {{deadlineMs: 1000}}",
+                        filter("header-auth")?.display()
+                    )
+                )
             ),
         )?;
         lab.weft(["apply", "-f", &good.to_string_lossy()])?.ok()?;
