@@ -104,18 +104,24 @@ mod tests {
     use super::*;
 
     /// Some bytes of a buffer that is there as long as it is counted.
-    struct Buffer(Arc<()>, &'static [u8]);
+    struct Buffer {
+        _there: Arc<()>,
+        bytes: &'static [u8],
+    }
 
     impl AsRef<[u8]> for Buffer {
         fn as_ref(&self) -> &[u8] {
-            self.1
+            self.bytes
         }
     }
 
     #[tokio::test]
     async fn no_buffer_is_kept_for_bytes_that_are_not_there() {
         let buffers = Arc::new(());
-        let buffer = |bytes| Bytes::from_owner(Buffer(Arc::clone(&buffers), bytes));
+        let buffer = |bytes| {
+            let _there = Arc::clone(&buffers);
+            Bytes::from_owner(Buffer { _there, bytes })
+        };
         let mut stream = Prefixed::new(buffer(b"a"), &b"b"[..]);
         assert_eq!(stream.read_u8().await.unwrap(), b'a');
         assert_eq!(Arc::strong_count(&buffers), 1, "after it was read");
