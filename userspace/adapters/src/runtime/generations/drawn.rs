@@ -1,4 +1,4 @@
-//! A request in the generation that it drew.
+//! A request in the generation that it drew; and how it is drawn, of requests and connections.
 
 use std::{
     rc::Rc,
@@ -9,29 +9,34 @@ use std::{
 use bytes::BytesMut;
 use http::{HeaderMap, request, response};
 
-use super::Set;
+use super::{Made, Set};
 use crate::stream::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
 
-/// The filter of one generation; of another one, where it fails before anything has passed.
-pub(super) struct Drawn {
+/// The generation that a stream is in.
+pub(super) struct Draw {
     set: Arc<Set>,
-    info: Rc<StreamInfo>,
+    pub info: Rc<StreamInfo>,
     at: usize,
     /// Bits of those that it was given to.
     tried: u32,
-    filter: Box<dyn StreamFilter>,
-    /// The request's head as it came, while another generation could still take it; whether that is all.
-    head: Option<(Box<request::Parts>, bool)>,
     /// The failure was told.
     told: bool,
 }
 
+/// The filter of one generation; of another one, where it fails before anything has passed.
+pub(super) struct Drawn {
+    draw: Draw,
+    filter: Box<dyn StreamFilter>,
+    /// The request's head as it came, while another generation could still take it; whether that is all.
+    head: Option<(Box<request::Parts>, bool)>,
+}
+
 /// Stands in for a filter that cannot be made and whose failure policy is `open`.
-struct Passes;
+pub(super) struct Passes;
 
-// === impl Drawn ===
+// === impl Draw ===
 
-impl Drawn {
+impl Draw {
     /// `None`: none runs.
     pub fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
         let at = set.draw(info.id, 0)?;
@@ -40,25 +45,62 @@ impl Drawn {
             info: Rc::clone(info),
             at,
             tried: 1 << at,
-            filter: filter(set, info, at),
-            head: None,
             told: false,
+        })
+    }
+
+    pub fn made(&self) -> Option<&Arc<Made>> {
+        self.set.made(self.at)
+    }
+
+    /// One that it was not given to.
+    fn other(&self) -> Option<usize> {
+        self.set.draw(self.info.id, self.tried)
+    }
+
+    /// Gives it to another one; `false`: there is none.
+    pub fn again(&mut self) -> bool {
+        let Some(next) = self.other() else { return false };
+        self.at = next;
+        self.tried |= 1 << next;
+        self.told = false;
+        true
+    }
+
+    /// Tells of a failure of the one at hand, once. Whether there is a new one.
+    pub fn tell(&mut self, failed: bool) -> bool {
+        if self.told || !failed {
+            return false;
+        }
+        self.told = true;
+        self.set.failed(self.at);
+        true
+    }
+}
+
+// === impl Drawn ===
+
+impl Drawn {
+    /// `None`: none runs.
+    pub fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
+        let draw = Draw::new(set, info)?;
+        Some(Self {
+            filter: filter(&draw),
+            draw,
+            head: None,
         })
     }
 
     /// After a call about the request's head: as long as the filter has failed on it, gives it to another generation.
     fn settle(&mut self, head: &mut request::Parts, mut step: Step) -> Step {
         while self.tell() {
-            let (Some((copy, end)), Some(next)) = (&self.head, self.set.draw(self.info.id, self.tried)) else {
+            let Some((copy, end)) = &self.head else { break };
+            if !self.draw.again() {
                 break;
-            };
+            }
             head.clone_from(copy);
-            let end = *end;
-            self.at = next;
-            self.tried |= 1 << next;
-            self.told = false;
-            self.filter = filter(&self.set, &self.info, next);
-            step = self.filter.on_request_headers(head, end);
+            self.filter = filter(&self.draw);
+            step = self.filter.on_request_headers(head, *end);
         }
         if !matches!(step, Step::Pause) {
             self.head = None;
@@ -66,14 +108,9 @@ impl Drawn {
         step
     }
 
-    /// Tells of a failure, once. Whether there is a new one.
+    /// Whether there is a new failure.
     fn tell(&mut self) -> bool {
-        if self.told || !self.filter.has_failed() {
-            return false;
-        }
-        self.told = true;
-        self.set.failed(self.at);
-        true
+        self.draw.tell(self.filter.has_failed())
     }
 
     fn told(&mut self, step: Step) -> Step {
@@ -84,7 +121,7 @@ impl Drawn {
 
 impl StreamFilter for Drawn {
     fn on_request_headers(&mut self, head: &mut request::Parts, end: bool) -> Step {
-        if self.set.draw(self.info.id, self.tried).is_some() {
+        if self.draw.other().is_some() {
             self.head = Some((Box::new(head.clone()), end));
         }
         let step = self.filter.on_request_headers(head, end);
@@ -148,7 +185,7 @@ impl StreamFilter for Passes {
     }
 }
 
-fn filter(set: &Set, info: &Rc<StreamInfo>, at: usize) -> Box<dyn StreamFilter> {
-    let made = set.made(at).and_then(|made| made.plugin.stream(info));
+fn filter(draw: &Draw) -> Box<dyn StreamFilter> {
+    let made = draw.made().and_then(|made| made.plugin.stream(&draw.info));
     made.unwrap_or_else(|| Box::new(Passes))
 }

@@ -218,6 +218,13 @@ impl Set {
         self.all.get(at)?.made.as_ref().ok()
     }
 
+    /// Those that see copies, and their places.
+    fn shadows(&self) -> impl Iterator<Item = (usize, &Arc<Made>)> {
+        let all = self.all.iter().enumerate();
+        let shadows = all.filter(|(_, generation)| generation.shadow && generation.runs());
+        shadows.filter_map(|(at, generation)| Some((at, generation.made.as_ref().ok()?)))
+    }
+
     /// Which one the request `id` draws, by weight, of those that run and are not in the bits of `without`. Where none of
     /// these has a weight, the first; where all are out, the first that could be made: better than nobody who looks.
     fn draw(&self, id: u64, without: u32) -> Option<usize> {

@@ -68,10 +68,7 @@ impl Shadowed {
 
     /// Those that look at this request.
     pub fn shadows(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Vec<Shadow> {
-        let shadows = set.all.iter().enumerate();
-        let shadows = shadows.filter(|(_, generation)| generation.shadow && generation.runs());
-        let shadows = shadows.filter_map(|(at, generation)| {
-            let made = generation.made.as_ref().ok()?;
+        let shadows = set.shadows().filter_map(|(at, made)| {
             Some(Shadow {
                 set: Arc::clone(set),
                 at,

@@ -11,7 +11,11 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::{Made, Set, shadow::MAX_GATHERED};
+use super::{
+    Made, Set,
+    drawn::{Draw, Passes},
+    shadow::MAX_GATHERED,
+};
 use crate::stream::{Direction, FilterFactory, StreamInfo, TcpFilter, TcpStep};
 
 /// The generation that a connection drew, and the shadows beside it.
@@ -27,14 +31,8 @@ pub(super) struct Shadowed {
 
 /// The filter of one generation; of another one, where it fails before anything has passed.
 struct Drawn {
-    set: Arc<Set>,
-    info: Rc<StreamInfo>,
-    at: usize,
-    /// Bits of those that it was given to.
-    tried: u32,
+    draw: Draw,
     filter: Box<dyn TcpFilter>,
-    /// The failure was told.
-    told: bool,
 }
 
 /// One shadow on one connection.
@@ -53,9 +51,6 @@ struct Shadow {
     held: [BytesMut; 2],
     told: bool,
 }
-
-/// Stands in for a filter that cannot be made and whose failure policy is `open`.
-struct Passes;
 
 /// Place of a direction.
 fn way(from: Direction) -> usize {
@@ -147,41 +142,26 @@ impl TcpFilter for Shadowed {
 impl Drawn {
     /// `None`: none runs.
     fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
-        let at = set.draw(info.id, 0)?;
+        let draw = Draw::new(set, info)?;
         Some(Self {
-            set: Arc::clone(set),
-            info: Rc::clone(info),
-            at,
-            tried: 1 << at,
-            filter: filter(set, info, at),
-            told: false,
+            filter: filter(&draw),
+            draw,
         })
     }
 
     /// A new connection: as long as the filter fails on it, gives it to another generation.
     fn connection(&mut self) -> TcpStep {
         let mut step = self.filter.on_connection();
-        while self.tell() {
-            let Some(next) = self.set.draw(self.info.id, self.tried) else {
-                break;
-            };
-            self.at = next;
-            self.tried |= 1 << next;
-            self.told = false;
-            self.filter = filter(&self.set, &self.info, next);
+        while self.tell() && self.draw.again() {
+            self.filter = filter(&self.draw);
             step = self.filter.on_connection();
         }
         step
     }
 
-    /// Tells of a failure, once. Whether there is a new one.
+    /// Whether there is a new failure.
     fn tell(&mut self) -> bool {
-        if self.told || !self.filter.has_failed() {
-            return false;
-        }
-        self.told = true;
-        self.set.failed(self.at);
-        true
+        self.draw.tell(self.filter.has_failed())
     }
 }
 
@@ -190,10 +170,7 @@ impl Drawn {
 impl Shadow {
     /// Those that look at this connection.
     fn all(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Vec<Self> {
-        let shadows = set.all.iter().enumerate();
-        let shadows = shadows.filter(|(_, generation)| generation.shadow && generation.runs());
-        let shadows = shadows.filter_map(|(at, generation)| {
-            let made = generation.made.as_ref().ok()?;
+        let shadows = set.shadows().filter_map(|(at, made)| {
             Some(Self {
                 set: Arc::clone(set),
                 at,
@@ -270,7 +247,7 @@ impl TcpFilter for Passes {
     }
 }
 
-fn filter(set: &Set, info: &Rc<StreamInfo>, at: usize) -> Box<dyn TcpFilter> {
-    let made = set.made(at).and_then(|made| made.plugin.tcp(info));
+fn filter(draw: &Draw) -> Box<dyn TcpFilter> {
+    let made = draw.made().and_then(|made| made.plugin.tcp(&draw.info));
     made.unwrap_or_else(|| Box::new(Passes))
 }
