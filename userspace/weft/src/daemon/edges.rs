@@ -323,12 +323,9 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
         reporter: if at_source { Side::Source } else { Side::Destination },
         source: Arc::clone(&names.source),
         destination: Arc::clone(&names.destination),
-        protocol: match key.protocol {
-            protocol::UDP => FlowProtocol::Udp,
-            protocol::DCCP => FlowProtocol::Dccp,
-            protocol::SCTP => FlowProtocol::Sctp,
-            _ if proxied && names.http => FlowProtocol::Http,
-            _ => FlowProtocol::Tcp,
+        protocol: match kernel::flow_protocol(key.protocol) {
+            FlowProtocol::Tcp if proxied && names.http => FlowProtocol::Http,
+            other => other,
         },
         verdict: match key.verdict {
             action::DENY => FlowVerdict::Deny,

@@ -73,6 +73,16 @@ fn matters(engine: &Engine, owner: u64, protocol: Protocol, port: u16) -> bool {
     protocol == Protocol::Tcp || port < FIRST_EPHEMERAL || engine.registry.declares(owner, protocol, port)
 }
 
+/// What the kernel saw, as records name it.
+pub fn flow_protocol(number: u8) -> FlowProtocol {
+    match number {
+        protocol::UDP => FlowProtocol::Udp,
+        protocol::DCCP => FlowProtocol::Dccp,
+        protocol::SCTP => FlowProtocol::Sctp,
+        _ => FlowProtocol::Tcp,
+    }
+}
+
 fn protocol_of(number: u8) -> Protocol {
     if number == protocol::UDP {
         Protocol::Udp
@@ -167,12 +177,7 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         rule: in_force.rule(event.rule),
         source: source.unwrap_or_else(|| in_force.peer(event.source)),
         destination: in_force.destination(event.service, event.destination, address, u16::from_be(event.port_be)),
-        protocol: match event.protocol {
-            protocol::UDP => FlowProtocol::Udp,
-            protocol::DCCP => FlowProtocol::Dccp,
-            protocol::SCTP => FlowProtocol::Sctp,
-            _ => FlowProtocol::Tcp,
-        },
+        protocol: flow_protocol(event.protocol),
         l7: None,
         bytes_sent: event.bytes_sent,
         bytes_received: event.bytes_received,

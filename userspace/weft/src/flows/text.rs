@@ -4,7 +4,7 @@ use std::{fmt::Write, time::SystemTime};
 
 use nix::errno::Errno;
 use time::{OffsetDateTime, macros::format_description};
-use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict};
+use weft_adapters::{Flow, FlowEvent, FlowVerdict};
 
 /// A column grows with what it shows up to this many characters; what is longer pushes its own line only.
 const WIDEST_COLUMN: usize = 60;
@@ -105,14 +105,7 @@ pub(crate) fn qualified(namespace: &str, name: &str) -> String {
 }
 
 fn what(flow: &Flow) -> String {
-    let protocol = match flow.protocol {
-        FlowProtocol::Tcp => "tcp",
-        FlowProtocol::Udp => "udp",
-        FlowProtocol::Dccp => "dccp",
-        FlowProtocol::Sctp => "sctp",
-        FlowProtocol::Http => "http",
-        FlowProtocol::Grpc => "grpc",
-    };
+    let protocol = flow.protocol.as_str();
     let text = match (&flow.l7, flow.event) {
         (Some(l7), _) => format!("{protocol} {} {}", l7.method, l7.path),
         (None, FlowEvent::Open) => format!("{protocol} open"),
@@ -189,7 +182,7 @@ pub(crate) fn printable(text: &str) -> String {
 mod tests {
     use std::time::Duration;
 
-    use weft_adapters::L7;
+    use weft_adapters::{FlowProtocol, L7};
 
     use super::*;
     use crate::flows::query::tests::{denied, flow};

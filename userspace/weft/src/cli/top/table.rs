@@ -265,12 +265,8 @@ fn destination(row: &Row) -> String {
         port => format!(":{port}"),
     };
     let protocol = match row.protocol {
-        FlowProtocol::Tcp => "",
-        FlowProtocol::Udp => " udp",
-        FlowProtocol::Dccp => " dccp",
-        FlowProtocol::Sctp => " sctp",
-        FlowProtocol::Http => " http",
-        FlowProtocol::Grpc => " grpc",
+        FlowProtocol::Tcp => String::new(),
+        other => format!(" {}", other.as_str()),
     };
     printable(&format!("{name}{port}{protocol}"))
 }
