@@ -147,12 +147,11 @@ impl Machine {
         while self.events.recv_timeout(POWER_OFF).is_ok() {}
     }
 
-    /// Whether what ended the guest is the emulator's doing, and another guest may well get through: it ended before it said
-    /// anything, or its kernel met the breakpoint that stands for an instant in code that it patches (static keys). The other
-    /// processor is told to forget that before the breakpoint is taken for a stray one; QEMU's threads now and then run an
-    /// old translation once more.
+    /// Whether what ended the guest is the emulator's doing, and another guest may well get through: its kernel met the
+    /// breakpoint that stands for an instant in code that it patches (static keys). The other processor is told to forget that
+    /// before the breakpoint is taken for a stray one; QEMU's threads now and then run an old translation once more.
     pub fn failed_by_emulator(&self) -> bool {
-        !self.booted || self.console().contains(STRAY_BREAKPOINT)
+        self.console().contains(STRAY_BREAKPOINT)
     }
 
     /// The end of what the guest's kernel and initramfs printed.
