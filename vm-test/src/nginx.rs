@@ -119,7 +119,7 @@ impl Nginx {
             "daemon off;\nuser root;\nworker_processes 1;\npid nginx.pid;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n  access_log off;\n  default_type text/plain;\n  sendfile on;\n  keepalive_requests 1000000;\n\
-             \x20 keepalive_timeout 1h;\n\
+             \x20 keepalive_timeout 1h;  client_header_timeout 1h;\n\
              \x20 client_max_body_size 0;\n  client_body_temp_path body;\n  proxy_temp_path proxy;\n\
              \x20 fastcgi_temp_path fastcgi;\n  uwsgi_temp_path uwsgi;\n  scgi_temp_path scgi;\n\
              \x20 server {{\n{listen}\n\

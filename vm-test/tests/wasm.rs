@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll};
 
@@ -213,13 +213,17 @@ impl Asking {
         self.0.stderr().lines().count()
     }
 
-    fn more(&self, count: usize) -> Result<()> {
+    fn more(&mut self, count: usize) -> Result<()> {
         let before = self.count();
         poll::until("more answers", || {
+            if !self.0.is_running()? {
+                // No patience helps.
+                return Ok(Err(anyhow!("it ended: {:?}", self.0.stderr())));
+            }
             let now = self.count();
             ensure!(now >= before + count, "{} of {count}", now - before);
-            Ok(())
-        })
+            Ok(Ok(()))
+        })?
     }
 
     /// Ends it; all answers must have been 200. Gives how many there were.
@@ -258,7 +262,7 @@ fn modules_are_swapped_under_load_without_a_failed_request() {
     with_web("wasm-swaps", |lab, client| {
         apply(lab, "auth", &filter("header-auth")?, AUTH)?;
         poll::until("the filter", || answers(client, &[], "/", 401).map(drop))?;
-        let asking = Asking::start(client, &TOKEN, "http://web/")?;
+        let mut asking = Asking::start(client, &TOKEN, "http://web/")?;
         let new = Asking::start(client, &["-H", "connection: close", TOKEN[0], TOKEN[1]], "http://web/")?;
         for number in 1..=swaps {
             let file = variant(lab, "header-auth", number)?;
@@ -301,7 +305,7 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
             refused.code != 0 && refused.stderr.contains("not a WebAssembly module"),
             "{refused:?}"
         );
-        let asking = Asking::start(client, &[], "http://web/")?;
+        let mut asking = Asking::start(client, &[], "http://web/")?;
         let trap = filter("trap")?;
         let said = adapter(lab, &["load", "guard", &trap.to_string_lossy(), "--weight", "10"])?;
         ensure!(said.contains("v1 90, v2 10"), "{said}");
@@ -394,7 +398,7 @@ fn bad_modules_harm_nobody_else() {
             ),
         )?;
         lab.weft(["apply", "-f", &good.to_string_lossy()])?.ok()?;
-        let other = Asking::start(client, &TOKEN, "http://other/")?;
+        let mut other = Asking::start(client, &TOKEN, "http://other/")?;
         for bad in ["trap", "loop", "eat"] {
             apply(lab, "bad", &filter(bad)?, "wasm: {MODULE}")?;
             answers(client, &[], "/", 200)?;
