@@ -343,6 +343,66 @@ fn a_conversation_on_an_unconnected_socket_is_with_one_endpoint() {
     });
 }
 
+/// Asks each service by the address given, all before the first answer is looked at, from one unconnected socket; then
+/// again from one that is connected to the first. Prints who answered, and whom the second socket takes for its peer.
+const SEVERAL: &str = "import socket, sys\n\
+    to = [(a.rsplit(':', 1)[0].strip('[]'), int(a.rsplit(':', 1)[1])) for a in sys.argv[1:]]\n\
+    family = socket.AF_INET6 if ':' in to[0][0] else socket.AF_INET\n\
+    def told(pair):\n\
+    \x20   return ('[%s]:%d' if ':' in pair[0] else '%s:%d') % pair[:2]\n\
+    s = socket.socket(family, socket.SOCK_DGRAM)\n\
+    s.settimeout(5)\n\
+    for _ in range(3):\n\
+    \x20   for address in to:\n\
+    \x20       s.sendto(b'x', address)\n\
+    \x20   print(*sorted(told(s.recvfrom(99)[1]) for _ in to))\n\
+    s = socket.socket(family, socket.SOCK_DGRAM)\n\
+    s.connect(to[0])\n\
+    for address in to[1:]:\n\
+    \x20   s.sendto(b'x', address)\n\
+    print(told(s.getpeername()))\n";
+
+#[test]
+fn each_answer_seems_to_come_from_whom_its_question_was_sent_to() {
+    lab_test("udp-several", |lab| {
+        lab.daemon()?;
+        // As many as are remembered: the last one, and those before it.
+        let services: Vec<(String, u16)> = (0..=weft_abi::MAX_ASKED as u16)
+            .map(|n| (format!("echo{n}"), 7100 + n))
+            .collect();
+        let _servers = services
+            .iter()
+            .map(|(name, port)| echo(lab, name, &format!("7:{port}/udp"), &format!("[::]:{port}")))
+            .collect::<Result<Vec<_>>>()?;
+        for family in 0..2 {
+            let mut targets = Vec::new();
+            for (name, _) in &services {
+                let target = format!("{}:7", vips(lab, name)?[family]);
+                poll::until("the endpoint to be there", || {
+                    let told = unconnected(lab, "friend", &target)?;
+                    ensure!(told["ok"] == true, "{target}: {told}");
+                    Ok(())
+                })?;
+                targets.push(target);
+            }
+            let words = [
+                vec!["python3", "-c", SEVERAL],
+                targets.iter().map(String::as_str).collect(),
+            ]
+            .concat();
+            let told = lab.run("friend").output(words)?.ok()?;
+            let mut sorted = targets.clone();
+            sorted.sort();
+            let answered = format!("{}\n", sorted.join(" "));
+            ensure!(
+                told.stdout == format!("{answered}{answered}{answered}{}\n", targets[0]),
+                "{targets:?}: {told:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_service_without_endpoint_is_not_whoever_has_its_port_here() {
     lab_test("udp-nobody", |lab| {

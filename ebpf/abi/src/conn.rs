@@ -177,5 +177,35 @@ pub struct ConnRecord {
     pub direct: u64,
 }
 
+/// Services that a datagram socket's answers are known of: the one its record names, and so many before it. With more, answers of
+/// the service that was remembered first come from its endpoint's own address.
+pub const MAX_ASKED: usize = 8;
+
+/// What a datagram was meant for, and where it went instead.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// What the application asked for.
+    pub original: Addr,
+    /// Where it went.
+    pub translated: Addr,
+    /// Port of `original`, wire order.
+    pub original_port_be: u16,
+    /// Port of `translated`, wire order.
+    pub translated_port_be: u16,
+}
+
+/// Whom a datagram socket asked before whom its [`SockRecord`] names (`weft_asked`, SK_STORAGE). Only sockets that talk to
+/// several have one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Told apart by where they went; those never used are zero.
+    pub translations: [Translation; MAX_ASKED],
+    /// How many were remembered; the place of the next one, modulo their number.
+    pub count: u32,
+}
+
+const _: () = assert!(size_of::<Asked>() == 292);
 const _: () = assert!(size_of::<SockRecord>() == 192);
 const _: () = assert!(size_of::<ConnRecord>() == 88);

@@ -9,9 +9,9 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops, sk_msg_md},
     helpers::{bpf_get_netns_cookie, bpf_sk_storage_get},
 };
-use weft_abi::{Addr, SockRecord, Tuple};
+use weft_abi::{Addr, Asked, SockRecord, Tuple};
 
-use crate::maps::SOCKS;
+use crate::maps::{ASKED, SOCKS};
 
 const AF_INET: u32 = 2;
 const SK_STORAGE_CREATE: u64 = 1;
@@ -145,6 +145,37 @@ impl SockAddr {
             } else {
                 record_or_insert(sk, initial)
             }
+        }
+    }
+
+    /// Whom a datagram socket asked before whom its record names; `None`: nobody.
+    #[inline(always)]
+    pub fn asked(&self) -> Option<&'static mut Asked> {
+        self.asked_with(0)
+    }
+
+    /// The same, made if there was nobody (all zero; Linux 5.2).
+    #[inline(always)]
+    pub fn asked_or_insert(&self) -> Option<&'static mut Asked> {
+        self.asked_with(SK_STORAGE_CREATE)
+    }
+
+    #[inline(always)]
+    fn asked_with(&self, flags: u64) -> Option<&'static mut Asked> {
+        // SAFETY: as above; without an initial value the kernel makes one of zeros.
+        unsafe {
+            let sk = read_volatile(addr_of!((*self.ctx).__bindgen_anon_1.sk));
+            if sk.is_null() {
+                return None;
+            }
+            bpf_sk_storage_get(
+                core::ptr::from_ref(&ASKED).cast_mut().cast(),
+                sk.cast(),
+                core::ptr::null_mut(),
+                flags,
+            )
+            .cast::<Asked>()
+            .as_mut()
         }
     }
 

@@ -7,6 +7,7 @@
 )]
 #![feature(core_intrinsics)]
 
+mod asked;
 mod capture;
 mod context;
 mod errs;

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf, SkStorage, SockHash},
     macros::btf_map,
 };
 use weft_abi::{
-    Addr, AddrOwner, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event, External,
-    FlowKey, FlowRecord, ListenKey, ListenValue, LocalKey, PolicyKey, PolicyValue, RuleCounters, SockRecord, Tuple,
-    Versioned, Workload,
+    Addr, AddrOwner, Asked, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event,
+    External, FlowKey, FlowRecord, ListenKey, ListenValue, LocalKey, PolicyKey, PolicyValue, RuleCounters, SockRecord,
+    Tuple, Versioned, Workload,
 };
 
 use crate::errs::ErrKey;
@@ -69,7 +69,11 @@ impl<T> ClonedStorage<T> {
 #[btf_map(name = "weft_socks")]
 pub static SOCKS: ClonedStorage<SockRecord> = ClonedStorage::new();
 
-/// The same in short by the dialling end's tuple ([`Tuple::conn_key`]), for the accepting end.
+/// Whom a datagram socket asked before: gone with the socket, so nothing to clean.
+#[btf_map(name = "weft_asked")]
+pub static ASKED: SkStorage<Asked> = SkStorage::new();
+
+/// A connection's record in short, by the dialling end's tuple ([`Tuple::conn_key`]), for the accepting end.
 ///
 /// Written by `weft_sockops` at TCP_CONNECT_CB, before the SYN leaves; removed at close (a connection handed to the
 /// proxy: when the accepting end has read it). Not an LRU: an evicted entry would be a misroute. When full, the

@@ -42,7 +42,7 @@ use crate::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 20] = [
+const PINNED_MAPS: [&str; 21] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
@@ -50,6 +50,7 @@ const PINNED_MAPS: [&str; 20] = [
     "weft_externals",
     "weft_policy",
     "weft_socks",
+    "weft_asked",
     "weft_conns",
     "weft_listen",
     "weft_local",

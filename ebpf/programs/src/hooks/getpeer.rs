@@ -1,13 +1,16 @@
 //! cgroup/getpeername4 and 6: the application sees the address it asked for.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use weft_abi::sock_flags;
+use weft_abi::{protocol, sock_flags};
 
-use crate::context::SockAddr;
+use crate::{asked, context::SockAddr};
 
 #[inline(always)]
-pub fn restore(hook: &SockAddr) -> i32 {
-    if let Some(record) = hook.record()
+fn restore(hook: &SockAddr) -> i32 {
+    if hook.protocol() == u32::from(protocol::UDP) {
+        // It may have asked others since.
+        asked::restore(hook);
+    } else if let Some(record) = hook.record()
         && record.flags & sock_flags::TRANSLATED != 0
         && (hook.is_v6() || record.original.is_v4())
     {

@@ -4,8 +4,7 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use weft_abi::{Addr, identity, sock_flags};
 
-use super::getpeer::restore;
-use crate::{capture, context::SockAddr};
+use crate::{asked, capture, context::SockAddr};
 
 #[inline(always)]
 fn sendmsg(hook: &SockAddr) -> i32 {
@@ -27,6 +26,7 @@ fn sendmsg(hook: &SockAddr) -> i32 {
     record.source = workload.identity;
     record.generation = config.generation;
     let asked = hook.addr();
+    let before = asked::before(record);
     let mut way = capture::route_udp(config, hook, record);
     if hook.is_v6() && way.addr.is_v4() && !asked.is_v4() {
         // IPv6 datagrams may not become IPv4 here. Our own server answers at ::1 as well; others cannot be reached.
@@ -36,6 +36,7 @@ fn sendmsg(hook: &SockAddr) -> i32 {
         way.addr = Addr::LOCALHOST_V6;
         record.translated = way.addr;
     }
+    asked::remember(hook, before, record);
     hook.rewrite(&way.addr, way.port_be);
     1
 }
@@ -43,13 +44,7 @@ fn sendmsg(hook: &SockAddr) -> i32 {
 /// The answer seems to come from whom the question was sent to. Answers of others are left as they are.
 #[inline(always)]
 fn recvmsg(hook: &SockAddr) -> i32 {
-    if let Some(record) = hook.record()
-        && record.flags & sock_flags::TRANSLATED != 0
-        && hook.port_be() == record.translated_port_be
-        && hook.addr() == record.translated
-    {
-        return restore(hook);
-    }
+    asked::restore(hook);
     1
 }
 
