@@ -212,3 +212,37 @@ fn a_connection_that_ended_leaves_no_flow_behind() {
         })
     });
 }
+
+/// What a device has of ours, whichever way: the kernel shows links by their pins alone, filters of the classic tc here.
+fn filters(host: &Host, device: &str) -> Result<String> {
+    let mut all = String::new();
+    for side in ["ingress", "egress"] {
+        all += &host
+            .outside(["tc", "filter", "show", "dev", device, side])?
+            .ok()?
+            .stdout;
+    }
+    Ok(all)
+}
+
+#[test]
+fn a_device_that_was_renamed_has_nothing_of_ours_after_uninstall() {
+    hosts_test("device-renamed", 1, |hosts| {
+        let [host] = hosts.all();
+        host.daemon_with(DEVICE)?;
+        let before = filters(host, "eth0")?;
+        for words in [
+            &["set", "eth0", "down"][..],
+            &["set", "eth0", "name", "wan0"],
+            &["set", "wan0", "up"],
+        ] {
+            host.outside([&["ip", "link"], words].concat())?.ok()?;
+        }
+        ensure!(filters(host, "wan0")? == before, "a name changes no filter: {before}");
+        host.stop()?;
+        host.uninstall()?;
+        let after = filters(host, "wan0")?;
+        ensure!(after.is_empty(), "before: {before}; after: {after}");
+        Ok(())
+    });
+}

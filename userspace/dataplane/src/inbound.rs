@@ -39,7 +39,8 @@ pub const TC: [(&str, TcAttachType, &str); 2] = [
 /// Pins of links to namespaces and devices begin so.
 const NETNS_PIN: &str = "netns-";
 const DEVICE_PIN: &str = "dev-";
-/// Pins of programs that stand for filters of the classic tc, which has no links.
+/// Pins of programs that stand for filters of the classic tc, which has no links. The device's index is part of them: what
+/// stands on it stays there when it is renamed.
 const FILTER_PIN: &str = "tc-";
 /// Stands for a dot in the name of a pin.
 const DOT: &str = "%";
@@ -141,7 +142,11 @@ impl Dataplane {
                     keep(link, &pin(DEVICE_PIN))?;
                 }
                 // Before Linux 6.6 there are no links on devices.
-                Err(error) if is_unknown(&error) => filter(program, name, device, direction, &pin(FILTER_PIN))?,
+                Err(error) if is_unknown(&error) => {
+                    let pin = self.link_pin(FILTER_PIN, &format!("{device}-{index}-{suffix}"));
+                    filter(program, name, device, direction, &pin)?;
+                    self.forget_earlier(device, direction, &pin)?;
+                }
                 Err(error) => return Err(fail(error)),
             }
         }
@@ -154,9 +159,19 @@ impl Dataplane {
     ///
     /// A pin cannot be removed.
     pub fn release_devices(&self, kept: &[String]) -> Result<(), DataplaneError> {
-        for (pin, device, direction) in device_pins(&self.bpffs().join("links"))? {
-            if !kept.contains(&device) {
-                release(&pin, &device, direction)?;
+        for pin in device_pins(&self.bpffs().join("links"))? {
+            if !kept.contains(&pin.device) {
+                pin.release()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins of filters on a device that had this name before.
+    fn forget_earlier(&self, device: &str, direction: TcAttachType, kept: &Path) -> Result<(), DataplaneError> {
+        for pin in device_pins(&self.bpffs().join("links"))? {
+            if pin.device == device && pin.index.is_some() && TC[pin.side].1 == direction && pin.path != kept {
+                pin.release()?;
             }
         }
         Ok(())
@@ -183,8 +198,8 @@ pub fn attached_programs(links: &Path) -> Result<Vec<(String, Option<u32>)>, Dat
     for name in pin_names(links)? {
         let program = match name.strip_prefix(NETNS_PIN) {
             Some(netns) => format!("{SK_LOOKUP}@{netns}"),
-            None => match device_of(&name) {
-                Some((device, side)) => format!("{}@{device}", TC[side].0),
+            None => match DevicePin::of(links, &name) {
+                Some(pin) => format!("{}@{}", TC[pin.side].0, pin.device),
                 None => continue,
             },
         };
@@ -203,10 +218,7 @@ pub fn attached_programs(links: &Path) -> Result<Vec<(String, Option<u32>)>, Dat
 
 /// Removes what stands on devices for the pins below `links`; before the pins themselves go.
 pub fn release_all_devices(links: &Path) -> Result<(), DataplaneError> {
-    for (pin, device, direction) in device_pins(links)? {
-        release(&pin, &device, direction)?;
-    }
-    Ok(())
+    device_pins(links)?.iter().try_for_each(DevicePin::release)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DataplaneError>
@@ -348,30 +360,52 @@ fn pin_names(links: &Path) -> Result<Vec<String>, DataplaneError> {
     Ok(names)
 }
 
-/// Device and index into [`TC`] of a pin's name.
-fn device_of(pin: &str) -> Option<(String, usize)> {
-    let rest = pin.strip_prefix(DEVICE_PIN).or_else(|| pin.strip_prefix(FILTER_PIN))?;
-    let (device, suffix) = rest.rsplit_once('-')?;
-    let side = TC.iter().position(|(_, _, side)| *side == suffix)?;
-    Some((device.replace(DOT, "."), side))
+/// A pin of a link or filter on a device.
+struct DevicePin {
+    path: PathBuf,
+    /// What the device was called.
+    device: String,
+    /// Of a filter: the device's.
+    index: Option<u32>,
+    /// Index into [`TC`].
+    side: usize,
 }
 
-/// Pins of links and filters on devices: path, device, direction.
-fn device_pins(links: &Path) -> Result<Vec<(PathBuf, String, TcAttachType)>, DataplaneError> {
-    let found = pin_names(links)?.into_iter().filter_map(|name| {
-        let (device, side) = device_of(&name)?;
-        Some((links.join(name), device, TC[side].1))
-    });
-    Ok(found.collect())
-}
+// === impl DevicePin ===
 
-fn release(pin: &Path, device: &str, direction: TcAttachType) -> Result<(), DataplaneError> {
-    let filter = pin
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with(FILTER_PIN));
-    if filter && let Ok(link) = attached(device, direction) {
-        // A device that is gone took its filters along.
-        drop(link);
+impl DevicePin {
+    fn of(links: &Path, name: &str) -> Option<Self> {
+        let filter = name.strip_prefix(FILTER_PIN);
+        let (mut device, suffix) = filter.or_else(|| name.strip_prefix(DEVICE_PIN))?.rsplit_once('-')?;
+        let side = TC.iter().position(|(_, _, side)| *side == suffix)?;
+        let mut index = None;
+        if filter.is_some() {
+            let (name, number) = device.rsplit_once('-')?;
+            (device, index) = (name, Some(number.parse().ok()?));
+        }
+        Some(Self {
+            path: links.join(name),
+            device: device.replace(DOT, "."),
+            index,
+            side,
+        })
     }
-    unpin(pin)
+
+    /// Takes what stands on the device, and the pin. A device that is gone, or in another namespace now, took its filters
+    /// along (`dev_shutdown`).
+    fn release(&self) -> Result<(), DataplaneError> {
+        if let Some(index) = self.index
+            && let Ok(device) = nix::net::if_::if_indextoname(index)
+            && let Ok(filter) = attached(&device.to_string_lossy(), TC[self.side].1)
+        {
+            drop(filter);
+        }
+        unpin(&self.path)
+    }
+}
+
+/// Pins of links and filters on devices.
+fn device_pins(links: &Path) -> Result<Vec<DevicePin>, DataplaneError> {
+    let names = pin_names(links)?;
+    Ok(names.iter().filter_map(|name| DevicePin::of(links, name)).collect())
 }
