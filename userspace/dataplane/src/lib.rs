@@ -36,7 +36,7 @@ pub use error::DataplaneError;
 pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
 pub use publish::Published;
-pub use sys::{has_tcx, netns_cookie};
+pub use sys::{give_memory_back, has_tcx, netns_cookie};
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,

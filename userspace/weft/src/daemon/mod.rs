@@ -23,6 +23,7 @@ mod inbound;
 mod keepers;
 mod kernel;
 mod last_good;
+mod memory;
 mod metrics;
 mod names;
 mod netns;

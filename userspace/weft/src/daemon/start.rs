@@ -30,7 +30,7 @@ use super::{
     hand_over::{self, Channel, Gate, Giver, HandedOver, Sockets, Taken, names},
     inbound,
     keepers::{Keepers, goes_on},
-    kernel, last_good, metrics, netns, notify,
+    kernel, last_good, memory, metrics, netns, notify,
     origin::KernelOrigin,
     reporting::Reporting,
     successor,
@@ -237,7 +237,7 @@ async fn mesh(
         watch,
         origin,
         |_| worker_reporters.pop().unwrap_or_else(|| fallback.clone()),
-        proxy_metrics,
+        Arc::clone(&proxy_metrics),
     )?;
     engine.pods.serve(netns::Serving {
         workers: workers.handle(),
@@ -307,6 +307,7 @@ async fn mesh(
     tracing::info!(state_dir = %config.state.dirs()[0].display(), cgroup = %control.cgroup.path().display(), "ready");
     let admin = tokio::spawn(server.serve(Arc::new(control), stop.clone()));
     notify::ready();
+    tasks.spawn(memory::follow(proxy_metrics));
     let given = loop {
         tokio::select! {
             signal = signals.next() => match signal {
