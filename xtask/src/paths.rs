@@ -34,6 +34,11 @@ pub fn authz() -> PathBuf {
     target().join("release/weft-authz")
 }
 
+/// The relay of the bench.
+pub fn relay() -> PathBuf {
+    target().join("release/weft-relay")
+}
+
 /// What `cargo xtask build --debug` leaves behind.
 pub fn weft_debug() -> PathBuf {
     target().join("debug/weft")

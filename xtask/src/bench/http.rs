@@ -27,6 +27,7 @@ const ORIGIN: u16 = 9001;
 const ENVOY: u16 = 9010;
 const HAPROXY: u16 = 9020;
 const SIDECARS: u16 = 9030;
+const RELAY: u16 = 9040;
 
 /// A rate that every arm can serve on two processors.
 const RATE: u32 = 2000;
@@ -100,6 +101,7 @@ impl Http {
         servers.extend(mesh(&lab)?);
         let envoy = peers::Envoy::one_hop(ENVOY, ORIGIN).start(&lab, outside.path())?;
         let haproxy = peers::haproxy(&lab, outside.path(), HAPROXY, ORIGIN)?;
+        let relay = peers::relay(&lab, outside.path(), RELAY, ORIGIN)?;
         let [first, second] = peers::sidecars(&iptables, behind.path(), SIDECARS, ORIGIN)?;
 
         let generator = paths::load();
@@ -155,6 +157,13 @@ impl Http {
                     vec![haproxy.pid()],
                     foreign(&lab, &outside)?,
                 ),
+                Way::Relay => arm(
+                    "bytes copied",
+                    local(RELAY),
+                    "origin",
+                    vec![relay.pid()],
+                    foreign(&lab, &outside)?,
+                ),
                 Way::Sidecars => {
                     let proxies = vec![first.pid(), second.pid()];
                     let client = foreign(&iptables, &behind)?;
@@ -166,7 +175,7 @@ impl Http {
             seconds: if quick { 1.5 } else { 3.0 },
             figures: arms.iter().map(|_| Figures::default()).collect(),
             arms,
-            _proxies: vec![envoy, haproxy, first, second],
+            _proxies: vec![envoy, haproxy, relay, first, second],
             _servers: servers,
             _cgroups: vec![outside, behind],
             labs: vec![lab, iptables],

@@ -10,6 +10,8 @@ use vm_test::{
     listens, poll,
 };
 
+use crate::paths;
+
 /// What every origin answers, in bytes.
 pub const BODY: usize = 1024;
 
@@ -151,6 +153,17 @@ pub fn haproxy(lab: &Lab, cgroup: &Path, port: u16, origin: u16) -> Result<Runni
     fs::write(&file, config).context("write haproxy.cfg")?;
     let file = file.display().to_string();
     let words = ["haproxy", "-db", "-f", &file];
+    listening(Running::start(in_cgroup(lab, cgroup, &words))?, port)
+}
+
+/// A proxy that copies bytes and does nothing else: the price of the kernel's TCP alone.
+///
+/// # Errors
+/// It does not start.
+pub fn relay(lab: &Lab, cgroup: &Path, port: u16, origin: u16) -> Result<Running> {
+    let (listen, target) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{origin}"));
+    let relay = paths::relay().display().to_string();
+    let words = [relay.as_str(), &listen, &target, "--threads", &workers()];
     listening(Running::start(in_cgroup(lab, cgroup, &words))?, port)
 }
 

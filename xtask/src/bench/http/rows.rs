@@ -12,9 +12,11 @@ pub enum Way {
     Envoy,
     Haproxy,
     Sidecars,
+    /// Copies bytes and does nothing else.
+    Relay,
 }
 
-pub const WAYS: [Way; 7] = [
+pub const WAYS: [Way; 8] = [
     Way::NoMesh,
     Way::Weft,
     Way::WeftFast,
@@ -22,6 +24,7 @@ pub const WAYS: [Way; 7] = [
     Way::Envoy,
     Way::Haproxy,
     Way::Sidecars,
+    Way::Relay,
 ];
 
 /// What is compared of two ways.
@@ -49,7 +52,7 @@ pub enum Figure {
 
 /// What, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
-pub const ROWS: [(&str, Figure, Way, Way, Goal); 18] = [
+pub const ROWS: [(&str, Figure, Way, Way, Goal); 20] = [
     ("L4 path vs. no mesh, requests", Figure::Rate, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.97)),
     ("the same, of the whole machine", Figure::Machine, Way::WeftDirect, Way::NoMesh, Goal::Told),
     ("short connections, L4 vs. no mesh", Figure::Connection, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.95)),
@@ -61,6 +64,8 @@ pub const ROWS: [(&str, Figure, Way, Way, Goal); 18] = [
     ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Haproxy, Goal::AtLeast(1.3)),
     ("HTTP/1.1 vs. Envoy twice behind iptables", Figure::Proxy, Way::Weft, Way::Sidecars, Goal::AtLeast(8.0)),
     ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Sidecars, Goal::AtLeast(8.0)),
+    ("bytes copied and nothing else vs. Envoy, requests a CPU second of the proxy", Figure::Proxy, Way::Relay, Way::Envoy, Goal::Told),
+    ("bytes copied and nothing else vs. Envoy, added p50", Figure::Added, Way::Relay, Way::Envoy, Goal::Told),
     ("HTTP/1.1 vs. Envoy, requests", Figure::Rate, Way::Weft, Way::Envoy, Goal::Told),
     ("HTTP/1.1 vs. haproxy, requests", Figure::Rate, Way::Weft, Way::Haproxy, Goal::Told),
     ("HTTP/1.1 vs. Envoy, of the whole machine", Figure::Machine, Way::Weft, Way::Envoy, Goal::Told),
