@@ -93,6 +93,11 @@ fn change(how: impl FnOnce(&mut Vec<(u64, u32)>)) {
     SHARE.store(share.unwrap_or(0), Ordering::Relaxed);
 }
 
+/// Whether somebody reports spans.
+pub fn is_wanted() -> bool {
+    SHARE.load(Ordering::Relaxed) != 0
+}
+
 // === impl Trace ===
 
 impl Trace {

@@ -45,8 +45,6 @@ pub(crate) struct Conn {
     pub(crate) source: Arc<Peer>,
     /// Its address for `X-Forwarded-For`.
     pub(crate) forwarded_for: Option<HeaderValue>,
-    /// What it dialled, before an endpoint is picked.
-    pub(crate) unpicked: Arc<Destination>,
     pub(crate) stop: StopWatch,
     /// The namespace it was accepted in, where that is not the proxy's own.
     netns: Option<Arc<Netns>>,
@@ -64,6 +62,11 @@ impl Conn {
             destination: self.context.destination,
             pods_loopback: self.netns.is_some() && self.context.original.ip().is_loopback(),
         }
+    }
+
+    /// What the client dialled, as it is told where no endpoint was picked.
+    pub(crate) fn unpicked(&self) -> Arc<Destination> {
+        report::bare_destination(self.context.original)
     }
 
     /// What filters are told of a request, or of the whole connection.
@@ -111,11 +114,10 @@ pub(crate) fn spawn(
     let arrived = local == context.original
         && !peer.ip().is_loopback()
         && !matches!(peer.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-    let source = report::peer(&worker.snapshots.load(), &context);
+    let source = worker.peers.of(&worker.snapshots.load(), &context);
     let conn = Rc::new(Conn {
         worker: Rc::clone(worker),
         forwarded_for: http::head::forwarded_for(peer),
-        unpicked: report::bare_destination(context.original),
         context,
         peer,
         source,
@@ -126,7 +128,13 @@ pub(crate) fn spawn(
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);
     let stream = Socket::new(stream, conn.context.receives_past_tcp, None);
-    worker.spawn_connection(serve(conn, stream));
+    // In boxes: the task of a connection that rests has nothing of what came before.
+    let beginning = Box::pin(begin(conn, stream));
+    worker.spawn_connection(async move {
+        if let Some(served) = beginning.await {
+            served.await;
+        }
+    });
 }
 
 /// Where it was accepted, and where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
@@ -151,7 +159,8 @@ fn captured(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> Option<(So
     None
 }
 
-async fn serve(conn: Rc<Conn>, mut stream: Socket) {
+/// Finds out what is spoken, and gives what serves that. `None`: the connection is over.
+async fn begin(conn: Rc<Conn>, mut stream: Socket) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
     let hint = route::hint(&conn.worker.snapshots.load(), conn.dialled(), conn.context.source);
     let found = match hint {
         Hint::Opaque => Found::Spoke(Spoken::Opaque, Default::default()),
@@ -162,22 +171,20 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
                 _ => Patience::Unknown(DETECT_DEADLINE),
             };
             let mut stop = conn.stop.clone();
-            // In a box: its timers would be part of every connection to its end.
-            let detecting = Box::pin(detect(&mut stream, patience));
             let detected = tokio::select! {
-                detected = detecting => detected,
-                () = stop.reached(Phase::Drain), if hint == Hint::Http => return,
+                detected = detect(&mut stream, patience) => detected,
+                () = stop.reached(Phase::Drain), if hint == Hint::Http => return None,
             };
             match detected {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "client went away before it said anything");
-                    return;
+                    return None;
                 }
             }
         }
     };
-    let Found::Spoke(spoken, read) = found else { return };
+    let Found::Spoke(spoken, read) = found else { return None };
     conn.worker.metrics.connection(match spoken {
         Spoken::Http1 => ConnectionProtocol::Http1,
         Spoken::Http2 => ConnectionProtocol::Http2,
@@ -185,11 +192,9 @@ async fn serve(conn: Rc<Conn>, mut stream: Socket) {
         Spoken::Opaque => ConnectionProtocol::Opaque,
     });
     let stream = Prefixed::new(read, stream);
-    // Each in a box: together they would make every connection as large as the largest.
-    let served: Pin<Box<dyn Future<Output = ()>>> = match spoken {
+    Some(match spoken {
         Spoken::Http1 => Box::pin(http::server::serve_http1(conn, stream)),
         Spoken::Http2 => Box::pin(http::server::serve_http2(conn, stream)),
         Spoken::Tls | Spoken::Opaque => Box::pin(tcp::serve(conn, stream)),
-    };
-    served.await;
+    })
 }

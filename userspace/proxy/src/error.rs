@@ -66,7 +66,7 @@ pub enum DataError {
     Upstream {
         address: SocketAddr,
         #[source]
-        source: hyper::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{address} changed the protocol although nobody asked it to")]
     UnaskedUpgrade { address: SocketAddr },

@@ -28,6 +28,14 @@ pub const MAX_HEADERS: usize = 100;
 /// Read buffer of an HTTP/1 connection: a header block and a little.
 pub const HTTP1_BUFFER: usize = MAX_HEADER_BYTES + 16 * 1024;
 
+/// Buffers of either kind that a worker keeps for its next requests; those of more requests that are read or written at once are
+/// made and given back.
+pub const SPARE_BUFFERS: usize = 16;
+
+/// Longest piece of an answer's body that is copied beside what goes with it, to be written with one call. Longer ones are written
+/// from where they were read.
+pub const LEAN_COPY: usize = 16 * 1024;
+
 /// From the first byte of a request to the end of its headers. Bounds slow-header attacks.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 

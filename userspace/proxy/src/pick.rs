@@ -88,6 +88,14 @@ pub(crate) async fn pick(
     wait(worker, dialled, request, skip, service, port).await
 }
 
+/// As [`pick`], where nothing has to be waited for and nothing is wrong; `None`: it is not so.
+pub(crate) fn pick_now(worker: &Worker, dialled: Dialled, request: &dyn HttpRequestView) -> Option<Picked> {
+    match step(worker, worker.snapshots.load_full(), dialled, Some(request), &[]) {
+        Ok(Step::Picked(picked)) => Some(*picked),
+        Ok(Step::Empty { .. }) | Err(_) => None,
+    }
+}
+
 async fn wait(
     worker: &Worker,
     dialled: Dialled,

@@ -11,12 +11,10 @@ use crate::{context::ConnContext, worker::Worker};
 const UNKNOWN: &str = "unknown";
 
 /// The calling side of a connection.
-pub(crate) fn peer(snapshot: &Snapshot, context: &ConnContext) -> Arc<Peer> {
-    let workload = context
-        .source_workload
-        .and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
-    let account = snapshot.account(context.source);
-    Arc::new(Peer {
+fn peer(snapshot: &Snapshot, source: Identity, workload: Option<u64>) -> Peer {
+    let workload = workload.and_then(|cgroup| snapshot.by_cgroup.get(&cgroup));
+    let account = snapshot.account(source);
+    Peer {
         namespace: account
             .map(|account| account.namespace.clone())
             .or_else(|| workload.map(|workload| workload.namespace.clone()))
@@ -26,7 +24,32 @@ pub(crate) fn peer(snapshot: &Snapshot, context: &ConnContext) -> Arc<Peer> {
             .map(|account| account.name.clone())
             .or_else(|| workload.map(|workload| workload.account.clone()))
             .unwrap_or_else(|| UNKNOWN.to_owned()),
-    })
+    }
+}
+
+/// Calling sides, of one generation of the snapshot: made once for a workload, not once for a connection.
+#[derive(Default)]
+pub(crate) struct Peers(RefCell<KnownPeers>);
+
+#[derive(Default)]
+struct KnownPeers {
+    generation: u64,
+    of: HashMap<(Identity, Option<u64>), Arc<Peer>>,
+}
+
+// === impl Peers ===
+
+impl Peers {
+    pub(crate) fn of(&self, snapshot: &Snapshot, context: &ConnContext) -> Arc<Peer> {
+        let mut known = self.0.borrow_mut();
+        if known.generation != snapshot.generation {
+            known.generation = snapshot.generation;
+            known.of.clear();
+        }
+        let (source, workload) = (context.source, context.source_workload);
+        let found = known.of.entry((source, workload));
+        Arc::clone(found.or_insert_with(|| Arc::new(peer(snapshot, source, workload))))
+    }
 }
 
 /// A called service, with an endpoint of it or before one is picked.

@@ -9,10 +9,11 @@ use crate::{
     balance::{Balancer, Loads, Random},
     config::ProxyConfig,
     context::Origin,
+    http::lean::buffers::Buffers,
     limits::POOL_TICK,
     listen::stop::{Phase, StopWatch},
     metrics::ProxyMetrics,
-    report::Destinations,
+    report::{Destinations, Peers},
     upstream::Pool,
     watch::SnapshotWatch,
 };
@@ -41,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) random: Random,
     pub(crate) balancer: Box<dyn Balancer>,
     pub(crate) destinations: Destinations,
+    pub(crate) peers: Peers,
+    pub(crate) buffers: Buffers,
     /// Client connections and tunnels: what a drain waits for.
     connections: TaskTracker,
     /// What outlives a request for a moment.
@@ -76,6 +79,8 @@ impl Worker {
             random: Random::seeded(),
             balancer,
             destinations: Destinations::default(),
+            peers: Peers::default(),
+            buffers: Buffers::default(),
             connections: TaskTracker::new(),
             chores: TaskTracker::new(),
             finished: Rc::default(),

@@ -60,29 +60,36 @@ pub(crate) struct Exchange {
     told: RefCell<Told>,
 }
 
+/// What the client asked for, as it is told at the end.
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    /// With its query.
+    pub(crate) path: String,
+    pub(crate) user_agent: Option<String>,
+    pub(crate) grpc: bool,
+    pub(crate) is_http1: bool,
+    /// Where somebody reports spans.
+    pub(crate) trace: Option<Trace>,
+}
+
 struct Told {
     verdict: FlowVerdict,
     reason: String,
     rule: Option<ObjectRef>,
-    destination: Arc<Destination>,
+    /// `None`: no endpoint was picked.
+    destination: Option<Arc<Destination>>,
 }
 
-// === impl Exchange ===
+// === impl Asked ===
 
-impl Exchange {
-    pub(crate) fn new(conn: &Rc<Conn>, clock: &Arc<ConnClock>, head: &Parts) -> Rc<Self> {
-        clock.request_began();
+impl Asked {
+    pub(crate) fn of(head: &Parts) -> Self {
         let content_type = head
             .headers
             .get(http::header::CONTENT_TYPE)
             .map_or(&b""[..], |value| value.as_bytes());
-        Rc::new(Self {
-            conn: Rc::clone(conn),
-            grpc: is_grpc(content_type),
-            is_http1: head.version < Version::HTTP_2,
+        Self {
             method: head.method.clone(),
-            clock: Arc::clone(clock),
-            began: Instant::now(),
             path: head
                 .uri
                 .path_and_query()
@@ -91,6 +98,27 @@ impl Exchange {
                 .headers
                 .get(http::header::USER_AGENT)
                 .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            grpc: is_grpc(content_type),
+            is_http1: head.version < Version::HTTP_2,
+            trace: Trace::of(&head.headers),
+        }
+    }
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    pub(crate) fn new(conn: &Rc<Conn>, clock: &Arc<ConnClock>, asked: Asked) -> Rc<Self> {
+        clock.request_began();
+        Rc::new(Self {
+            conn: Rc::clone(conn),
+            grpc: asked.grpc,
+            is_http1: asked.is_http1,
+            method: asked.method,
+            clock: Arc::clone(clock),
+            began: Instant::now(),
+            path: asked.path,
+            user_agent: asked.user_agent,
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             status: Cell::new(0),
@@ -100,12 +128,12 @@ impl Exchange {
             chain: OnceCell::new(),
             outcome: Cell::new(RequestOutcome::Downstream),
             on_answer: RefCell::default(),
-            trace: Trace::of(&head.headers),
+            trace: asked.trace,
             told: RefCell::new(Told {
                 verdict: FlowVerdict::Allow,
                 reason: "the client went away before it was answered".to_owned(),
                 rule: None,
-                destination: Arc::clone(&conn.unpicked),
+                destination: None,
             }),
         })
     }
@@ -118,11 +146,12 @@ impl Exchange {
     }
 
     pub(crate) fn set_destination(&self, destination: &Arc<Destination>) {
-        self.told.borrow_mut().destination = Arc::clone(destination);
+        self.told.borrow_mut().destination = Some(Arc::clone(destination));
     }
 
     pub(crate) fn destination(&self) -> Arc<Destination> {
-        Arc::clone(&self.told.borrow().destination)
+        let picked = self.told.borrow().destination.clone();
+        picked.unwrap_or_else(|| self.conn.unpicked())
     }
 
     pub(crate) fn set_rule(&self, rule: Option<ObjectRef>) {
@@ -154,10 +183,9 @@ impl Exchange {
     }
 
     /// The answer's head goes to the client.
-    pub(crate) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
+    pub(crate) fn answered(&self, status: StatusCode) {
         self.status.set(status.as_u16());
         self.outcome.set(RequestOutcome::Forwarded);
-        self.note_grpc_status(headers);
         let mut told = self.told.borrow_mut();
         if told.verdict != FlowVerdict::Audit {
             "answered".clone_into(&mut told.reason);
@@ -189,6 +217,11 @@ impl Exchange {
             self.note_grpc_status(trailers);
         }
         frame
+    }
+
+    /// Bytes of the response's body go out.
+    pub(crate) fn response_data(&self, count: usize) {
+        self.response_bytes.set(self.response_bytes.get() + count as u64);
     }
 
     /// Bytes of a tunnel after an upgrade.
@@ -225,7 +258,7 @@ impl Exchange {
     }
 
     /// The endpoint's body was malformed or cut, after the head had gone to the client.
-    pub(crate) fn response_broke(&self, error: &hyper::Error) {
+    pub(crate) fn response_broke(&self, error: &dyn std::error::Error) {
         self.outcome.set(RequestOutcome::Upstream);
         self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}");
     }
@@ -280,7 +313,8 @@ impl Exchange {
         }
     }
 
-    fn note_grpc_status(&self, headers: &HeaderMap) {
+    /// Where the answer's headers, or its trailers, say how a gRPC call ended.
+    pub(crate) fn note_grpc_status(&self, headers: &HeaderMap) {
         if self.grpc
             && let Some(status) = headers.get("grpc-status")
         {
@@ -313,7 +347,7 @@ impl Drop for Exchange {
             reason: std::mem::take(&mut told.reason),
             rule: told.rule.take(),
             source: Arc::clone(&self.conn.source),
-            destination: Arc::clone(&told.destination),
+            destination: told.destination.take().unwrap_or_else(|| self.conn.unpicked()),
             protocol,
             l7: Some(L7 {
                 method: self.method.as_str().to_owned(),

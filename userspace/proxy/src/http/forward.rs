@@ -273,7 +273,7 @@ async fn send(
         _ => {
             return Err(DataError::Upstream {
                 address,
-                source: error.into_error(),
+                source: error.into_error().into(),
             }
             .into());
         }
@@ -294,7 +294,7 @@ async fn send(
         } else {
             DataError::Upstream {
                 address,
-                source: error.into_error(),
+                source: error.into_error().into(),
             }
             .into()
         }
@@ -328,7 +328,8 @@ async fn answer(
         chain.response_headers(&mut head, end).await?;
     }
     exchange.change_answer(&mut head.headers);
-    exchange.answered(head.status, &head.headers);
+    exchange.answered(head.status);
+    exchange.note_grpc_status(&head.headers);
     let body = match tunnel {
         Some((client, server)) => {
             drop(lease);

@@ -1,12 +1,13 @@
 //! Connections that speak HTTP: each request is routed, judged, forwarded and reported for itself.
 //!
-//! [`server`] runs hyper's side towards the client, [`forward`] is one request from head to answer, [`exchange`] is
+//! [`lean`] is the short way of most HTTP/1 requests; of all others, [`server`] runs hyper's side towards the client, [`forward`] is one request from head to answer, [`exchange`] is
 //! what must be told about it at its end, [`respond`] says what the client gets where nothing was forwarded.
 
 pub(crate) mod body;
 pub(crate) mod exchange;
 pub(crate) mod forward;
 pub(crate) mod head;
+pub(crate) mod lean;
 pub(crate) mod respond;
 pub(crate) mod server;
 pub(crate) mod tunnel;

@@ -12,15 +12,13 @@ use std::{
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::AsyncWriteExt,
-    time::{Instant, MissedTickBehavior, interval_at, sleep},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     body::ResponseBody,
-    exchange::Exchange,
+    exchange::{Asked, Exchange},
     forward,
+    lean::{self, Ended},
     respond::{self, Refusal, Unanswered},
 };
 use crate::{
@@ -32,9 +30,11 @@ use crate::{
         REST_AFTER,
     },
     listen::stop::Phase,
-    metrics::ProxyMetrics,
     upstream::LocalExec,
 };
+
+/// What [`ConnClock`] counts in.
+const CLOCK_STEP: Duration = Duration::from_millis(1);
 
 /// How [`watch`] ended.
 enum Watch {
@@ -43,20 +43,23 @@ enum Watch {
     Rests,
 }
 
-/// Serves HTTP/1.0 and 1.1, one request after the other.
-///
-/// hyper's connection lives from a request to the next if that comes soon; while it does not, all that is kept is the socket.
+/// Serves HTTP/1.0 and 1.1, one request after the other: the short way ([`lean`]) as long as that will do, by hyper from the
+/// first request that takes more until none comes for a while.
 pub(crate) async fn serve_http1(conn: Rc<Conn>, mut stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
-    // In a box: nothing of it is kept by a connection that rests.
-    while let Some(resting) = Box::pin(serve_requests(&conn, &clock, stream)).await {
-        stream = resting;
+    // In boxes: nothing of one way is kept by a connection that goes the other.
+    loop {
+        stream = match Box::pin(lean::serve(&conn, &clock, stream)).await {
+            Ended::Over => return,
+            Ended::Handed(stream) => stream,
+        };
         if stream.has_prefix() {
             clock.bytes_came();
-        } else if !awake(&conn, &stream).await {
-            let _gone = stream.shutdown().await;
-            return;
         }
+        stream = match Box::pin(serve_requests(&conn, &clock, stream)).await {
+            None => return,
+            Some(resting) => resting,
+        };
     }
 }
 
@@ -96,35 +99,6 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
             stream.prepend(parts.read_buf);
             Some(stream)
         }
-    }
-}
-
-/// Waits for the client's next request, or its end; `false`: the drain or the idle time comes first.
-async fn awake(conn: &Conn, stream: &Prefixed<Socket>) -> bool {
-    let mut stop = conn.stop.clone();
-    let _resting = Resting::new(&conn.worker.metrics);
-    tokio::select! {
-        readable = stream.stream().readable() => readable.is_ok(),
-        () = stop.reached(Phase::Drain) => false,
-        () = sleep(IDLE_TIMEOUT) => false,
-    }
-}
-
-/// Counts a connection as resting for as long as it lives.
-struct Resting<'a>(&'a ProxyMetrics);
-
-// === impl Resting ===
-
-impl<'a> Resting<'a> {
-    fn new(metrics: &'a ProxyMetrics) -> Self {
-        metrics.connections_resting.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for Resting<'_> {
-    fn drop(&mut self) {
-        self.0.connections_resting.dec();
     }
 }
 
@@ -186,9 +160,12 @@ where
                 graceful_shutdown(served.as_mut());
             }
             _ = ticks.tick() => {
-                if clock.busy() {
+                match (clock.idle_for(), rest) {
                     // A long answer needs nobody to look four times a second.
-                    ticks.reset_after(IDLE_TICK);
+                    (None, _) => ticks.reset_after(IDLE_TICK),
+                    // Then it may rest.
+                    (Some(idle), Some(rest)) if idle <= rest => ticks.reset_after(rest - idle + CLOCK_STEP),
+                    _ => {}
                 }
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
@@ -212,7 +189,7 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let (head, body) = request.into_parts();
-    let exchange = Exchange::new(&conn, &clock, &head);
+    let exchange = Exchange::new(&conn, &clock, Asked::of(&head));
     let version = head.version;
     let request = Request::from_parts(head, body);
     let mut response = match forward_unless_stopped(&exchange, request).await {

@@ -54,6 +54,11 @@ impl HttpRequestView for View<'_> {
     }
 }
 
+/// Whether servers may understand the path in another way than as it stands.
+pub(crate) fn has_two_readings(path: &str) -> bool {
+    resolve(path).is_some()
+}
+
 fn resolve(path: &str) -> Option<String> {
     if !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.") {
         return None;

@@ -45,12 +45,10 @@ impl Socket {
     /// Waits until there is something to read, or an end.
     ///
     /// # Errors
-    /// The reactor's.
-    ///
-    /// # Cancel safety
-    /// Loses nothing.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.stream.readable().await
+    /// Whether nothing has come on it, not even its end, as far as is known. A byte that has is lost.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let read = self.stream.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

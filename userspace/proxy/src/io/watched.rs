@@ -98,7 +98,12 @@ impl ConnClock {
 
     /// Nothing was in flight for longer than `limit`.
     pub(crate) fn is_idle(&self, limit: Duration) -> bool {
-        !self.busy() && self.passed(self.idle_since.load(Ordering::Relaxed)) > limit
+        self.idle_for().is_some_and(|idle| idle > limit)
+    }
+
+    /// Since the last request ended; `None`: one is under way.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        (!self.busy()).then(|| self.passed(self.idle_since.load(Ordering::Relaxed)))
     }
 
     /// First bytes of a request are there, or more of the body of one that was answered early.

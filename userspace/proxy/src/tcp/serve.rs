@@ -182,7 +182,7 @@ fn deny_words(flow: &TcpFlow) -> String {
 fn unroutable(conn: &Conn, error: &DataError) -> Refused {
     let flow = TcpFlow {
         source: conn.source.clone(),
-        destination: conn.unpicked.clone(),
+        destination: conn.unpicked(),
         rule: None,
     };
     Refused {

@@ -107,6 +107,16 @@ impl Connections {
 
     pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http1Sending> {
         let stream = connect(upstream, origin).await?;
+        self.on(stream, upstream, false).await
+    }
+
+    /// A connection on a socket on which nothing is under way.
+    pub(super) async fn on(
+        self: &Rc<Self>,
+        stream: Socket,
+        upstream: &Upstream,
+        reused: bool,
+    ) -> io::Result<Http1Sending> {
         let (sender, connection) = Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(HTTP1_BUFFER)
@@ -118,9 +128,22 @@ impl Connections {
                 sender,
                 here: Some(Driven::new(connection)),
             },
-            reused: false,
+            reused,
             home: self.home(upstream),
         })
+    }
+
+    /// The socket of an idle connection, for one without codec.
+    pub(super) fn bare(&self, upstream: &Upstream) -> Option<Socket> {
+        let mut all = self.0.borrow_mut();
+        let idle = all.get_mut(upstream)?;
+        let at = idle
+            .iter_mut()
+            .rposition(|idle| idle.link.here.is_some() && idle.link.fitness() == Fitness::Ready)?;
+        let connection = idle.remove(at).link.here.and_then(Driven::into_connection)?;
+        let parts = connection.into_parts();
+        // What came meanwhile belongs to nobody.
+        parts.read_buf.is_empty().then(|| parts.io.into_inner())
     }
 
     /// Keeps no idle connection from that namespace.

@@ -6,6 +6,7 @@ mod driven;
 mod exec;
 mod http1;
 mod http2;
+mod plain;
 mod pool;
 
 pub(crate) use body::UpstreamBody;

@@ -21,11 +21,12 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
-    Upstream, UpstreamBody,
+    Upstream, UpstreamBody, connect,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
+    plain,
 };
-use crate::{context::Origin, metrics::ProxyMetrics, netns::Netns};
+use crate::{context::Origin, io::Socket, metrics::ProxyMetrics, netns::Netns};
 
 /// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub(crate) enum Wire {
 pub(crate) struct Pool {
     http1: Rc<http1::Connections>,
     http2: Rc<http2::Connections>,
+    plain: plain::Connections,
     origin: Arc<dyn Origin>,
     metrics: Arc<ProxyMetrics>,
 }
@@ -62,6 +64,7 @@ impl Pool {
         Self {
             http1: Rc::default(),
             http2: Rc::default(),
+            plain: plain::Connections::default(),
             origin,
             metrics,
         }
@@ -73,7 +76,13 @@ impl Pool {
     /// The connect's.
     pub(crate) async fn take(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let reused = match wire {
-            Wire::Http1 => self.http1.idle(upstream).map(Sending::Http1),
+            Wire::Http1 => match self.http1.idle(upstream) {
+                Some(sending) => Some(Sending::Http1(sending)),
+                None => match self.plain.idle(upstream) {
+                    Some(socket) => Some(Sending::Http1(self.http1.on(socket, upstream, true).await?)),
+                    None => None,
+                },
+            },
             Wire::Http2 => self.http2.existing(upstream).map(Sending::Http2),
         };
         match reused {
@@ -105,16 +114,50 @@ impl Pool {
         opened
     }
 
+    /// An idle connection without codec, or a new one; whether an earlier request used it.
+    ///
+    /// # Errors
+    /// The connect's.
+    pub(crate) async fn take_plain(&self, upstream: &Upstream) -> io::Result<(Socket, bool)> {
+        match self.plain.idle(upstream).or_else(|| self.http1.bare(upstream)) {
+            Some(socket) => {
+                self.metrics.upstream_reused.inc();
+                Ok((socket, true))
+            }
+            None => Ok((self.open_plain(upstream).await?, false)),
+        }
+    }
+
+    /// One that no request was sent on before.
+    ///
+    /// # Errors
+    /// The connect's.
+    pub(crate) async fn open_plain(&self, upstream: &Upstream) -> io::Result<Socket> {
+        let opened = connect(upstream, &*self.origin).await;
+        match &opened {
+            Ok(_) => self.metrics.upstream_opened.inc(),
+            Err(_) => self.metrics.upstream_connect_failed.inc(),
+        };
+        opened
+    }
+
+    /// Gives it back: everything that was asked for on it has come.
+    pub(crate) fn keep_plain(&self, upstream: Upstream, socket: Socket) {
+        self.plain.keep(upstream, socket);
+    }
+
     /// Closes what is idle and was opened in a namespace that is left: it would keep the namespace alive.
     pub(crate) fn forget(&self, netns: &Netns) {
         self.http1.forget(netns);
         self.http2.forget(netns);
+        self.plain.forget(netns);
     }
 
     /// Closes what has been idle too long at `now`.
     pub(crate) fn reap(&self, now: Instant) {
         self.http1.reap(now);
         self.http2.reap(now);
+        self.plain.reap(now);
     }
 }
 

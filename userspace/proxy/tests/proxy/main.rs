@@ -8,6 +8,7 @@ mod filters;
 mod http1;
 mod http2;
 mod large;
+mod lean;
 mod opaque;
 mod parity;
 mod pending;

@@ -26,11 +26,17 @@ async fn until_resting(mesh: &Mesh, count: i64) {
     timeout(Duration::from_secs(30), resting).await.expect("they rest");
 }
 
-/// Returns when a connection that was idle all the while would rest: another one, which began later, has rested twice.
+/// Returns when a connection that was idle all the while would rest: another one, which began later, has rested twice after
+/// requests that do not go the short way.
 async fn long_enough_to_rest(mesh: &Mesh) {
     let mut other = H1::new(mesh.dial(0).await).await;
     for _ in 0..2 {
-        other.get("/").await;
+        other
+            .send(request("POST", "/", full("a body")))
+            .await
+            .collect()
+            .await
+            .unwrap();
         until_resting(mesh, 1).await;
     }
     drop(other);

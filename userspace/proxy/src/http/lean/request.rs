@@ -1,0 +1,284 @@
+//! Which requests go the short way, and their heads as they go to the endpoint.
+//!
+//! Only what can be read in one way: whatever is unusual, long-winded or wrong is left to hyper and [`super::super::head`],
+//! which know what to make of it.
+
+use std::mem::MaybeUninit;
+
+use http::{HeaderValue, Method};
+use httparse::{Header, Status};
+use weft_policy::HttpRequestView;
+
+use crate::{
+    http::{exchange::Asked, view},
+    limits::{MAX_HEADER_BYTES, MAX_HEADERS},
+};
+
+/// A head that goes the short way, borrowed from what was read.
+pub(super) struct Head<'b> {
+    pub method: Method,
+    /// In origin form.
+    target: &'b str,
+    headers: &'b [Header<'b>],
+    user_agent: Option<&'b [u8]>,
+    /// Bytes it had.
+    pub length: usize,
+}
+
+/// Where [`Head::read`] puts header lines.
+pub(super) type Lines<'b> = [MaybeUninit<Header<'b>>; MAX_HEADERS];
+
+/// What a header means for the way of a request.
+enum Line {
+    /// Goes on as it is.
+    Passes,
+    /// Is between the client and us.
+    Ours,
+    Host,
+    Cookie,
+    UserAgent,
+    /// Takes more than this.
+    Unusual,
+}
+
+// === impl Head ===
+
+impl<'b> Head<'b> {
+    /// `None`: it is not whole, or hyper is to look at it.
+    pub fn read(bytes: &'b [u8], lines: &'b mut Lines<'b>) -> Option<Self> {
+        let mut parsed = httparse::Request::new(&mut []);
+        let Ok(Status::Complete(length)) = parsed.parse_with_uninit_headers(bytes, lines) else {
+            return None;
+        };
+        let method = match parsed.method? {
+            "GET" => Method::GET,
+            "HEAD" => Method::HEAD,
+            "OPTIONS" => Method::OPTIONS,
+            "DELETE" => Method::DELETE,
+            _ => return None,
+        };
+        let target = parsed.path.filter(|target| is_plain_target(target))?;
+        if parsed.version != Some(1) || length > MAX_HEADER_BYTES {
+            return None;
+        }
+        let headers: &'b [Header<'b>] = parsed.headers;
+        let (mut hosts, mut cookies, mut user_agent) = (0, 0, None);
+        for header in headers {
+            match Line::of(header) {
+                Line::Passes | Line::Ours => {}
+                Line::Host if is_plain_host(header.value) => hosts += 1,
+                Line::Cookie => cookies += 1,
+                Line::UserAgent => user_agent = user_agent.or(Some(header.value)),
+                Line::Host | Line::Unusual => return None,
+            }
+        }
+        let head = Self {
+            method,
+            target,
+            headers,
+            user_agent,
+            length,
+        };
+        (hosts == 1 && cookies <= 1 && !view::has_two_readings(head.path())).then_some(head)
+    }
+
+    /// What is told of it at its end.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            method: self.method.clone(),
+            path: self.target.to_owned(),
+            user_agent: self.user_agent.map(|value| String::from_utf8_lossy(value).into_owned()),
+            grpc: false,
+            is_http1: true,
+            trace: None,
+        }
+    }
+
+    /// The head that goes to the endpoint, as [`super::super::head::prepare_request`] would make it; names stay as they were
+    /// written.
+    pub fn write(&self, forwarded_for: Option<&HeaderValue>, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.method.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.target.as_bytes());
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        for header in self.headers {
+            if !matches!(Line::of(header), Line::Ours) {
+                write_line(out, header.name.as_bytes(), header.value);
+            }
+        }
+        if let Some(client) = forwarded_for {
+            write_line(out, b"x-forwarded-for", client.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+impl HttpRequestView for Head<'_> {
+    fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or(self.target)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let header = self
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(header.value).ok()
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    fn of(header: &Header<'_>) -> Self {
+        let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        match header.name.len() {
+            2 if is("te") => Self::Unusual,
+            4 if is("host") => Self::Host,
+            6 if is("cookie") => Self::Cookie,
+            6 if is("expect") => Self::Unusual,
+            7 if is("upgrade") || is("trailer") => Self::Unusual,
+            10 if is("user-agent") => Self::UserAgent,
+            10 if is("keep-alive") => Self::Ours,
+            10 if is("connection") => {
+                if header.value.eq_ignore_ascii_case(b"keep-alive") {
+                    Self::Ours
+                } else {
+                    Self::Unusual
+                }
+            }
+            12 if is("content-type") && header.value.len() >= 16 => {
+                // gRPC, maybe: its errors are told in another way.
+                if header.value[..16].eq_ignore_ascii_case(b"application/grpc") {
+                    Self::Unusual
+                } else {
+                    Self::Passes
+                }
+            }
+            14 if is("content-length") || is("http2-settings") => Self::Unusual,
+            16 if is("proxy-connection") => Self::Ours,
+            17 if is("transfer-encoding") => Self::Unusual,
+            _ => Self::Passes,
+        }
+    }
+}
+
+pub(super) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A path, maybe with a query, of bytes that every party takes for the same (RFC 3986 `pchar`, `/` and `?`).
+fn is_plain_target(target: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/?".contains(&byte);
+    target.starts_with('/') && target.bytes().all(plain)
+}
+
+/// A name or an IPv4 address, maybe with a port.
+fn is_plain_host(host: &[u8]) -> bool {
+    let mut parts = host.splitn(2, |byte| *byte == b':');
+    let name = parts.next().unwrap_or_default();
+    let port = parts.next();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    let is_port = |port: &[u8]| (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
+    !name.is_empty() && name.iter().all(plain) && port.is_none_or(is_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head as it goes on; `None`: hyper is to look.
+    fn forwarded(wire: &str) -> Option<String> {
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let head = Head::read(wire.as_bytes(), &mut lines)?;
+        let mut out = Vec::new();
+        head.write(Some(&HeaderValue::from_static("10.0.0.1")), &mut out);
+        Some(String::from_utf8(out).unwrap())
+    }
+
+    fn get(headers: &str) -> String {
+        format!("GET /a?b=c HTTP/1.1\r\nHost: web:80\r\n{headers}\r\n")
+    }
+
+    #[test]
+    fn what_is_ours_stays_and_all_else_goes_on_as_it_was() {
+        let wire = get("Connection: keep-alive\r\nKeep-Alive: 5\r\nX-Forwarded-For: 1.2.3.4\r\nAccept:  */* \r\n");
+        assert_eq!(
+            forwarded(&wire).unwrap(),
+            "GET /a?b=c HTTP/1.1\r\nHost: web:80\r\nX-Forwarded-For: 1.2.3.4\r\nAccept: */*\r\nx-forwarded-for: 10.0.0.1\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_or_takes_more_is_left_to_hyper() {
+        assert!(forwarded(&get("")).is_some());
+        for headers in [
+            "content-length: 0\r\n",
+            "Content-Length: 3\r\n",
+            "transfer-encoding: chunked\r\n",
+            "te: trailers\r\n",
+            "trailer: x\r\n",
+            "expect: 100-continue\r\n",
+            "upgrade: websocket\r\n",
+            "connection: close\r\n",
+            "connection: x-secret\r\n",
+            "connection: keep-alive, x-secret\r\n",
+            "http2-settings: x\r\n",
+            "content-type: application/grpc+proto\r\n",
+            "host: other\r\n",
+            "cookie: a=1\r\ncookie: b=2\r\n",
+            "content-length : 3\r\n",
+            "x-a: 1\r\n content-length: 3\r\n",
+            "x-a: \0\r\n",
+        ] {
+            assert_eq!(forwarded(&get(headers)), None, "{headers:?}");
+        }
+        for first in [
+            "POST / HTTP/1.1",
+            "CONNECT web:80 HTTP/1.1",
+            "GET http://web/ HTTP/1.1",
+            "OPTIONS * HTTP/1.1",
+            "GET / HTTP/1.0",
+            "GET /a#b HTTP/1.1",
+            "GET /a\\b HTTP/1.1",
+            "GET /a/../b HTTP/1.1",
+            "GET /%61 HTTP/1.1",
+            "GET //a HTTP/1.1",
+            "get / HTTP/1.1",
+        ] {
+            assert_eq!(forwarded(&format!("{first}\r\nhost: web\r\n\r\n")), None, "{first}");
+        }
+        for host in ["", "a b", "user@web", "web:", "web:http", "a:1:2", "[::1]", "web/x"] {
+            assert_eq!(
+                forwarded(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")),
+                None,
+                "{host}"
+            );
+        }
+        assert_eq!(forwarded("GET / HTTP/1.1\r\n\r\n"), None);
+        let whole = get("");
+        for cut in 0..whole.len() {
+            assert_eq!(forwarded(&whole[..cut]), None, "{cut}");
+        }
+    }
+
+    #[test]
+    fn rules_see_path_method_and_headers() {
+        let wire = get("X-Team: red\r\nx-team: blue\r\n");
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let head = Head::read(wire.as_bytes(), &mut lines).unwrap();
+        assert_eq!(
+            (head.method(), head.path(), head.header("x-team")),
+            ("GET", "/a", Some("red"))
+        );
+        assert_eq!(head.asked().path, "/a?b=c");
+        assert_eq!(head.length, wire.len());
+    }
+}
