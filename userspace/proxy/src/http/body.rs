@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::{sync::Notify, time::timeout};
 
-use super::exchange::Exchange;
+use super::{exchange::Exchange, lean::LeanAnswer};
 use crate::{
     balance::InFlight,
     filter::{
@@ -43,11 +43,13 @@ pub(crate) struct ResponseBody {
     broken: Option<BodyError>,
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a body breaks off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the sender broke off")]
-    Sender(#[source] hyper::Error),
+    Sender(#[source] BoxError),
     #[error("{0}")]
     Filter(String),
 }
@@ -59,6 +61,8 @@ enum Content {
         lease: Option<Lease>,
         _load: InFlight,
     },
+    /// Of the endpoint, on the short way.
+    Lean { answer: LeanAnswer, _load: InFlight },
     /// Ours. `None` where it is empty or was read.
     Text(Option<Bytes>),
 }
@@ -161,14 +165,14 @@ impl Body for RequestBody {
             return Poll::Ready(
                 frame
                     .map(|input| input.map(|(frame, _)| frame))
-                    .map_err(BodyError::Sender)
+                    .map_err(|error| BodyError::Sender(error.into()))
                     .transpose(),
             );
         };
         let frame = ready!(passage.poll_frame(&chain.bodies(Way::Request), cx, read));
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|broke| match broke {
-                Broke::Input(error) => BodyError::Sender(error),
+                Broke::Input(error) => BodyError::Sender(error.into()),
                 Broke::Filter(stop) => {
                     let words = stop.cut_words();
                     chain.stop(stop);
@@ -231,6 +235,16 @@ impl ResponseBody {
         }
     }
 
+    /// The same on the short way, where `answer` gives its connection back.
+    pub(crate) fn lean(answer: LeanAnswer, exchange: Rc<Exchange>, load: InFlight) -> Self {
+        Self {
+            content: Content::Lean { answer, _load: load },
+            exchange,
+            passage: None,
+            broken: None,
+        }
+    }
+
     pub(crate) fn text(text: impl Into<Bytes>, exchange: Rc<Exchange>) -> Self {
         // hyper drops the body of an answer to HEAD on HTTP/1 only.
         let takes_body = exchange.is_http1 || exchange.method != Method::HEAD;
@@ -256,8 +270,15 @@ impl Content {
         &mut self,
         exchange: &Exchange,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Frame<Bytes>>, hyper::Error>> {
+    ) -> Poll<Result<Option<Frame<Bytes>>, BoxError>> {
         match self {
+            Self::Lean { answer, .. } => {
+                let piece = ready!(answer.poll_piece(cx));
+                if let Err(error) = &piece {
+                    exchange.response_broke(error);
+                }
+                Poll::Ready(piece.map(|piece| piece.map(Frame::data)).map_err(Into::into))
+            }
             Self::Forwarded { incoming, lease, .. } => {
                 let frame = match lease {
                     Some(lease) => lease.poll_frame(incoming, cx),
@@ -273,7 +294,7 @@ impl Content {
                     }
                     Err(error) => exchange.response_broke(error),
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map_err(Into::into))
             }
             Self::Text(text) => Poll::Ready(Ok(text.take().map(Frame::data))),
         }
@@ -293,6 +314,7 @@ impl Content {
     fn is_over(&self) -> bool {
         match self {
             Self::Forwarded { incoming, .. } => incoming.is_end_stream(),
+            Self::Lean { answer, .. } => answer.is_over(),
             Self::Text(text) => text.is_none(),
         }
     }
@@ -368,6 +390,8 @@ impl Body for ResponseBody {
             // Filters may change its length.
             (Some(_), _) => SizeHint::default(),
             (None, Content::Forwarded { incoming, .. }) => incoming.size_hint(),
+            // Nobody asks: the short way says the length itself.
+            (None, Content::Lean { .. }) => SizeHint::default(),
             (None, Content::Text(text)) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
         }
     }

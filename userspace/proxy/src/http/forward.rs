@@ -1,6 +1,6 @@
 //! One request: where to, may it, send it, and what comes back.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, request};
 use hyper::{
@@ -26,7 +26,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick},
     report,
-    upstream::{Lease, Sending, UpstreamBody, Wire},
+    upstream::{Lease, Sending, Upstream, UpstreamBody, Wire},
 };
 
 /// Carries `request` out.
@@ -48,27 +48,15 @@ pub(crate) async fn forward(
     head::join_cookies(&mut head.headers);
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
     let picked = pick_allowed(exchange, &head).await?;
-    let directives = consult_adapters(exchange, &picked, &head).await?;
-    let filtered = exchange.begin_filters(&picked).is_some();
-    // Endpoints are picked and judged by what the client asked, whatever adapters make of it.
-    let received = (filtered || !directives.request.is_empty()).then(|| head::copy(&head));
-    for operation in &directives.request {
-        operation.apply(&mut head.headers);
-    }
-    exchange.on_answer(directives.response);
-    if let Some(chain) = exchange.chain() {
-        let end = body.is_end_stream();
-        chain.request_headers(&mut head, end).await?;
-        if !end {
-            body = body.filtered();
-        }
+    let end = body.is_end_stream();
+    let received = consult(exchange, &picked, &mut head, end).await?;
+    if exchange.chain().is_some() && !end {
+        body = body.filtered();
     }
     let changed = received.is_some();
-    if changed {
-        head::check(&head).map_err(DataError::of_adapters)?;
-        head::check_length(&mut head.headers, body.is_end_stream());
-    }
-    let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), wire).await?;
+    let worker = &exchange.conn.worker;
+    let take = async |upstream: &Upstream| worker.pool.take(upstream, wire).await;
+    let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), take).await?;
     let upgrade = head::upgrade(&head);
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
@@ -89,10 +77,38 @@ pub(crate) async fn forward(
 }
 
 /// An endpoint that may be asked, and a connection to it.
-struct Reached {
-    picked: Picked,
-    load: InFlight,
-    sending: Sending,
+pub(crate) struct Reached<T> {
+    pub(crate) picked: Picked,
+    pub(crate) load: InFlight,
+    pub(crate) sending: T,
+}
+
+/// Shows a request's head to the adapters that look at what goes to `picked`. Returns it as it came, if they may have changed
+/// it: endpoints are picked and judged by what the client asked, whatever adapters make of it. `end`: it has no body.
+///
+/// # Errors
+/// One of them refuses it, or made something of it that cannot be sent.
+pub(crate) async fn consult(
+    exchange: &Rc<Exchange>,
+    picked: &Picked,
+    head: &mut request::Parts,
+    end: bool,
+) -> Result<Option<request::Parts>, Refusal> {
+    let directives = check(exchange, picked, head).await?;
+    let filtered = exchange.begin_filters(picked).is_some();
+    let received = (filtered || !directives.request.is_empty()).then(|| head::copy(head));
+    for operation in &directives.request {
+        operation.apply(&mut head.headers);
+    }
+    exchange.on_answer(directives.response);
+    if let Some(chain) = exchange.chain() {
+        chain.request_headers(head, end).await?;
+    }
+    if received.is_some() {
+        head::check(head).map_err(DataError::of_adapters)?;
+        head::check_length(&mut head.headers, end);
+    }
+    Ok(received)
 }
 
 /// Picks an endpoint and judges it.
@@ -105,19 +121,19 @@ async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Pick
 }
 
 /// Connects, to `picked` and then to others, until one accepts or all that may be tried were.
-async fn reach(
-    exchange: &Rc<Exchange>,
+pub(crate) async fn reach<T>(
+    exchange: &Exchange,
     mut picked: Picked,
     head: &request::Parts,
-    wire: Wire,
-) -> Result<Reached, Refusal> {
+    take: impl AsyncFn(&Upstream) -> io::Result<T>,
+) -> Result<Reached<T>, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
     let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         let load = worker.loads.begin(picked.address);
-        let error = match worker.pool.take(&conn.upstream(picked.address), wire).await {
+        let error = match take(&conn.upstream(picked.address)).await {
             Ok(sending) => return Ok(Reached { picked, load, sending }),
             Err(source) => {
                 tried.push(picked.address);
@@ -164,7 +180,7 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
 }
 
 /// The adapters' checks; the first that denies ends it.
-async fn consult_adapters(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
+async fn check(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
     let Some(chain) = picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) else {
         return Ok(Directives::default());
@@ -345,7 +361,7 @@ async fn answer(
 }
 
 /// RFC 9110 9.2.2, of the methods that have no body as a rule.
-fn is_idempotent(method: &Method) -> bool {
+pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
@@ -357,12 +373,7 @@ fn is_lost_connection(error: &hyper::Error) -> bool {
     use std::error::Error;
     let reset = error
         .source()
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .is_some_and(|error| {
-            matches!(
-                error.kind(),
-                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
-            )
-        });
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
     reset || error.is_closed() || error.is_canceled() || (error.is_incomplete_message() && !error.is_parse())
 }

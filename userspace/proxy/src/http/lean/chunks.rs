@@ -126,6 +126,10 @@ impl Body {
         }
     }
 
+    pub fn is_over(&self) -> bool {
+        matches!(self.0, State::Over)
+    }
+
     /// Nothing more comes.
     ///
     /// # Errors

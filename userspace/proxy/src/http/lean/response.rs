@@ -2,10 +2,10 @@
 
 use std::{io, mem::MaybeUninit};
 
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header::TRANSFER_ENCODING, response::Parts};
 use httparse::{Header, ParserConfig, Status};
 
-use super::{chunks::Framing, request::write_line};
+use super::{chunks::Framing, request_lines::write_line};
 use crate::limits::MAX_HEADERS;
 
 /// Why an answer cannot be passed on.
@@ -19,6 +19,8 @@ pub(crate) enum AnswerError {
     TransferCoding,
     #[error("its answer has a chunk that is none")]
     Chunk,
+    #[error("it changed the protocol")]
+    Upgrade,
     #[error("its answer's headers are too long")]
     TooLong,
     #[error("the connection ended before the answer did")]
@@ -141,6 +143,33 @@ impl Passed {
     }
 }
 
+/// A head that [`Passed::read`] wrote, for those who want to change it; how the body's end is told is not in it, but for its
+/// length.
+///
+/// # Errors
+/// It is none.
+pub(super) fn parts(head: &[u8], status: StatusCode) -> Result<Parts, AnswerError> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS + 1];
+    let mut parsed = httparse::Response::new(&mut []);
+    ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, &mut lines)?;
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = status;
+    parts.headers.reserve(parsed.headers.len());
+    for header in parsed.headers.iter() {
+        let (name, value) = (
+            HeaderName::from_bytes(header.name.as_bytes()),
+            HeaderValue::from_bytes(header.value),
+        );
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(AnswerError::Malformed(httparse::Error::HeaderName));
+        };
+        if name != TRANSFER_ENCODING {
+            parts.headers.append(name, value);
+        }
+    }
+    Ok(parts)
+}
+
 // === impl Line ===
 
 impl Line {
@@ -160,7 +189,7 @@ impl Line {
 }
 
 /// Whether an answer of this status never has a body (RFC 9110, 6.4.1), and goes without a length.
-fn is_bodiless(status: StatusCode) -> bool {
+pub(super) fn is_bodiless(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
@@ -176,7 +205,7 @@ fn options<'a>(connection: &Header<'a>) -> impl Iterator<Item = &'a [u8]> {
     connection.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
+pub(super) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use http::{HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
 use weft_policy::HttpRequestView;
 
@@ -94,6 +94,21 @@ impl<'b> Head<'b> {
         }
     }
 
+    /// The same for those who want it whole and their own. `None`: hyper is to look at it.
+    pub fn parts(&self) -> Option<Parts> {
+        let mut headers = HeaderMap::with_capacity(self.headers.len() + 2);
+        for header in self.headers {
+            let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
+            headers.append(name, HeaderValue::from_bytes(header.value).ok()?);
+        }
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.method = self.method.clone();
+        parts.uri = Uri::from(PathAndQuery::try_from(self.target).ok()?);
+        parts.version = Version::HTTP_11;
+        parts.headers = headers;
+        Some(parts)
+    }
+
     /// The head that goes to the endpoint, as [`super::super::head::prepare_request`] would make it; names stay as they were
     /// written.
     pub fn write(&self, forwarded_for: Option<&HeaderValue>, out: &mut Vec<u8>) {
@@ -165,6 +180,18 @@ impl Line {
             _ => Self::Passes,
         }
     }
+}
+
+/// A head that [`super::super::head::prepare_request`] made.
+pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    for (name, value) in &parts.headers {
+        write_line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 pub(super) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

@@ -1,0 +1,123 @@
+//! Requests that no adapter looks at: bytes go from one socket to the other.
+
+use std::{future::poll_fn, io::Write as _, rc::Rc, sync::Arc};
+
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    Admitted, Next,
+    ask::{ask, failed, head_of},
+    buffers::Buffer,
+    chunks::{Body, Framing, Piece},
+    write::{Broken, refuse, write},
+};
+use crate::{
+    conn::Conn,
+    http::exchange::Exchange,
+    io::{ConnClock, Socket},
+    limits::LEAN_COPY,
+    listen::stop::Phase,
+};
+
+/// Forwards the head in `out` and carries the answer back.
+pub(super) async fn forward(
+    conn: &Rc<Conn>,
+    clock: &Arc<ConnClock>,
+    client: &mut Socket,
+    input: &mut Buffer,
+    admitted: Admitted,
+    out: &mut Vec<u8>,
+) -> Next {
+    let worker = &conn.worker;
+    let _load = worker.loads.begin(admitted.picked.address);
+    let upstream = conn.upstream(admitted.picked.address);
+    let Ok((server, reused)) = worker.pool.take_plain(&upstream).await else {
+        // hyper's way tries others.
+        return Next::Hyper;
+    };
+    input.consume(admitted.length);
+    let method = admitted.asked.method.clone();
+    let exchange = Exchange::new(conn, clock, admitted.asked);
+    exchange.set_destination(&admitted.picked.destination);
+    exchange.allowed(admitted.rule);
+    // All methods that go this way may be repeated (RFC 9110 9.2.2).
+    let (mut server, mut answer) = match ask(worker, &upstream, server, reused, out).await {
+        Ok(asked) => asked,
+        Err(error) => return refuse(&exchange, error.into(), client, out).await,
+    };
+    out.clear();
+    let close = conn.stop.has_reached(Phase::Retire);
+    let passed = match head_of(&mut server, &mut answer, &method, close, out).await {
+        Ok(passed) => passed,
+        Err(error) => {
+            worker.buffers.give_input(answer);
+            return refuse(&exchange, failed(&upstream, error).into(), client, out).await;
+        }
+    };
+    answer.consume(passed.length);
+    exchange.answered(passed.status);
+    let relayed = relay(&exchange, passed.framing, &mut server, &mut answer, client, out).await;
+    // Behind its end nothing may stand: it would be taken for the next one's.
+    if relayed.is_ok() && passed.keep && answer.is_empty() {
+        worker.pool.keep_plain(upstream, server);
+    }
+    worker.buffers.give_input(answer);
+    match &relayed {
+        Ok(()) => {}
+        Err(Broken::Client) => return Next::Close,
+        // What came before is the client's; that it is not all, the end of the connection says.
+        Err(Broken::Answer(error)) => exchange.response_broke(error),
+    }
+    match client.write_all(out).await {
+        Ok(()) if relayed.is_ok() && !close => Next::Request,
+        _ => Next::Close,
+    }
+}
+
+/// Carries the body to the client; what is left in `out` at its end is still to be written.
+async fn relay(
+    exchange: &Exchange,
+    framing: Framing,
+    server: &mut Socket,
+    answer: &mut Buffer,
+    client: &mut Socket,
+    out: &mut Vec<u8>,
+) -> Result<(), Broken> {
+    let rechunk = matches!(framing, Framing::Chunked | Framing::Close);
+    let mut body = Body::new(framing);
+    loop {
+        match body.next(answer).map_err(Broken::Answer)? {
+            Piece::Data(count) => {
+                if rechunk {
+                    // A Vec takes all.
+                    let _ = write!(out, "{count:x}\r\n");
+                }
+                let data = &answer.unread()[..count];
+                if count <= LEAN_COPY {
+                    out.extend_from_slice(data);
+                } else {
+                    write(client, out).await?;
+                    client.write_all(data).await.map_err(|_gone| Broken::Client)?;
+                }
+                if rechunk {
+                    out.extend_from_slice(b"\r\n");
+                }
+                exchange.response_data(count);
+                answer.consume(count);
+            }
+            Piece::More => {
+                write(client, out).await?;
+                let read = poll_fn(|cx| answer.poll_fill(server, cx)).await;
+                if read.map_err(|error| Broken::Answer(error.into()))? == 0 {
+                    body.end().map_err(Broken::Answer)?;
+                }
+            }
+            Piece::Over => {
+                if rechunk {
+                    out.extend_from_slice(b"0\r\n\r\n");
+                }
+                return Ok(());
+            }
+        }
+    }
+}

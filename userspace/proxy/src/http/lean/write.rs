@@ -1,0 +1,152 @@
+//! What is written to the client.
+
+use std::{future::poll_fn, io::Write as _, pin::Pin, rc::Rc, task::Poll};
+
+use http::{
+    Method, Response,
+    header::{CONNECTION, CONTENT_LENGTH},
+};
+use hyper::body::Body as _;
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    Next, request_lines,
+    response::{self, AnswerError},
+};
+use crate::{
+    http::{
+        body::ResponseBody,
+        exchange::Exchange,
+        respond::{self, Refusal},
+    },
+    io::Socket,
+    limits::LEAN_COPY,
+    listen::stop::Phase,
+};
+
+/// An answer that its client does not get whole.
+pub(super) enum Broken {
+    /// The endpoint's side.
+    Answer(AnswerError),
+    /// The client has gone.
+    Client,
+}
+
+/// Writes `out`, which is empty then.
+pub(super) async fn write(client: &mut Socket, out: &mut Vec<u8>) -> Result<(), Broken> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    client.write_all(out).await.map_err(|_gone| Broken::Client)?;
+    out.clear();
+    Ok(())
+}
+
+/// Answers in the endpoint's place.
+pub(super) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal, client: &mut Socket, out: &mut Vec<u8>) -> Next {
+    match respond::refuse(exchange, refusal).await {
+        Ok(response) => respond_with(exchange, response, client, out).await,
+        Err(_unanswered) => Next::Close,
+    }
+}
+
+/// Writes an answer whose body comes in frames, as hyper would.
+pub(super) async fn respond_with(
+    exchange: &Exchange,
+    response: Response<ResponseBody>,
+    client: &mut Socket,
+    out: &mut Vec<u8>,
+) -> Next {
+    let (mut head, mut body) = response.into_parts();
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+    let said = lengths.next().and_then(|value| response::number(value.as_bytes()));
+    let said = said.filter(|_| lengths.next().is_none());
+    let length = said.or_else(|| body.size_hint().exact().or(body.is_end_stream().then_some(0)));
+    let without_body = exchange.method == Method::HEAD || response::is_bodiless(head.status);
+    let closes = head.headers.remove(CONNECTION).is_some();
+    let close = closes || exchange.conn.stop.has_reached(Phase::Retire);
+    head.headers.remove(CONTENT_LENGTH);
+    out.clear();
+    let reason = head.status.canonical_reason().unwrap_or_default();
+    // A Vec takes all.
+    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", head.status.as_str());
+    for (name, value) in &head.headers {
+        request_lines::write_line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    match length {
+        _ if response::is_bodiless(head.status) => {}
+        // To HEAD what is not known is not said.
+        None if without_body => {}
+        Some(_) if without_body && said.is_none() => {}
+        Some(length) => request_lines::write_line(out, b"content-length", length.to_string().as_bytes()),
+        None => request_lines::write_line(out, b"transfer-encoding", b"chunked"),
+    }
+    if close {
+        request_lines::write_line(out, b"connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+    let sent = if without_body {
+        Ok(())
+    } else {
+        send_frames(&mut body, length, client, out).await
+    };
+    match (sent, client.write_all(out).await) {
+        (Ok(()), Ok(())) if !close => Next::Request,
+        // That it is not all, the end of the connection says.
+        _ => Next::Close,
+    }
+}
+
+/// Carries a body to the client: of this length, or in chunks; what is left in `out` at its end is still to be written.
+async fn send_frames(
+    body: &mut ResponseBody,
+    length: Option<u64>,
+    client: &mut Socket,
+    out: &mut Vec<u8>,
+) -> Result<(), Broken> {
+    let mut left = length;
+    loop {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
+        let frame = match polled {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                write(client, out).await?;
+                poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+            }
+        };
+        let data = match frame {
+            // It is noted by the body itself.
+            Some(Err(_)) => return Err(Broken::Answer(AnswerError::Cut)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                // Trailers: nobody announced that it takes any.
+                Err(_) => continue,
+            },
+            None => break,
+        };
+        match &mut left {
+            Some(left) => match left.checked_sub(data.len() as u64) {
+                Some(rest) => *left = rest,
+                // A filter made it longer than its head says.
+                None => return Err(Broken::Answer(AnswerError::Length)),
+            },
+            None if data.is_empty() => continue,
+            None => _ = write!(out, "{:x}\r\n", data.len()),
+        }
+        if data.len() <= LEAN_COPY {
+            out.extend_from_slice(&data);
+        } else {
+            write(client, out).await?;
+            client.write_all(&data).await.map_err(|_gone| Broken::Client)?;
+        }
+        if left.is_none() {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    match left {
+        None => out.extend_from_slice(b"0\r\n\r\n"),
+        Some(0) => {}
+        Some(_) => return Err(Broken::Answer(AnswerError::Cut)),
+    }
+    Ok(())
+}
