@@ -273,11 +273,11 @@ impl Content {
     ) -> Poll<Result<Option<Frame<Bytes>>, BoxError>> {
         match self {
             Self::Lean { answer, .. } => {
-                let piece = ready!(answer.poll_piece(cx));
-                if let Err(error) = &piece {
+                let frame = ready!(answer.poll_frame(cx));
+                if let Err(error) = &frame {
                     exchange.response_broke(error);
                 }
-                Poll::Ready(piece.map(|piece| piece.map(Frame::data)).map_err(Into::into))
+                Poll::Ready(frame.map_err(Into::into))
             }
             Self::Forwarded { incoming, lease, .. } => {
                 let frame = match lease {

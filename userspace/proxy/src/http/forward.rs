@@ -56,7 +56,8 @@ pub(crate) async fn forward(
     let changed = received.is_some();
     let worker = &exchange.conn.worker;
     let take = async |upstream: &Upstream| worker.pool.take(upstream, wire).await;
-    let Reached { picked, load, sending } = reach(exchange, picked, received.as_ref().unwrap_or(&head), take).await?;
+    let Reached { picked, load, sending } =
+        reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
     let upgrade = head::upgrade(&head);
     let downstream = downstream.filter(|_| upgrade.is_some());
     let conn = &exchange.conn;
@@ -120,12 +121,14 @@ async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Pick
     Ok(picked)
 }
 
-/// Connects, to `picked` and then to others, until one accepts or all that may be tried were.
+/// Connects, to `picked` and then to others, until one accepts or all that may be tried were. `failed`: what connecting to `picked`
+/// came to already.
 pub(crate) async fn reach<T>(
     exchange: &Exchange,
     mut picked: Picked,
     head: &request::Parts,
     take: impl AsyncFn(&Upstream) -> io::Result<T>,
+    mut failed: Option<io::Error>,
 ) -> Result<Reached<T>, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
@@ -133,7 +136,11 @@ pub(crate) async fn reach<T>(
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         let load = worker.loads.begin(picked.address);
-        let error = match take(&conn.upstream(picked.address)).await {
+        let taken = match failed.take() {
+            Some(error) => Err(error),
+            None => take(&conn.upstream(picked.address)).await,
+        };
+        let error = match taken {
             Ok(sending) => return Ok(Reached { picked, load, sending }),
             Err(source) => {
                 tried.push(picked.address);

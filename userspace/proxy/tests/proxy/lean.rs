@@ -127,6 +127,27 @@ async fn what_is_no_answer_is_told_as_the_endpoints_fault_and_the_client_goes_on
     }
 }
 
+#[tokio::test]
+async fn a_chunk_that_is_none_ends_the_answer_for_all_to_see() {
+    let server = answering(|_| {
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n\r\n3\r\ndef\r\n0\r\n\r\n".to_vec()
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let answer = client.try_get("/").await.unwrap().into_body();
+    assert!(answer.collect().await.is_err(), "not as if it were whole");
+    assert!(
+        mesh.flow()
+            .await
+            .reason
+            .starts_with("the endpoint broke off its answer")
+    );
+    let mut other = H1::new(mesh.dial(0).await).await;
+    let _broken = other.try_get("/").await;
+    assert_eq!(server.connections(), 2, "the connection is not used again");
+}
+
 /// What comes behind an answer would else be the next client's.
 #[tokio::test]
 async fn bytes_behind_an_answer_are_nobodys() {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hyper::body::Frame;
 
 use super::{
     buffers::Buffer,
@@ -20,7 +21,7 @@ pub(crate) struct LeanAnswer {
     from: Option<(Socket, Upstream)>,
     worker: Rc<Worker>,
     /// What was read and not taken yet.
-    input: Option<Buffer>,
+    input: Buffer,
     body: Body,
     /// The connection can be used again.
     keep: bool,
@@ -40,7 +41,7 @@ impl LeanAnswer {
         let mut answer = Self {
             from: Some(from),
             worker: Rc::clone(worker),
-            input: Some(input),
+            input,
             body: Body::new(framing),
             keep,
         };
@@ -49,30 +50,28 @@ impl LeanAnswer {
     }
 
     /// What comes next; `None`: the end.
-    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, AnswerError>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, AnswerError>> {
         loop {
             let Some((server, _)) = &mut self.from else {
                 return Poll::Ready(Ok(None));
             };
-            let input = self.input.get_or_insert_with(|| self.worker.buffers.input());
-            match self.body.next(input)? {
+            let frame = match self.body.next(&mut self.input)? {
                 Piece::Data(count) => {
-                    let data = Bytes::copy_from_slice(&input.unread()[..count]);
-                    input.consume(count);
-                    self.settle();
-                    return Poll::Ready(Ok(Some(data)));
+                    let data = Bytes::copy_from_slice(&self.input.unread()[..count]);
+                    self.input.consume(count);
+                    Some(Frame::data(data))
                 }
-                Piece::Over => self.settle(),
+                Piece::Trailers(trailers) => Some(Frame::trailers(*trailers)),
+                Piece::Over => None,
                 Piece::More => {
-                    let filled = input.poll_fill(server, cx);
-                    if filled.is_pending() && input.is_empty() {
-                        self.give_input();
-                    }
-                    if ready!(filled)? == 0 {
+                    if ready!(self.worker.buffers.poll_more(&mut self.input, server, cx))? == 0 {
                         self.body.end()?;
                     }
+                    continue;
                 }
-            }
+            };
+            self.settle();
+            return Poll::Ready(Ok(frame));
         }
     }
 
@@ -85,24 +84,18 @@ impl LeanAnswer {
             return;
         }
         // Behind its end nothing may stand: it would be taken for the next one's.
-        let clean = self.keep && self.input.as_ref().is_none_or(Buffer::is_empty);
+        let clean = self.keep && self.input.is_empty();
         if let Some((server, upstream)) = self.from.take()
             && clean
         {
             self.worker.pool.keep_plain(upstream, server);
         }
-        self.give_input();
-    }
-
-    fn give_input(&mut self) {
-        if let Some(input) = self.input.take() {
-            self.worker.buffers.give_input(input);
-        }
+        self.worker.buffers.give_input(std::mem::take(&mut self.input));
     }
 }
 
 impl Drop for LeanAnswer {
     fn drop(&mut self) {
-        self.give_input();
+        self.worker.buffers.give_input(std::mem::take(&mut self.input));
     }
 }

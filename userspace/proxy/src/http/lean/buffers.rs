@@ -19,8 +19,9 @@ pub(crate) struct Buffers {
 }
 
 /// What was read and is not used up yet.
+#[derive(Default)]
 pub(crate) struct Buffer {
-    /// [`HTTP1_BUFFER`] of them.
+    /// [`HTTP1_BUFFER`] of them, or none.
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
@@ -40,8 +41,34 @@ impl Buffers {
 
     /// Whatever is in it is forgotten.
     pub(crate) fn give_input(&self, mut buffer: Buffer) {
-        (buffer.start, buffer.end) = (0, 0);
-        give(&self.inputs, buffer);
+        buffer.consume(usize::MAX);
+        self.take_back(&mut buffer);
+    }
+
+    /// Takes its bytes from one that is empty and that somebody keeps while he waits; [`Buffers::poll_more`] gives it others.
+    pub(crate) fn take_back(&self, buffer: &mut Buffer) {
+        if buffer.is_empty() && !buffer.bytes.is_empty() {
+            (buffer.start, buffer.end) = (0, 0);
+            give(&self.inputs, std::mem::take(buffer));
+        }
+    }
+
+    /// Reads once into `buffer`, behind what is there, and takes it back if it is empty and nothing has come. 0: the end. Must not
+    /// be full.
+    pub(crate) fn poll_more<R: AsyncRead + Unpin>(
+        &self,
+        buffer: &mut Buffer,
+        reader: &mut R,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if buffer.bytes.is_empty() {
+            *buffer = self.input();
+        }
+        let filled = buffer.poll_fill(reader, cx);
+        if filled.is_pending() {
+            self.take_back(buffer);
+        }
+        filled
     }
 
     /// For what is to be written; empty.
@@ -62,18 +89,12 @@ impl Buffers {
         reader: &mut R,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Buffer>> {
-        let mut buffer = self.input();
-        match buffer.poll_fill(reader, cx) {
-            Poll::Ready(Ok(_)) => Poll::Ready(Ok(buffer)),
-            Poll::Ready(Err(error)) => {
-                self.give_input(buffer);
-                Poll::Ready(Err(error))
-            }
-            Poll::Pending => {
-                self.give_input(buffer);
-                Poll::Pending
-            }
+        let mut buffer = Buffer::default();
+        let filled = ready!(self.poll_more(&mut buffer, reader, cx));
+        if filled.is_err() {
+            self.take_back(&mut buffer);
         }
+        Poll::Ready(filled.map(|_| buffer))
     }
 }
 
@@ -114,15 +135,11 @@ impl Buffer {
 
     /// The first `count` of the unread bytes are used up.
     pub(crate) fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
+        self.start = self.start.saturating_add(count).min(self.end);
     }
 
     /// Reads once, behind what is there. 0: the end. Must not be full.
-    pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
-        &mut self,
-        reader: &mut R,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_fill<R: AsyncRead + Unpin>(&mut self, reader: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.make_room();
         let mut read = ReadBuf::new(&mut self.bytes[self.end..]);
         ready!(Pin::new(reader).poll_read(cx, &mut read))?;

@@ -1,9 +1,10 @@
 //! The end of a message's body, found in what is read of it (RFC 9112, 6 and 7).
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::Status;
 
 use super::{buffers::Buffer, response::AnswerError};
-use crate::limits::MAX_HEADER_BYTES;
+use crate::limits::{MAX_HEADER_BYTES, MAX_HEADERS};
 
 /// Longest line that says a chunk's size, with its extensions.
 const MAX_SIZE_LINE: usize = 4096;
@@ -32,8 +33,8 @@ enum State {
     Chunk(u64),
     /// The line end behind a chunk comes.
     ChunkEnd,
-    /// Lines of trailers come, of which there were so many bytes.
-    Trailers(usize),
+    /// Trailers come, or the line end that stands for none.
+    Trailers,
     UntilClose,
     Over,
 }
@@ -43,6 +44,8 @@ enum State {
 pub(super) enum Piece {
     /// So many bytes of the body, to be consumed by the caller.
     Data(usize),
+    /// What came behind a chunked body; it is over.
+    Trailers(Box<HeaderMap>),
     /// Nothing whole: more must be read.
     More,
     Over,
@@ -60,7 +63,7 @@ impl Body {
         })
     }
 
-    /// Looks at what was read. Trailers are dropped: nobody announced that it takes any.
+    /// Looks at what was read.
     ///
     /// # Errors
     /// No chunk looks so.
@@ -87,16 +90,16 @@ impl Body {
                     };
                     return Ok(Piece::Data(count));
                 }
-                State::Size => match httparse::parse_chunk_size(input.unread()) {
-                    Ok(Status::Complete((length, size))) => {
+                State::Size => match size_line(input.unread())? {
+                    Some((length, size)) => {
                         input.consume(length);
                         self.0 = match size {
-                            0 => State::Trailers(0),
+                            0 => State::Trailers,
                             size => State::Chunk(size),
                         };
                     }
-                    Ok(Status::Partial) if there <= MAX_SIZE_LINE => return Ok(Piece::More),
-                    Ok(Status::Partial) | Err(_) => return Err(AnswerError::Chunk),
+                    None if there <= MAX_SIZE_LINE => return Ok(Piece::More),
+                    None => return Err(AnswerError::Chunk),
                 },
                 State::ChunkEnd => match input.unread() {
                     [b'\r', b'\n', ..] => {
@@ -106,21 +109,19 @@ impl Body {
                     [b'\r'] => return Ok(Piece::More),
                     _ => return Err(AnswerError::Chunk),
                 },
-                State::Trailers(before) => {
-                    let Some(length) = input.unread().iter().position(|byte| *byte == b'\n').map(|at| at + 1) else {
-                        return if before + there > MAX_HEADER_BYTES {
+                State::Trailers => {
+                    let Some((length, trailers)) = trailers(input.unread())? else {
+                        return if there > MAX_HEADER_BYTES {
                             Err(AnswerError::TooLong)
                         } else {
                             Ok(Piece::More)
                         };
                     };
-                    let is_end = matches!(&input.unread()[..length], b"\r\n" | b"\n");
                     input.consume(length);
-                    self.0 = match before + length {
-                        _ if is_end => State::Over,
-                        all if all > MAX_HEADER_BYTES => return Err(AnswerError::TooLong),
-                        all => State::Trailers(all),
-                    };
+                    self.0 = State::Over;
+                    if !trailers.is_empty() {
+                        return Ok(Piece::Trailers(Box::new(trailers)));
+                    }
                 }
             }
         }
@@ -142,6 +143,40 @@ impl Body {
     }
 }
 
+/// Length of the line that says a chunk's size, and the size; `None`: it is not whole. httparse takes a line without a digit for 0,
+/// and a bare LF for a part of an extension.
+fn size_line(bytes: &[u8]) -> Result<Option<(usize, u64)>, AnswerError> {
+    if !bytes.first().is_some_and(u8::is_ascii_hexdigit) {
+        return Err(AnswerError::Chunk);
+    }
+    match httparse::parse_chunk_size(bytes) {
+        Ok(Status::Complete((length, size))) if !bytes[..length - 2].contains(&b'\n') => Ok(Some((length, size))),
+        Ok(Status::Partial) => Ok(None),
+        Ok(Status::Complete(_)) | Err(_) => Err(AnswerError::Chunk),
+    }
+}
+
+/// Trailers and how many bytes they had; `None`: they are not whole.
+fn trailers(bytes: &[u8]) -> Result<Option<(usize, HeaderMap)>, AnswerError> {
+    let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let (length, lines) = match httparse::parse_headers(bytes, &mut lines)? {
+        Status::Complete(parsed) => parsed,
+        Status::Partial => return Ok(None),
+    };
+    let mut trailers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = (
+            HeaderName::from_bytes(line.name.as_bytes()),
+            HeaderValue::from_bytes(line.value),
+        );
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(AnswerError::Chunk);
+        };
+        trailers.append(name, value);
+    }
+    Ok(Some((length, trailers)))
+}
+
 fn least(left: u64, there: usize) -> usize {
     usize::try_from(left).map_or(there, |left| left.min(there))
 }
@@ -160,6 +195,7 @@ mod tests {
                     seen.extend_from_slice(&input.unread()[..count]);
                     input.consume(count);
                 }
+                Piece::Trailers(trailers) => assert_eq!(trailers["x-sum"], "1"),
                 Piece::More => match rest.next() {
                     Some(more) => assert!(input.put(more)),
                     None => {
@@ -200,6 +236,14 @@ mod tests {
             (Framing::Chunked, b"xyz\r\nabc", AnswerError::Chunk),
             (Framing::Chunked, b"FFFFFFFFFFFFFFFFF\r\nabc", AnswerError::Chunk),
             (Framing::Chunked, b"-1\r\nabc", AnswerError::Chunk),
+            (
+                Framing::Chunked,
+                b"3\r\nabc\r\n\r\n3\r\ndef\r\n0\r\n\r\n",
+                AnswerError::Chunk,
+            ),
+            (Framing::Chunked, b";x\r\n\r\n", AnswerError::Chunk),
+            (Framing::Chunked, b" \r\n\r\n", AnswerError::Chunk),
+            (Framing::Chunked, b"3;a\nb\r\nabc\r\n0\r\n\r\n", AnswerError::Chunk),
         ] {
             let told = read(framing, wire, 7).map_err(|error| error.to_string());
             assert_eq!(told, Err(expect.to_string()), "{:?}", String::from_utf8_lossy(wire));
@@ -207,8 +251,13 @@ mod tests {
         let long = format!("3;{}", "x".repeat(2 * MAX_SIZE_LINE));
         let told = read(Framing::Chunked, long.as_bytes(), 1000);
         assert!(matches!(told, Err(AnswerError::Chunk)));
-        let endless = format!("0\r\n{}", "x: 1\r\n".repeat(MAX_HEADER_BYTES));
-        let told = read(Framing::Chunked, endless.as_bytes(), 1000);
+        let long = format!("0\r\nx: {}", "x".repeat(2 * MAX_HEADER_BYTES));
+        let told = read(Framing::Chunked, long.as_bytes(), 1000);
         assert!(matches!(told, Err(AnswerError::TooLong)));
+        for trailers in ["no trailer\r\n\r\n".to_owned(), "x: 1\r\n".repeat(MAX_HEADERS + 1)] {
+            let wire = format!("0\r\n{trailers}");
+            let told = read(Framing::Chunked, wire.as_bytes(), 1000);
+            assert!(matches!(told, Err(AnswerError::Malformed(_))), "{trailers}");
+        }
     }
 }

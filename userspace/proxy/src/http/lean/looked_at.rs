@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use http::{Response, request};
+use http::{Method, Response, request};
 
 use super::{
     Admitted, LeanAnswer, Next,
@@ -34,8 +34,7 @@ pub(super) async fn forward(
     out: &mut Vec<u8>,
 ) -> Next {
     let exchange = Exchange::new(conn, clock, admitted.asked);
-    exchange.set_destination(&admitted.picked.destination);
-    exchange.allowed(admitted.rule);
+    admitted.verdict.note(&exchange, &admitted.picked);
     match through_adapters(&exchange, admitted.picked, head, out).await {
         Ok(response) => respond_with(&exchange, response, client, out).await,
         Err(refusal) => refuse(&exchange, refusal, client, out).await,
@@ -52,7 +51,7 @@ async fn through_adapters(
     let worker = &conn.worker;
     let received = carry::consult(exchange, &picked, &mut head, true).await?;
     let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
-    let reached = carry::reach(exchange, picked, received.as_ref().unwrap_or(&head), take).await?;
+    let reached = carry::reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
     let Reached { picked, load, sending } = reached;
     let (server, reused) = sending;
     let (original, forwarded_for) = (conn.context.original, conn.forwarded_for.as_ref());
@@ -63,7 +62,7 @@ async fn through_adapters(
     let repeat = reused && carry::is_idempotent(&head.method);
     let (mut server, mut answer) = ask(worker, &upstream, server, repeat, out).await?;
     out.clear();
-    let read = head_of(&mut server, &mut answer, &head.method, false, out).await;
+    let read = head_of(worker, &mut server, &mut answer, &head.method, false, out).await;
     let read = read.and_then(|passed| Ok((passed, response::parts(out, passed.status)?)));
     let (passed, mut parts) = match read {
         Ok(read) => read,
@@ -74,7 +73,7 @@ async fn through_adapters(
     };
     answer.consume(passed.length);
     let body = LeanAnswer::new(worker, (server, upstream), answer, passed.framing, passed.keep);
-    let end = body.is_over();
+    let end = exchange.method == Method::HEAD || body.is_over();
     if let Some(chain) = exchange.chain() {
         chain.response_headers(&mut parts, end).await?;
     }

@@ -39,7 +39,7 @@ use weft_policy::{ObjectRef, Verdict};
 
 pub(crate) use self::answer::LeanAnswer;
 use self::{buffers::Buffer, request_lines::Head};
-use super::exchange::Asked;
+use super::exchange::{Asked, Exchange};
 use crate::{
     conn::Conn,
     io::{ConnClock, Prefixed, Socket},
@@ -67,10 +67,18 @@ enum Next {
     Hyper,
 }
 
+/// Why it may be asked.
+enum Allowed {
+    /// By this object.
+    By(Option<ObjectRef>),
+    /// Only because what would deny it is audited: that object, and why.
+    Audited(Option<ObjectRef>, String),
+}
+
 /// A request that may go the short way.
 struct Admitted {
     picked: Picked,
-    rule: Option<ObjectRef>,
+    verdict: Allowed,
     asked: Asked,
     /// Bytes of its head.
     length: usize,
@@ -153,6 +161,7 @@ async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, 
             None => plain::forward(conn, clock, client, input, admitted, &mut out).await,
             Some(head) => {
                 input.consume(admitted.length);
+                worker.buffers.take_back(input);
                 // In a box: it is several times what those have that nobody looks at.
                 Box::pin(looked_at::forward(conn, clock, client, admitted, *head, &mut out)).await
             }
@@ -172,9 +181,15 @@ fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
     let head = Head::read(bytes, &mut lines)?;
     let picked = pick_now(&conn.worker, conn.dialled(), &head)?;
     let decision = judge::request(conn, &picked, &head);
-    if decision.verdict != Verdict::Allow {
-        return None;
-    }
+    let rule = report::rule_object(&picked.snapshot, decision.rule);
+    let verdict = match decision.verdict {
+        Verdict::Allow => Allowed::By(rule.or_else(|| picked.split.clone())),
+        Verdict::Audit => {
+            let why = report::deny_words(rule.as_ref(), &picked.destination);
+            Allowed::Audited(rule, why)
+        }
+        Verdict::Deny | Verdict::NeedsHttp => return None,
+    };
     let looked_at = match &picked.chain {
         Some(chain) if !chain.is_empty() => Some(Box::new(head.parts()?)),
         _ => {
@@ -183,12 +198,24 @@ fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
         }
     };
     Some(Admitted {
-        rule: report::rule_object(&picked.snapshot, decision.rule).or_else(|| picked.split.clone()),
+        verdict,
         picked,
         asked: head.asked(),
         length: head.length,
         looked_at,
     })
+}
+
+// === impl Allowed ===
+
+impl Allowed {
+    fn note(self, exchange: &Exchange, picked: &Picked) {
+        exchange.set_destination(&picked.destination);
+        match self {
+            Self::By(rule) => exchange.allowed(rule),
+            Self::Audited(rule, why) => exchange.audited(rule, &why),
+        }
+    }
 }
 
 /// Counts a connection as resting for as long as it lives.

@@ -1,22 +1,28 @@
 //! Requests that no adapter looks at: bytes go from one socket to the other.
 
-use std::{future::poll_fn, io::Write as _, rc::Rc, sync::Arc};
+use std::{future::poll_fn, io::Write as _, mem::MaybeUninit, rc::Rc, sync::Arc};
 
 use tokio::io::AsyncWriteExt;
 
 use super::{
     Admitted, Next,
-    ask::{ask, failed, head_of},
+    ask::{ask, failed, failed_to_connect, head_of},
     buffers::Buffer,
     chunks::{Body, Framing, Piece},
+    request_lines::Head,
     write::{Broken, refuse, write},
 };
 use crate::{
     conn::Conn,
-    http::exchange::Exchange,
+    http::{
+        exchange::Exchange,
+        forward::{self as carry, Reached},
+    },
     io::{ConnClock, Socket},
-    limits::LEAN_COPY,
+    limits::{LEAN_COPY, MAX_HEADERS},
     listen::stop::Phase,
+    upstream::Upstream,
+    worker::Worker,
 };
 
 /// Forwards the head in `out` and carries the answer back.
@@ -29,17 +35,39 @@ pub(super) async fn forward(
     out: &mut Vec<u8>,
 ) -> Next {
     let worker = &conn.worker;
-    let _load = worker.loads.begin(admitted.picked.address);
-    let upstream = conn.upstream(admitted.picked.address);
-    let Ok((server, reused)) = worker.pool.take_plain(&upstream).await else {
-        // hyper's way tries others.
-        return Next::Hyper;
+    let Admitted {
+        picked,
+        verdict,
+        asked,
+        length,
+        ..
+    } = admitted;
+    let method = asked.method.clone();
+    let exchange = Exchange::new(conn, clock, asked);
+    verdict.note(&exchange, &picked);
+    let load = worker.loads.begin(picked.address);
+    let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
+    let reached = match take(&conn.upstream(picked.address)).await {
+        Ok(sending) => Ok(Reached { picked, load, sending }),
+        Err(source) => {
+            drop(load);
+            // It was read before.
+            let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+            match Head::read(input.unread(), &mut lines).and_then(|head| head.parts()) {
+                Some(head) => carry::reach(&exchange, picked, &head, take, Some(source)).await,
+                None => Err(failed_to_connect(picked.address, source).into()),
+            }
+        }
     };
-    input.consume(admitted.length);
-    let method = admitted.asked.method.clone();
-    let exchange = Exchange::new(conn, clock, admitted.asked);
-    exchange.set_destination(&admitted.picked.destination);
-    exchange.allowed(admitted.rule);
+    input.consume(length);
+    worker.buffers.take_back(input);
+    let Reached { picked, load, sending } = match reached {
+        Ok(reached) => reached,
+        Err(refusal) => return refuse(&exchange, refusal, client, out).await,
+    };
+    let _load = load;
+    let (server, reused) = sending;
+    let upstream = conn.upstream(picked.address);
     // All methods that go this way may be repeated (RFC 9110 9.2.2).
     let (mut server, mut answer) = match ask(worker, &upstream, server, reused, out).await {
         Ok(asked) => asked,
@@ -47,7 +75,7 @@ pub(super) async fn forward(
     };
     out.clear();
     let close = conn.stop.has_reached(Phase::Retire);
-    let passed = match head_of(&mut server, &mut answer, &method, close, out).await {
+    let passed = match head_of(worker, &mut server, &mut answer, &method, close, out).await {
         Ok(passed) => passed,
         Err(error) => {
             worker.buffers.give_input(answer);
@@ -56,7 +84,7 @@ pub(super) async fn forward(
     };
     answer.consume(passed.length);
     exchange.answered(passed.status);
-    let relayed = relay(&exchange, passed.framing, &mut server, &mut answer, client, out).await;
+    let relayed = relay(worker, &exchange, passed.framing, &mut server, &mut answer, client, out).await;
     // Behind its end nothing may stand: it would be taken for the next one's.
     if relayed.is_ok() && passed.keep && answer.is_empty() {
         worker.pool.keep_plain(upstream, server);
@@ -76,6 +104,7 @@ pub(super) async fn forward(
 
 /// Carries the body to the client; what is left in `out` at its end is still to be written.
 async fn relay(
+    worker: &Worker,
     exchange: &Exchange,
     framing: Framing,
     server: &mut Socket,
@@ -107,11 +136,13 @@ async fn relay(
             }
             Piece::More => {
                 write(client, out).await?;
-                let read = poll_fn(|cx| answer.poll_fill(server, cx)).await;
+                let read = poll_fn(|cx| worker.buffers.poll_more(answer, server, cx)).await;
                 if read.map_err(|error| Broken::Answer(error.into()))? == 0 {
                     body.end().map_err(Broken::Answer)?;
                 }
             }
+            // Nobody announced that it takes any.
+            Piece::Trailers(_) => {}
             Piece::Over => {
                 if rechunk {
                     out.extend_from_slice(b"0\r\n\r\n");

@@ -3,7 +3,7 @@
 //! Only what can be read in one way: whatever is unusual, long-winded or wrong is left to hyper and [`super::super::head`],
 //! which know what to make of it.
 
-use std::mem::MaybeUninit;
+use std::{io::Write as _, mem::MaybeUninit};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
@@ -184,10 +184,11 @@ impl Line {
 
 /// A head that [`super::super::head::prepare_request`] made.
 pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
-    out.extend_from_slice(parts.method.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+    // As it is displayed, a target has a slash. A Vec takes all.
+    let _ = match parts.uri.path_and_query() {
+        Some(target) => write!(out, "{} {target} HTTP/1.1\r\n", parts.method),
+        None => write!(out, "{} / HTTP/1.1\r\n", parts.method),
+    };
     for (name, value) in &parts.headers {
         write_line(out, name.as_str().as_bytes(), value.as_bytes());
     }

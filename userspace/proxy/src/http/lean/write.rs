@@ -3,8 +3,8 @@
 use std::{future::poll_fn, io::Write as _, pin::Pin, rc::Rc, task::Poll};
 
 use http::{
-    Method, Response,
-    header::{CONNECTION, CONTENT_LENGTH},
+    Method, Response, StatusCode,
+    header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use hyper::body::Body as _;
 use tokio::io::AsyncWriteExt;
@@ -58,14 +58,27 @@ pub(super) async fn respond_with(
     out: &mut Vec<u8>,
 ) -> Next {
     let (mut head, mut body) = response.into_parts();
+    if head.status.is_informational() {
+        // A filter's: interim answers and changes of the protocol are not its to give.
+        head.status = StatusCode::INTERNAL_SERVER_ERROR;
+        exchange.set_status(head.status);
+    }
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
     let said = lengths.next().and_then(|value| response::number(value.as_bytes()));
     let said = said.filter(|_| lengths.next().is_none());
-    let length = said.or_else(|| body.size_hint().exact().or(body.is_end_stream().then_some(0)));
     let without_body = exchange.method == Method::HEAD || response::is_bodiless(head.status);
-    let closes = head.headers.remove(CONNECTION).is_some();
+    let length = match body.is_end_stream() {
+        // Whatever was said.
+        true if !without_body => Some(0),
+        _ => said.or(body.size_hint().exact()),
+    };
+    let connection = head.headers.remove(CONNECTION);
+    let closes = connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let close = closes || exchange.conn.stop.has_reached(Phase::Retire);
-    head.headers.remove(CONTENT_LENGTH);
+    // Said anew below, however a filter has said it.
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
+        head.headers.remove(name);
+    }
     out.clear();
     let reason = head.status.canonical_reason().unwrap_or_default();
     // A Vec takes all.
@@ -77,7 +90,6 @@ pub(super) async fn respond_with(
         _ if response::is_bodiless(head.status) => {}
         // To HEAD what is not known is not said.
         None if without_body => {}
-        Some(_) if without_body && said.is_none() => {}
         Some(length) => request_lines::write_line(out, b"content-length", length.to_string().as_bytes()),
         None => request_lines::write_line(out, b"transfer-encoding", b"chunked"),
     }
@@ -114,7 +126,7 @@ async fn send_frames(
                 poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
             }
         };
-        let data = match frame {
+        let mut data = match frame {
             // It is noted by the body itself.
             Some(Err(_)) => return Err(Broken::Answer(AnswerError::Cut)),
             Some(Ok(frame)) => match frame.into_data() {
@@ -125,11 +137,11 @@ async fn send_frames(
             None => break,
         };
         match &mut left {
-            Some(left) => match left.checked_sub(data.len() as u64) {
-                Some(rest) => *left = rest,
-                // A filter made it longer than its head says.
-                None => return Err(Broken::Answer(AnswerError::Length)),
-            },
+            Some(left) => {
+                // A filter may have made it longer than its head says.
+                data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= data.len() as u64;
+            }
             None if data.is_empty() => continue,
             None => _ = write!(out, "{:x}\r\n", data.len()),
         }
@@ -141,6 +153,9 @@ async fn send_frames(
         }
         if left.is_none() {
             out.extend_from_slice(b"\r\n");
+        }
+        if out.len() > LEAN_COPY {
+            write(client, out).await?;
         }
     }
     match left {

@@ -1,6 +1,7 @@
 //! Bodies that filters gather, change and hold back.
 
 use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
 use weft_adapters::{Lent, Step};
 use weft_proxy::limits::FILTER_BODY_BUFFER;
 
@@ -8,7 +9,7 @@ use super::{data, echo1, echo2, post, post2, sum};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::{Pattern, check_pattern, pieces},
-    client::{empty, full, request},
+    client::{empty, full, read_all, request},
     filter::{Events, chains},
     server::Server,
 };
@@ -187,4 +188,51 @@ async fn a_length_that_a_filter_made_ambiguous_is_not_sent() {
     let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     assert_eq!(Text::read(client.send(post(full("abc"))).await).await.body, "abc");
+}
+
+/// What tells the end of an answer is the proxy's to say, and interim answers are nobody's.
+#[tokio::test]
+async fn an_answers_framing_is_not_a_filters_to_say() {
+    let events = Events::new();
+    let script = events.script("a").act(|lent, _| {
+        if let Lent::ResponseHeaders(head) = lent {
+            match head.headers.get("x-do").map(|value| value.as_bytes()) {
+                Some(b"coding") => {
+                    head.headers.remove("content-length");
+                    head.headers.append("transfer-encoding", "chunked".parse().unwrap());
+                }
+                Some(b"lengths") => _ = head.headers.append("content-length", "1".parse().unwrap()),
+                Some(b"long") => _ = head.headers.insert("content-length", "99".parse().unwrap()),
+                Some(b"interim") => head.status = http::StatusCode::SWITCHING_PROTOCOLS,
+                _ => {}
+            }
+        }
+        Step::Continue
+    });
+    let server = Server::http1(|request| async move {
+        let what = request.uri().path()[1..].to_owned();
+        http::Response::builder()
+            .header("x-do", &what)
+            .body(full(what))
+            .unwrap()
+    })
+    .await;
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
+    for (what, status, whole) in [
+        ("nothing", 200, true),
+        ("coding", 200, true),
+        ("lengths", 200, true),
+        ("long", 200, false),
+        ("interim", 500, true),
+    ] {
+        let mut stream = mesh.dial(0).await;
+        let wire = format!("GET /{what} HTTP/1.1\r\nhost: web\r\n\r\nGET /nothing HTTP/1.1\r\nhost: web\r\n\r\n");
+        stream.write_all(wire.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let answers = read_all(&mut stream).await;
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answers}");
+        assert!(answers.matches("transfer-encoding").count() <= 1, "{what}: {answers}");
+        let expect = if whole { 2 } else { 1 };
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), expect, "{what}: {answers}");
+    }
 }
