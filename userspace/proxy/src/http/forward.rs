@@ -96,6 +96,17 @@ pub(crate) async fn consult(
     end: bool,
 ) -> Result<Option<request::Parts>, Refusal> {
     let directives = check(exchange, picked, head).await?;
+    change(exchange, picked, head, end, directives).await
+}
+
+/// The same after the checks, which wanted this.
+pub(crate) async fn change(
+    exchange: &Rc<Exchange>,
+    picked: &Picked,
+    head: &mut request::Parts,
+    end: bool,
+    directives: Directives,
+) -> Result<Option<request::Parts>, Refusal> {
     let filtered = exchange.begin_filters(picked).is_some();
     let received = (filtered || !directives.request.is_empty()).then(|| head::copy(head));
     for operation in &directives.request {
@@ -187,7 +198,7 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
 }
 
 /// The adapters' checks; the first that denies ends it.
-async fn check(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
+pub(crate) async fn check(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
     let Some(chain) = picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) else {
         return Ok(Directives::default());

@@ -3,11 +3,12 @@
 use std::{rc::Rc, sync::Arc};
 
 use http::{Method, Response, request};
+use weft_adapters::Directives;
 
 use super::{
     Admitted, LeanAnswer, Next,
     ask::{ask, failed, head_of},
-    request_lines, response,
+    plain, request_lines, response,
     write::{refuse, respond_with},
 };
 use crate::{
@@ -35,7 +36,23 @@ pub(super) async fn forward(
 ) -> Next {
     let exchange = Exchange::new(conn, clock, admitted.asked);
     admitted.verdict.note(&exchange, &admitted.picked);
-    match through_adapters(&exchange, admitted.picked, head, out).await {
+    let picked = admitted.picked;
+    let directives = match carry::check(&exchange, &picked, &head).await {
+        Ok(directives) => directives,
+        Err(refusal) => return refuse(&exchange, refusal, client, out).await,
+    };
+    let filters = picked.chain.as_ref().is_some_and(|chain| !chain.filters.is_empty());
+    if !filters && directives.request.is_empty() && directives.response.is_empty() {
+        // Nobody changes anything: it goes on as it was written.
+        let worker = &conn.worker;
+        let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
+        return match carry::reach(&exchange, picked, &head, take, None).await {
+            Ok(reached) => plain::carry_out(&exchange, reached, &head.method, client, out).await,
+            Err(refusal) => refuse(&exchange, refusal, client, out).await,
+        };
+    }
+    out.clear();
+    match through_adapters(&exchange, picked, head, directives, out).await {
         Ok(response) => respond_with(&exchange, response, client, out).await,
         Err(refusal) => refuse(&exchange, refusal, client, out).await,
     }
@@ -45,11 +62,12 @@ async fn through_adapters(
     exchange: &Rc<Exchange>,
     picked: Picked,
     mut head: request::Parts,
+    directives: Directives,
     out: &mut Vec<u8>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
-    let received = carry::consult(exchange, &picked, &mut head, true).await?;
+    let received = carry::change(exchange, &picked, &mut head, true, directives).await?;
     let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
     let reached = carry::reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
     let Reached { picked, load, sending } = reached;

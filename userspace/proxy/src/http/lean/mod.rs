@@ -82,7 +82,7 @@ struct Admitted {
     asked: Asked,
     /// Bytes of its head.
     length: usize,
-    /// The head, where adapters are to look at it; else it was written.
+    /// The head, where adapters are to look at it.
     looked_at: Option<Box<request::Parts>>,
 }
 
@@ -171,7 +171,7 @@ async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, 
     next
 }
 
-/// Picks and judges as [`super::forward`] does; appends the head that goes to the endpoint to `out`, if no adapter looks at it.
+/// Picks and judges as [`super::forward`] does; appends the head that goes to the endpoint to `out`, if no adapter changes it.
 /// `None`: hyper is to look.
 fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
     if trace::is_wanted() {
@@ -190,12 +190,10 @@ fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
         }
         Verdict::Deny | Verdict::NeedsHttp => return None,
     };
+    head.write(conn.forwarded_for.as_ref(), out);
     let looked_at = match &picked.chain {
         Some(chain) if !chain.is_empty() => Some(Box::new(head.parts()?)),
-        _ => {
-            head.write(conn.forwarded_for.as_ref(), out);
-            None
-        }
+        _ => None,
     };
     Some(Admitted {
         verdict,

@@ -2,6 +2,7 @@
 
 use std::{future::poll_fn, io::Write as _, mem::MaybeUninit, rc::Rc, sync::Arc};
 
+use http::Method;
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -61,30 +62,42 @@ pub(super) async fn forward(
     };
     input.consume(length);
     worker.buffers.take_back(input);
-    let Reached { picked, load, sending } = match reached {
-        Ok(reached) => reached,
-        Err(refusal) => return refuse(&exchange, refusal, client, out).await,
-    };
-    let _load = load;
-    let (server, reused) = sending;
-    let upstream = conn.upstream(picked.address);
+    match reached {
+        Ok(reached) => carry_out(&exchange, reached, &method, client, out).await,
+        Err(refusal) => refuse(&exchange, refusal, client, out).await,
+    }
+}
+
+/// Sends the head in `out` where it may go, and carries the answer back.
+pub(super) async fn carry_out(
+    exchange: &Rc<Exchange>,
+    reached: Reached<(Socket, bool)>,
+    method: &Method,
+    client: &mut Socket,
+    out: &mut Vec<u8>,
+) -> Next {
+    let conn = &exchange.conn;
+    let worker = &conn.worker;
+    let (server, reused) = reached.sending;
+    let _load = reached.load;
+    let upstream = conn.upstream(reached.picked.address);
     // All methods that go this way may be repeated (RFC 9110 9.2.2).
     let (mut server, mut answer) = match ask(worker, &upstream, server, reused, out).await {
         Ok(asked) => asked,
-        Err(error) => return refuse(&exchange, error.into(), client, out).await,
+        Err(error) => return refuse(exchange, error.into(), client, out).await,
     };
     out.clear();
     let close = conn.stop.has_reached(Phase::Retire);
-    let passed = match head_of(worker, &mut server, &mut answer, &method, close, out).await {
+    let passed = match head_of(worker, &mut server, &mut answer, method, close, out).await {
         Ok(passed) => passed,
         Err(error) => {
             worker.buffers.give_input(answer);
-            return refuse(&exchange, failed(&upstream, error).into(), client, out).await;
+            return refuse(exchange, failed(&upstream, error).into(), client, out).await;
         }
     };
     answer.consume(passed.length);
     exchange.answered(passed.status);
-    let relayed = relay(worker, &exchange, passed.framing, &mut server, &mut answer, client, out).await;
+    let relayed = relay(worker, exchange, passed.framing, &mut server, &mut answer, client, out).await;
     // Behind its end nothing may stand: it would be taken for the next one's.
     if relayed.is_ok() && passed.keep && answer.is_empty() {
         worker.pool.keep_plain(upstream, server);
