@@ -96,7 +96,8 @@ async fn what_is_no_answer_is_told_as_the_endpoints_fault_and_the_client_goes_on
         } else if line.contains("/coding") {
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
         } else if line.contains("/protocol") {
-            b"220 smtp.example ESMTP\r\n\r\n"
+            // No empty line, and then it waits.
+            b"220 smtp.example ESMTP\r\n"
         } else if line.contains("/cut/close") {
             b"HTTP/1.1 200 OK\r\nx-a: "
         } else if line.contains("/upgrade") {

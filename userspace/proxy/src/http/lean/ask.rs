@@ -89,8 +89,8 @@ pub(super) async fn head_of(
 ) -> Result<Passed, AnswerError> {
     let mut looked = 0;
     loop {
-        // Not from its begin with every byte that comes.
-        let read = match has_end(answer.unread(), looked) {
+        // What is no head shows at its begin, maybe at once. After that: not from its begin with every byte that comes.
+        let read = match looked == 0 || has_end(answer.unread(), looked) {
             true => Passed::read(answer.unread(), method, close, out)?,
             false => None,
         };
