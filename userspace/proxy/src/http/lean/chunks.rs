@@ -1,9 +1,9 @@
 //! The end of a message's body, found in what is read of it (RFC 9112, 6 and 7).
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use httparse::Status;
 
-use super::{buffers::Buffer, response::AnswerError};
+use super::{buffers::Buffer, lines, response::AnswerError};
 use crate::limits::{MAX_HEADER_BYTES, MAX_HEADERS};
 
 /// Longest line that says a chunk's size, with its extensions.
@@ -136,8 +136,12 @@ impl Body {
     /// # Errors
     /// Something was still to come.
     pub fn end(&mut self) -> Result<(), AnswerError> {
-        match std::mem::replace(&mut self.0, State::Over) {
-            State::Over | State::UntilClose => Ok(()),
+        match self.0 {
+            State::Over | State::UntilClose => {
+                self.0 = State::Over;
+                Ok(())
+            }
+            // It does not become over by that.
             _ => Err(AnswerError::Cut),
         }
     }
@@ -158,23 +162,11 @@ fn size_line(bytes: &[u8]) -> Result<Option<(usize, u64)>, AnswerError> {
 
 /// Trailers and how many bytes they had; `None`: they are not whole.
 fn trailers(bytes: &[u8]) -> Result<Option<(usize, HeaderMap)>, AnswerError> {
-    let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let (length, lines) = match httparse::parse_headers(bytes, &mut lines)? {
-        Status::Complete(parsed) => parsed,
-        Status::Partial => return Ok(None),
-    };
-    let mut trailers = HeaderMap::new();
-    for line in lines {
-        let (name, value) = (
-            HeaderName::from_bytes(line.name.as_bytes()),
-            HeaderValue::from_bytes(line.value),
-        );
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(AnswerError::Chunk);
-        };
-        trailers.append(name, value);
+    let mut place = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    match httparse::parse_headers(bytes, &mut place)? {
+        Status::Complete((length, trailers)) => Ok(Some((length, lines::map(trailers)?))),
+        Status::Partial => Ok(None),
     }
-    Ok(Some((length, trailers)))
 }
 
 fn least(left: u64, there: usize) -> usize {

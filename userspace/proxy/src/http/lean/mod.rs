@@ -13,13 +13,15 @@
 //!               +------------------+--> server.rs, forward.rs
 //!  client <-- Passed::read (head), Body::next (framing said anew) <-- endpoint
 //! ```
-//! Header names go on as they were written there; hyper writes them in lower case. Trailers and interim heads of answers are
-//! dropped. A connection that waits has no buffer ([`buffers`]).
+//! Header names go on as they were written there (where adapters change something, in lower case, as hyper writes them). Answers'
+//! trailers reach filters and not the client, which has not asked for any; interim heads reach nobody. Whoever waits has no buffer
+//! ([`buffers`]).
 
 mod answer;
 mod ask;
 pub(crate) mod buffers;
 mod chunks;
+mod lines;
 mod looked_at;
 mod plain;
 mod request_lines;

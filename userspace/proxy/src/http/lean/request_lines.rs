@@ -5,10 +5,11 @@
 
 use std::{io::Write as _, mem::MaybeUninit};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
 use weft_policy::HttpRequestView;
 
+use super::lines;
 use crate::{
     http::{exchange::Asked, view},
     limits::{MAX_HEADER_BYTES, MAX_HEADERS},
@@ -96,16 +97,11 @@ impl<'b> Head<'b> {
 
     /// The same for those who want it whole and their own. `None`: hyper is to look at it.
     pub fn parts(&self) -> Option<Parts> {
-        let mut headers = HeaderMap::with_capacity(self.headers.len() + 2);
-        for header in self.headers {
-            let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-            headers.append(name, HeaderValue::from_bytes(header.value).ok()?);
-        }
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method.clone();
         parts.uri = Uri::from(PathAndQuery::try_from(self.target).ok()?);
         parts.version = Version::HTTP_11;
-        parts.headers = headers;
+        parts.headers = lines::map(self.headers).ok()?;
         Some(parts)
     }
 
@@ -118,11 +114,11 @@ impl<'b> Head<'b> {
         out.extend_from_slice(b" HTTP/1.1\r\n");
         for header in self.headers {
             if !matches!(Line::of(header), Line::Ours) {
-                write_line(out, header.name.as_bytes(), header.value);
+                lines::write(out, header.name.as_bytes(), header.value);
             }
         }
         if let Some(client) = forwarded_for {
-            write_line(out, b"x-forwarded-for", client.as_bytes());
+            lines::write(out, b"x-forwarded-for", client.as_bytes());
         }
         out.extend_from_slice(b"\r\n");
     }
@@ -190,15 +186,8 @@ pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
         None => write!(out, "{} / HTTP/1.1\r\n", parts.method),
     };
     for (name, value) in &parts.headers {
-        write_line(out, name.as_str().as_bytes(), value.as_bytes());
+        lines::write(out, name.as_str().as_bytes(), value.as_bytes());
     }
-    out.extend_from_slice(b"\r\n");
-}
-
-pub(super) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

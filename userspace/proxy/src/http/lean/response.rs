@@ -2,10 +2,10 @@
 
 use std::{io, mem::MaybeUninit};
 
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header::TRANSFER_ENCODING, response::Parts};
+use http::{Method, Response, StatusCode, header::TRANSFER_ENCODING, response::Parts};
 use httparse::{Header, ParserConfig, Status};
 
-use super::{chunks::Framing, request_lines::write_line};
+use super::{chunks::Framing, lines};
 use crate::limits::MAX_HEADERS;
 
 /// Why an answer cannot be passed on.
@@ -92,19 +92,19 @@ impl Passed {
         out.extend_from_slice(b"\r\n");
         for header in headers {
             if Line::of(header) == Line::Passes && !is_named_by_connection(header, headers) {
-                write_line(out, header.name.as_bytes(), header.value);
+                lines::write(out, header.name.as_bytes(), header.value);
             }
         }
         match sized {
             // What it would be, had it been asked for with GET.
             Framing::Length(length) if !is_bodiless(status) => {
-                write_line(out, b"content-length", length.to_string().as_bytes());
+                lines::write(out, b"content-length", length.to_string().as_bytes());
             }
-            Framing::Chunked | Framing::Close if !without_body => write_line(out, b"transfer-encoding", b"chunked"),
+            Framing::Chunked | Framing::Close if !without_body => lines::write(out, b"transfer-encoding", b"chunked"),
             _ => {}
         }
         if close {
-            write_line(out, b"connection", b"close");
+            lines::write(out, b"connection", b"close");
         }
         out.extend_from_slice(b"\r\n");
         Ok(Some(passed))
@@ -154,19 +154,8 @@ pub(super) fn parts(head: &[u8], status: StatusCode) -> Result<Parts, AnswerErro
     ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, &mut lines)?;
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = status;
-    parts.headers.reserve(parsed.headers.len());
-    for header in parsed.headers.iter() {
-        let (name, value) = (
-            HeaderName::from_bytes(header.name.as_bytes()),
-            HeaderValue::from_bytes(header.value),
-        );
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(AnswerError::Malformed(httparse::Error::HeaderName));
-        };
-        if name != TRANSFER_ENCODING {
-            parts.headers.append(name, value);
-        }
-    }
+    parts.headers = lines::map(parsed.headers)?;
+    parts.headers.remove(TRANSFER_ENCODING);
     Ok(parts)
 }
 

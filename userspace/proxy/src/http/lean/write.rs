@@ -10,7 +10,7 @@ use hyper::body::Body as _;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    Next, request_lines,
+    Next, lines,
     response::{self, AnswerError},
 };
 use crate::{
@@ -84,17 +84,17 @@ pub(super) async fn respond_with(
     // A Vec takes all.
     let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", head.status.as_str());
     for (name, value) in &head.headers {
-        request_lines::write_line(out, name.as_str().as_bytes(), value.as_bytes());
+        lines::write(out, name.as_str().as_bytes(), value.as_bytes());
     }
     match length {
         _ if response::is_bodiless(head.status) => {}
         // To HEAD what is not known is not said.
         None if without_body => {}
-        Some(length) => request_lines::write_line(out, b"content-length", length.to_string().as_bytes()),
-        None => request_lines::write_line(out, b"transfer-encoding", b"chunked"),
+        Some(length) => lines::write(out, b"content-length", length.to_string().as_bytes()),
+        None => lines::write(out, b"transfer-encoding", b"chunked"),
     }
     if close {
-        request_lines::write_line(out, b"connection", b"close");
+        lines::write(out, b"connection", b"close");
     }
     out.extend_from_slice(b"\r\n");
     let sent = if without_body {
