@@ -25,7 +25,7 @@ use tracing::{error, warn};
 
 use crate::{error::AdapterError, metrics::ReportMetrics, record::Record};
 
-/// Records a ring holds: a burst of 8192 requests of one worker within [`GATHER`] (1.6 million a second) is not
+/// Records a ring holds: a burst of 8192 requests of one worker within [`GATHER`] (400,000 a second) is not
 /// lost. Costs about a megabyte a ring; a larger one only hides an adapter that is too slow.
 pub const RING_CAPACITY: usize = 8192;
 
@@ -34,7 +34,7 @@ pub const BATCH_MAX: usize = 1024;
 
 /// How long the thread lets records gather after it found few. Longer saves wake-ups, and makes `weft flows --follow`
 /// and `/metrics` lag by as much.
-pub const GATHER: Duration = Duration::from_millis(5);
+pub const GATHER: Duration = Duration::from_millis(20);
 
 /// What adapters together get to write out their last records at shutdown. Less than what the daemon gives the reporter,
 /// so that a receiver that is gone does not make a shutdown look like a failure.
