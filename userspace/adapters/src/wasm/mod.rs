@@ -19,6 +19,7 @@ mod abi;
 mod budget;
 mod callout;
 mod calls;
+mod clock;
 mod config;
 mod counters;
 mod engine;

@@ -6,7 +6,8 @@ use wasmtime::{Store, TypedFunc, WasmParams, WasmResults};
 
 use super::{
     callout::Event,
-    engine::{Ticking, engine, on_tick},
+    clock::Ticking,
+    engine::{CLOCK, engine, on_tick},
     error::{Stop, WasmError},
     exports::{Exports, Finder, HeadersCallback},
     host::{Answer, Deadline, Host, MemoryLimit, ROOT},
@@ -67,7 +68,9 @@ impl Vm {
             plugin: plugin.clone(),
         };
         let engine = engine()?;
-        let ticking = Ticking::start(engine)?;
+        let ticking = CLOCK.hold().map_err(|source| WasmError::Engine {
+            reason: format!("a thread for its clock: {source}"),
+        })?;
         let mut store = Store::new(engine, host);
         store.limiter(|host| &mut host.limiter);
         store.epoch_deadline_callback(on_tick);
@@ -199,6 +202,7 @@ pub(super) fn run<P: WasmParams, R: WasmResults>(
     host.effective = context;
     host.deadline.first_tick = None;
     store.set_epoch_deadline(1);
+    CLOCK.called();
     let began = Instant::now();
     let result = callback.call(&mut *store, parameters);
     let counters = &store.data().counters;
