@@ -42,6 +42,16 @@ enum Step {
 // === impl Picked ===
 
 impl Picked {
+    /// Whether adapters look at what goes there.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| !chain.is_empty())
+    }
+
+    /// Whether adapters that may change it do.
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| !chain.filters.is_empty())
+    }
+
     /// Whether what the adapters of `other` let pass has met those that look here.
     pub(crate) fn has_adapters_of(&self, other: &Self) -> bool {
         match (&self.chain, &other.chain) {

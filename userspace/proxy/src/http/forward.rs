@@ -8,7 +8,10 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use tokio::sync::Notify;
-use weft_adapters::{Bag, Directives, FlowProtocol};
+use weft_adapters::{
+    Bag, Directives, FlowProtocol,
+    attribute::{DestinationView, PeerView, RequestView},
+};
 use weft_policy::{ObjectRef, Verdict};
 
 use super::{
@@ -17,7 +20,7 @@ use super::{
     head,
     respond::{DenyReason, Refusal},
     tunnel,
-    view::View,
+    view::{self, View},
 };
 use crate::{
     balance::InFlight,
@@ -95,20 +98,23 @@ pub(crate) async fn consult(
     head: &mut request::Parts,
     end: bool,
 ) -> Result<Option<request::Parts>, Refusal> {
-    let directives = check(exchange, picked, head).await?;
-    change(exchange, picked, head, end, directives).await
+    let directives = check(exchange, picked, view::of_checks(head)).await?;
+    let may_change = picked.is_filtered() || !directives.request.is_empty();
+    let received = may_change.then(|| head::copy(head));
+    change(exchange, picked, head, end, directives).await?;
+    Ok(received)
 }
 
-/// The same after the checks, which wanted this.
+/// The same after the checks, which wanted this. Whether adapters may have changed it.
 pub(crate) async fn change(
     exchange: &Rc<Exchange>,
     picked: &Picked,
     head: &mut request::Parts,
     end: bool,
     directives: Directives,
-) -> Result<Option<request::Parts>, Refusal> {
+) -> Result<bool, Refusal> {
     let filtered = exchange.begin_filters(picked).is_some();
-    let received = (filtered || !directives.request.is_empty()).then(|| head::copy(head));
+    let changed = filtered || !directives.request.is_empty();
     for operation in &directives.request {
         operation.apply(&mut head.headers);
     }
@@ -116,11 +122,11 @@ pub(crate) async fn change(
     if let Some(chain) = exchange.chain() {
         chain.request_headers(head, end).await?;
     }
-    if received.is_some() {
+    if changed {
         head::check(head).map_err(DataError::of_adapters)?;
         head::check_length(&mut head.headers, end);
     }
-    Ok(received)
+    Ok(changed)
 }
 
 /// Picks an endpoint and judges it.
@@ -193,46 +199,36 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
         exchange.audited(rule, &why);
         return Ok(());
     }
-    let reason = denied(exchange, head, StatusCode::FORBIDDEN, rule, &why);
+    let reason = denied(exchange, &view::of_checks(head), StatusCode::FORBIDDEN, rule, &why);
     Err(Refusal::Denied(Box::new(reason)))
 }
 
 /// The adapters' checks; the first that denies ends it.
-pub(crate) async fn check(exchange: &Exchange, picked: &Picked, head: &request::Parts) -> Result<Directives, Refusal> {
+pub(crate) async fn check(
+    exchange: &Exchange,
+    picked: &Picked,
+    request: RequestView<'_>,
+) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
     let Some(chain) = picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) else {
         return Ok(Directives::default());
     };
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-    let host = match head.uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => head
-            .headers
-            .get(http::header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default(),
-    };
     let bag = Bag {
         generation: picked.snapshot.generation,
-        source: weft_adapters::attribute::PeerView {
+        source: PeerView {
             namespace: &conn.source.namespace,
             service: conn.source.service.as_deref(),
             account: &conn.source.account,
             ip: Some(conn.peer.ip()),
         },
-        destination: weft_adapters::attribute::DestinationView {
+        destination: DestinationView {
             namespace: &picked.destination.namespace,
             service: picked.destination.service.as_deref(),
             account: picked.destination.account.as_deref(),
             ip: conn.context.original.ip(),
             port: conn.context.original.port(),
         },
-        request: Some(weft_adapters::attribute::RequestView {
-            method: head.method.as_str(),
-            path,
-            host,
-            headers: &head.headers,
-        }),
+        request: Some(request),
         connection: Default::default(),
         protocol: if exchange.grpc {
             FlowProtocol::Grpc
@@ -244,7 +240,7 @@ pub(crate) async fn check(exchange: &Exchange, picked: &Picked, head: &request::
         let deny = *deny;
         let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
         let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);
-        let mut reason = denied(exchange, head, status, Some(deny.rule), &words);
+        let mut reason = denied(exchange, &request, status, Some(deny.rule), &words);
         reason.headers = deny.headers;
         reason.body = deny.body;
         Refusal::Denied(Box::new(reason))
@@ -253,7 +249,7 @@ pub(crate) async fn check(exchange: &Exchange, picked: &Picked, head: &request::
 
 fn denied(
     exchange: &Exchange,
-    head: &request::Parts,
+    request: &RequestView<'_>,
     status: StatusCode,
     rule: Option<ObjectRef>,
     why: &str,
@@ -262,7 +258,7 @@ fn denied(
     DenyReason {
         status,
         rule,
-        text: format!("{} {} {ends} denied: {why}", head.method, head.uri.path()),
+        text: format!("{} {} {ends} denied: {why}", request.method, request.url_path()),
         headers: Vec::new(),
         body: None,
     }

@@ -1,8 +1,9 @@
-//! A request as access rules and splits look at it: borrowed, nothing copied.
+//! A request as access rules, splits and checks look at it: borrowed, nothing copied.
 
 use std::borrow::Cow;
 
-use http::request::Parts;
+use http::{header::HOST, request::Parts};
+use weft_adapters::attribute::RequestView;
 use weft_policy::HttpRequestView;
 
 /// The head of a request.
@@ -51,6 +52,20 @@ impl HttpRequestView for View<'_> {
             None if name == "host" => self.head.uri.authority().map(|authority| authority.as_str()),
             None => None,
         }
+    }
+}
+
+/// As checks look at it.
+pub(crate) fn of_checks(head: &Parts) -> RequestView<'_> {
+    let host = || head.headers.get(HOST)?.to_str().ok();
+    RequestView {
+        method: head.method.as_str(),
+        path: head.uri.path_and_query().map_or("/", |path| path.as_str()),
+        host: match head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => host().unwrap_or_default(),
+        },
+        headers: &head.headers,
     }
 }
 

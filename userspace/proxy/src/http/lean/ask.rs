@@ -1,15 +1,46 @@
 //! Asking an endpoint: a head goes out, the answer's comes back.
 
-use std::{future::poll_fn, io, net::SocketAddr};
+use std::{future::poll_fn, io, rc::Rc};
 
 use http::{Method, StatusCode};
 use tokio::io::AsyncWriteExt;
 
 use super::{
     buffers::Buffer,
-    response::{AnswerError, Passed},
+    request_lines,
+    response::{self, AnswerError, Head, Passed},
 };
-use crate::{error::DataError, io::Socket, upstream::Upstream, worker::Worker};
+use crate::{
+    error::DataError,
+    http::{
+        exchange::Exchange,
+        forward::{self as carry, Reached},
+        respond::Refusal,
+    },
+    io::Socket,
+    pick::Picked,
+    upstream::Upstream,
+    worker::Worker,
+};
+
+/// Connects to an endpoint for the request that came with the head `text`. With the connection: whether it was used before.
+pub(super) async fn reach(
+    exchange: &Rc<Exchange>,
+    picked: Picked,
+    text: &[u8],
+) -> Result<Reached<(Socket, bool)>, Refusal> {
+    let worker = &exchange.conn.worker;
+    let load = worker.loads.begin(picked.address);
+    let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
+    let error = match take(&exchange.conn.upstream(picked.address)).await {
+        Ok(sending) => return Ok(Reached { picked, load, sending }),
+        Err(error) => error,
+    };
+    drop(load);
+    // Others are picked by what the client asked, whatever adapters have made of it.
+    let head = request_lines::parts(text)?;
+    carry::reach(exchange, picked, &head, take, Some(error)).await
+}
 
 /// What the client is told of it.
 pub(super) fn failed(upstream: &Upstream, error: AnswerError) -> DataError {
@@ -20,14 +51,6 @@ pub(super) fn failed(upstream: &Upstream, error: AnswerError) -> DataError {
             address,
             source: error.into(),
         },
-    }
-}
-
-pub(super) fn failed_to_connect(address: SocketAddr, source: io::Error) -> DataError {
-    DataError::Connect {
-        address,
-        tried: 1,
-        source,
     }
 }
 
@@ -47,7 +70,11 @@ pub(super) async fn ask(
     }
     worker.metrics.upstream_retried.inc();
     let fresh = worker.pool.open_plain(upstream).await;
-    let mut server = fresh.map_err(|source| failed_to_connect(upstream.address, source))?;
+    let mut server = fresh.map_err(|source| DataError::Connect {
+        address: upstream.address,
+        tried: 1,
+        source,
+    })?;
     match try_ask(worker, &mut server, head).await {
         Ok(answer) => Ok((server, answer)),
         Err(error) => Err(failed(upstream, error)),
@@ -78,30 +105,32 @@ fn is_lost(error: &AnswerError) -> bool {
     }
 }
 
-/// Reads up to the answer's head, past interim ones, and appends what goes to the client to `out`.
-pub(super) async fn head_of(
+/// Reads up to the answer's head, past interim ones, and hands it to `take` while it lies in the buffer; what is behind it stays
+/// there.
+pub(super) async fn head_of<T>(
     worker: &Worker,
     server: &mut Socket,
     answer: &mut Buffer,
     method: &Method,
-    close: bool,
-    out: &mut Vec<u8>,
-) -> Result<Passed, AnswerError> {
+    mut take: impl FnMut(&Head<'_>) -> Result<T, AnswerError>,
+) -> Result<(Passed, T), AnswerError> {
     let mut looked = 0;
     loop {
         // What is no head shows at its begin, maybe at once. After that: not from its begin with every byte that comes.
         let read = match looked == 0 || has_end(answer.unread(), looked) {
-            true => Passed::read(answer.unread(), method, close, out)?,
+            true => response::read(answer.unread(), method, &mut take)?,
             false => None,
         };
         looked = answer.unread().len();
         match read {
-            Some(passed) if passed.status == StatusCode::SWITCHING_PROTOCOLS => return Err(AnswerError::Upgrade),
-            Some(passed) if passed.status.is_informational() => {
+            Some((passed, _)) if passed.status == StatusCode::SWITCHING_PROTOCOLS => return Err(AnswerError::Upgrade),
+            Some((passed, taken)) => {
                 answer.consume(passed.length);
+                if let Some(taken) = taken {
+                    return Ok((passed, taken));
+                }
                 looked = 0;
             }
-            Some(passed) => return Ok(passed),
             None if answer.is_full() => return Err(AnswerError::TooLong),
             None => {
                 if poll_fn(|cx| worker.buffers.poll_more(answer, server, cx)).await? == 0 {

@@ -1,5 +1,6 @@
 //! The end of a message's body, found in what is read of it (RFC 9112, 6 and 7).
 
+use bytes::Bytes;
 use http::HeaderMap;
 use httparse::Status;
 
@@ -164,7 +165,11 @@ fn size_line(bytes: &[u8]) -> Result<Option<(usize, u64)>, AnswerError> {
 fn trailers(bytes: &[u8]) -> Result<Option<(usize, HeaderMap)>, AnswerError> {
     let mut place = [httparse::EMPTY_HEADER; MAX_HEADERS];
     match httparse::parse_headers(bytes, &mut place)? {
-        Status::Complete((length, trailers)) => Ok(Some((length, lines::map(trailers)?))),
+        Status::Complete((length, trailers)) => {
+            let text = &bytes[..length];
+            let map = lines::map(trailers.iter(), text, &Bytes::copy_from_slice(text))?;
+            Ok(Some((length, map)))
+        }
         Status::Partial => Ok(None),
     }
 }

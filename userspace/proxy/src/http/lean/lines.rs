@@ -1,5 +1,6 @@
 //! Header lines: written out, and put into maps.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::Header;
 
@@ -12,16 +13,58 @@ pub(super) fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// A map of `lines`, which were read in `text`; its values share `copy`, which is the same text.
+///
 /// # Errors
 /// A name or a value that a map does not hold.
-pub(super) fn map(lines: &[Header<'_>]) -> Result<HeaderMap, AnswerError> {
-    let mut map = HeaderMap::with_capacity(lines.len());
+pub(super) fn map<'h>(
+    lines: impl Iterator<Item = &'h Header<'h>>,
+    text: &[u8],
+    copy: &Bytes,
+) -> Result<HeaderMap, AnswerError> {
+    // Room for what adapters add.
+    let mut map = HeaderMap::with_capacity(lines.size_hint().1.unwrap_or_default() + 2);
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes());
         let name = name.map_err(|_| AnswerError::Malformed(httparse::Error::HeaderName))?;
-        let value = HeaderValue::from_bytes(line.value);
+        let value = match place(line.value, text) {
+            Some((from, to)) if to <= copy.len() => HeaderValue::from_maybe_shared(copy.slice(from..to)),
+            _ => HeaderValue::from_bytes(line.value),
+        };
         let value = value.map_err(|_| AnswerError::Malformed(httparse::Error::HeaderValue))?;
         map.append(name, value);
     }
     Ok(map)
+}
+
+/// From where to where `part` lies in `text`; `None`: elsewhere, as what is empty may.
+fn place(part: &[u8], text: &[u8]) -> Option<(usize, usize)> {
+    let from = part.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
+    let to = from.checked_add(part.len())?;
+    (to <= text.len()).then_some((from, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_lie_in_the_shared_text() {
+        let text = b"a: one\r\nX-B:  two \r\nempty:\r\na: three\r\n\r\n";
+        let mut lines = [httparse::EMPTY_HEADER; 8];
+        let (_, lines) = httparse::parse_headers(text, &mut lines).unwrap().unwrap();
+        let copy = Bytes::copy_from_slice(text);
+        let map = map(lines.iter(), text, &copy).unwrap();
+        let all: Vec<_> = map.get_all("a").iter().collect();
+        assert_eq!(all, ["one", "three"]);
+        assert_eq!(
+            (&map["x-b"], &map["empty"], map.len()),
+            (&"two".parse().unwrap(), &"".parse().unwrap(), 4)
+        );
+        let range = copy.as_ptr_range();
+        assert!(range.contains(&map["x-b"].as_bytes().as_ptr()));
+        // A text that is none of theirs is not looked into.
+        let other = super::map(lines.iter(), b"x", &Bytes::from_static(b"x")).unwrap();
+        assert_eq!(other, map);
+    }
 }

@@ -7,15 +7,16 @@
 //! what that is.
 //!
 //! ```text
-//!  client --> Head::read --> pick, rules ------> Head::write --> endpoint     plain.rs
-//!               |                  |   +-> adapters --> write_parts -+        looked_at.rs
+//!  client --> Head::read --> pick, rules ---> Head::write --> endpoint                 plain.rs
+//!               |                  |   +-> checks -+     |                             looked_at.rs
+//!               |                  |         +-> filters --> write_parts
 //!               | hyper is to look | no
 //!               +------------------+--> server.rs, forward.rs
-//!  client <-- Passed::read (head), Body::next (framing said anew) <-- endpoint
+//!  client <-- response::read (head), Body::next (framing said anew) <-- endpoint
 //! ```
-//! Header names go on as they were written there (where adapters change something, in lower case, as hyper writes them). Answers'
-//! trailers reach filters and not the client, which has not asked for any; interim heads reach nobody. Whoever waits has no buffer
-//! ([`buffers`]).
+//! Header names go on as they were written there (where adapters may change something, in lower case, as hyper writes them).
+//! Answers' trailers reach filters and not the client, which has not asked for any; interim heads reach nobody. Whoever waits has no
+//! buffer ([`buffers`]).
 
 mod answer;
 mod ask;
@@ -31,7 +32,6 @@ mod write;
 use std::{future::poll_fn, mem::MaybeUninit, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use http::request;
 use tokio::{
     io::AsyncWriteExt,
     time::{Instant, sleep},
@@ -84,8 +84,6 @@ struct Admitted {
     asked: Asked,
     /// Bytes of its head.
     length: usize,
-    /// The head, where adapters are to look at it.
-    looked_at: Option<Box<request::Parts>>,
 }
 
 /// Serves requests that go the short way, one after the other, until one does not.
@@ -159,15 +157,20 @@ async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, 
     let mut out = worker.buffers.output();
     let next = match admit(conn, input.unread(), &mut out) {
         None => Next::Hyper,
-        Some(mut admitted) => match admitted.looked_at.take() {
-            None => plain::forward(conn, clock, client, input, admitted, &mut out).await,
-            Some(head) => {
-                input.consume(admitted.length);
+        Some(admitted) => {
+            let Admitted { picked, length, .. } = admitted;
+            let exchange = Exchange::new(conn, clock, admitted.asked);
+            admitted.verdict.note(&exchange, &picked);
+            if picked.is_looked_at() {
+                let text = Bytes::copy_from_slice(&input.unread()[..length]);
+                input.consume(length);
                 worker.buffers.take_back(input);
                 // In a box: it is several times what those have that nobody looks at.
-                Box::pin(looked_at::forward(conn, clock, client, admitted, *head, &mut out)).await
+                Box::pin(looked_at::forward(&exchange, picked, text, client, &mut out)).await
+            } else {
+                plain::forward(&exchange, picked, client, input, length, &mut out).await
             }
-        },
+        }
     };
     worker.buffers.give_output(out);
     next
@@ -193,16 +196,11 @@ fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
         Verdict::Deny | Verdict::NeedsHttp => return None,
     };
     head.write(conn.forwarded_for.as_ref(), out);
-    let looked_at = match &picked.chain {
-        Some(chain) if !chain.is_empty() => Some(Box::new(head.parts()?)),
-        _ => None,
-    };
     Some(Admitted {
         verdict,
         picked,
         asked: head.asked(),
         length: head.length,
-        looked_at,
     })
 }
 

@@ -1,70 +1,41 @@
 //! Requests that no adapter looks at: bytes go from one socket to the other.
 
-use std::{future::poll_fn, io::Write as _, mem::MaybeUninit, rc::Rc, sync::Arc};
+use std::{future::poll_fn, io::Write as _, rc::Rc};
 
-use http::Method;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    Admitted, Next,
-    ask::{ask, failed, failed_to_connect, head_of},
+    Next,
+    ask::{ask, failed, head_of, reach},
     buffers::Buffer,
     chunks::{Body, Framing, Piece},
-    request_lines::Head,
+    response::Head,
     write::{Broken, refuse, write},
 };
 use crate::{
-    conn::Conn,
-    http::{
-        exchange::Exchange,
-        forward::{self as carry, Reached},
-    },
-    io::{ConnClock, Socket},
-    limits::{LEAN_COPY, MAX_HEADERS},
+    http::{exchange::Exchange, forward::Reached},
+    io::Socket,
+    limits::LEAN_COPY,
     listen::stop::Phase,
-    upstream::Upstream,
+    pick::Picked,
     worker::Worker,
 };
 
-/// Forwards the head in `out` and carries the answer back.
+/// Sends on a request: as it came, with a head of `length` bytes, it is in `input`; as it goes to the endpoint, in `out`.
 pub(super) async fn forward(
-    conn: &Rc<Conn>,
-    clock: &Arc<ConnClock>,
+    exchange: &Rc<Exchange>,
+    picked: Picked,
     client: &mut Socket,
     input: &mut Buffer,
-    admitted: Admitted,
+    length: usize,
     out: &mut Vec<u8>,
 ) -> Next {
-    let worker = &conn.worker;
-    let Admitted {
-        picked,
-        verdict,
-        asked,
-        length,
-        ..
-    } = admitted;
-    let method = asked.method.clone();
-    let exchange = Exchange::new(conn, clock, asked);
-    verdict.note(&exchange, &picked);
-    let load = worker.loads.begin(picked.address);
-    let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
-    let reached = match take(&conn.upstream(picked.address)).await {
-        Ok(sending) => Ok(Reached { picked, load, sending }),
-        Err(source) => {
-            drop(load);
-            // It was read before.
-            let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-            match Head::read(input.unread(), &mut lines).and_then(|head| head.parts()) {
-                Some(head) => carry::reach(&exchange, picked, &head, take, Some(source)).await,
-                None => Err(failed_to_connect(picked.address, source).into()),
-            }
-        }
-    };
+    let reached = reach(exchange, picked, &input.unread()[..length]).await;
     input.consume(length);
-    worker.buffers.take_back(input);
+    exchange.conn.worker.buffers.take_back(input);
     match reached {
-        Ok(reached) => carry_out(&exchange, reached, &method, client, out).await,
-        Err(refusal) => refuse(&exchange, refusal, client, out).await,
+        Ok(reached) => carry_out(exchange, reached, client, out).await,
+        Err(refusal) => refuse(exchange, refusal, client, out).await,
     }
 }
 
@@ -72,7 +43,6 @@ pub(super) async fn forward(
 pub(super) async fn carry_out(
     exchange: &Rc<Exchange>,
     reached: Reached<(Socket, bool)>,
-    method: &Method,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
@@ -88,14 +58,17 @@ pub(super) async fn carry_out(
     };
     out.clear();
     let close = conn.stop.has_reached(Phase::Retire);
-    let passed = match head_of(worker, &mut server, &mut answer, method, close, out).await {
-        Ok(passed) => passed,
+    let write = |head: &Head<'_>| {
+        head.write(close, out);
+        Ok(())
+    };
+    let passed = match head_of(worker, &mut server, &mut answer, &exchange.method, write).await {
+        Ok((passed, ())) => passed,
         Err(error) => {
             worker.buffers.give_input(answer);
             return refuse(exchange, failed(&upstream, error).into(), client, out).await;
         }
     };
-    answer.consume(passed.length);
     exchange.answered(passed.status);
     let relayed = relay(worker, exchange, passed.framing, &mut server, &mut answer, client, out).await;
     // Behind its end nothing may stand: it would be taken for the next one's.

@@ -5,12 +5,15 @@
 
 use std::{io::Write as _, mem::MaybeUninit};
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
+use weft_adapters::{Headers, attribute::RequestView};
 use weft_policy::HttpRequestView;
 
 use super::lines;
 use crate::{
+    error::DataError,
     http::{exchange::Asked, view},
     limits::{MAX_HEADER_BYTES, MAX_HEADERS},
 };
@@ -28,6 +31,11 @@ pub(super) struct Head<'b> {
 
 /// Where [`Head::read`] puts header lines.
 pub(super) type Lines<'b> = [MaybeUninit<Header<'b>>; MAX_HEADERS];
+
+/// A head that is no map's to hold.
+pub(super) const UNFIT: DataError = DataError::Malformed {
+    why: "a header or the target has characters that may not be there",
+};
 
 /// What a header means for the way of a request.
 enum Line {
@@ -95,14 +103,27 @@ impl<'b> Head<'b> {
         }
     }
 
-    /// The same for those who want it whole and their own. `None`: hyper is to look at it.
-    pub fn parts(&self) -> Option<Parts> {
+    /// As checks look at it.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.method.as_str(),
+            path: self.target,
+            host: self.header("host").unwrap_or_default(),
+            headers: self,
+        }
+    }
+
+    /// The same for those who want to change it. `text`: what it was read in.
+    ///
+    /// # Errors
+    /// What a map of headers does not hold; what hyper reads, it does.
+    pub fn parts(&self, text: &Bytes) -> Result<Parts, DataError> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method.clone();
-        parts.uri = Uri::from(PathAndQuery::try_from(self.target).ok()?);
+        parts.uri = Uri::from(PathAndQuery::try_from(self.target).map_err(|_| UNFIT)?);
         parts.version = Version::HTTP_11;
-        parts.headers = lines::map(self.headers).ok()?;
-        Some(parts)
+        parts.headers = lines::map(self.headers.iter(), text, text).map_err(|_| UNFIT)?;
+        Ok(parts)
     }
 
     /// The head that goes to the endpoint, as [`super::super::head::prepare_request`] would make it; names stay as they were
@@ -121,6 +142,18 @@ impl<'b> Head<'b> {
             lines::write(out, b"x-forwarded-for", client.as_bytes());
         }
         out.extend_from_slice(b"\r\n");
+    }
+}
+
+impl Headers for Head<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.header(name)
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        for header in self.headers {
+            visit(header.name, header.value);
+        }
     }
 }
 
@@ -176,6 +209,17 @@ impl Line {
             _ => Self::Passes,
         }
     }
+}
+
+/// The head in `text`, which [`Head::read`] has read before.
+///
+/// # Errors
+/// As [`Head::parts`].
+pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
+    let text = Bytes::copy_from_slice(text);
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let head = Head::read(&text, &mut lines).ok_or(UNFIT)?;
+    head.parts(&text)
 }
 
 /// A head that [`super::super::head::prepare_request`] made.

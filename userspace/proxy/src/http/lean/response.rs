@@ -2,7 +2,8 @@
 
 use std::{io, mem::MaybeUninit};
 
-use http::{Method, Response, StatusCode, header::TRANSFER_ENCODING, response::Parts};
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, header::CONTENT_LENGTH, response::Parts};
 use httparse::{Header, ParserConfig, Status};
 
 use super::{chunks::Framing, lines};
@@ -41,6 +42,18 @@ pub(super) struct Passed {
     pub length: usize,
 }
 
+/// The head of an answer that is no interim one, borrowed from what was read.
+pub(super) struct Head<'b> {
+    text: &'b [u8],
+    status: StatusCode,
+    reason: &'b str,
+    headers: &'b [Header<'b>],
+    /// What it says of its length.
+    sized: Framing,
+    /// No body follows, whatever it says.
+    without_body: bool,
+}
+
 /// What a header means for the way of an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
@@ -52,64 +65,108 @@ enum Line {
     TransferEncoding,
 }
 
-// === impl Passed ===
+/// Reads a head in `bytes`; if it is not an interim one, `take` takes of it what it needs. `None`: it is not whole.
+///
+/// # Errors
+/// It cannot be passed on.
+pub(super) fn read<T>(
+    bytes: &[u8],
+    asked: &Method,
+    take: &mut impl FnMut(&Head<'_>) -> Result<T, AnswerError>,
+) -> Result<Option<(Passed, Option<T>)>, AnswerError> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let read = ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines);
+    let (length, code, version) = match (read?, parsed.code, parsed.version) {
+        (Status::Complete(length), Some(code), Some(version)) => (length, code, version),
+        _ => return Ok(None),
+    };
+    let status = StatusCode::from_u16(code).map_err(|_| AnswerError::Malformed(httparse::Error::Status))?;
+    let mut passed = Passed {
+        status,
+        framing: Framing::Empty,
+        keep: version == 1,
+        length,
+    };
+    if status.is_informational() {
+        return Ok(Some((passed, None)));
+    }
+    let sized = passed.look(parsed.headers, version)?;
+    let without_body = *asked == Method::HEAD || is_bodiless(status);
+    if !without_body {
+        passed.framing = sized;
+    }
+    passed.keep &= passed.framing != Framing::Close;
+    let head = Head {
+        text: &bytes[..length],
+        status,
+        reason: parsed.reason.unwrap_or_default(),
+        headers: parsed.headers,
+        sized,
+        without_body,
+    };
+    let taken = take(&head)?;
+    Ok(Some((passed, Some(taken))))
+}
 
-impl Passed {
-    /// Reads a head and appends to `out` what goes to the client of it, if it is not an interim one. `None`: it is not whole.
-    /// `close`: the client's connection ends after it.
-    ///
-    /// # Errors
-    /// It cannot be passed on; `out` is as it was.
-    pub fn read(bytes: &[u8], asked: &Method, close: bool, out: &mut Vec<u8>) -> Result<Option<Self>, AnswerError> {
-        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-        let mut parsed = httparse::Response::new(&mut []);
-        let read = ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines);
-        let (length, code, version) = match (read?, parsed.code, parsed.version) {
-            (Status::Complete(length), Some(code), Some(version)) => (length, code, version),
-            _ => return Ok(None),
-        };
-        let status = StatusCode::from_u16(code).map_err(|_| AnswerError::Malformed(httparse::Error::Status))?;
-        let headers: &[Header<'_>] = parsed.headers;
-        let mut passed = Self {
-            status,
-            framing: Framing::Empty,
-            keep: version == 1,
-            length,
-        };
-        if status.is_informational() {
-            return Ok(Some(passed));
-        }
-        let sized = passed.look(headers, version)?;
-        let without_body = *asked == Method::HEAD || is_bodiless(status);
-        if !without_body {
-            passed.framing = sized;
-        }
-        passed.keep &= passed.framing != Framing::Close;
+// === impl Head ===
+
+impl Head<'_> {
+    /// Appends what goes to the client. `close`: its connection ends after it.
+    pub fn write(&self, close: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(status.as_str().as_bytes());
+        out.extend_from_slice(self.status.as_str().as_bytes());
         out.push(b' ');
-        out.extend_from_slice(parsed.reason.unwrap_or_default().as_bytes());
+        out.extend_from_slice(self.reason.as_bytes());
         out.extend_from_slice(b"\r\n");
-        for header in headers {
-            if Line::of(header) == Line::Passes && !is_named_by_connection(header, headers) {
-                lines::write(out, header.name.as_bytes(), header.value);
-            }
+        for header in self.passing() {
+            lines::write(out, header.name.as_bytes(), header.value);
         }
-        match sized {
-            // What it would be, had it been asked for with GET.
-            Framing::Length(length) if !is_bodiless(status) => {
-                lines::write(out, b"content-length", length.to_string().as_bytes());
-            }
-            Framing::Chunked | Framing::Close if !without_body => lines::write(out, b"transfer-encoding", b"chunked"),
-            _ => {}
+        match self.length() {
+            Some(length) => lines::write(out, b"content-length", length.to_string().as_bytes()),
+            None if !self.without_body => lines::write(out, b"transfer-encoding", b"chunked"),
+            None => {}
         }
         if close {
             lines::write(out, b"connection", b"close");
         }
         out.extend_from_slice(b"\r\n");
-        Ok(Some(passed))
     }
 
+    /// The same for those who want to change it. Of how the body's end is told, only its length is there.
+    ///
+    /// # Errors
+    /// What a map of headers does not hold.
+    pub fn parts(&self) -> Result<Parts, AnswerError> {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.status = self.status;
+        parts.headers = lines::map(self.passing(), self.text, &Bytes::copy_from_slice(self.text))?;
+        if let Some(length) = self.length() {
+            parts.headers.insert(CONTENT_LENGTH, length.into());
+        }
+        Ok(parts)
+    }
+
+    /// Headers that are neither between the endpoint and us nor said anew.
+    fn passing(&self) -> impl Iterator<Item = &Header<'_>> {
+        let passes = move |header: &&Header<'_>| {
+            Line::of(header) == Line::Passes && !is_named_by_connection(header, self.headers)
+        };
+        self.headers.iter().filter(passes)
+    }
+
+    /// What is told of the body's length; to HEAD what it would be, had it been asked for with GET.
+    fn length(&self) -> Option<u64> {
+        match self.sized {
+            Framing::Length(length) if !is_bodiless(self.status) => Some(length),
+            _ => None,
+        }
+    }
+}
+
+// === impl Passed ===
+
+impl Passed {
     /// What its headers say of its length and of the connection.
     //= RFC 9112, 6.3
     //# If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
@@ -141,22 +198,6 @@ impl Passed {
             (false, None) => Framing::Close,
         })
     }
-}
-
-/// A head that [`Passed::read`] wrote, for those who want to change it; how the body's end is told is not in it, but for its
-/// length.
-///
-/// # Errors
-/// It is none.
-pub(super) fn parts(head: &[u8], status: StatusCode) -> Result<Parts, AnswerError> {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS + 1];
-    let mut parsed = httparse::Response::new(&mut []);
-    ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, &mut lines)?;
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = status;
-    parts.headers = lines::map(parsed.headers)?;
-    parts.headers.remove(TRANSFER_ENCODING);
-    Ok(parts)
 }
 
 // === impl Line ===
@@ -206,9 +247,13 @@ mod tests {
     use super::*;
 
     fn read(wire: &str, asked: &Method) -> Result<Option<(Passed, String)>, AnswerError> {
-        let mut out = Vec::new();
-        let passed = Passed::read(wire.as_bytes(), asked, false, &mut out)?;
-        Ok(passed.map(|passed| (passed, String::from_utf8(out).unwrap())))
+        let mut write = |head: &Head<'_>| {
+            let mut out = Vec::new();
+            head.write(false, &mut out);
+            Ok(String::from_utf8(out).unwrap())
+        };
+        let read = super::read(wire.as_bytes(), asked, &mut write)?;
+        Ok(read.map(|(passed, written)| (passed, written.unwrap_or_default())))
     }
 
     fn answer(headers: &str) -> String {
