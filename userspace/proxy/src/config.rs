@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::balance::Balance;
+use crate::{balance::Balance, limits::FILTER_PAUSE};
 
 /// Istio's outbound port; captured connections are sent there.
 pub const DEFAULT_PORT: u16 = 15001;
@@ -37,6 +37,8 @@ pub struct ProxyConfig {
     /// How long a caller waits for a service whose workload is starting. Longer hides a broken start, shorter fails
     /// callers of programs that are slow to listen.
     pub pending_timeout: Duration,
+    /// How long a filter may hold something: see [`FILTER_PAUSE`], the default.
+    pub filter_pause: Duration,
 }
 
 // === impl ProxyConfig ===
@@ -64,6 +66,7 @@ impl Default for ProxyConfig {
                 .collect(),
             balance: Balance::default(),
             pending_timeout: Self::DEFAULT_PENDING_TIMEOUT,
+            filter_pause: FILTER_PAUSE,
         }
     }
 }

@@ -78,6 +78,8 @@ pub enum DataError {
     RequestBody,
     #[error("adapter {adapter} holds the request body back to see more of it, and it has more than {limit} bytes")]
     FilterBuffer { adapter: String, limit: usize },
+    #[error("adapter {adapter} held it for more than {} s", limit.as_secs())]
+    FilterPause { adapter: String, limit: Duration },
     #[error("an adapter changed the request into one that cannot be forwarded")]
     Changed {
         #[source]
@@ -117,6 +119,7 @@ impl DataError {
             | Self::PortUnknown { .. }
             | Self::NoBackend { .. }
             | Self::BackendMissing { .. }
+            | Self::FilterPause { .. }
             | Self::Changed { .. } => FaultSide::Ours,
         }
     }
@@ -146,6 +149,7 @@ impl DataError {
             Self::TransferCoding => "transfer-coding",
             Self::RequestBody => "request-body",
             Self::FilterBuffer { .. } => "filter-buffer",
+            Self::FilterPause { .. } => "filter-pause",
             Self::Changed { .. } => "adapter-changed",
             Self::ConnectMethod => "connect-method",
         }

@@ -131,5 +131,11 @@ pub const RETIRED_DRAIN: Duration = Duration::from_secs(1);
 /// its sender waits, until a filter lets something pass: it may exceed this by one [`RELAY_BUFFER`].
 pub const FILTER_BODY_BUFFER: usize = 1024 * 1024;
 
+/// How long a filter may hold a head, the rest of a body, or a connection, while it is shown nothing new: as long as Envoy lets a
+/// stream stand still (`stream_idle_timeout`), and several times the longest call that a module can wait for. Longer lets a filter
+/// that forgets to go on, and whoever makes it do so, keep more requests; shorter ends those that ask slow services one after the
+/// other. The request is answered 504; an answer whose head has gone to the client is cut, and a connection reset.
+pub const FILTER_PAUSE: Duration = Duration::from_secs(300);
+
 /// Pause of an accept loop after the process ran out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

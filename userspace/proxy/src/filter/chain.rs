@@ -3,7 +3,8 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -24,6 +25,8 @@ pub(crate) struct Chain {
     stopped: RefCell<Option<Stop>>,
     /// Of whoever answers.
     answerer: RefCell<Option<Waker>>,
+    /// How long a filter may hold something.
+    pause: Duration,
 }
 
 /// A filter ended the stream.
@@ -36,6 +39,11 @@ pub(crate) enum Stop {
     /// More of a body gathered than [`FILTER_BODY_BUFFER`].
     Full {
         by: String,
+    },
+    /// It was held for longer than this.
+    Late {
+        by: String,
+        limit: Duration,
     },
 }
 
@@ -63,8 +71,8 @@ pub(crate) struct Bodies<'a> {
 // === impl Chain ===
 
 impl Chain {
-    /// Makes the filters that look at a request to `picked`; `None`: there are none.
-    pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
+    /// Makes the filters that look at a request to `picked`; `None`: there are none. `pause`: how long each may hold something.
+    pub(crate) fn new(picked: &Picked, pause: Duration, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
         let filters = running(picked, info, |factory, info| factory.stream(info))?;
         Some(Self {
             filters: RefCell::new(filters),
@@ -72,6 +80,7 @@ impl Chain {
             answering: Cell::new(false),
             stopped: RefCell::default(),
             answerer: RefCell::default(),
+            pause,
         })
     }
 
@@ -92,11 +101,10 @@ impl Chain {
         let count = self.filters.borrow().len();
         for index in 0..count {
             self.seen.set(index + 1);
-            let mut step = self.call(index, Lent::RequestHeaders(head), end);
-            if let Step::Pause = step {
-                step = poll_fn(|cx| self.poll_resume(index, cx, Lent::RequestHeaders(head))).await;
+            let step = self.call(index, Lent::RequestHeaders(head), end);
+            if !self.passes(index, step)? {
+                poll_fn(|cx| self.poll_resume(index, cx, Lent::RequestHeaders(head))).await?;
             }
-            self.passes(index, step)?;
         }
         Ok(())
     }
@@ -105,11 +113,10 @@ impl Chain {
     pub(crate) async fn response_headers(&self, head: &mut response::Parts, end: bool) -> Result<(), Stop> {
         self.answering.set(true);
         for index in (0..self.seen.get()).rev() {
-            let mut step = self.call(index, Lent::ResponseHeaders(head), end);
-            if let Step::Pause = step {
-                step = poll_fn(|cx| self.poll_resume(index, cx, Lent::ResponseHeaders(head))).await;
+            let step = self.call(index, Lent::ResponseHeaders(head), end);
+            if !self.passes(index, step)? {
+                poll_fn(|cx| self.poll_resume(index, cx, Lent::ResponseHeaders(head))).await?;
             }
-            self.passes(index, step)?;
         }
         Ok(())
     }
@@ -148,7 +155,9 @@ impl Chain {
     }
 
     fn call(&self, index: usize, lent: Lent<'_>, end: bool) -> Step {
-        let filter = &mut self.filters.borrow_mut()[index].filter;
+        let running = &mut self.filters.borrow_mut()[index];
+        running.patience[side(&lent)].renew();
+        let filter = &mut running.filter;
         match lent {
             Lent::RequestHeaders(head) => filter.on_request_headers(head, end),
             Lent::RequestBody(body) => filter.on_request_body(body, end),
@@ -159,11 +168,26 @@ impl Chain {
         }
     }
 
-    fn poll_resume(&self, index: usize, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
-        match self.filters.borrow_mut()[index].filter.poll_resume(cx, lent) {
-            Poll::Ready(Step::Pause) => Poll::Pending,
-            other => other,
-        }
+    /// Ready: what the filter held goes on.
+    fn poll_resume(&self, index: usize, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Result<(), Stop>> {
+        let polled = {
+            let running = &mut self.filters.borrow_mut()[index];
+            let patience = &mut running.patience[side(&lent)];
+            match running.filter.poll_resume(cx, lent) {
+                Poll::Pending | Poll::Ready(Step::Pause) => patience.poll_end(self.pause, cx).map(|()| None),
+                Poll::Ready(step) => {
+                    patience.renew();
+                    Poll::Ready(Some(step))
+                }
+            }
+        };
+        Poll::Ready(match ready!(polled) {
+            Some(step) => self.passes(index, step).map(|_goes_on| ()),
+            None => Err(Stop::Late {
+                by: self.name(index),
+                limit: self.pause,
+            }),
+        })
     }
 
     /// Whether the stream goes on after `step`.
@@ -181,6 +205,14 @@ impl Chain {
 
     fn name(&self, index: usize) -> String {
         self.filters.borrow()[index].factory.name().to_owned()
+    }
+}
+
+/// Of [`Running::patience`].
+fn side(lent: &Lent<'_>) -> usize {
+    match lent {
+        Lent::RequestHeaders(_) | Lent::RequestBody(_) | Lent::RequestTrailers(_) => 0,
+        Lent::ResponseHeaders(_) | Lent::ResponseBody(_) | Lent::ResponseTrailers(_) => 1,
     }
 }
 
@@ -236,8 +268,7 @@ impl Stages for Bodies<'_> {
             Some(trailers) => self.trailers(trailers),
             None => self.body(data),
         };
-        let step = std::task::ready!(self.chain.poll_resume(filter, cx, lent));
-        Poll::Ready(self.chain.passes(filter, step).map(|_goes_on| ()))
+        self.chain.poll_resume(filter, cx, lent)
     }
 
     fn on_full(&self, at: usize) -> Result<(), Stop> {
@@ -254,7 +285,7 @@ impl Stop {
     pub(crate) fn by(&self) -> &str {
         match self {
             Self::Answer(answer) => &answer.by,
-            Self::Reset { by } | Self::Full { by } => by,
+            Self::Reset { by } | Self::Full { by } | Self::Late { by, .. } => by,
         }
     }
 
@@ -267,6 +298,7 @@ impl Stop {
                 answer.response.status()
             ),
             Self::Reset { by } => format!("reset by adapter {by}"),
+            Self::Late { by, limit } => format!("reset: adapter {by} held it for more than {} s", limit.as_secs()),
             Self::Full { by } => {
                 format!("reset: adapter {by} held back a body of more than {FILTER_BODY_BUFFER} bytes")
             }

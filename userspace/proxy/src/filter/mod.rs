@@ -16,6 +16,8 @@
 //!   there waits for ever (Envoy goes on reading and would show them);
 //! - at an opaque connection's bytes, they gather as a body does, but once there are more than that, no more are read.
 //!
+//! Whoever holds the same for longer than [`FILTER_PAUSE`] has forgotten it: the stream is ended.
+//!
 //! Filters run after routing, access rules and checks, so none sees a request that policy refuses, and nothing they change
 //! is routed or judged anew. An answer of a filter's goes back through the filters that saw the request, as does every
 //! answer of ours from then on; one that replaces an endpoint's answer at its head goes to the client directly. After the
@@ -24,13 +26,21 @@
 //! Where no filter is configured, nothing is called and nothing is kept.
 //!
 //! [`FILTER_BODY_BUFFER`]: crate::limits::FILTER_BODY_BUFFER
+//! [`FILTER_PAUSE`]: crate::limits::FILTER_PAUSE
 
 pub(crate) mod chain;
 pub(crate) mod passage;
 mod tcp;
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use tokio::time::{Sleep, sleep};
 use weft_adapters::{FilterFactory, StreamInfo};
 
 pub(crate) use chain::{Chain, FilterAnswer, Stop, Way};
@@ -43,6 +53,26 @@ use crate::pick::Picked;
 struct Running<F: ?Sized> {
     factory: Arc<dyn FilterFactory>,
     filter: Box<F>,
+    /// With what it holds on its way to the endpoint, and to the client.
+    patience: [Patience; 2],
+}
+
+/// How long a filter goes on holding something.
+#[derive(Default)]
+struct Patience(Option<Pin<Box<Sleep>>>);
+
+// === impl Patience ===
+
+impl Patience {
+    /// It was shown something, or goes on.
+    fn renew(&mut self) {
+        self.0 = None;
+    }
+
+    /// Ready: it has held the same for `limit`.
+    fn poll_end(&mut self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
+    }
 }
 
 /// Makes the filters that look at what goes to `picked`; `None`: there are none.
@@ -57,6 +87,7 @@ fn running<F: ?Sized>(
         Some(Running {
             filter: make(&**factory, &info)?,
             factory: Arc::clone(factory),
+            patience: Default::default(),
         })
     };
     Some(factories.iter().filter_map(made).collect()).filter(|filters: &Vec<_>| !filters.is_empty())

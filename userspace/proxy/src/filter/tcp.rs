@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -14,7 +15,11 @@ use super::{Passage, Running, passage::Stages, running};
 use crate::pick::Picked;
 
 /// One connection's filters; they see its end when this is dropped.
-pub(crate) struct TcpChain(RefCell<Vec<Running<dyn TcpFilter>>>);
+pub(crate) struct TcpChain {
+    filters: RefCell<Vec<Running<dyn TcpFilter>>>,
+    /// How long each may hold something.
+    pause: Duration,
+}
 
 /// The chain as one direction meets it.
 pub(crate) struct Bytes<'a> {
@@ -29,21 +34,23 @@ pub(crate) struct ResetBy(pub(crate) String);
 // === impl TcpChain ===
 
 impl TcpChain {
-    /// Makes the filters that look at a connection to `picked`; `None`: there are none.
-    pub(crate) fn new(picked: &Picked, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
+    /// Makes the filters that look at a connection to `picked`; `None`: there are none. `pause`: how long each may hold something.
+    pub(crate) fn new(picked: &Picked, pause: Duration, info: impl FnOnce() -> StreamInfo) -> Option<Self> {
         let filters = running(picked, info, |factory, info| factory.tcp(info))?;
-        Some(Self(RefCell::new(filters)))
+        Some(Self {
+            filters: RefCell::new(filters),
+            pause,
+        })
     }
 
     /// Shows the connection to all filters before an endpoint is connected to.
     pub(crate) async fn open(&self) -> Result<(), ResetBy> {
         for index in 0..self.count() {
-            let mut step = self.0.borrow_mut()[index].filter.on_connection();
-            if step == TcpStep::Pause {
+            let step = self.filters.borrow_mut()[index].filter.on_connection();
+            if !self.passes(index, step)? {
                 let mut nothing = BytesMut::new();
-                step = poll_fn(|cx| self.poll_resume(index, cx, Direction::Downstream, &mut nothing)).await;
+                poll_fn(|cx| self.poll_resume(index, cx, Direction::Downstream, &mut nothing)).await?;
             }
-            self.passes(index, step)?;
         }
         Ok(())
     }
@@ -59,36 +66,64 @@ impl TcpChain {
 
     /// That side sends nothing more.
     pub(crate) fn closed(&self, by: Direction) {
-        for running in self.0.borrow_mut().iter_mut() {
+        for running in self.filters.borrow_mut().iter_mut() {
             running.filter.on_close(by);
         }
     }
 
     fn count(&self) -> usize {
-        self.0.borrow().len()
+        self.filters.borrow().len()
     }
 
-    fn poll_resume(&self, index: usize, cx: &mut Context<'_>, from: Direction, data: &mut BytesMut) -> Poll<TcpStep> {
-        match self.0.borrow_mut()[index].filter.poll_resume(cx, from, data) {
-            Poll::Ready(TcpStep::Pause) => Poll::Pending,
-            other => other,
-        }
+    /// Ready: what the filter held goes on.
+    fn poll_resume(
+        &self,
+        index: usize,
+        cx: &mut Context<'_>,
+        from: Direction,
+        data: &mut BytesMut,
+    ) -> Poll<Result<(), ResetBy>> {
+        let step = {
+            let running = &mut self.filters.borrow_mut()[index];
+            let patience = &mut running.patience[side(from)];
+            match running.filter.poll_resume(cx, from, data) {
+                Poll::Pending | Poll::Ready(TcpStep::Pause) => {
+                    ready!(patience.poll_end(self.pause, cx));
+                    let (adapter, limit) = (running.factory.name(), self.pause);
+                    tracing::debug!(adapter, ?limit, "a connection was held for too long");
+                    TcpStep::Reset
+                }
+                Poll::Ready(step) => {
+                    patience.renew();
+                    step
+                }
+            }
+        };
+        Poll::Ready(self.passes(index, step).map(|_goes_on| ()))
     }
 
     fn passes(&self, index: usize, step: TcpStep) -> Result<bool, ResetBy> {
         match step {
             TcpStep::Continue => Ok(true),
             TcpStep::Pause => Ok(false),
-            TcpStep::Reset => Err(ResetBy(self.0.borrow()[index].factory.name().to_owned())),
+            TcpStep::Reset => Err(ResetBy(self.filters.borrow()[index].factory.name().to_owned())),
         }
     }
 }
 
 impl Drop for TcpChain {
     fn drop(&mut self) {
-        for running in self.0.get_mut() {
+        for running in self.filters.get_mut() {
             running.filter.on_end();
         }
+    }
+}
+
+/// Of [`Running::patience`].
+fn side(from: Direction) -> usize {
+    match from {
+        Direction::Downstream => 0,
+        Direction::Upstream => 1,
     }
 }
 
@@ -109,7 +144,11 @@ impl Stages for Bytes<'_> {
 
     fn on_data(&self, at: usize, data: &mut BytesMut, end: bool) -> Result<bool, ResetBy> {
         let filter = self.filter(at);
-        let step = self.chain.0.borrow_mut()[filter].filter.on_data(self.from, data, end);
+        let step = {
+            let running = &mut self.chain.filters.borrow_mut()[filter];
+            running.patience[side(self.from)].renew();
+            running.filter.on_data(self.from, data, end)
+        };
         self.chain.passes(filter, step)
     }
 
@@ -126,8 +165,7 @@ impl Stages for Bytes<'_> {
         _: Option<&mut HeaderMap>,
     ) -> Poll<Result<(), ResetBy>> {
         let filter = self.filter(at);
-        let step = ready!(self.chain.poll_resume(filter, cx, self.from, data));
-        Poll::Ready(self.chain.passes(filter, step).map(|_goes_on| ()))
+        self.chain.poll_resume(filter, cx, self.from, data)
     }
 
     /// The sender waits.

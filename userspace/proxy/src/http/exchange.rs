@@ -270,7 +270,8 @@ impl Exchange {
 
     /// Makes the filters that look at requests to `picked`, if any do.
     pub(crate) fn begin_filters(&self, picked: &Picked) -> Option<&Chain> {
-        let chain = Chain::new(picked, || self.conn.stream_info(picked, self.protocol()))?;
+        let pause = self.conn.worker.config.filter_pause;
+        let chain = Chain::new(picked, pause, || self.conn.stream_info(picked, self.protocol()))?;
         Some(self.chain.get_or_init(|| chain))
     }
 

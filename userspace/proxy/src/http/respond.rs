@@ -73,6 +73,7 @@ impl From<Stop> for Refusal {
                 adapter: by,
                 limit: FILTER_BODY_BUFFER,
             }),
+            Stop::Late { by, limit } => Self::Failed(DataError::FilterPause { adapter: by, limit }),
         }
     }
 }
@@ -90,6 +91,7 @@ fn status_of(error: &DataError) -> StatusCode {
         DataError::Upstream { .. } | DataError::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
         DataError::Malformed { .. } | DataError::RequestBody => StatusCode::BAD_REQUEST,
         DataError::FilterBuffer { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        DataError::FilterPause { .. } => StatusCode::GATEWAY_TIMEOUT,
         DataError::TransferCoding => StatusCode::NOT_IMPLEMENTED,
         DataError::ConnectMethod => StatusCode::METHOD_NOT_ALLOWED,
     }

@@ -101,7 +101,8 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
 
 /// The filters that look at the connection. They may refuse it before an endpoint is connected to.
 async fn filters(conn: &Conn, picked: &Picked) -> Result<Option<TcpChain>, Refused> {
-    let chain = TcpChain::new(picked, || conn.stream_info(picked, FlowProtocol::Tcp));
+    let pause = conn.worker.config.filter_pause;
+    let chain = TcpChain::new(picked, pause, || conn.stream_info(picked, FlowProtocol::Tcp));
     if let Some(chain) = &chain {
         let opened = chain.open().await;
         opened.map_err(|ResetBy(by)| reset_by(conn, picked, &by))?;

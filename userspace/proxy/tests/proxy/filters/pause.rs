@@ -1,8 +1,11 @@
 //! Filters that wait.
 
+use std::time::Duration;
+
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 use weft_adapters::{Lent, Step};
+use weft_proxy::ProxyConfig;
 
 use super::{data, echo1, echo2, post, post2};
 use crate::support::{
@@ -100,6 +103,49 @@ async fn a_paused_filter_may_answer() {
             (429, "later"),
             "{point}"
         );
+    }
+}
+
+#[tokio::test]
+async fn what_a_filter_forgets_to_let_go_is_ended() {
+    let config = || ProxyConfig {
+        filter_pause: Duration::from_millis(100),
+        ..ProxyConfig::default()
+    };
+    let server = echo1().await;
+    for point in ["head", "body", "answer"] {
+        let mut events = Events::new();
+        let script = events.script("a").act(move |lent, _| match lent {
+            Lent::RequestHeaders(_) if point == "head" => Step::Pause,
+            Lent::RequestBody(_) if point == "body" => Step::Pause,
+            Lent::ResponseHeaders(_) if point == "answer" => Step::Pause,
+            _ => Step::Continue,
+        });
+        let (script, _gate) = script.gated();
+        let mesh = Mesh::start_all(
+            &Spec::of([Port::http("web", [server.address])]),
+            config(),
+            script.chains(),
+        );
+        // One goes the short way.
+        for asked in [post(full("abc")), request("GET", "/", empty())] {
+            if point == "body" && asked.method() == "GET" {
+                continue;
+            }
+            let mut client = H1::new(mesh.dial(0).await).await;
+            let answer = Text::read(client.send(asked).await).await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.header("x-weft-reason")),
+                (504, Some("filter-pause")),
+                "{point}"
+            );
+            assert!(
+                answer.body.contains("adapter a held it for more than"),
+                "{}",
+                answer.body
+            );
+        }
+        events.until_end_of("a").await;
     }
 }
 

@@ -1,15 +1,21 @@
 //! Filters on connections that are not HTTP.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_adapters::{Direction, FlowEvent, FlowVerdict, TcpStep};
 use weft_policy::AppProtocol;
-use weft_proxy::limits::{FILTER_BODY_BUFFER, RELAY_BUFFER};
+use weft_proxy::{
+    ProxyConfig,
+    limits::{FILTER_BODY_BUFFER, RELAY_BUFFER},
+};
 
 use super::split_over_dead_and;
 use crate::support::{
@@ -123,6 +129,27 @@ async fn a_paused_connection_goes_on_when_the_filter_lets_it() {
     assert_eq!((server.connections(), events.rest().len()), (0, 0));
     gate.send(true).unwrap();
     assert_eq!(read_all(&mut client).await, "abc");
+}
+
+#[tokio::test]
+async fn a_connection_that_a_filter_forgets_is_reset() {
+    let config = || ProxyConfig {
+        filter_pause: Duration::from_millis(100),
+        ..ProxyConfig::default()
+    };
+    let server = echo().await;
+    let hold = |_: Direction, _: &mut BytesMut, _: bool| TcpStep::Pause;
+    let mut events = Events::new();
+    let at_once = events.script("a").tcp(TcpStep::Pause, pass, pass).gated();
+    let later = events.script("a").tcp(TcpStep::Continue, hold, pass).gated();
+    for (script, _gate) in [at_once, later] {
+        let mesh = Mesh::start_all(&opaque(&server), config(), script.chains());
+        let mut client = mesh.dial(0).await;
+        client.write_all(b"abc").await.unwrap();
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        events.until_end_of("a").await;
+    }
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ impl Mesh {
         Self::start_all(spec, ProxyConfig::default(), chains)
     }
 
-    fn start_all(spec: &Spec, config: ProxyConfig, chains: Chains) -> Self {
+    pub fn start_all(spec: &Spec, config: ProxyConfig, chains: Chains) -> Self {
         let config = ProxyConfig {
             addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
             workers: Some(2),
