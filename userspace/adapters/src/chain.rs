@@ -9,11 +9,13 @@ use weft_policy::ServiceName;
 
 use crate::{pipeline::Pipeline, stream::FilterFactory};
 
-/// The adapters that look at a request, in order: checks first, then filters.
+/// The adapters that look at a request, in order: checks, filters (with its head), quotas.
 #[derive(Clone, Default)]
 pub struct Chain {
     pub pipeline: Pipeline,
     pub filters: Vec<Arc<dyn FilterFactory>>,
+    /// Checks that use something up: of what all others let pass.
+    pub quotas: Pipeline,
 }
 
 /// The chains of all services. Services that nobody looks at have none.
@@ -30,17 +32,18 @@ pub struct Chains {
 
 impl Chain {
     pub fn is_empty(&self) -> bool {
-        self.pipeline.is_empty() && self.filters.is_empty()
+        self.pipeline.is_empty() && self.filters.is_empty() && self.quotas.is_empty()
     }
 
     /// Whether the very same adapters look, in the same order. Those that stay when a snapshot is made stay the same, while
     /// the chains are made anew.
     pub fn is_same(&self, other: &Self) -> bool {
-        let (checks, its_checks) = (&self.pipeline.checks, &other.pipeline.checks);
-        let (filters, its_filters) = (&self.filters, &other.filters);
-        (checks.len(), filters.len()) == (its_checks.len(), its_filters.len())
-            && checks.iter().zip(its_checks).all(|(a, b)| Arc::ptr_eq(a, b))
-            && filters.iter().zip(its_filters).all(|(a, b)| Arc::ptr_eq(a, b))
+        fn same<T: ?Sized>(all: &[Arc<T>], others: &[Arc<T>]) -> bool {
+            all.len() == others.len() && all.iter().zip(others).all(|(one, other)| Arc::ptr_eq(one, other))
+        }
+        same(&self.pipeline.checks, &other.pipeline.checks)
+            && same(&self.filters, &other.filters)
+            && same(&self.quotas.checks, &other.quotas.checks)
     }
 }
 
@@ -50,6 +53,7 @@ impl std::fmt::Debug for Chain {
         f.debug_struct("Chain")
             .field("pipeline", &self.pipeline)
             .field("filters", &filters)
+            .field("quotas", &self.quotas)
             .finish()
     }
 }
@@ -124,7 +128,7 @@ mod tests {
     fn chain(name: &'static str) -> Arc<Chain> {
         Arc::new(Chain {
             pipeline: Pipeline::new(vec![Arc::new(Named(name))]),
-            filters: Vec::new(),
+            ..Chain::default()
         })
     }
 

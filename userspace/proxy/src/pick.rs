@@ -47,6 +47,11 @@ impl Picked {
         self.chain.as_ref().is_some_and(|chain| !chain.is_empty())
     }
 
+    /// Whether quotas do.
+    pub(crate) fn has_quotas(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| !chain.quotas.is_empty())
+    }
+
     /// Whether adapters that may change it do.
     pub(crate) fn is_filtered(&self) -> bool {
         self.chain.as_ref().is_some_and(|chain| !chain.filters.is_empty())

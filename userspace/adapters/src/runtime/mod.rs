@@ -34,7 +34,7 @@ use crate::{
     error::AdapterError,
     metrics::{AdapterMetrics, CheckCounters, CheckMetrics, ReportMetrics},
     native::{Context, Part},
-    pipeline::{Check, Pipeline},
+    pipeline::Check,
     reporter::{Report, ReporterControl, ReporterId},
     stream::FilterFactory,
 };
@@ -332,19 +332,19 @@ impl AdapterRuntime {
 
     fn chain(&self, snapshot: &Snapshot, indices: &BTreeSet<usize>) -> Chain {
         let mut chain = Chain::default();
-        let live = indices
-            .iter()
-            .filter_map(|index| self.live.get(&snapshot.adapters.get(*index)?.config.object));
-        let mut checks = Vec::new();
-        for live in live {
+        let live = indices.iter().filter_map(|index| {
+            let config = &snapshot.adapters.get(*index)?.config;
+            Some((config.role, self.live.get(&config.object)?))
+        });
+        for (role, live) in live {
             match &live.part {
-                LivePart::Check(check) => checks.push(Arc::clone(check)),
+                LivePart::Check(check) if role == AdapterRole::Quota => chain.quotas.checks.push(Arc::clone(check)),
+                LivePart::Check(check) => chain.pipeline.checks.push(Arc::clone(check)),
                 LivePart::Filter(filter) => chain.filters.push(Arc::clone(filter)),
                 LivePart::Wasm(generations) => chain.filters.push(Arc::clone(generations) as _),
                 LivePart::Report(_) | LivePart::Nothing => {}
             }
         }
-        chain.pipeline = Pipeline::new(checks);
         chain
     }
 }

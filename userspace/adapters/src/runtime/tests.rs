@@ -125,12 +125,8 @@ fn checks(chains: &Chains, called: &str, backend: &str) -> Vec<String> {
     let (called, backend) = (service(called), service(backend));
     let chain = chains.of(Some(&called), Some(&backend));
     chain.map_or(Vec::new(), |chain| {
-        chain
-            .pipeline
-            .checks
-            .iter()
-            .map(|check| check.name().to_owned())
-            .collect()
+        let checks = chain.pipeline.checks.iter().chain(&chain.quotas.checks);
+        checks.map(|check| check.name().to_owned()).collect()
     })
 }
 
@@ -145,7 +141,11 @@ fn ask_for(chains: &Chains, name: &str, path: &'static str) -> Result<Directives
     };
     with_bag(&[], |mut bag| {
         bag.request.as_mut().unwrap().path = path;
-        let mut asking = std::pin::pin!(chain.pipeline.check(&bag));
+        let mut asking = std::pin::pin!(async {
+            let directives = chain.pipeline.check(&bag).await?;
+            chain.quotas.check(&bag).await?;
+            Ok(directives)
+        });
         match asking.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())) {
             Poll::Ready(answer) => answer,
             Poll::Pending => panic!("nothing here waits"),

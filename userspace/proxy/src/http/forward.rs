@@ -9,7 +9,7 @@ use hyper::{
 };
 use tokio::sync::Notify;
 use weft_adapters::{
-    Bag, Directives, FlowProtocol,
+    Bag, Directives, FlowProtocol, Pipeline,
     attribute::{DestinationView, PeerView, RequestView},
 };
 use weft_policy::{ObjectRef, Verdict};
@@ -102,6 +102,7 @@ pub(crate) async fn consult(
     let may_change = picked.is_filtered() || !directives.request.is_empty();
     let received = may_change.then(|| head::copy(head));
     change(exchange, picked, head, end, directives).await?;
+    use_up(exchange, picked, view::of_checks(received.as_ref().unwrap_or(head))).await?;
     Ok(received)
 }
 
@@ -209,10 +210,27 @@ pub(crate) async fn check(
     picked: &Picked,
     request: RequestView<'_>,
 ) -> Result<Directives, Refusal> {
+    match picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) {
+        Some(chain) => ask(exchange, picked, &chain.pipeline, request).await,
+        None => Ok(Directives::default()),
+    }
+}
+
+/// The adapters' quotas, after all others have let it pass: a request that is refused uses nothing up. They change nothing.
+pub(crate) async fn use_up(exchange: &Exchange, picked: &Picked, request: RequestView<'_>) -> Result<(), Refusal> {
+    match picked.chain.as_ref().filter(|chain| !chain.quotas.is_empty()) {
+        Some(chain) => ask(exchange, picked, &chain.quotas, request).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+async fn ask(
+    exchange: &Exchange,
+    picked: &Picked,
+    checks: &Pipeline,
+    request: RequestView<'_>,
+) -> Result<Directives, Refusal> {
     let conn = &exchange.conn;
-    let Some(chain) = picked.chain.as_ref().filter(|chain| !chain.pipeline.is_empty()) else {
-        return Ok(Directives::default());
-    };
     let bag = Bag {
         generation: picked.snapshot.generation,
         source: PeerView {
@@ -236,7 +254,7 @@ pub(crate) async fn check(
             FlowProtocol::Http
         },
     };
-    chain.pipeline.check(&bag).await.map_err(|deny| {
+    checks.check(&bag).await.map_err(|deny| {
         let deny = *deny;
         let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
         let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);

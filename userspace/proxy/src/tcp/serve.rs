@@ -145,16 +145,17 @@ fn denial(conn: &Conn, picked: &Picked, decision: Decision) -> Refused {
 
 /// Checks judge requests; filters may also look at the bytes of a connection.
 fn requires_http(picked: &Picked) -> bool {
-    picked
-        .chain
-        .as_ref()
-        .is_some_and(|chain| !chain.pipeline.is_empty() || chain.filters.iter().any(|filter| filter.requires_http()))
+    picked.chain.as_ref().is_some_and(|chain| {
+        let checked = !chain.pipeline.is_empty() || !chain.quotas.is_empty();
+        checked || chain.filters.iter().any(|filter| filter.requires_http())
+    })
 }
 
 /// Adapters look at requests there, and this has none that could be read.
 fn unjudged(conn: &Conn, picked: &Picked) -> Refused {
     let first = picked.chain.as_ref().and_then(|chain| {
-        let check = chain.pipeline.checks.first().map(|check| check.name());
+        let mut checks = chain.pipeline.checks.iter().chain(&chain.quotas.checks);
+        let check = checks.next().map(|check| check.name());
         check.or_else(|| chain.filters.first().map(|filter| filter.name()))
     });
     Refused {

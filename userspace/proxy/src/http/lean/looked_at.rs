@@ -64,9 +64,17 @@ async fn check(exchange: &Exchange, picked: &Picked, text: &Bytes) -> Result<Opt
     let head = Head::read(text, &mut lines).ok_or(UNFIT)?;
     let directives = carry::check(exchange, picked, head.view()).await?;
     if !picked.is_filtered() && directives.is_empty() {
+        carry::use_up(exchange, picked, head.view()).await?;
         return Ok(None);
     }
     Ok(Some((head.parts(text)?, directives)))
+}
+
+/// Asks the quotas, after the filters.
+async fn use_up(exchange: &Exchange, picked: &Picked, text: &[u8]) -> Result<(), Refusal> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let head = Head::read(text, &mut lines).ok_or(UNFIT)?;
+    carry::use_up(exchange, picked, head.view()).await
 }
 
 async fn through_adapters(
@@ -80,6 +88,10 @@ async fn through_adapters(
     let conn = &exchange.conn;
     let worker = &conn.worker;
     let changed = carry::change(exchange, &picked, &mut head, true, directives).await?;
+    if picked.has_quotas() {
+        // In a box: few have any.
+        Box::pin(use_up(exchange, &picked, text)).await?;
+    }
     let Reached { picked, load, sending } = reach(exchange, picked, text).await?;
     let (server, reused) = sending;
     let (original, forwarded_for) = (conn.context.original, conn.forwarded_for.as_ref());

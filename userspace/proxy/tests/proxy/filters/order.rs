@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use tokio::io::AsyncWriteExt;
-use weft_adapters::{Chains, Lent, Step};
+use weft_adapters::{Chain, Chains, Lent, Pipeline, Step, builtin::MemQuota};
 use weft_policy::{AppProtocol, ServiceName};
 
 use super::{data, echo1, echo2, post, post2, split_over_dead_and, sum};
@@ -12,7 +12,7 @@ use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, raw, read_all, read_until, request},
-    filter::{Events, chain, chains},
+    filter::{Events, chain, chains, respond},
     server::{Server, text},
 };
 
@@ -287,4 +287,39 @@ async fn a_filter_changes_what_the_endpoint_gets_and_not_who_that_is() {
     assert_eq!(answer.body, "/admin?x=1 Some(\"1\") None");
     assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (202, Some("1")));
     assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_request_that_a_filter_refuses_uses_no_quota_up() {
+    let server = echo1().await;
+    let events = Events::new();
+    let script = events.script("a").act(|lent, _| match lent {
+        Lent::RequestHeaders(head) if !head.headers.contains_key("x-key") => respond(401, "no key"),
+        _ => Step::Continue,
+    });
+    let quotas = serde_json::json!({"quotas": [{"name": "q", "max_amount": 2, "valid_duration": "1h"}]});
+    let quota = MemQuota::new("two", serde_json::from_value(quotas).unwrap(), None).unwrap();
+    let chain = Chain {
+        quotas: Pipeline::new(vec![Arc::new(quota)]),
+        ..chain([script])
+    };
+    let mesh = Mesh::filtered(
+        &Spec::of([Port::http("web", [server.address])]),
+        Chains::everywhere(chain),
+    );
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..3 {
+        let answer = client.get("/").await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (401, "no key"));
+    }
+    // The first goes the short way, the second does not.
+    for (method, expect) in [("GET", 200), ("POST", 200), ("GET", 429), ("POST", 429)] {
+        let mut keyed = request(method, "/", full("abc"));
+        if method == "GET" {
+            keyed = request(method, "/", empty());
+        }
+        keyed.headers_mut().insert("x-key", "1".parse().unwrap());
+        let answer = Text::read(client.send(keyed).await).await;
+        assert_eq!(answer.status.as_u16(), expect, "{method}: {}", answer.body);
+    }
 }

@@ -76,7 +76,7 @@ impl Mesh {
     pub fn start_with(spec: &Spec, config: ProxyConfig, checks: Vec<Arc<dyn Check>>) -> Self {
         let chains = Chains::everywhere(Chain {
             pipeline: Pipeline::new(checks),
-            filters: Vec::new(),
+            ..Chain::default()
         });
         Self::start_all(spec, config, chains)
     }
