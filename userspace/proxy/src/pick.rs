@@ -47,6 +47,11 @@ impl Picked {
         self.chain.as_ref().is_some_and(|chain| !chain.is_empty())
     }
 
+    /// Whether checks do, beside quotas.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| !chain.pipeline.is_empty())
+    }
+
     /// Whether quotas do.
     pub(crate) fn has_quotas(&self) -> bool {
         self.chain.as_ref().is_some_and(|chain| !chain.quotas.is_empty())

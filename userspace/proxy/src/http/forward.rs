@@ -98,7 +98,14 @@ pub(crate) async fn consult(
     head: &mut request::Parts,
     end: bool,
 ) -> Result<Option<request::Parts>, Refusal> {
-    let directives = check(exchange, picked, view::of_checks(head)).await?;
+    let request = view::of_checks(head);
+    let directives = check(exchange, picked, request).await?;
+    // A path that has two readings must be let pass in both, as by access rules.
+    if picked.is_checked()
+        && let Some(path) = view::resolved_target(head)
+    {
+        check(exchange, picked, RequestView { path: &path, ..request }).await?;
+    }
     let may_change = picked.is_filtered() || !directives.request.is_empty();
     let received = may_change.then(|| head::copy(head));
     change(exchange, picked, head, end, directives).await?;

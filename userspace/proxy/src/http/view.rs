@@ -69,6 +69,16 @@ pub(crate) fn of_checks(head: &Parts) -> RequestView<'_> {
     }
 }
 
+/// The target in its second reading (see [`View::resolved`]), with its query.
+pub(crate) fn resolved_target(head: &Parts) -> Option<String> {
+    let mut target = resolve(head.uri.path())?;
+    if let Some(query) = head.uri.query() {
+        target.push('?');
+        target.push_str(query);
+    }
+    Some(target)
+}
+
 /// Whether servers may understand the path in another way than as it stands.
 pub(crate) fn has_two_readings(path: &str) -> bool {
     resolve(path).is_some()

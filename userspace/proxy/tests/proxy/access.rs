@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use weft_adapters::{Bag, Check, CheckResult, Checking, Deny, Directives, FlowVerdict, HeaderOperation};
+
+use weft_adapters::{
+    Bag, Check, CheckResult, Checking, Deny, Directives, FlowVerdict, HeaderOperation, builtin::Denier,
+};
 use weft_proxy::ProxyConfig;
 
 use crate::support::{
@@ -220,4 +223,30 @@ async fn an_adapters_deny_names_the_adapter_and_its_directives_are_carried_out()
     let answer = raw(mesh.dial(0).await, keyed).await;
     assert!(answer.ends_with("\r\n\r\nweb"), "{answer}");
     assert!(answer.contains("x-checked: yes\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn adapters_judge_both_readings_of_a_path() {
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let config = serde_json::from_value(serde_json::json!({"match": {"path_prefix": "/admin"}})).unwrap();
+    let denier = Denier::new("no-admin", config, None).unwrap();
+    let mesh = Mesh::start_with(&spec, ProxyConfig::default(), vec![Arc::new(denier)]);
+    for path in [
+        "/admin",
+        "/admin/x",
+        "//admin",
+        "/%61dmin",
+        "/x/../admin",
+        "/x%2f..%2fadmin?a=b",
+    ] {
+        let answer = raw(
+            mesh.dial(0).await,
+            &format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n"),
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{path}: {answer}");
+    }
+    let answer = H1::new(mesh.dial(0).await).await.get("/x/..%2fpublic").await;
+    assert_eq!(answer.status, StatusCode::OK);
 }
