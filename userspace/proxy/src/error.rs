@@ -46,9 +46,12 @@ pub enum DataError {
     #[error("service {}/{} has no port {port}/tcp", service.namespace, service.name)]
     PortUnknown { service: ServiceName, port: u16 },
     #[error("{split} has no backend: all its weights are zero")]
-    NoBackend { split: ObjectRef },
+    NoBackend { split: Box<ObjectRef> },
     #[error("{split}: backend {}/{} does not exist or lacks the port", backend.namespace, backend.name)]
-    BackendMissing { split: ObjectRef, backend: ServiceName },
+    BackendMissing {
+        split: Box<ObjectRef>,
+        backend: ServiceName,
+    },
     #[error("service {}/{} port {port}: no endpoint is ready{}", service.namespace, service.name, waited_text(*.waited))]
     NoEndpoint {
         service: ServiceName,

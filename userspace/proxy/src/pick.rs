@@ -84,10 +84,10 @@ pub(crate) async fn pick(
     dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
-) -> Result<Picked, DataError> {
+) -> Result<Box<Picked>, DataError> {
     let snapshot = worker.snapshots.load_full();
     let (service, port) = match step(worker, snapshot, dialled, request, skip)? {
-        Step::Picked(picked) => return Ok(*picked),
+        Step::Picked(picked) => return Ok(picked),
         Step::Empty {
             service,
             port,
@@ -109,9 +109,9 @@ pub(crate) async fn pick(
 }
 
 /// As [`pick`], where nothing has to be waited for and nothing is wrong; `None`: it is not so.
-pub(crate) fn pick_now(worker: &Worker, dialled: Dialled, request: &dyn HttpRequestView) -> Option<Picked> {
+pub(crate) fn pick_now(worker: &Worker, dialled: Dialled, request: &dyn HttpRequestView) -> Option<Box<Picked>> {
     match step(worker, worker.snapshots.load_full(), dialled, Some(request), &[]) {
-        Ok(Step::Picked(picked)) => Some(*picked),
+        Ok(Step::Picked(picked)) => Some(picked),
         Ok(Step::Empty { .. }) | Err(_) => None,
     }
 }
@@ -123,14 +123,14 @@ async fn wait(
     skip: &[SocketAddr],
     mut service: ServiceName,
     mut port: u16,
-) -> Result<Picked, DataError> {
+) -> Result<Box<Picked>, DataError> {
     let mut snapshots = worker.snapshots.clone();
     let began = Instant::now();
     let deadline = began + worker.config.pending_timeout;
     loop {
         snapshots.mark();
         match step(worker, snapshots.load_full(), dialled, request, skip)? {
-            Step::Picked(picked) => return Ok(*picked),
+            Step::Picked(picked) => return Ok(picked),
             Step::Empty { pending: false, .. } => {
                 return Err(DataError::NoEndpoint {
                     service,

@@ -62,7 +62,7 @@ enum Content {
         _load: InFlight,
     },
     /// Of the endpoint, on the short way.
-    Lean { answer: LeanAnswer, _load: InFlight },
+    Lean { answer: Box<LeanAnswer>, _load: InFlight },
     /// Ours. `None` where it is empty or was read.
     Text(Option<Bytes>),
 }
@@ -238,7 +238,10 @@ impl ResponseBody {
     /// The same on the short way, where `answer` gives its connection back.
     pub(crate) fn lean(answer: LeanAnswer, exchange: Rc<Exchange>, load: InFlight) -> Self {
         Self {
-            content: Content::Lean { answer, _load: load },
+            content: Content::Lean {
+                answer: Box::new(answer),
+                _load: load,
+            },
             exchange,
             passage: None,
             broken: None,

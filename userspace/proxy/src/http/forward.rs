@@ -82,7 +82,7 @@ pub(crate) async fn forward(
 
 /// An endpoint that may be asked, and a connection to it.
 pub(crate) struct Reached<T> {
-    pub(crate) picked: Picked,
+    pub(crate) picked: Box<Picked>,
     pub(crate) load: InFlight,
     pub(crate) sending: T,
 }
@@ -138,7 +138,7 @@ pub(crate) async fn change(
 }
 
 /// Picks an endpoint and judges it.
-async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Picked, Refusal> {
+async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Box<Picked>, Refusal> {
     let conn = &exchange.conn;
     let view = View::new(head);
     let picked = pick(&conn.worker, conn.dialled(), Some(&view), &[]).await?;
@@ -150,7 +150,7 @@ async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Pick
 /// came to already.
 pub(crate) async fn reach<T>(
     exchange: &Exchange,
-    mut picked: Picked,
+    mut picked: Box<Picked>,
     head: &request::Parts,
     take: impl AsyncFn(&Upstream) -> io::Result<T>,
     mut failed: Option<io::Error>,

@@ -40,14 +40,14 @@ pub fn backend(
                 .zip(backend.port)
                 .and_then(|(service, port)| Backend::new(Arc::clone(service), port, Some(split.object.clone())))
                 .ok_or_else(|| DataError::BackendMissing {
-                    split: split.object.clone(),
+                    split: Box::new(split.object.clone()),
                     backend: backend.service.clone(),
                 });
         }
         drawn -= weight;
     }
     Err(DataError::NoBackend {
-        split: split.object.clone(),
+        split: Box::new(split.object.clone()),
     })
 }
 

@@ -38,7 +38,7 @@ pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<Socket>) {
 
 /// A connection to an endpoint, and who looks at what passes.
 struct Opened {
-    picked: Picked,
+    picked: Box<Picked>,
     server: Socket,
     chain: Option<TcpChain>,
 }
@@ -51,7 +51,7 @@ struct Refused {
 
 async fn open(conn: &Conn) -> Result<Opened, Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut failed: Option<(Picked, Refused)> = None;
+    let mut failed: Option<(Box<Picked>, Refused)> = None;
     let mut chain: Option<TcpChain> = None;
     loop {
         let picked = match (pick(&conn.worker, conn.dialled(), None, &tried).await, failed) {

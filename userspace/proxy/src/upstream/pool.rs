@@ -124,7 +124,8 @@ impl Pool {
                 self.metrics.upstream_reused.inc();
                 Ok((socket, true))
             }
-            None => Ok((self.open_plain(upstream).await?, false)),
+            // In a box: most find one.
+            None => Ok((Box::pin(self.open_plain(upstream)).await?, false)),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
 /// Connects to an endpoint for the request that came with the head `text`. With the connection: whether it was used before.
 pub(super) async fn reach(
     exchange: &Rc<Exchange>,
-    picked: Picked,
+    picked: Box<Picked>,
     text: &[u8],
 ) -> Result<Reached<(Socket, bool)>, Refusal> {
     let worker = &exchange.conn.worker;
@@ -39,7 +39,7 @@ pub(super) async fn reach(
     drop(load);
     // Others are picked by what the client asked, whatever adapters have made of it.
     let head = request_lines::parts(text)?;
-    carry::reach(exchange, picked, &head, take, Some(error)).await
+    Box::pin(carry::reach(exchange, picked, &head, take, Some(error))).await
 }
 
 /// What the client is told of it.
@@ -54,31 +54,29 @@ pub(super) fn failed(upstream: &Upstream, error: AnswerError) -> DataError {
     }
 }
 
-/// Sends a head and waits for the first bytes of the answer; once more on a fresh connection, where this one was being closed by
-/// the endpoint just then and it may be repeated.
+/// Sends a head and waits for the first bytes of the answer; once more on a fresh connection in its place, where this one was being
+/// closed by the endpoint just then and it may be repeated.
 pub(super) async fn ask(
     worker: &Worker,
     upstream: &Upstream,
-    mut server: Socket,
+    server: &mut Socket,
     repeat: bool,
     head: &[u8],
-) -> Result<(Socket, Buffer), DataError> {
-    match try_ask(worker, &mut server, head).await {
-        Ok(answer) => return Ok((server, answer)),
+) -> Result<Buffer, DataError> {
+    match try_ask(worker, server, head).await {
+        Ok(answer) => return Ok(answer),
         Err(error) if repeat && is_lost(&error) => {}
         Err(error) => return Err(failed(upstream, error)),
     }
     worker.metrics.upstream_retried.inc();
-    let fresh = worker.pool.open_plain(upstream).await;
-    let mut server = fresh.map_err(|source| DataError::Connect {
+    let fresh = Box::pin(worker.pool.open_plain(upstream)).await;
+    *server = fresh.map_err(|source| DataError::Connect {
         address: upstream.address,
         tried: 1,
         source,
     })?;
-    match try_ask(worker, &mut server, head).await {
-        Ok(answer) => Ok((server, answer)),
-        Err(error) => Err(failed(upstream, error)),
-    }
+    let asked = try_ask(worker, server, head).await;
+    asked.map_err(|error| failed(upstream, error))
 }
 
 async fn try_ask(worker: &Worker, server: &mut Socket, head: &[u8]) -> Result<Buffer, AnswerError> {

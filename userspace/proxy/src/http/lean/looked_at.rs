@@ -1,7 +1,7 @@
 //! Requests that adapters look at. Checks do so where a head lies; for those who may change something, there are heads in maps
 //! and bodies in pieces.
 
-use std::{mem::MaybeUninit, rc::Rc};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http::{Method, Response, request::Parts};
@@ -10,7 +10,7 @@ use weft_adapters::Directives;
 use super::{
     LeanAnswer, Next,
     ask::{ask, failed, head_of, reach},
-    plain,
+    boxed, plain,
     request_lines::{self, Head, UNFIT},
     write::{refuse, respond_with},
 };
@@ -23,32 +23,32 @@ use crate::{
         respond::Refusal,
     },
     io::Socket,
-    limits::MAX_HEADERS,
     pick::Picked,
     upstream::Wire,
 };
 
 /// A request for those who may change it, and what checks want changed.
-type Changed = (Parts, Directives);
+type Changed = (Box<Parts>, Directives);
 
 /// As [`super::super::forward::forward`] does it: `text` is the head as it came; in `out` is what goes to the endpoint, if nobody
 /// changes it.
 pub(super) async fn forward(
     exchange: &Rc<Exchange>,
-    picked: Picked,
+    picked: Box<Picked>,
     text: Bytes,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
-    let refusal = match check(exchange, &picked, &text).await {
+    // Each in a box of its own: all together they are larger than what the allocator keeps at hand.
+    let refusal = match boxed(check(exchange, &picked, &text)).await {
         Ok(None) => match reach(exchange, picked, &text).await {
-            Ok(reached) => return plain::carry_out(exchange, reached, client, out).await,
+            Ok(reached) => return boxed(plain::carry_out(exchange, reached, client, out)).await,
             Err(refusal) => refusal,
         },
-        Ok(Some((head, directives))) => {
+        Ok(Some((mut head, directives))) => {
             out.clear();
-            match through_adapters(exchange, picked, &text, head, directives, out).await {
-                Ok(response) => return respond_with(exchange, response, client, out).await,
+            match boxed(through_adapters(exchange, picked, &text, &mut head, directives, out)).await {
+                Ok(response) => return boxed(respond_with(exchange, response, client, out)).await,
                 Err(refusal) => refusal,
             }
         }
@@ -59,48 +59,46 @@ pub(super) async fn forward(
 
 /// Asks the checks. `None`: nobody changes anything.
 async fn check(exchange: &Exchange, picked: &Picked, text: &Bytes) -> Result<Option<Changed>, Refusal> {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     // It was read before.
-    let head = Head::read(text, &mut lines).ok_or(UNFIT)?;
+    let head = Head::read_to_keep(text).ok_or(UNFIT)?;
     let directives = carry::check(exchange, picked, head.view()).await?;
     if !picked.is_filtered() && directives.is_empty() {
         carry::use_up(exchange, picked, head.view()).await?;
         return Ok(None);
     }
-    Ok(Some((head.parts(text)?, directives)))
+    Ok(Some((Box::new(head.parts(text)?), directives)))
 }
 
 /// Asks the quotas, after the filters.
 async fn use_up(exchange: &Exchange, picked: &Picked, text: &[u8]) -> Result<(), Refusal> {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let head = Head::read(text, &mut lines).ok_or(UNFIT)?;
+    let head = Head::read_to_keep(text).ok_or(UNFIT)?;
     carry::use_up(exchange, picked, head.view()).await
 }
 
 async fn through_adapters(
     exchange: &Rc<Exchange>,
-    picked: Picked,
+    picked: Box<Picked>,
     text: &[u8],
-    mut head: Parts,
+    head: &mut Parts,
     directives: Directives,
     out: &mut Vec<u8>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
-    let changed = carry::change(exchange, &picked, &mut head, true, directives).await?;
+    let changed = carry::change(exchange, &picked, head, true, directives).await?;
     if picked.has_quotas() {
         // In a box: few have any.
         Box::pin(use_up(exchange, &picked, text)).await?;
     }
     let Reached { picked, load, sending } = reach(exchange, picked, text).await?;
-    let (server, reused) = sending;
+    let (mut server, reused) = sending;
     let (original, forwarded_for) = (conn.context.original, conn.forwarded_for.as_ref());
-    let prepared = head::prepare_request(&mut head, Wire::Http1, original, forwarded_for, None);
+    let prepared = head::prepare_request(head, Wire::Http1, original, forwarded_for, None);
     prepared.map_err(|error| if changed { error.of_adapters() } else { error })?;
-    request_lines::write_parts(&head, out);
+    request_lines::write_parts(head, out);
     let upstream = conn.upstream(picked.address);
     let repeat = reused && carry::is_idempotent(&head.method);
-    let (mut server, mut answer) = ask(worker, &upstream, server, repeat, out).await?;
+    let mut answer = ask(worker, &upstream, &mut server, repeat, out).await?;
     out.clear();
     let method = &head.method;
     let (passed, mut parts) = match head_of(worker, &mut server, &mut answer, method, |head| head.parts()).await {

@@ -29,7 +29,14 @@ mod request_lines;
 mod response;
 mod write;
 
-use std::{future::poll_fn, mem::MaybeUninit, pin::pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -41,12 +48,12 @@ use weft_policy::{ObjectRef, Verdict};
 
 pub(crate) use self::answer::LeanAnswer;
 use self::{buffers::Buffer, request_lines::Head};
-use super::exchange::{Asked, Exchange};
+use super::exchange::Exchange;
 use crate::{
     conn::Conn,
     io::{ConnClock, Prefixed, Socket},
     judge,
-    limits::{IDLE_TIMEOUT, MAX_HEADERS},
+    limits::{CHEAP_BOX, IDLE_TIMEOUT, MAX_HEADERS},
     listen::stop::Phase,
     metrics::ProxyMetrics,
     pick::{Picked, pick_now},
@@ -79,9 +86,8 @@ enum Allowed {
 
 /// A request that may go the short way.
 struct Admitted {
-    picked: Picked,
-    verdict: Allowed,
-    asked: Asked,
+    exchange: Rc<Exchange>,
+    picked: Box<Picked>,
     /// Bytes of its head.
     length: usize,
 }
@@ -134,7 +140,7 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
             }
         };
         // In a box: a connection that waits has nothing of it.
-        match Box::pin(exchange(conn, clock, &mut socket, &mut input)).await {
+        match boxed(exchange(conn, clock, &mut socket, &mut input)).await {
             Next::Request if input.is_empty() => worker.buffers.give_input(input),
             Next::Request => came = Some(input),
             Next::Close => {
@@ -151,22 +157,29 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
     }
 }
 
+/// As [`Box::pin`], for what every request needs: no larger than what the allocator keeps at hand for a thread.
+fn boxed<F: Future>(future: F) -> Pin<Box<F>> {
+    const { assert!(size_of::<F>() <= CHEAP_BOX) }
+    Box::pin(future)
+}
+
 /// One request, from its head in `input` to the last byte of its answer.
 async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, input: &mut Buffer) -> Next {
     let worker = &conn.worker;
     let mut out = worker.buffers.output();
-    let next = match admit(conn, input.unread(), &mut out) {
+    let next = match admit(conn, clock, input.unread(), &mut out) {
         None => Next::Hyper,
-        Some(admitted) => {
-            let Admitted { picked, length, .. } = admitted;
-            let exchange = Exchange::new(conn, clock, admitted.asked);
-            admitted.verdict.note(&exchange, &picked);
+        Some(Admitted {
+            exchange,
+            picked,
+            length,
+        }) => {
             if picked.is_looked_at() {
                 let text = Bytes::copy_from_slice(&input.unread()[..length]);
                 input.consume(length);
                 worker.buffers.take_back(input);
                 // In a box: it is several times what those have that nobody looks at.
-                Box::pin(looked_at::forward(&exchange, picked, text, client, &mut out)).await
+                boxed(looked_at::forward(&exchange, picked, text, client, &mut out)).await
             } else {
                 plain::forward(&exchange, picked, client, input, length, &mut out).await
             }
@@ -178,7 +191,7 @@ async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, 
 
 /// Picks and judges as [`super::forward`] does; appends the head that goes to the endpoint to `out`, if no adapter changes it.
 /// `None`: hyper is to look.
-fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
+fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
     if trace::is_wanted() {
         return None;
     }
@@ -196,10 +209,11 @@ fn admit(conn: &Conn, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
         Verdict::Deny | Verdict::NeedsHttp => return None,
     };
     head.write(conn.forwarded_for.as_ref(), out);
+    let exchange = Exchange::new(conn, clock, head.asked());
+    verdict.note(&exchange, &picked);
     Some(Admitted {
-        verdict,
+        exchange,
         picked,
-        asked: head.asked(),
         length: head.length,
     })
 }

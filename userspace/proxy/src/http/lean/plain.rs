@@ -24,7 +24,7 @@ use crate::{
 /// Sends on a request: as it came, with a head of `length` bytes, it is in `input`; as it goes to the endpoint, in `out`.
 pub(super) async fn forward(
     exchange: &Rc<Exchange>,
-    picked: Picked,
+    picked: Box<Picked>,
     client: &mut Socket,
     input: &mut Buffer,
     length: usize,
@@ -42,17 +42,17 @@ pub(super) async fn forward(
 /// Sends the head in `out` where it may go, and carries the answer back.
 pub(super) async fn carry_out(
     exchange: &Rc<Exchange>,
-    reached: Reached<(Socket, bool)>,
+    mut reached: Reached<(Socket, bool)>,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
     let conn = &exchange.conn;
     let worker = &conn.worker;
-    let (server, reused) = reached.sending;
-    let _load = reached.load;
+    // Used in place: whatever is moved here, every request that waits has twice.
+    let (server, reused) = &mut reached.sending;
     let upstream = conn.upstream(reached.picked.address);
     // All methods that go this way may be repeated (RFC 9110 9.2.2).
-    let (mut server, mut answer) = match ask(worker, &upstream, server, reused, out).await {
+    let mut answer = match ask(worker, &upstream, server, *reused, out).await {
         Ok(asked) => asked,
         Err(error) => return refuse(exchange, error.into(), client, out).await,
     };
@@ -62,7 +62,7 @@ pub(super) async fn carry_out(
         head.write(close, out);
         Ok(())
     };
-    let passed = match head_of(worker, &mut server, &mut answer, &exchange.method, write).await {
+    let passed = match head_of(worker, server, &mut answer, &exchange.method, write).await {
         Ok((passed, ())) => passed,
         Err(error) => {
             worker.buffers.give_input(answer);
@@ -70,10 +70,10 @@ pub(super) async fn carry_out(
         }
     };
     exchange.answered(passed.status);
-    let relayed = relay(worker, exchange, passed.framing, &mut server, &mut answer, client, out).await;
+    let relayed = relay(worker, exchange, passed.framing, server, &mut answer, client, out).await;
     // Behind its end nothing may stand: it would be taken for the next one's.
     if relayed.is_ok() && passed.keep && answer.is_empty() {
-        worker.pool.keep_plain(upstream, server);
+        worker.pool.keep_plain(upstream, reached.sending.0);
     }
     worker.buffers.give_input(answer);
     match &relayed {

@@ -3,7 +3,7 @@
 //! Only what can be read in one way: whatever is unusual, long-winded or wrong is left to hyper and [`super::super::head`],
 //! which know what to make of it.
 
-use std::{io::Write as _, mem::MaybeUninit};
+use std::{borrow::Cow, io::Write as _, mem::MaybeUninit};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// A head that goes the short way, borrowed from what was read.
-pub(super) struct Head<'b> {
+pub(super) struct Head<'l, 'b> {
     pub method: Method,
     /// In origin form.
     target: &'b str,
-    headers: &'b [Header<'b>],
+    headers: Cow<'l, [Header<'b>]>,
     user_agent: Option<&'b [u8]>,
     /// Bytes it had.
     pub length: usize,
@@ -52,9 +52,9 @@ enum Line {
 
 // === impl Head ===
 
-impl<'b> Head<'b> {
+impl<'l, 'b> Head<'l, 'b> {
     /// `None`: it is not whole, or hyper is to look at it.
-    pub fn read(bytes: &'b [u8], lines: &'b mut Lines<'b>) -> Option<Self> {
+    pub fn read(bytes: &'b [u8], lines: &'l mut Lines<'b>) -> Option<Self> {
         let mut parsed = httparse::Request::new(&mut []);
         let Ok(Status::Complete(length)) = parsed.parse_with_uninit_headers(bytes, lines) else {
             return None;
@@ -70,7 +70,7 @@ impl<'b> Head<'b> {
         if parsed.version != Some(1) || length > MAX_HEADER_BYTES {
             return None;
         }
-        let headers: &'b [Header<'b>] = parsed.headers;
+        let headers: &'l [Header<'b>] = parsed.headers;
         let (mut hosts, mut cookies, mut user_agent) = (0, 0, None);
         for header in headers {
             match Line::of(header) {
@@ -84,11 +84,30 @@ impl<'b> Head<'b> {
         let head = Self {
             method,
             target,
-            headers,
+            headers: Cow::Borrowed(headers),
             user_agent,
             length,
         };
         (hosts == 1 && cookies <= 1 && !view::has_two_readings(head.path())).then_some(head)
+    }
+
+    /// The same for whoever waits with it: it has its own lines, no more than there are.
+    pub fn read_to_keep(bytes: &'b [u8]) -> Option<Head<'b, 'b>> {
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let Head {
+            method,
+            target,
+            headers,
+            user_agent,
+            length,
+        } = Head::read(bytes, &mut lines)?;
+        Some(Head {
+            method,
+            target,
+            headers: Cow::Owned(headers.into_owned()),
+            user_agent,
+            length,
+        })
     }
 
     /// What is told of it at its end.
@@ -133,7 +152,7 @@ impl<'b> Head<'b> {
         out.push(b' ');
         out.extend_from_slice(self.target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        for header in self.headers {
+        for header in &*self.headers {
             if !matches!(Line::of(header), Line::Ours) {
                 lines::write(out, header.name.as_bytes(), header.value);
             }
@@ -145,19 +164,19 @@ impl<'b> Head<'b> {
     }
 }
 
-impl Headers for Head<'_> {
+impl Headers for Head<'_, '_> {
     fn get(&self, name: &str) -> Option<&str> {
         self.header(name)
     }
 
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
-        for header in self.headers {
+        for header in &*self.headers {
             visit(header.name, header.value);
         }
     }
 }
 
-impl HttpRequestView for Head<'_> {
+impl HttpRequestView for Head<'_, '_> {
     fn method(&self) -> &str {
         self.method.as_str()
     }
@@ -217,9 +236,7 @@ impl Line {
 /// As [`Head::parts`].
 pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
     let text = Bytes::copy_from_slice(text);
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let head = Head::read(&text, &mut lines).ok_or(UNFIT)?;
-    head.parts(&text)
+    Head::read_to_keep(&text).ok_or(UNFIT)?.parts(&text)
 }
 
 /// A head that [`super::super::head::prepare_request`] made.

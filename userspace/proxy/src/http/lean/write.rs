@@ -1,7 +1,14 @@
 //! What is written to the client.
 
-use std::{future::poll_fn, io::Write as _, pin::Pin, rc::Rc, task::Poll};
+use std::{
+    future::poll_fn,
+    io::Write as _,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
 
+use bytes::Bytes;
 use http::{
     Method, Response, StatusCode,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
@@ -42,52 +49,89 @@ pub(super) async fn write(client: &mut Socket, out: &mut Vec<u8>) -> Result<(), 
     Ok(())
 }
 
-/// Answers in the endpoint's place.
+/// Answers in the endpoint's place. In a box: it is rare, and larger than all else together.
 pub(super) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal, client: &mut Socket, out: &mut Vec<u8>) -> Next {
-    match respond::refuse(exchange, refusal).await {
-        Ok(response) => respond_with(exchange, response, client, out).await,
-        Err(_unanswered) => Next::Close,
-    }
+    let answer = async {
+        match respond::refuse(exchange, refusal).await {
+            Ok(response) => respond_with(exchange, response, client, out).await,
+            Err(_unanswered) => Next::Close,
+        }
+    };
+    Box::pin(answer).await
 }
 
 /// Writes an answer whose body comes in frames, as hyper would.
 pub(super) async fn respond_with(
     exchange: &Exchange,
-    response: Response<ResponseBody>,
+    mut response: Response<ResponseBody>,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
-    let (mut head, mut body) = response.into_parts();
-    if head.status.is_informational() {
-        // A filter's: interim answers and changes of the protocol are not its to give.
-        head.status = StatusCode::INTERNAL_SERVER_ERROR;
-        exchange.set_status(head.status);
+    let Written {
+        length,
+        without_body,
+        close,
+    } = write_head(exchange, &mut response, out);
+    let sent = if without_body {
+        Ok(())
+    } else {
+        send_frames(response.body_mut(), length, client, out).await
+    };
+    match (sent, client.write_all(out).await) {
+        (Ok(()), Ok(())) if !close => Next::Request,
+        // That it is not all, the end of the connection says.
+        _ => Next::Close,
     }
-    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+}
+
+/// A head that was written.
+struct Written {
+    /// Of the body, as told.
+    length: Option<u64>,
+    without_body: bool,
+    /// The connection ends after it.
+    close: bool,
+}
+
+fn write_head(exchange: &Exchange, response: &mut Response<ResponseBody>, out: &mut Vec<u8>) -> Written {
+    if response.status().is_informational() {
+        // A filter's: interim answers and changes of the protocol are not its to give.
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        exchange.set_status(response.status());
+    }
+    let status = response.status();
+    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
     let said = lengths.next().and_then(|value| response::number(value.as_bytes()));
     let said = said.filter(|_| lengths.next().is_none());
-    let without_body = exchange.method == Method::HEAD || response::is_bodiless(head.status);
-    let length = match body.is_end_stream() {
+    let without_body = exchange.method == Method::HEAD || response::is_bodiless(status);
+    let length = match response.body().is_end_stream() {
         // Whatever was said.
         true if !without_body => Some(0),
-        _ => said.or(body.size_hint().exact()),
+        _ => said.or(response.body().size_hint().exact()),
     };
-    let connection = head.headers.remove(CONNECTION);
+    let headers = response.headers_mut();
+    let connection = headers.remove(CONNECTION);
     let closes = connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let close = closes || exchange.conn.stop.has_reached(Phase::Retire);
-    // Said anew below, however a filter has said it.
-    for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
-        head.headers.remove(name);
-    }
     out.clear();
-    let reason = head.status.canonical_reason().unwrap_or_default();
-    // A Vec takes all.
-    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", head.status.as_str());
-    for (name, value) in &head.headers {
-        lines::write(out, name.as_str().as_bytes(), value.as_bytes());
+    let reason = status.canonical_reason().unwrap_or_default();
+    for part in [
+        b"HTTP/1.1 ",
+        status.as_str().as_bytes(),
+        b" ",
+        reason.as_bytes(),
+        b"\r\n",
+    ] {
+        out.extend_from_slice(part);
+    }
+    for (name, value) in headers.iter() {
+        // Said anew below, however a filter has said it.
+        if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+            lines::write(out, name.as_str().as_bytes(), value.as_bytes());
+        }
     }
     match length {
-        _ if response::is_bodiless(head.status) => {}
+        _ if response::is_bodiless(status) => {}
         // To HEAD what is not known is not said.
         None if without_body => {}
         Some(length) => lines::write(out, b"content-length", length.to_string().as_bytes()),
@@ -97,15 +141,10 @@ pub(super) async fn respond_with(
         lines::write(out, b"connection", b"close");
     }
     out.extend_from_slice(b"\r\n");
-    let sent = if without_body {
-        Ok(())
-    } else {
-        send_frames(&mut body, length, client, out).await
-    };
-    match (sent, client.write_all(out).await) {
-        (Ok(()), Ok(())) if !close => Next::Request,
-        // That it is not all, the end of the connection says.
-        _ => Next::Close,
+    Written {
+        length,
+        without_body,
+        close,
     }
 }
 
@@ -118,24 +157,15 @@ async fn send_frames(
 ) -> Result<(), Broken> {
     let mut left = length;
     loop {
-        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
-        let frame = match polled {
-            Poll::Ready(frame) => frame,
+        let data = match poll_fn(|cx| Poll::Ready(poll_data(body, cx))).await {
+            Poll::Ready(data) => data,
             Poll::Pending => {
                 write(client, out).await?;
-                poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+                poll_fn(|cx| poll_data(body, cx)).await
             }
         };
-        let mut data = match frame {
-            // It is noted by the body itself.
-            Some(Err(_)) => return Err(Broken::Answer(AnswerError::Cut)),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => data,
-                // Trailers: nobody announced that it takes any.
-                Err(_) => continue,
-            },
-            None => break,
-        };
+        let Some(data) = data else { break };
+        let mut data = data?;
         match &mut left {
             Some(left) => {
                 // A filter may have made it longer than its head says.
@@ -164,4 +194,14 @@ async fn send_frames(
         Some(_) => return Err(Broken::Answer(AnswerError::Cut)),
     }
     Ok(())
+}
+
+/// The bytes of the next frame. Trailers have none: nobody announced that it takes any.
+fn poll_data(body: &mut ResponseBody, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+    let frame = ready!(Pin::new(body).poll_frame(cx));
+    Poll::Ready(frame.map(|frame| match frame {
+        Ok(frame) => Ok(frame.into_data().unwrap_or_default()),
+        // It is noted by the body itself.
+        Err(_) => Err(Broken::Answer(AnswerError::Cut)),
+    }))
 }
