@@ -284,6 +284,16 @@ impl Snapshot {
                 "a workload of account {account} listens on {}; no service leads there",
                 key.0
             ));
+            if let Some((service, port)) = self.guard(listener.identity, input.port)
+                && input.protocol == Protocol::Tcp
+            {
+                steps.push(format!(
+                    "service {} leads to that port at another address",
+                    service.name
+                ));
+                road.http = service.ports[port].http;
+                road.proxied = service.ports[port].proxied.as_deref();
+            }
             listener.identity
         } else if address.is_loopback() {
             steps.push(format!("{} is on this machine and no workload's", key.0));

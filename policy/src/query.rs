@@ -60,6 +60,12 @@ impl Snapshot {
         })
     }
 
+    /// The service port whose adapters guard what is connected to there, at whatever address; `None`: none do.
+    pub fn guard(&self, destination: Identity, target_port: u16) -> Option<(&Arc<Service>, usize)> {
+        let (service, port) = self.guards.get(&(destination, target_port))?;
+        Some((self.services.get(service)?, *port))
+    }
+
     /// The object behind a rule number, also of rules that are gone (events about them may still come).
     pub fn rule(&self, rule: RuleId) -> Option<&ObjectRef> {
         self.rules.get(&rule)

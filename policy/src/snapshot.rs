@@ -204,6 +204,9 @@ pub struct Snapshot {
     /// Addresses by which workloads on other machines are known, and those of this machine that a workload bound itself to
     /// ([`Class::UNKNOWN_LOCAL`]: others here have them too). [`Class::UNKNOWN`]: of workloads of several classes.
     pub by_address: HashMap<IpAddr, Class>,
+    /// Identities and target ports behind service ports that adapters guard -> the first such port of a service. What is
+    /// connected to there, at whatever address, is to be looked at.
+    pub guards: BTreeMap<(Identity, u16), (ServiceName, usize)>,
     /// Every address a captured workload listens on as it bound it (so 0.0.0.0 and :: occur), whether or not a service
     /// port leads there: dialling it is dialling that workload, and meets its access policy.
     pub listeners: BTreeMap<(SocketAddr, Protocol), Listener>,

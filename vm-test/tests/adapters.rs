@@ -98,6 +98,52 @@ fn an_applied_adapter_holds_for_the_next_request_and_a_removed_one_for_none() {
 }
 
 #[test]
+fn no_address_of_a_server_is_a_way_around_its_adapters() {
+    for (name, flags) in [("around", &[][..]), ("around-inbound", &["--inbound", "netns"])] {
+        lab_test(name, |lab| {
+            lab.daemon_with(flags)?;
+            let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+            let client = lab.run("client");
+            poll::until("the server", || {
+                ensure!(client.curl("http://web/")?.http == 200, "not there");
+                Ok(())
+            })?;
+            apply(lab, "closed", "native: denier\nparams: {match: {path_prefix: /admin}}")?;
+            // nginx listens on 0.0.0.0 and [::]: all of loopback and every interface's address reaches it.
+            for address in [
+                "127.0.0.1:8080",
+                "127.0.0.2:8080",
+                "0.0.0.0:8080",
+                "10.77.0.5:8080",
+                "[::1]:8080",
+                "[::]:8080",
+                "[::ffff:127.0.0.1]:8080",
+                "[::ffff:10.77.0.5]:8080",
+            ] {
+                for (path, http) in [("admin", 403), ("public", 200)] {
+                    let answer = client.curl(&format!("http://{address}/{path}"))?;
+                    ensure!(answer.http == http, "{address}: {answer:?}");
+                }
+            }
+            // Whom nobody captured is looked at where we are asked to, and gets nowhere where we are not.
+            for address in ["127.0.0.1:8080", "127.0.0.2:8080", "10.77.0.5:8080", "[::1]:8080"] {
+                for (path, http) in [("admin", "403"), ("public", "200")] {
+                    let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "1"];
+                    let url = format!("http://{address}/{path}");
+                    let output = lab.outside(words.into_iter().chain([url.as_str()]))?;
+                    if flags.is_empty() {
+                        ensure!(output.code == curl::TIMED_OUT, "{url}: {output:?}");
+                    } else {
+                        ensure!(output.stdout == http, "{url}: {output:?}");
+                    }
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+#[test]
 fn adapters_come_and_go_under_load_and_no_request_fails_that_should_not() {
     lab_test("adapter-load", |lab| {
         lab.daemon()?;

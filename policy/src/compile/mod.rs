@@ -55,8 +55,8 @@ pub use self::{
 use crate::{
     diagnostic::Diagnostic,
     snapshot::{
-        Acceleration, Adapter, Captured, Class, EndpointOwner, Listener, Network, Protocol, Service, ServiceName,
-        Snapshot, Workload,
+        Acceleration, Adapter, Captured, Class, EndpointOwner, Identity, Listener, Network, Protocol, Service,
+        ServiceName, Snapshot, Workload,
     },
     store::Store,
 };
@@ -166,6 +166,7 @@ fn assemble(
     let snapshot = Snapshot {
         generation: input.generation,
         by_endpoint: owners(&services, &workloads),
+        guards: guards(&services),
         by_cgroup: workloads.iter().filter_map(|w| Some((w.cgroup?, w.clone()))).collect(),
         by_address,
         listeners,
@@ -226,6 +227,18 @@ fn owners(
         }
     }
     owners
+}
+
+fn guards(services: &BTreeMap<ServiceName, Arc<Service>>) -> BTreeMap<(Identity, u16), (ServiceName, usize)> {
+    let mut guards = BTreeMap::new();
+    for service in services.values() {
+        for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| port.guarded) {
+            for target in &port.targets {
+                guards.entry(*target).or_insert_with(|| (service.name.clone(), index));
+            }
+        }
+    }
+    guards
 }
 
 fn listeners(members: &Members<'_>) -> BTreeMap<(SocketAddr, Protocol), Listener> {

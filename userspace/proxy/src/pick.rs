@@ -206,9 +206,17 @@ fn step(
             identity: owner.endpoint.identity,
             split: None,
         },
-        Target::Workload { address, identity } => Picked {
-            destination: report::workload_destination(&snapshot, address, identity),
-            chain: snapshot.chains.of(None, None).cloned(),
+        Target::Workload {
+            address,
+            identity,
+            guarded,
+        } => Picked {
+            destination: match &guarded {
+                // Not kept: a server has as many addresses as its clients think of.
+                Some(service) => report::service_destination(&snapshot, service, address, Some(identity)),
+                None => report::workload_destination(&snapshot, address, identity),
+            },
+            chain: snapshot.chains.of(guarded.as_ref(), guarded.as_ref()).cloned(),
             snapshot,
             address,
             identity,

@@ -28,6 +28,10 @@ pub fn entries(snapshot: &Snapshot) -> Entries {
     }
     for (identity, policy) in &snapshot.access {
         add_access(&mut entries, identity.0, policy);
+        let guarded = snapshot.guards.range((*identity, 0)..=(*identity, u16::MAX));
+        for ((_, port), _) in guarded {
+            add_guard(&mut entries, identity.0, policy, *port);
+        }
     }
     for (class, policy) in &snapshot.network.isolation {
         let directions = [
@@ -77,6 +81,32 @@ fn add_access(entries: &mut Entries, subject: u32, policy: &AccessPolicy) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Adapters look at what is connected to at this port: who may go there goes there through the proxy. By number and port, as
+/// access is, so that no address of a server and no side of a connection is a way around them.
+fn add_guard(entries: &mut Entries, subject: u32, policy: &AccessPolicy, port: u16) {
+    let key = PolicyKey {
+        subject,
+        peer: ANY_IDENTITY,
+        port,
+        prefix: 16,
+        protocol: protocol::TCP,
+        direction: direction::INGRESS,
+        ..PolicyKey::default()
+    };
+    if default_action(policy.default, policy.audit) != action::DENY {
+        add(entries, key, policy.default_rule.0, action::REDIRECT);
+    }
+    for rule in policy.allow.iter().filter(|rule| rule.protocol == Protocol::Tcp) {
+        if rule.except.contains(&port) || rule.ports.as_ref().is_some_and(|ports| !ports.contains(&port)) {
+            continue;
+        }
+        for source in &rule.sources {
+            let key = PolicyKey { peer: source.0, ..key };
+            add(entries, key, rule.rule.0, action::REDIRECT);
         }
     }
 }

@@ -5,7 +5,9 @@ mod split;
 use std::{net::SocketAddr, sync::Arc};
 
 use ipnet::IpNet;
-use weft_policy::{AppProtocol, EndpointOwner, Identity, ObjectRef, Protocol, Service, ServicePort, Snapshot, Verdict};
+use weft_policy::{
+    AppProtocol, EndpointOwner, Identity, ObjectRef, Protocol, Service, ServiceName, ServicePort, Snapshot, Verdict,
+};
 
 pub use split::backend;
 
@@ -18,8 +20,13 @@ pub enum Target {
     Service { service: Arc<Service>, port: usize },
     /// An endpoint's own address: exactly that one, under the same access rules.
     Endpoint(EndpointOwner),
-    /// A port that a captured workload listens on and no service leads to: the workload's access rules hold there too.
-    Workload { address: SocketAddr, identity: Identity },
+    /// A port of a workload at an address that is no endpoint: the workload's access rules hold there too, and whatever guards
+    /// the service that leads to that port elsewhere.
+    Workload {
+        address: SocketAddr,
+        identity: Identity,
+        guarded: Option<ServiceName>,
+    },
     /// Not of the mesh.
     Outside(SocketAddr),
 }
@@ -95,6 +102,11 @@ impl Dialled {
         let listens = listens.map(|found| found.identity);
         listens.or((self.destination >= Identity::FIRST).then_some(self.destination))
     }
+
+    /// The guarded service port that leads there, though by another address.
+    fn guard(self, snapshot: &Snapshot) -> Option<(&Arc<Service>, usize)> {
+        snapshot.guard(self.workload(snapshot)?, self.address.port())
+    }
 }
 
 /// What is meant by what was dialled, under `snapshot`.
@@ -122,6 +134,7 @@ pub fn target(snapshot: &Snapshot, dialled: Dialled, virtual_ranges: &[IpNet]) -
         return Ok(Target::Workload {
             address: original,
             identity,
+            guarded: dialled.guard(snapshot).map(|(service, _)| service.name.clone()),
         });
     }
     if virtual_ranges.iter().any(|range| range.contains(&original.ip())) {
@@ -143,7 +156,13 @@ pub fn hint(snapshot: &Snapshot, dialled: Dialled, source: Identity) -> Hint {
                     Some(owner.endpoint.identity),
                 )
             }
-            None => (None, dialled.workload(snapshot)),
+            None => {
+                let guard = dialled.guard(snapshot);
+                (
+                    guard.and_then(|(service, port)| service.ports.get(port)),
+                    dialled.workload(snapshot),
+                )
+            }
         },
     };
     match port {
@@ -197,8 +216,11 @@ fn port(snapshot: &Snapshot, dialled: Dialled) -> Option<&ServicePort> {
             .port(dialled.address.port(), Protocol::Tcp)
             .map(|(_, port)| port),
         None => {
-            let owner = dialled.endpoint(snapshot)?;
-            snapshot.services.get(&owner.service)?.ports.get(owner.port)
+            let (service, port) = match dialled.endpoint(snapshot) {
+                Some(owner) => (snapshot.services.get(&owner.service)?, owner.port),
+                None => dialled.guard(snapshot)?,
+            };
+            service.ports.get(port)
         }
     }
 }

@@ -276,3 +276,31 @@ fn the_loopback_of_a_pod_is_not_ours() {
         assert_eq!(found, expect, "{dialled:?}");
     }
 }
+
+#[test]
+fn a_guarded_port_is_guarded_at_every_address() {
+    let mut web = Arc::unwrap_or_clone(service("web", VIP, AppProtocol::Http, None));
+    web.ports[0].guarded = true;
+    let mut snapshot = snapshot(vec![Arc::new(web)]);
+    snapshot.guards.insert((Identity::FIRST, 8080), (name("web"), 0));
+    for (address, destination, expect) in [
+        ("127.0.0.2:8080", Identity::FIRST, Some(Guard::Requests)),
+        ("192.0.2.1:8080", Identity::FIRST, Some(Guard::Requests)),
+        ("192.0.2.1:8080", Identity::OUTSIDE, None),
+        ("192.0.2.1:8081", Identity::FIRST, None),
+        ("192.0.2.1:8080", Identity(300), None),
+    ] {
+        let dialled = Dialled {
+            destination,
+            ..outside(address.parse().unwrap())
+        };
+        assert_eq!(guard(&snapshot, dialled), expect, "{dialled:?}");
+        let guarded = match target(&snapshot, dialled, &[]) {
+            Ok(Target::Workload { guarded, .. }) => guarded,
+            _ => None,
+        };
+        assert_eq!(guarded, expect.map(|_| name("web")), "{dialled:?}");
+        let http = hint(&snapshot, dialled, Identity::FIRST) == Hint::Http;
+        assert_eq!(http, expect.is_some(), "{dialled:?}");
+    }
+}

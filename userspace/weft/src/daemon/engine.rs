@@ -1,7 +1,7 @@
 //! Compiles what is there and puts it in force: kernel first, then the proxy and DNS.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs, io,
     path::PathBuf,
     sync::{
@@ -265,7 +265,6 @@ impl Engine {
             diagnostics: compiled.diagnostics,
             ports,
         }));
-        let before_guarded = guarded(&before.snapshot);
         state.proxy.publish(Arc::clone(&snapshot), chains);
         let published = match self.dataplane.publish(&snapshot) {
             Ok(published) => published,
@@ -285,9 +284,8 @@ impl Engine {
         let in_force = begun.elapsed();
         self.pods.take_effect();
         self.pods.settle();
-        let now_guarded = guarded(&snapshot);
-        if published.rejudge || now_guarded.iter().any(|target| !before_guarded.contains(target)) {
-            let connections = self.cut(&snapshot, &now_guarded);
+        if published.rejudge {
+            let connections = self.cut(&snapshot);
             if connections > 0 {
                 let cut = Cut {
                     generation: published.generation,
@@ -309,14 +307,14 @@ impl Engine {
     /// Resets the connections past the proxy that are denied now, and those whose requests must be looked at from now on. Of
     /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
     /// Returns how many.
-    fn cut(&self, snapshot: &Snapshot, guarded: &HashSet<(Identity, u16)>) -> usize {
+    fn cut(&self, snapshot: &Snapshot) -> usize {
         let now = Parties(snapshot);
         let denied = |connection: &Established| {
             let (source, destination) = (now.source(connection), now.destination(connection));
             let port = connection.to.port();
             let access = snapshot.authorize_connection(source.0, destination.0, Protocol::Tcp, port);
             let seen = snapshot.wants_requests(source.0, destination.0, port);
-            let looked_at = guarded.contains(&(destination.0, port));
+            let looked_at = snapshot.guard(destination.0, port).is_some();
             let network = snapshot.authorize_network(source.1, destination.1, Protocol::Tcp, port);
             match network.and(access).verdict {
                 Verdict::Deny => true,
@@ -388,15 +386,6 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// Identities and target ports behind service ports that adapters guard.
-fn guarded(snapshot: &Snapshot) -> HashSet<(Identity, u16)> {
-    let ports = snapshot.services.values().flat_map(|service| &service.ports);
-    ports
-        .filter(|port| port.guarded)
-        .flat_map(|port| port.targets.iter().copied())
-        .collect()
 }
 
 /// The status of an adapter that could not be made says so.

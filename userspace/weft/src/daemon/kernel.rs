@@ -201,7 +201,7 @@ fn reason(in_force: &InForce, event: &Event) -> String {
                 format!("let through and reported (audit): {}", deny_words(rule.as_ref(), event))
             }
             (action::REDIRECT, Some(_)) => {
-                "its rule works per request and the proxy is away; the service's failure mode is open".to_owned()
+                "it is to be looked at per request and the proxy is away; the service's failure mode is open".to_owned()
             }
             (_, Some(rule)) if rule.kind == "MeshConfig" => "allowed by default".to_owned(),
             (_, Some(_)) => "allowed".to_owned(),
@@ -218,7 +218,7 @@ fn reason(in_force: &InForce, event: &Event) -> String {
             .to_owned();
     }
     if event.verdict == action::REDIRECT {
-        return "the rule that allows it works per request and the proxy is away; the service's failure mode is closed"
+        return "it is to be looked at per request and the proxy is away; the service's failure mode is closed"
             .to_owned();
     }
     match in_force

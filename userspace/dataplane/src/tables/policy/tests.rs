@@ -293,3 +293,76 @@ fn every_port_but_some_is_held_by_exactly_one_block() {
         }
     }
 }
+
+#[test]
+fn who_may_go_to_a_guarded_port_goes_there_through_the_proxy_and_nobody_else_does() {
+    let rule = |rule, source, protocol, ports: Option<&[u16]>| AccessRule {
+        rule: RuleId(rule),
+        object: ObjectRef {
+            kind: "TrafficTarget".into(),
+            namespace: None,
+            name: rule.to_string(),
+        },
+        audit: false,
+        sources: BTreeSet::from([Identity(source)]),
+        protocol,
+        ports: ports.map(|ports| ports.iter().copied().collect()),
+        except: BTreeSet::new(),
+        http: None,
+    };
+    let policy = |default, allow| {
+        let policy = AccessPolicy {
+            default,
+            default_rule: RuleId(1),
+            audit: false,
+            allow,
+        };
+        Arc::new(policy)
+    };
+    let rules = vec![
+        rule(100, 300, Protocol::Tcp, None),
+        rule(101, 301, Protocol::Tcp, Some(&[8081])),
+        rule(102, 302, Protocol::Udp, None),
+    ];
+    let mut snapshot = Snapshot::default();
+    let (open, closed) = (Identity(256), Identity(257));
+    snapshot.access.insert(open, policy(AccessDefault::Allow, Vec::new()));
+    snapshot.access.insert(closed, policy(AccessDefault::Deny, rules));
+    for identity in [open, closed] {
+        let name = weft_policy::ServiceName {
+            namespace: "default".into(),
+            name: "web".into(),
+        };
+        snapshot.guards.insert((identity, 8080), (name, 0));
+    }
+    let tables = Tables {
+        policy: entries(&snapshot),
+        ..Tables::default()
+    };
+    let table = Table {
+        port_prefixes: tables.port_prefixes(),
+        entries: tables.policy,
+    };
+    for (source, destination, protocol, port, expect) in [
+        (300, 256, Protocol::Tcp, 8080, (action::REDIRECT, 1)),
+        (identity::UNKNOWN, 256, Protocol::Tcp, 8080, (action::REDIRECT, 1)),
+        (300, 256, Protocol::Tcp, 8081, (action::ALLOW, 1)),
+        (300, 256, Protocol::Udp, 8080, (action::ALLOW, 1)),
+        (300, 257, Protocol::Tcp, 8080, (action::REDIRECT, 100)),
+        (300, 257, Protocol::Tcp, 8081, (action::ALLOW, 100)),
+        (301, 257, Protocol::Tcp, 8080, (action::DENY, 1)),
+        (301, 257, Protocol::Tcp, 8081, (action::ALLOW, 101)),
+        (302, 257, Protocol::Tcp, 8080, (action::DENY, 1)),
+        (302, 257, Protocol::Udp, 8080, (action::ALLOW, 102)),
+        (identity::UNKNOWN, 257, Protocol::Tcp, 8080, (action::DENY, 1)),
+    ] {
+        let call = Call {
+            source,
+            destination,
+            protocol,
+            port,
+        };
+        let found = judge(&table, call);
+        assert_eq!((found.action(), found.rule), expect, "{call:?}");
+    }
+}
