@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use vm_test::{Lab, Nginx, Running, Server, curl, lab_test, poll, process, resources};
+use vm_test::{Lab, Nginx, Running, Server, curl, hosts_test, lab_test, poll, process, resources};
 use weft_abi::{FlowKey, FlowRecord};
 
 /// `web` needs no L7 (friend may, stranger may not); `strict` and `loose` need it, with declared failure modes.
@@ -85,6 +85,10 @@ fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
         ensure!(friend.connect(&strict)?.is_err(), "closed: refused");
         ensure!(friend.connect(&loose)?.is_ok(), "open: straight to the endpoint");
         ensure!(
+            friend.connect("127.0.0.2:8082")?.is_ok() && friend.connect("127.0.0.2:8081")?.is_err(),
+            "the same at any address of the server"
+        );
+        ensure!(
             stranger.connect(&loose)? == Err(1),
             "open opens nothing to those whom L4 denies"
         );
@@ -105,6 +109,62 @@ fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
             "virtual IPs are stable"
         );
         Ok(())
+    });
+}
+
+/// The status that a client on another host gets; 0 and curl's exit code where there is none.
+fn outside(lab: &Lab, method: &str, url: &str) -> Result<(String, i32)> {
+    let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "1"];
+    let output = lab.outside(words.into_iter().chain(["-X", method, url]))?;
+    Ok((output.stdout, output.code))
+}
+
+#[test]
+fn without_a_daemon_clients_outside_get_what_the_service_declares() {
+    hosts_test("death-outside", 3, |hosts| {
+        let [a, b, c] = hosts.all();
+        b.daemon_with(&["--inbound", "netns"])?;
+        let yaml = [
+            resources::DENY.to_owned(),
+            resources::route("get", "/", &["GET"]),
+            resources::allow("peer-strict", "peer", "strict", ("HTTPRouteGroup", "get")),
+            resources::allow("peer-loose", "peer", "loose", ("HTTPRouteGroup", "get")),
+            resources::service_policy("strict", &["failureMode: closed"]),
+            resources::service_policy("loose", &["failureMode: open"]),
+            resources::workload("peer", "peer", "peer", &a.addresses()),
+        ];
+        b.resource("mesh.yaml", &yaml.concat())?;
+        let _servers = [
+            b.nginx(Nginx::service("strict").port(80, 8081))?,
+            b.nginx(Nginx::service("loose").port(80, 8082))?,
+        ];
+        let url = |ip: &std::net::IpAddr, port: u16| format!("http://{}/", std::net::SocketAddr::new(*ip, port));
+        let refused = ("000".to_owned(), curl::COULD_NOT_CONNECT);
+        let looked_at = || {
+            for (ip, port) in b.addresses().iter().flat_map(|ip| [(ip, 8081), (ip, 8082)]) {
+                poll::until("GET to be allowed and POST to be denied", || {
+                    let url = url(ip, port);
+                    let (get, post) = (outside(a, "GET", &url)?, outside(a, "POST", &url)?);
+                    ensure!((&*get.0, &*post.0) == ("200", "403"), "{url}: {get:?} {post:?}");
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        };
+        looked_at()?;
+        b.kill9()?;
+        for ip in &b.addresses() {
+            let (strict, loose) = (url(ip, 8081), url(ip, 8082));
+            let open = outside(a, "POST", &loose)?;
+            ensure!(open.0 == "200", "open, {loose}: {open:?}");
+            ensure!(outside(a, "GET", &strict)? == refused, "closed, {strict}");
+            ensure!(
+                outside(c, "GET", &loose)? == refused,
+                "open opens nothing to others, {loose}"
+            );
+        }
+        b.daemon_with(&["--inbound", "netns"])?;
+        looked_at()
     });
 }
 

@@ -46,8 +46,14 @@ pub struct Workload {
     pub class: u32,
     /// Number of the workload's namespace, for DNS (see `weft_connect4`).
     pub namespace: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// [`workload_flags`].
+    pub flags: u16,
+}
+
+/// Flags of [`Workload`].
+pub mod workload_flags {
+    /// While there is no proxy, whoever a rule about requests lets in goes straight to it: its service declares so.
+    pub const FAIL_OPEN: u16 = 1;
 }
 
 /// How deep below the captured cgroup a workload's own cgroup may be. What its processes make below that is found at any

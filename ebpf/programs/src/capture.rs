@@ -282,6 +282,13 @@ fn alive(config: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
     matches!(listener(addr, port_be, protocol::TCP, netns), Some(found) if found.owner == config.daemon_cgroup)
 }
 
+/// Whether our proxy lives, by its outbound listener at home: it has one wherever it has others.
+#[inline(always)]
+pub fn daemon_lives(config: Epoch) -> bool {
+    let home = config.netns_cookie as u32;
+    alive(config, &Addr::LOCALHOST_V4, config.proxy_port_be, home)
+}
+
 /// A TCP connect of a captured workload.
 ///
 /// Steps: what is the address (service, endpoint, a workload's undeclared port, outside)? pick a backend; judge its
@@ -381,8 +388,13 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
                 }
                 // Another port of a foreign proxy is no workload's.
                 Some(found) if external::is_proxy(found.owner) => None,
-                // A workload's port that no service declares is still a workload.
-                Some(found) => Some(inbound::party_of(found.owner)),
+                // A workload's port that no service declares, or another address of it, is still a workload.
+                Some(found) => {
+                    if inbound::fails_open(found.owner) {
+                        flags = dest_flags::FAIL_OPEN_ACCESS;
+                    }
+                    Some(inbound::party_of(found.owner))
+                }
                 // Also one that listened before we came: the address tells, if a Workload says it.
                 None => inbound::by_prefix(&asked.addr, config.generation),
             };

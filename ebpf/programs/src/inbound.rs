@@ -6,6 +6,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use weft_abi::{
     Addr, ConnRecord, EdgeKey, EventKind, PolicyValue, Tuple, action, class, dest_flags, identity, protocol, reporter,
+    workload_flags,
 };
 
 use crate::{
@@ -175,9 +176,22 @@ pub fn arrive(epoch: Epoch, tuple: &Tuple, owner: u64, protocol: u8) -> Arrival 
     }
 }
 
-/// What the service of a TCP endpoint declared for the time without us.
+/// What the service of a workload declared for the time without us, at whatever address and port it is reached.
 #[inline(always)]
-pub fn fails_open(epoch: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
+pub fn fails_open(owner: u64) -> bool {
+    matches!(capture::workload(owner), Some(found) if found.flags & workload_flags::FAIL_OPEN != 0)
+}
+
+/// Whether who comes to a workload past the proxy may, though its requests are to be looked at: nobody is there to do it, and
+/// the service declares what is to become of it then.
+#[inline(always)]
+pub fn goes_past(epoch: Epoch, owner: u64) -> bool {
+    fails_open(owner) && !capture::daemon_lives(epoch)
+}
+
+/// What the service of a TCP endpoint that is no workload of this machine declared for that time.
+#[inline(always)]
+pub fn endpoint_fails_open(epoch: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {
     matches!(capture::lookup_from(epoch, netns, addr, port_be, protocol::TCP),
         Some(found) if found.flags & dest_flags::FAIL_OPEN_ACCESS != 0)
 }

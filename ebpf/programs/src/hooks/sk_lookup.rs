@@ -107,7 +107,7 @@ fn connection(ctx: &SkLookupContext, config: Epoch, tuple: &Tuple, owner: u64, v
             // Nobody of ours listens.
             Err(_) => {}
         }
-        if inbound::fails_open(config, &tuple.local, tuple.local_port_be, tuple.netns) {
+        if inbound::fails_open(owner) {
             return SK_PASS;
         }
         return refuse(config, &arrival, tuple, protocol::TCP);

@@ -167,7 +167,7 @@ fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let arrival = inbound::arrive(config, &tuple, record.owner, protocol::TCP);
     let verdict = arrival.ruling.action();
     // Requests are to be looked at and it comes past the proxy: a captured client's side has decided that it may.
-    let unseen = verdict == action::REDIRECT && !arrival.captured;
+    let unseen = verdict == action::REDIRECT && !arrival.captured && !inbound::goes_past(config, record.owner);
     if verdict == action::DENY || unseen {
         inbound::refused(config, &arrival, &tuple, protocol::TCP, 0);
         return false;

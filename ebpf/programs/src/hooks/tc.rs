@@ -221,7 +221,7 @@ fn to_the_proxy(config: Epoch, skb: *mut __sk_buff, tuple: &Tuple) -> bool {
         if sk == null_mut() {
             let (server, port_be) = (&tuple.remote, tuple.remote_port_be);
             return capture::listener(server, port_be, protocol::TCP, tuple.netns).is_some()
-                || inbound::fails_open(config, server, port_be, tuple.netns);
+                || inbound::endpoint_fails_open(config, server, port_be, tuple.netns);
         }
         let result = bpf_sk_assign(skb.cast(), sk, 0);
         bpf_sk_release(sk);

@@ -16,9 +16,9 @@ use std::{
 
 use weft_abi::{
     AddrOwner, Backend, BackendKey, Dest, DestKey, External, PolicyKey, PolicyValue, Workload, class, direction,
-    identity,
+    identity, workload_flags,
 };
-use weft_policy::Snapshot;
+use weft_policy::{FailureMode, Snapshot};
 
 pub use addrs::Prefix;
 pub use telemetry::Edge;
@@ -76,6 +76,15 @@ impl Namespaces {
 /// Foreign proxies' cgroups as policies name them, and the ids of those that are there.
 pub type ForeignCgroups = HashMap<PathBuf, u64>;
 
+/// Whether the service of a workload (its own, where it belongs to several) declares that it is to be reached without us.
+fn fails_open(snapshot: &Snapshot, workload: &weft_policy::Workload) -> bool {
+    let own = workload
+        .service
+        .as_deref()
+        .and_then(|service| snapshot.service(&workload.namespace, service));
+    own.is_some_and(|service| service.failure_mode == Some(FailureMode::Open))
+}
+
 /// All tables of one generation.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -100,7 +109,11 @@ impl Tables {
                 identity: workload.identity.0,
                 class: workload.class.0,
                 namespace: namespaces.number(&workload.namespace),
-                pad: 0,
+                flags: if fails_open(snapshot, workload) {
+                    workload_flags::FAIL_OPEN
+                } else {
+                    0
+                },
             };
             tables.workloads.insert(*cgroup, entry);
         }
