@@ -15,6 +15,7 @@ pub struct Nginx {
     body: String,
     ports: Vec<(u16, u16)>,
     protocol: &'static str,
+    deferred: &'static str,
 }
 
 /// An nginx that runs as a workload and listens. Dropping it kills it.
@@ -36,6 +37,7 @@ impl Nginx {
             body: format!("hello from {service}"),
             ports: Vec::new(),
             protocol: "",
+            deferred: "",
         }
     }
 
@@ -64,6 +66,12 @@ impl Nginx {
     /// Speaks HTTP/2 without TLS on its ports, and nothing else.
     pub fn http2(mut self) -> Self {
         self.protocol = " http2";
+        self
+    }
+
+    /// Its connections come about with the client's first bytes (TCP_DEFER_ACCEPT): until then a handshake is under way.
+    pub fn deferred(mut self) -> Self {
+        self.deferred = " deferred";
         self
     }
 
@@ -109,11 +117,19 @@ impl Nginx {
     }
 
     fn config(&self) -> String {
-        let Self { body, protocol, .. } = self;
+        let Self {
+            body,
+            protocol,
+            deferred,
+            ..
+        } = self;
         let listen: String = self
             .ports
             .iter()
-            .map(|(_, port)| format!("    listen {port}{protocol}; listen [::]:{port} ipv6only=on{protocol};\n"))
+            .map(|(_, port)| {
+                let how = format!("{protocol}{deferred}");
+                format!("    listen {port}{how}; listen [::]:{port} ipv6only=on{how};\n")
+            })
             .collect();
         format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid nginx.pid;\n\

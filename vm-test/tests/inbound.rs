@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use vm_test::{Host, Lab, Nginx, Output, Remote, Server, curl, hosts_test, lab_test, poll, resources};
+use vm_test::{Host, Lab, Nginx, Output, Remote, Running, Server, curl, hosts_test, lab_test, poll, resources};
 
+const ECONNABORTED: i64 = 103;
 /// An address of the endpoint that is not loopback (every lab has it).
 const OWN_ADDRESS: &str = "http://10.77.0.5:8080/";
 
@@ -156,10 +157,11 @@ fn a_remote_workload_is_known_by_its_address() {
                 let stranger = outside(c, &url)?;
                 ensure!(stranger.code == denied, "{url}: {stranger:?}");
             }
-            b.flow("the peer's connection with its account", |flow| {
+            b.flow("the peer's connection with its account and its rule", |flow| {
                 flow["event"] == "open"
                     && flow["source"]["account"] == "peer"
                     && flow["destination"]["account"] == "web"
+                    && flow["rule"]["name"] == "peer-may"
             })?;
             b.flow("the stranger's refusal", |flow| {
                 flow["verdict"] == "deny"
@@ -230,6 +232,33 @@ fn without_inbound_capture_a_rule_on_requests_lets_no_client_outside_past() {
                 && flow["reason"]
                     .as_str()
                     .is_some_and(|reason| reason.contains("--inbound"))
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_no_connect_hook_saw_is_judged_when_it_leaves_the_machine() {
+    hosts_test("undecided", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let traffic = a.traffic()?;
+        let server = format!("{}:7007", b.v4());
+        let mut echo = Running::start(b.command([traffic.as_str(), "serve-echo", "0.0.0.0:7007"]))?;
+        echo.line(1)?;
+        a.daemon()?;
+        without_connect_hooks(a)?;
+        let connect = || {
+            let words = ["timeout", "2", traffic.as_str(), "connect", server.as_str()];
+            a.run("client").output(words)
+        };
+        ensure!(connect()?.code == 0, "nothing denies yet");
+        a.apply(
+            "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {outboundDefault: deny}\n",
+        )?;
+        let denied = connect()?.exits(1)?;
+        ensure!(denied.json()?["errno"] == ECONNABORTED, "{denied:?}");
+        a.flow("the denial with its rule", |flow| {
+            flow["verdict"] == "deny" && flow["source"]["account"] == "client" && flow["rule"]["kind"] == "MeshConfig"
         })?;
         Ok(())
     });

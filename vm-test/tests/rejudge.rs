@@ -5,6 +5,7 @@ use serde_json::Value;
 use vm_test::{Lab, Nginx, Running, lab_test, poll, resources};
 
 const ECONNABORTED: i64 = 103;
+const ECONNRESET: i64 = 104;
 const EPERM: i64 = 1;
 
 /// A client that keeps what it opened and sends a line when told to.
@@ -16,6 +17,13 @@ impl Held {
     fn new(lab: &Lab, account: &str, mode: &str, target: &str) -> Result<Self> {
         let traffic = lab.traffic()?;
         let mut client = lab.run(account).start([traffic.as_str(), mode, target])?;
+        client.line(1)?;
+        Ok(Self(client, 1))
+    }
+
+    /// The same outside the mesh.
+    fn outside(lab: &Lab, target: &str) -> Result<Self> {
+        let mut client = Running::start(lab.command([lab.traffic()?.as_str(), "hold", target]))?;
         client.line(1)?;
         Ok(Self(client, 1))
     }
@@ -162,6 +170,31 @@ fn a_connection_that_one_rule_allows_and_another_wants_to_see_is_cut_and_not_lef
             lab.run("friend").curl_with(&["-X", "POST"], "http://web/")?.http == 200,
             "what the first rule allows is allowed"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_whose_handshake_outlasts_its_policy_is_judged_by_the_next_one() {
+    lab_test("cut-handshake", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080).deferred())?;
+        for host in ["10.77.0.5:8080", "[::1]:8080"] {
+            lab.apply(resources::ALLOW)?;
+            // Established for the client; for the server it is when the first bytes come.
+            let mut held = Held::outside(lab, host)?;
+            lab.apply(resources::DENY)?;
+            let told = held.say("GET /")?;
+            ensure!(told["errno"] == ECONNRESET, "{host}: {told}");
+            lab.flow("the cut with its rule", |flow| {
+                flow["verdict"] == "deny"
+                    && flow["source"]["account"] == "unknown"
+                    && flow["rule"]["kind"] == "MeshConfig"
+                    && flow["reason"]
+                        .as_str()
+                        .is_some_and(|reason| reason.contains("denied now"))
+            })?;
+        }
         Ok(())
     });
 }

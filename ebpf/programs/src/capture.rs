@@ -74,6 +74,13 @@ pub fn config() -> Option<Epoch> {
     Some(Epoch { config, generation })
 }
 
+/// The same under a generation that the run has read before.
+#[inline(always)]
+pub fn config_of(generation: u64) -> Option<Epoch> {
+    let config = CONFIG.get(0)?;
+    Some(Epoch { config, generation })
+}
+
 #[inline(always)]
 pub fn workload(owner: u64) -> Option<Workload> {
     // SAFETY: shared read of a map value.

@@ -189,6 +189,31 @@ pub fn goes_past(epoch: Epoch, owner: u64) -> bool {
     fails_open(owner) && !capture::daemon_lives(epoch)
 }
 
+/// The verdict on who has shaken hands with a workload and was captured nowhere: the rule, and the action above it. What is to be
+/// looked at is denied, unless it goes past. Parties are identities with their classes above them; the port is in host order.
+///
+/// A global function, as [`verdict::weft_search`]: inline or static, it made `weft_sockops` a half longer on Linux 6.1 (110,154
+/// instructions for 75,723).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weft_admit(generation: u64, source: u64, destination: u64, port: u32, owner: u64) -> u64 {
+    const DENY: u64 = (action::DENY as u64) << 32;
+    let Some(epoch) = capture::config_of(generation) else {
+        return DENY;
+    };
+    let party = |packed: u64| Party {
+        identity: packed as u32,
+        class: (packed >> 32) as u32,
+    };
+    let ruling = verdict::judge(epoch, party(source), party(destination), protocol::TCP, port as u16);
+    let verdict = ruling.action();
+    let rule = u64::from(ruling.rule);
+    if verdict == action::REDIRECT && !goes_past(epoch, owner) {
+        return DENY | rule;
+    }
+    u64::from(verdict) << 32 | rule
+}
+
 /// What the service of a TCP endpoint that is no workload of this machine declared for that time.
 #[inline(always)]
 pub fn endpoint_fails_open(epoch: Epoch, addr: &Addr, port_be: u16, netns: u32) -> bool {

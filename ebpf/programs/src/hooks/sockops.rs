@@ -19,7 +19,8 @@ use crate::{
     errs::{self, Site},
     external, inbound, listening,
     maps::{CONNS, FLOWS, RX, TX},
-    telemetry, verdict,
+    telemetry,
+    verdict::Party,
 };
 
 const TCP_CONNECT_CB: u32 = 3;
@@ -29,6 +30,8 @@ const STATE_CB: u32 = 10;
 const TCP_LISTEN_CB: u32 = 11;
 const RTT_CB: u32 = 12;
 const HDR_OPT_LEN_CB: u32 = 14;
+/// No generation: what was judged under it is to be judged.
+const NEVER: u64 = 0;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 1 << 2;
 /// `BPF_SOCK_OPS_RTT_CB_FLAG`: at every sample of the round trip time, so wherever sent bytes are acknowledged.
@@ -86,7 +89,11 @@ fn undecided(record: &mut SockRecord, tuple: &Tuple) -> bool {
         return false;
     };
     record.role = role::ACTIVE;
-    record.generation = config.generation;
+    // Who is dialled on this machine is known where the connection arrives; any other is judged when the first packet leaves.
+    record.generation = match capture::ends_in(&tuple.remote, tuple.netns) {
+        Some(_) => config.generation,
+        None => NEVER,
+    };
     record.original = tuple.remote;
     record.translated = tuple.remote;
     record.original_port_be = tuple.remote_port_be;
@@ -185,7 +192,7 @@ fn on_passive(ctx: &SockOpsContext) {
     }
     want_states(ctx, RTT_CB_FLAG | WRITE_HDR_OPT_CB_FLAG);
     begin(record, |_| {});
-    if record.peer_owner == 0 {
+    if record.peer_owner == 0 && record.verdict != action::DENY {
         // Nobody else reports it.
         report(ctx, record, EventKind::OPEN, 0, 0);
     }
@@ -226,7 +233,7 @@ fn accepted(
         record.flags |= sock_flags::REDIRECTED | sock_flags::CLAIMED;
         inbound::party_of(listener.map_or(0, |found| found.owner))
     } else if proxy {
-        verdict::Party {
+        Party {
             identity: identity::PROXY,
             class: class::PROXY,
         }
@@ -240,6 +247,7 @@ fn accepted(
         record.source = source.identity;
         record.source_class = source.class;
         if !proxy {
+            judge(record);
             let key = tuple.reversed().conn_key();
             note(ctx.ops, record, &key, role::PASSIVE);
             forget_flow(&key);
@@ -284,6 +292,24 @@ fn accepted(
         && (ours || record.source == identity::PROXY || record.flags & sock_flags::FULL != 0)
     {
         join_circuit(ctx, record);
+    }
+}
+
+/// The verdict on a connection that nobody of this machine's workloads dialled: that on its SYN was taken where no socket
+/// could keep it, and the policy may have moved since. It was counted then.
+#[inline(always)]
+fn judge(record: &mut SockRecord) {
+    let parties = |identity: u32, class: u32| u64::from(class) << 32 | u64::from(identity);
+    let packed = inbound::weft_admit(
+        record.generation,
+        parties(record.source, record.source_class),
+        parties(record.destination, record.destination_class),
+        u32::from(u16::from_be(record.target_port_be)),
+        record.owner,
+    );
+    (record.rule, record.verdict) = (packed as u32, (packed >> 32) as u8);
+    if record.verdict == action::DENY {
+        telemetry::cut(record);
     }
 }
 

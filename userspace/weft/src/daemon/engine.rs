@@ -304,6 +304,20 @@ impl Engine {
         Ok(published.generation)
     }
 
+    /// The kernel has cut connections. Most of them the publication that denies them resets; one whose handshake outlasted that
+    /// publication stands in the table only since then.
+    pub fn cut_late(&self) {
+        // After a publication that is under way.
+        let _state = self.state();
+        let connections = self.cut(&self.in_force().snapshot);
+        if connections > 0 {
+            tracing::info!(
+                connections,
+                "connections reset that were denied before they were established"
+            );
+        }
+    }
+
     /// Resets the connections past the proxy that are denied now, and those whose requests must be looked at from now on. Of
     /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
     /// Returns how many.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::Notify;
 use weft_abi::{Event, EventKind, action, protocol, reporter, sock_flags};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
 use weft_dataplane::{Events, Listener, ip_addr, monotonic_ns};
@@ -25,22 +26,47 @@ const EPERM: u8 = 1;
 /// What was taken from the ring is handed on before the next wait.
 pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, reporter: Reporter) {
     let mut events = events.lock().await;
-    loop {
-        match events.next(BATCH).await {
-            Ok(batch) => handle(&engine, &batch, &reporter),
-            Err(error) => {
-                tracing::error!(%error, "kernel events cannot be read any more; flows and readiness of endpoints stop");
-                return;
+    let cuts = Notify::new();
+    let reading = async {
+        loop {
+            match events.next(BATCH).await {
+                Ok(batch) => {
+                    if handle(&engine, &batch, &reporter) {
+                        cuts.notify_one();
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "kernel events cannot be read any more; flows and readiness of endpoints stop");
+                    return;
+                }
             }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = reset_late(&engine, &cuts) => {}
+    }
+}
+
+/// Beside the reading, which must not wait for a publication: the ring would run over.
+async fn reset_late(engine: &Arc<Engine>, cuts: &Notify) {
+    loop {
+        cuts.notified().await;
+        let engine = Arc::clone(engine);
+        if let Err(error) = tokio::task::spawn_blocking(move || engine.cut_late()).await {
+            tracing::error!(%error, "connections that are denied now are not reset; their packets are dropped");
         }
     }
 }
 
-fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
+/// Whether the kernel cut connections.
+fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) -> bool {
     let mut listeners = BTreeSet::new();
     let in_force = engine.in_force();
     let clock = Clock::now();
+    let mut cut = false;
     for event in batch {
+        cut |= event.kind == EventKind::CUT && event.protocol == protocol::TCP;
         match event.kind {
             EventKind::LISTEN | EventKind::UNLISTEN => {
                 if matters(
@@ -62,6 +88,7 @@ fn handle(engine: &Engine, batch: &[Event], reporter: &Reporter) {
     if !listeners.is_empty() {
         tokio::task::block_in_place(|| refresh_listeners(engine, Some(&listeners)));
     }
+    cut
 }
 
 /// Ports that the kernel hands out by itself (net.ipv4.ip_local_port_range, its default): a datagram socket bound there is
