@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Running, lab_test, poll, resources};
+use vm_test::{Lab, Nginx, Running, hosts_test, lab_test, poll, resources};
 
 const ECONNABORTED: i64 = 103;
 const ECONNRESET: i64 = 104;
@@ -194,6 +194,40 @@ fn a_connection_whose_handshake_outlasts_its_policy_is_judged_by_the_next_one() 
                         .as_str()
                         .is_some_and(|reason| reason.contains("denied now"))
             })?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_remote_workload_that_is_not_who_it_was_is_reset_and_not_left_hanging() {
+    hosts_test("cut-remote", 2, |hosts| {
+        let [a, b] = hosts.all();
+        b.daemon()?;
+        let route = resources::tcp_route("echo-tcp", &[7007]);
+        let rule = resources::allow("peer-may", "peer", "echo", ("TCPRoute", "echo-tcp"));
+        b.resource("access.yaml", &format!("{}{route}{rule}", resources::DENY))?;
+        let _echo = echo(b)?;
+        let host = format!("{}:7007", b.v4());
+        let peer = |account: &str| resources::workload("peer", "peer", account, &a.addresses());
+        for next in [None, Some("other")] {
+            b.resource("peer.yaml", &peer("peer"))?;
+            let mut held = poll::until("the peer to be allowed", || {
+                let words = ["timeout", "1", &a.traffic()?, "connect", &host].map(str::to_owned);
+                a.outside(words)?.ok()?;
+                Held::outside(a, &host)
+            })?;
+            ensure!(held.say("before")?["ok"] == true, "{next:?}");
+            match next {
+                None => b.remove_resource("peer.yaml")?,
+                Some(account) => b.resource("peer.yaml", &peer(account))?,
+            }
+            poll::until("the peer to be denied", || {
+                let words = ["timeout", "1", &a.traffic()?, "connect", &host].map(str::to_owned);
+                a.outside(words)?.exits(124).map(drop)
+            })?;
+            let told = held.say("after")?;
+            ensure!(told["errno"] == ECONNRESET, "{next:?}: {told}");
         }
         Ok(())
     });

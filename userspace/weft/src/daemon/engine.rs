@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs, io,
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -322,7 +323,7 @@ impl Engine {
     /// the denied ones the kernel drops packets from the first one under the new generation on; this tells their programs.
     /// Returns how many.
     fn cut(&self, snapshot: &Snapshot) -> usize {
-        let now = Parties(snapshot);
+        let now = Parties::of(snapshot);
         let denied = |connection: &Established| {
             let (source, destination) = (now.source(connection), now.destination(connection));
             let port = connection.to.port();
@@ -357,28 +358,57 @@ impl Engine {
     }
 }
 
-/// Who the ends of a connection are now: labels change, ranges come and go. As the kernel's `verdict::again` has it.
-struct Parties<'a>(&'a Snapshot);
+/// Who the ends of a connection are now: labels change, ranges and workloads elsewhere come and go. As the kernel's
+/// `verdict::again` has it: else it drops what nobody resets, and both ends wait for each other.
+struct Parties<'a> {
+    snapshot: &'a Snapshot,
+    /// Workloads by their own addresses, as `weft_addrs` has them: of two with one address the first.
+    by_address: HashMap<IpAddr, Identity>,
+}
 
 // === impl Parties ===
 
-impl Parties<'_> {
+impl<'a> Parties<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        let mut by_address = HashMap::new();
+        for workload in &snapshot.workloads {
+            for address in workload.addresses.iter().filter(|address| !address.is_loopback()) {
+                by_address.entry(address.to_canonical()).or_insert(workload.identity);
+            }
+        }
+        Self { snapshot, by_address }
+    }
+
     fn source(&self, connection: &Established) -> (Identity, Class) {
-        let owner = connection.owner.and_then(|cgroup| self.0.by_cgroup.get(&cgroup));
-        let identity = Identity(connection.source);
-        match owner {
-            Some(workload) => (workload.identity, workload.class),
-            None if identity == Identity::UNKNOWN_LOCAL => (identity, Class(connection.source_class)),
-            None => (identity, self.0.class_of_address(connection.from)),
+        let noted = (Identity(connection.source), Class(connection.source_class));
+        match connection.owner {
+            Some(cgroup) => match self.snapshot.by_cgroup.get(&cgroup) {
+                Some(workload) => (workload.identity, workload.class),
+                None => noted,
+            },
+            None if noted.0 == Identity::UNKNOWN_LOCAL => noted,
+            None => {
+                let identity = self.by_address.get(&connection.from.to_canonical());
+                let class = self.snapshot.class_of_address(connection.from);
+                (identity.copied().unwrap_or(Identity::UNKNOWN), class)
+            }
         }
     }
 
     fn destination(&self, connection: &Established) -> (Identity, Class) {
         let (identity, noted) = (Identity(connection.destination), Class(connection.destination_class));
-        let now = self.0.class_of_destination(connection.to, Protocol::Tcp, identity);
+        let now = self
+            .snapshot
+            .class_of_destination(connection.to, Protocol::Tcp, identity);
+        // Somebody outside, who is a workload elsewhere now.
+        if identity == Identity::OUTSIDE
+            && let Some(known) = self.by_address.get(&connection.to.ip().to_canonical())
+        {
+            return (*known, now);
+        }
         // Whoever does not listen any more may still hold what it accepted.
-        let is_gone =
-            identity >= Identity::FIRST && !matches!(self.0.classes.get(&now), Some(ClassName::Workloads { .. }));
+        let classes = &self.snapshot.classes;
+        let is_gone = identity >= Identity::FIRST && !matches!(classes.get(&now), Some(ClassName::Workloads { .. }));
         if is_gone || identity == Identity::UNKNOWN_LOCAL {
             (identity, noted)
         } else {
