@@ -136,23 +136,51 @@ impl<'a> RequestView<'a> {
 
     /// First value of a query parameter, as received (not percent-decoded); empty for one without `=`.
     pub fn query_param(&self, name: &str) -> Option<&'a str> {
-        let (_, query) = self.path.split_once('?')?;
-        query
-            .split('&')
+        self.query_params(name).next()
+    }
+
+    /// All values of a query parameter.
+    pub(super) fn query_params(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let query = self.path.split_once('?').map(|(_, query)| query);
+        let pairs = query.into_iter().flat_map(|query| query.split('&'));
+        pairs
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .find(|(key, _)| *key == name)
+            .filter(move |(key, _)| *key == name)
             .map(|(_, value)| value)
     }
 
     /// First value of a cookie, without quotes around it.
     pub fn cookie(&self, name: &str) -> Option<&'a str> {
-        self.headers
-            .get("cookie")?
-            .split(';')
-            .filter_map(|pair| pair.split_once('='))
-            .find(|(key, _)| key.trim() == name)
-            .map(|(_, value)| value.trim().trim_matches('"'))
+        let line = self.headers.get("cookie")?;
+        let value = cookies(line.as_bytes(), name).next()?;
+        std::str::from_utf8(value).ok()
     }
+
+    /// Shows all values of a cookie, in all lines.
+    pub(super) fn cookies(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.headers
+            .values("cookie", &mut |line| cookies(line, name).for_each(&mut *visit));
+    }
+}
+
+/// Values of a cookie in a line, without quotes around them.
+fn cookies<'a>(line: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = line.split(|byte| *byte == b';');
+    let pairs = pairs.filter_map(|pair| {
+        let (key, value) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
+        Some((key.trim_ascii(), value[1..].trim_ascii()))
+    });
+    pairs
+        .filter(move |(key, _)| *key == name.as_bytes())
+        .map(|(_, mut value)| {
+            while let Some(rest) = value.strip_prefix(b"\"") {
+                value = rest;
+            }
+            while let Some(rest) = value.strip_suffix(b"\"") {
+                value = rest;
+            }
+            value
+        })
 }
 
 // === impl Principal ===

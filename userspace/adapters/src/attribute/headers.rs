@@ -9,6 +9,15 @@ pub trait Headers {
 
     /// Shows every header, in order: name and value, which need not be UTF-8.
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8]));
+
+    /// Shows every value of a header, by lower-case name, in order: whoever refuses something must not see the first one only.
+    fn values(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.each(&mut |found, value| {
+            if found.eq_ignore_ascii_case(name) {
+                visit(value);
+            }
+        });
+    }
 }
 
 /// Those that are `wanted`, by lower-case name; values of one name are joined by commas (cookies by semicolons), as Envoy does.
@@ -51,6 +60,12 @@ impl Headers for http::HeaderMap {
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
         for (name, value) in self {
             visit(name.as_str(), value.as_bytes());
+        }
+    }
+
+    fn values(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        for value in self.get_all(name) {
+            visit(value.as_bytes());
         }
     }
 }

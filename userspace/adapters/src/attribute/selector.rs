@@ -42,6 +42,24 @@ impl Selector {
             Self::Cookie(name) => Value::Str(bag.request?.cookie(name)?),
         })
     }
+
+    /// Shows every value that the request has under this name (each line of a header, each parameter, each cookie), and whether
+    /// it is text: bytes that are no UTF-8 are shown as U+FFFD. Allocates for these only.
+    pub fn each(&self, bag: &Bag<'_>, visit: &mut dyn FnMut(Value<'_>, bool)) {
+        match (self, bag.request) {
+            (Self::Attribute(attribute), _) => {
+                if let Some(value) = bag.get(*attribute) {
+                    visit(value, true);
+                }
+            }
+            (_, None) => {}
+            (Self::Header(name), Some(request)) => request.headers.values(name, &mut |value| show(value, visit)),
+            (Self::Query(name), Some(request)) => request
+                .query_params(name)
+                .for_each(|value| visit(Value::Str(value), true)),
+            (Self::Cookie(name), Some(request)) => request.cookies(name, &mut |value| show(value, visit)),
+        }
+    }
 }
 
 impl FromStr for Selector {
@@ -91,6 +109,11 @@ impl<'de> Deserialize<'de> for Selector {
             .parse()
             .map_err(de::Error::custom)
     }
+}
+
+fn show(value: &[u8], visit: &mut dyn FnMut(Value<'_>, bool)) {
+    let text = String::from_utf8_lossy(value);
+    visit(Value::Str(&text), matches!(text, Cow::Borrowed(_)));
 }
 
 #[cfg(test)]

@@ -29,6 +29,20 @@ pub(crate) fn with_bag<T>(headers: &[(&str, &str)], body: impl FnOnce(Bag<'_>) -
     })
 }
 
+/// The same request with a header of these lines, of any bytes.
+pub(crate) fn with_lines<T>(name: &str, lines: &[&[u8]], body: impl FnOnce(Bag<'_>) -> T) -> T {
+    let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+    let lines = lines.iter().map(|line| http::HeaderValue::from_bytes(line).unwrap());
+    let map: http::HeaderMap = lines.map(|line| (name.clone(), line)).collect();
+    with_bag(&[], |bag| {
+        let request = bag.request.map(|request| RequestView {
+            headers: &map,
+            ..request
+        });
+        body(Bag { request, ..bag })
+    })
+}
+
 #[test]
 fn every_name_leads_to_its_slot_and_back() {
     for attribute in Attribute::ALL {

@@ -72,10 +72,23 @@ impl Match {
                 bag.request
                     .is_some_and(|request| request.url_path().starts_with(prefix.as_str()))
             })
-            && self.header.as_ref().is_none_or(|header| {
-                let found = bag.header(&header.name);
-                found.is_some() && equal(&header.value, found)
-            })
+            && self.header.as_ref().is_none_or(|header| header.holds(bag))
+    }
+}
+
+// === impl HeaderMatch ===
+
+impl HeaderMatch {
+    /// For any line of the header: one before it, or bytes that are no text, must not hide what is refused.
+    fn holds(&self, bag: &Bag<'_>) -> bool {
+        let wanted = self.value.as_ref().map(String::as_bytes);
+        let mut holds = false;
+        if let Some(request) = &bag.request {
+            request.headers.values(&self.name, &mut |found| {
+                holds |= wanted.is_none_or(|wanted| wanted == found);
+            });
+        }
+        holds
     }
 }
 

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{attribute::tests::with_bag, pipeline::CheckResult};
+use crate::{
+    attribute::tests::{with_bag, with_lines},
+    pipeline::CheckResult,
+};
 
 fn config(json: &str) -> Config {
     serde_json::from_str(json).unwrap()
@@ -39,6 +42,23 @@ fn everything_that_is_set_must_hold() {
         (r#"{"service": "web", "method": "GET", "path_prefix": "/b"}"#, false),
     ] {
         assert_eq!(denies(&format!(r#"{{"match": {matches}}}"#)), expect, "{matches}");
+    }
+}
+
+/// One byte that is no text, or a line before it, hides no header.
+#[test]
+fn every_line_of_a_header_is_looked_at() {
+    for (matches, values, expect) in [
+        (r#"{"name": "x-debug"}"#, &[&b"\xff"[..]][..], true),
+        (r#"{"name": "x-debug", "value": "yes"}"#, &[b"no", b"yes"], true),
+        (r#"{"name": "x-debug", "value": "yes"}"#, &[b"\xff", b"yes"], true),
+        (r#"{"name": "x-debug", "value": "yes"}"#, &[b"yes\xff", b"no"], false),
+        (r#"{"name": "x-debug"}"#, &[], false),
+    ] {
+        let json = format!(r#"{{"match": {{"header": {matches}}}}}"#);
+        let denier = Denier::new("d", config(&json), None).unwrap();
+        let denied = with_lines("x-debug", values, |bag| result(&denier, &bag)) != CheckResult::Allow;
+        assert_eq!(denied, expect, "{matches} {values:?}");
     }
 }
 

@@ -28,6 +28,15 @@ pub struct List {
     entries: Latest<Entries>,
 }
 
+/// What a request has to be looked up.
+struct Seen {
+    count: usize,
+    /// All of them are.
+    is_text: bool,
+    /// One of them is.
+    listed: Result<bool, NoAddress>,
+}
+
 // === impl List ===
 
 impl List {
@@ -96,23 +105,41 @@ impl Check for List {
             let deny = Deny::new(StatusCode::SERVICE_UNAVAILABLE.as_u16(), why);
             return Checking::unjudged(deny.by(self.rule.clone()));
         };
-        let Some(value) = selector.get(bag) else {
-            // Nothing is on no list.
-            return match self.config.blacklist {
-                true => Checking::ALLOW,
-                false => self.deny(format_args!("the request has no {selector}")),
-            };
-        };
-        let listed = match value {
-            Value::Ip(address) => Ok(entries.contain_address(address)),
-            value => entries.contain(value.text(&mut TextBuffer::default())),
-        };
-        match listed {
-            Ok(listed) if listed != self.config.blacklist => Checking::ALLOW,
-            Ok(true) => self.deny(format_args!("{selector} is blacklisted")),
-            Ok(false) => self.deny(format_args!("{selector} is not whitelisted")),
+        let mut seen = Seen::default();
+        selector.each(bag, &mut |value, is_text| {
+            seen.count += 1;
+            seen.is_text &= is_text;
+            // What is on a blacklist is refused, whatever else is there.
+            if seen.listed == Ok(false) {
+                seen.listed = match value {
+                    Value::Ip(address) => Ok(entries.contain_address(address)),
+                    value => entries.contain(value.text(&mut TextBuffer::default())),
+                };
+            }
+        });
+        match (seen.listed, self.config.blacklist) {
             // Also on a blacklist: whoever is refused must not get through by stuttering.
-            Err(NoAddress) => self.deny(format_args!("{selector} is no IP address")),
+            (Err(NoAddress), _) => self.deny(format_args!("{selector} is no IP address")),
+            (Ok(true), true) => self.deny(format_args!("{selector} is blacklisted")),
+            (Ok(false), true) => Checking::ALLOW,
+            // Nothing is on no list; and of several, nobody knows which one the service reads.
+            (_, false) if seen.count == 0 => self.deny(format_args!("the request has no {selector}")),
+            (_, false) if seen.count > 1 => self.deny(format_args!("the request has several {selector}")),
+            (_, false) if !seen.is_text => self.deny(format_args!("{selector} is no text")),
+            (Ok(true), false) => Checking::ALLOW,
+            (Ok(false), false) => self.deny(format_args!("{selector} is not whitelisted")),
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            is_text: true,
+            listed: Ok(false),
         }
     }
 }

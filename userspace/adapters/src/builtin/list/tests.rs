@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    attribute::tests::with_bag,
+    attribute::{
+        RequestView,
+        tests::{with_bag, with_lines},
+    },
     pipeline::CheckResult,
     provider::tests::{Server, until},
 };
@@ -9,16 +12,18 @@ fn list(json: &str) -> List {
     List::new("l", serde_json::from_str(json).unwrap(), None).unwrap()
 }
 
+fn status(list: &List, bag: &Bag<'_>) -> Option<u16> {
+    match list.check(bag) {
+        Checking::Ready(CheckResult::Allow) => None,
+        Checking::Ready(CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny))) => Some(deny.status),
+        _ => panic!("a list asks nobody and changes nothing"),
+    }
+}
+
 /// Status of the refusal of a request whose `x-a` is the value; `None`: allowed.
 fn refused(list: &List, value: &str) -> Option<u16> {
     let headers = [("x-a", value)];
-    with_bag(&headers[usize::from(value.is_empty())..], |bag| {
-        match list.check(&bag) {
-            Checking::Ready(CheckResult::Allow) => None,
-            Checking::Ready(CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny))) => Some(deny.status),
-            _ => panic!("a list asks nobody and changes nothing"),
-        }
-    })
+    with_bag(&headers[usize::from(value.is_empty())..], |bag| status(list, &bag))
 }
 
 fn whitelists(kind: &str, entries: &str, value: &str) -> bool {
@@ -90,6 +95,79 @@ fn what_is_missing_is_on_no_list_and_what_is_no_address_gets_nowhere() {
     assert_eq!(refused(&with(r#""blacklist": false"#), ""), Some(403));
     assert_eq!(refused(&with(r#""blacklist": true"#), "1.2.3"), Some(403));
     assert_eq!(refused(&with(r#""blacklist": false"#), "1.2.3"), Some(403));
+}
+
+/// One byte that is no text, or a line before it, hides nothing from a blacklist and gets nobody onto a whitelist.
+#[test]
+fn every_line_of_a_header_is_looked_up() {
+    for (what, kind, entry, lines, blacklisted, whitelisted) in [
+        (
+            "headers[x-a]",
+            "REGEX",
+            "sqlmap",
+            &[&b"sqlmap/1\xff"[..]][..],
+            true,
+            false,
+        ),
+        ("headers[x-a]", "REGEX", "sqlmap", &[b"curl", b"sqlmap"], true, false),
+        ("headers[x-a]", "STRINGS", "bad", &[b"good", b"bad"], true, false),
+        ("headers[x-a]", "STRINGS", "bad", &[b"bad", b"good"], true, false),
+        ("headers[x-a]", "STRINGS", "bad", &[b"bad", b"bad"], true, false),
+        ("headers[x-a]", "STRINGS", "bad", &[b"bad"], true, true),
+        ("headers[x-a]", "STRINGS", "bad", &[b"\xff"], false, false),
+        (
+            "headers[x-a]",
+            "IP_ADDRESSES",
+            "10.0.0.0/8",
+            &[b"11.0.0.1", b"10.0.0.1"],
+            true,
+            false,
+        ),
+        (
+            "headers[x-a]",
+            "IP_ADDRESSES",
+            "10.0.0.0/8",
+            &[b"11.0.0.1", b"10.0.0.1\xff"],
+            true,
+            false,
+        ),
+        ("headers[x-a]", "STRINGS", "bad", &[], false, false),
+        ("cookies[s]", "STRINGS", "bad", &[b"s=good", b"t=1; s=bad"], true, false),
+        ("cookies[s]", "STRINGS", "bad", &[b"s=good; s=\"bad\""], true, false),
+        ("cookies[s]", "STRINGS", "bad", &[b"t=\xff; s=bad"], true, true),
+        ("cookies[s]", "STRINGS", "bad", &[b"t=bad"], false, false),
+    ] {
+        let header = if what.starts_with("cookies") { "cookie" } else { "x-a" };
+        let found = [true, false].map(|blacklist| {
+            let list = list(&format!(
+                r#"{{"value": "request.{what}", "entry_type": "{kind}", "entries": ["{entry}"], "blacklist": {blacklist}}}"#
+            ));
+            with_lines(header, lines, |bag| status(&list, &bag).is_some() == blacklist)
+        });
+        assert_eq!(found, [blacklisted, whitelisted], "{what} {kind} {lines:?}");
+    }
+}
+
+#[test]
+fn every_query_parameter_of_a_name_is_looked_up() {
+    for (path, blacklisted, whitelisted) in [
+        ("/?k=bad", true, true),
+        ("/?k=good&k=bad", true, false),
+        ("/?k=bad&k=good", true, false),
+        ("/?k", false, false),
+        ("/", false, false),
+    ] {
+        let found = [true, false].map(|blacklist| {
+            let list = list(&format!(
+                r#"{{"value": "request.query_params[k]", "entries": ["bad"], "blacklist": {blacklist}}}"#
+            ));
+            with_bag(&[], |bag| {
+                let request = bag.request.map(|request| RequestView { path, ..request });
+                status(&list, &Bag { request, ..bag }).is_some() == blacklist
+            })
+        });
+        assert_eq!(found, [blacklisted, whitelisted], "{path}");
+    }
 }
 
 /// The source of the request is 10.1.2.3.
