@@ -58,22 +58,26 @@ impl Metric {
             MetricKind::Histogram => return Err(Status::BadArgument),
             MetricKind::Counter | MetricKind::Gauge => {}
         }
-        self.value.fetch_add(delta, Ordering::Relaxed);
+        self.add(delta);
         Ok(())
     }
 
-    /// Sets a gauge, or adds a value to a histogram.
-    pub(super) fn record(&self, value: u64) -> Result<(), Status> {
-        let signed = i64::try_from(value).map_err(|_| Status::BadArgument)?;
-        match (self.kind, &self.buckets) {
-            (MetricKind::Gauge, _) => self.value.store(signed, Ordering::Relaxed),
-            (MetricKind::Histogram, Some(buckets)) => {
+    /// Sets a gauge, adds to a counter (as in Envoy), or adds a value to a histogram. What is beyond `i64::MAX` counts as that.
+    pub(super) fn record(&self, value: u64) {
+        let signed = i64::try_from(value).unwrap_or(i64::MAX);
+        match &self.buckets {
+            Some(buckets) => {
                 buckets[BOUNDS.partition_point(|bound| *bound < value)].fetch_add(1, Ordering::Relaxed);
-                self.value.fetch_add(signed, Ordering::Relaxed);
+                self.add(signed);
             }
-            _ => return Err(Status::BadArgument),
+            None if self.kind == MetricKind::Gauge => self.value.store(signed, Ordering::Relaxed),
+            None => self.add(signed),
         }
-        Ok(())
+    }
+
+    fn add(&self, delta: i64) {
+        let sum = |value: i64| Some(value.saturating_add(delta));
+        _ = self.value.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
     }
 }
 
@@ -86,16 +90,17 @@ mod tests {
         let counter = Metric::new(MetricKind::Counter);
         counter.increment(2).expect("grows");
         assert_eq!(counter.increment(-1), Err(Status::BadArgument));
-        assert_eq!(counter.record(1), Err(Status::BadArgument));
+        // As in Envoy; and SDKs end the module on any error here.
+        counter.record(3);
         let gauge = Metric::new(MetricKind::Gauge);
-        gauge.record(5).expect("is set");
+        gauge.record(5);
         gauge.increment(-7).expect("falls");
-        assert_eq!((counter.value(), gauge.value()), (2, -2));
+        assert_eq!((counter.value(), gauge.value()), (5, -2));
         assert!(gauge.buckets().is_empty());
         let histogram = Metric::new(MetricKind::Histogram);
         assert_eq!(histogram.increment(1), Err(Status::BadArgument));
         for value in [0, 1, 2, 3_600_000, 3_600_001] {
-            histogram.record(value).expect("recorded");
+            histogram.record(value);
         }
         assert_eq!(histogram.value(), 7_200_004);
         let filled = histogram.buckets().into_iter().filter(|(_, count)| *count > 0);
@@ -103,5 +108,15 @@ mod tests {
             filled.collect::<Vec<_>>(),
             [(Some(1), 2), (Some(5), 1), (Some(3_600_000), 1), (None, 1)]
         );
+    }
+
+    #[test]
+    fn no_value_is_too_large_to_be_recorded() {
+        for kind in [MetricKind::Counter, MetricKind::Gauge, MetricKind::Histogram] {
+            let metric = Metric::new(kind);
+            metric.record(u64::MAX);
+            metric.record(u64::MAX);
+            assert_eq!(metric.value(), i64::MAX, "{kind:?}");
+        }
     }
 }

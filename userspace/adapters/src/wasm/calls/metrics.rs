@@ -35,7 +35,7 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         ENV,
         "proxy_record_metric",
         |caller: Caller<'_, Host>, metric: u32, value: u64| {
-            let done = find(&caller, metric).and_then(|metric| metric.record(value));
+            let done = find(&caller, metric).map(|metric| metric.record(value));
             answer(done.map_err(Fail::from))
         },
     )?;
