@@ -20,6 +20,7 @@ pub(super) struct Counters {
     pub local_responses: Count,
     pub call_outs: Count,
     pub refused_calls: Count,
+    pub unfit_headers: Count,
     /// Bytes of linear memory at the moment.
     pub memory: AtomicUsize,
 }
@@ -64,6 +65,8 @@ pub struct Stats {
     pub call_outs: u64,
     /// Host calls and call-outs that the operator does not allow.
     pub refused_calls: u64,
+    /// Changes of headers that were dropped, for no head can hold them.
+    pub unfit_headers: u64,
     /// Streams that the failure policy decided over.
     pub failed_streams: u64,
 }
@@ -134,5 +137,6 @@ impl Stats {
         self.local_responses += of.local_responses.get();
         self.call_outs += of.call_outs.get();
         self.refused_calls += of.refused_calls.get();
+        self.unfit_headers += of.unfit_headers.get();
     }
 }

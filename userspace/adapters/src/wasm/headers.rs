@@ -52,6 +52,10 @@ pub(super) enum MapMut<'a> {
     Plain(&'a mut HeaderMap),
 }
 
+/// No head can hold it. Modules are not told: Envoy answers `Ok`, and SDKs end the module on anything else.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unfit;
+
 /// A value that outlives the map. Cloned without copying its bytes.
 #[derive(Debug)]
 pub(super) enum Value {
@@ -99,36 +103,36 @@ impl RequestHead {
         }
     }
 
-    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         match name {
-            b":method" => self.method = Method::from_bytes(value).map_err(|_| Status::BadArgument)?,
+            b":method" => self.method = Method::from_bytes(value).map_err(|_| Unfit)?,
             b":path" => {
-                let path = PathAndQuery::try_from(value).map_err(|_| Status::BadArgument)?;
+                let path = PathAndQuery::try_from(value).map_err(|_| Unfit)?;
                 let mut parts = self.uri.clone().into_parts();
                 parts.path_and_query = Some(path);
-                self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+                self.uri = Uri::from_parts(parts).map_err(|_| Unfit)?;
             }
             b":authority" => {
-                let authority = Authority::try_from(value).map_err(|_| Status::BadArgument)?;
+                let authority = Authority::try_from(value).map_err(|_| Unfit)?;
                 if self.uri.authority().is_none() || self.headers.contains_key(HOST) {
                     self.headers.insert(HOST, header_value(value)?);
                 }
                 if self.uri.authority().is_some() {
                     let mut parts = self.uri.clone().into_parts();
                     parts.authority = Some(authority);
-                    self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+                    self.uri = Uri::from_parts(parts).map_err(|_| Unfit)?;
                 }
             }
             b":scheme" => {
-                let scheme = Scheme::try_from(value).map_err(|_| Status::BadArgument)?;
+                let scheme = Scheme::try_from(value).map_err(|_| Unfit)?;
                 // Without authority the URI has no place for one: it is what the connection says.
                 if self.uri.authority().is_some() {
                     let mut parts = self.uri.clone().into_parts();
                     parts.scheme = Some(scheme);
-                    self.uri = Uri::from_parts(parts).map_err(|_| Status::BadArgument)?;
+                    self.uri = Uri::from_parts(parts).map_err(|_| Unfit)?;
                 }
             }
-            _ => return Err(Status::BadArgument),
+            _ => return Err(Unfit),
         }
         Ok(())
     }
@@ -218,40 +222,49 @@ impl MapMut<'_> {
     }
 
     /// Whether `name` is no header; if so, it was set.
-    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Status> {
+    fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Unfit> {
         match self {
             Self::Request(head) if name.starts_with(b":") => head.set_pseudo(name, value)?,
             Self::Request(head) if name.eq_ignore_ascii_case(b"host") => head.set_pseudo(b":authority", value)?,
             Self::Response(head) if name == b":status" => {
-                head.status = StatusCode::from_bytes(value).map_err(|_| Status::BadArgument)?;
+                head.status = StatusCode::from_bytes(value).map_err(|_| Unfit)?;
             }
-            _ if name.starts_with(b":") => return Err(Status::BadArgument),
+            _ if name.starts_with(b":") => return Err(Unfit),
             _ => return Ok(false),
         }
         Ok(true)
     }
 
-    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+    /// # Errors
+    /// Nothing was added.
+    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
             let (name, value) = (header_name(name)?, header_value(value)?);
             let headers = self.headers();
             // The map itself ends far beyond, and then by a panic of whoever adds the next.
             if headers.len() >= MAX_PAIRS {
-                return Err(Status::BadArgument);
+                return Err(Unfit);
             }
-            headers.try_append(name, value).map_err(|_| Status::BadArgument)?;
+            headers.try_append(name, value).map_err(|_| Unfit)?;
         }
         Ok(())
     }
 
-    pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Status> {
+    /// # Errors
+    /// What begins with `:` stays as it was; of anything else there is none now: what the client sent must not pass for what the
+    /// filter wanted in its place.
+    pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
-            let (name, value) = (header_name(name)?, header_value(value)?);
+            let name = header_name(name)?;
             let headers = self.headers();
+            let Ok(value) = header_value(value) else {
+                headers.remove(name);
+                return Err(Unfit);
+            };
             if headers.len() >= MAX_PAIRS && !headers.contains_key(&name) {
-                return Err(Status::BadArgument);
+                return Err(Unfit);
             }
-            headers.try_insert(name, value).map_err(|_| Status::BadArgument)?;
+            headers.try_insert(name, value).map_err(|_| Unfit)?;
         }
         Ok(())
     }
@@ -264,8 +277,8 @@ impl MapMut<'_> {
         }
     }
 
-    /// Has `pairs` and nothing else, but for what begins with `:` and is not among them.
-    pub fn set_all(&mut self, pairs: &[(&[u8], &[u8])]) -> Result<(), Status> {
+    /// Has `pairs` and nothing else, but for what begins with `:` and is not among them. Says how many of them are unfit.
+    pub fn set_all(&mut self, pairs: &[(&[u8], &[u8])]) -> u64 {
         let host = match self {
             Self::Request(head) => head.headers.remove(HOST),
             _ => None,
@@ -274,7 +287,12 @@ impl MapMut<'_> {
         if let Some(host) = host {
             self.headers().insert(HOST, host);
         }
-        pairs.iter().try_for_each(|(name, value)| self.add(name, value))
+        self.add_all(pairs)
+    }
+
+    fn add_all(&mut self, pairs: &[(&[u8], &[u8])]) -> u64 {
+        let unfit = |pair: &&(&[u8], &[u8])| self.add(pair.0, pair.1).is_err();
+        pairs.iter().filter(unfit).count() as u64
     }
 }
 
@@ -293,24 +311,23 @@ impl Value {
     }
 }
 
-/// Headers without a head, from encoded pairs.
-pub(super) fn plain(encoded: &[u8]) -> Result<HeaderMap, Status> {
+/// Headers without a head, from encoded pairs; and how many of these are unfit.
+pub(super) fn plain(encoded: &[u8]) -> Result<(HeaderMap, u64), Status> {
     let mut headers = HeaderMap::new();
     let pairs = pairs::decode(encoded).ok_or(Status::BadArgument)?;
-    let mut map = MapMut::Plain(&mut headers);
-    pairs.iter().try_for_each(|(name, value)| map.add(name, value))?;
-    Ok(headers)
+    let unfit = MapMut::Plain(&mut headers).add_all(&pairs);
+    Ok((headers, unfit))
 }
 
-fn header_name(name: &[u8]) -> Result<HeaderName, Status> {
-    HeaderName::from_bytes(name).map_err(|_| Status::BadArgument)
+fn header_name(name: &[u8]) -> Result<HeaderName, Unfit> {
+    HeaderName::from_bytes(name).map_err(|_| Unfit)
 }
 
-fn header_value(value: &[u8]) -> Result<HeaderValue, Status> {
+fn header_value(value: &[u8]) -> Result<HeaderValue, Unfit> {
     if value.len() > MAX_VALUE {
-        return Err(Status::BadArgument);
+        return Err(Unfit);
     }
-    HeaderValue::from_bytes(value).map_err(|_| Status::BadArgument)
+    HeaderValue::from_bytes(value).map_err(|_| Unfit)
 }
 
 #[cfg(test)]
@@ -353,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_head_can_hold_is_refused() {
+    fn what_no_head_can_hold_is_unfit() {
         let mut head = head(http::Request::builder().uri("/"));
         let mut map = MapMut::Request(&mut head);
         for (name, value) in [
@@ -363,11 +380,11 @@ mod tests {
             (b"bad name", b"1"),
             (b"x", b"a\r\nb: c"),
         ] {
-            assert_eq!(map.replace(name, value), Err(Status::BadArgument), "{name:?}");
+            assert_eq!(map.replace(name, value), Err(Unfit), "{name:?}");
         }
         let mut response = ResponseHead::default();
         let mut map = MapMut::Response(&mut response);
-        assert_eq!(map.replace(b":status", b"99999"), Err(Status::BadArgument));
+        assert_eq!(map.replace(b":status", b"99999"), Err(Unfit));
         map.replace(b":status", b"404").expect("a status");
         assert_eq!(response.status, 404);
     }
@@ -379,13 +396,13 @@ mod tests {
         for number in 0..MAX_PAIRS {
             map.add(format!("x-{number}").as_bytes(), b"1").expect("room");
         }
-        assert_eq!(map.add(b"x-0", b"2"), Err(Status::BadArgument));
-        assert_eq!(map.add(b"more", b"1"), Err(Status::BadArgument));
-        assert_eq!(map.replace(b"more", b"1"), Err(Status::BadArgument));
+        assert_eq!(map.add(b"x-0", b"2"), Err(Unfit));
+        assert_eq!(map.add(b"more", b"1"), Err(Unfit));
+        assert_eq!(map.replace(b"more", b"1"), Err(Unfit));
         map.replace(b"x-0", b"2").expect("in place of the last");
         map.remove(b"x-0");
         let long = vec![b'v'; MAX_VALUE + 1];
-        assert_eq!(map.add(b"long", &long), Err(Status::BadArgument));
+        assert_eq!(map.add(b"long", &long), Err(Unfit));
         map.add(b"long", &long[1..]).expect("room again");
         headers.append("by-the-proxy", HeaderValue::from_static("1"));
     }
@@ -398,9 +415,8 @@ mod tests {
                 .header("host", "shop")
                 .header("x", "1"),
         );
-        MapMut::Request(&mut head)
-            .set_all(&[(b"y", b"2"), (b"y", b"3")])
-            .expect("headers");
+        let unfit = MapMut::Request(&mut head).set_all(&[(b"y", b"2"), (b"y", b"\0"), (b"y", b"3")]);
+        assert_eq!(unfit, 1);
         let map = MapRef::Request(&head);
         assert_eq!(text(map.get(b":authority")).as_deref(), Some("shop"));
         assert_eq!(map.len(), 6);

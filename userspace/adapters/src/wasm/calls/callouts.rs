@@ -166,7 +166,7 @@ fn http_call(
     }
     let kind = Kind::Http {
         body: Bytes::copy_from_slice(slice(memory, body.0, body.1)?),
-        trailers: headers::plain(slice(memory, trailers.0, trailers.1)?)?,
+        trailers: map(slice(memory, trailers.0, trailers.1)?)?,
         limit: limit(timeout),
     };
     let token = order(host, upstream, request, kind)?;
@@ -189,7 +189,7 @@ fn grpc_call(
         str::from_utf8(bytes).map_err(|_| Status::BadArgument)
     };
     let path = format!("/{}/{}", text(call.service)?, text(call.method)?);
-    let metadata = headers::plain(slice(memory, call.metadata.0, call.metadata.1)?)?;
+    let metadata = map(slice(memory, call.metadata.0, call.metadata.1)?)?;
     let request = grpc_request(&upstream, &path, metadata)?;
     let (kind, sender) = match once {
         Some((message, timeout)) => {
@@ -312,9 +312,19 @@ fn request(encoded: &[u8]) -> Result<Request<()>, Status> {
         return Err(Status::BadArgument);
     };
     let mut headers = HeaderMap::new();
-    headers::MapMut::Plain(&mut headers).set_all(&rest)?;
+    if headers::MapMut::Plain(&mut headers).set_all(&rest) > 0 {
+        return Err(Status::BadArgument);
+    }
     let method = Method::from_bytes(method).map_err(|_| Status::BadArgument)?;
     build(method, scheme.unwrap_or(b"http"), authority, path, headers)
+}
+
+/// Whoever is asked must see all that the module says, or is not asked: SDKs take that for an answer.
+fn map(encoded: &[u8]) -> Result<HeaderMap, Status> {
+    match headers::plain(encoded)? {
+        (headers, 0) => Ok(headers),
+        _ => Err(Status::BadArgument),
+    }
 }
 
 fn grpc_request(upstream: &str, path: &str, metadata: HeaderMap) -> Result<Request<()>, Status> {

@@ -1,5 +1,5 @@
-//! Maps of headers and trailers. A map that is not there reads as empty, and what is written to it is dropped: SDKs end
-//! the module on any other answer.
+//! Maps of headers and trailers. A map that is not there reads as empty, and what is written to it, or fits into no head, is
+//! dropped: SDKs end the module on any other answer.
 
 use std::mem;
 
@@ -94,9 +94,8 @@ fn set_pairs(caller: &mut Caller<'_, Host>, map: u32, at: u32, length: u32) -> R
     let kind = MapKind::from_abi(map)?;
     let (memory, host) = all(caller)?;
     let pairs = pairs::decode(slice(memory, at, length)?).ok_or(Status::BadArgument)?;
-    if let Some(mut map) = host.map_mut(kind) {
-        map.set_all(&pairs)?;
-    }
+    let unfit = host.map_mut(kind).map_or(0, |mut map| map.set_all(&pairs));
+    host.counters.unfit_headers.add(unfit);
     Ok(())
 }
 
@@ -115,10 +114,14 @@ fn change(caller: &mut Caller<'_, Host>, map: u32, key: (u32, u32), change: Chan
     let Some(mut map) = host.map_mut(kind) else {
         return Ok(());
     };
-    match change {
-        Change::Add(at, length) => map.add(key, slice(memory, at, length)?)?,
-        Change::Replace(at, length) => map.replace(key, slice(memory, at, length)?)?,
-        Change::Remove => map.remove(key),
-    }
+    let done = match change {
+        Change::Add(at, length) => map.add(key, slice(memory, at, length)?),
+        Change::Replace(at, length) => map.replace(key, slice(memory, at, length)?),
+        Change::Remove => {
+            map.remove(key);
+            Ok(())
+        }
+    };
+    host.counters.unfit_headers.add(u64::from(done.is_err()));
     Ok(())
 }

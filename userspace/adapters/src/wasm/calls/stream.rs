@@ -95,7 +95,8 @@ fn respond(
         return Err(Status::BadArgument.into());
     }
     let body = slice(memory, body.0, body.1)?;
-    let mut extra = headers::plain(slice(memory, extra.0, extra.1)?)?;
+    let (mut extra, unfit) = headers::plain(slice(memory, extra.0, extra.1)?)?;
+    host.counters.unfit_headers.add(unfit);
     // The proxy frames the body.
     extra.remove(CONTENT_LENGTH);
     extra.remove(TRANSFER_ENCODING);

@@ -44,6 +44,75 @@ fn a_header_that_is_no_text_does_not_trap() {
 }
 
 #[test]
+fn a_value_that_no_header_can_hold_does_not_trap() {
+    // The Rust SDK ends the module on any answer but `Ok`.
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "al\nice"}}"#));
+    let mut other = stream(&plugin);
+    let mut head = get("/", &[("authorization", "Bearer s"), ("x-user", "root")]);
+    goes_on(stream(&plugin).on_request_headers(&mut head, true));
+    assert!(
+        !head.headers.contains_key("x-user"),
+        "the client's must not pass for the filter's"
+    );
+    goes_on(other.on_request_headers(&mut get("/", &[("authorization", "Bearer s")]), true));
+    assert_eq!(plugin.stats().traps, 0);
+}
+
+/// Asks for what no head can hold, in all ways that there are; traps on any answer but `Ok`.
+const UNFIT: &str = r#"(module
+  (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_replace_header_map_value" (func $replace (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_header_map_pairs" (func $set (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 0) "x-user" "a\0ab" ":path" ":method" ":other" "bad name" "fit")
+  (data (i32.const 64) "\02\00\00\00" "\01\00\00\00\03\00\00\00" "\01\00\00\00\01\00\00\00" "y\00a\0ab\00" "z\001\00")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func $ok (param i32) (if (local.get 0) (then unreachable)))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $ok (call $replace (i32.const 0) (i32.const 0) (i32.const 6) (i32.const 6) (i32.const 3)))
+    (call $ok (call $add (i32.const 0) (i32.const 0) (i32.const 6) (i32.const 6) (i32.const 3)))
+    (call $ok (call $replace (i32.const 0) (i32.const 9) (i32.const 5) (i32.const 6) (i32.const 3)))
+    (call $ok (call $replace (i32.const 0) (i32.const 14) (i32.const 7) (i32.const 6) (i32.const 3)))
+    (call $ok (call $replace (i32.const 0) (i32.const 21) (i32.const 6) (i32.const 35) (i32.const 3)))
+    (call $ok (call $add (i32.const 0) (i32.const 27) (i32.const 8) (i32.const 35) (i32.const 3)))
+    ;; Too long.
+    (call $ok (call $replace (i32.const 0) (i32.const 1) (i32.const 5) (i32.const 1024) (i32.const 65537)))
+    (i32.const 0))
+  (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+    (call $ok (call $set (i32.const 2) (i32.const 64) (i32.const 30)))
+    (i32.const 0))
+  (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+    (call $ok (call $respond (i32.const 403) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 64)
+      (i32.const 30) (i32.const -1)))
+    (i32.const 1)))"#;
+
+#[test]
+fn what_no_head_can_hold_is_dropped_and_counted() {
+    let plugin = plugin(&Module::compile(&text(UNFIT)).expect("a filter"), config(""));
+    let mut filter = stream(&plugin);
+    let mut head = get("/a", &[("x-user", "root"), ("-user", "1"), ("fit", "1")]);
+    goes_on(filter.on_request_headers(&mut head, false));
+    assert_eq!((head.uri.path(), head.method.as_str()), ("/a", "GET"));
+    // What it was to replace is gone, all else is as it was.
+    let mut names: Vec<_> = head.headers.keys().map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["fit", "host"]);
+    let mut answer = ok();
+    goes_on(filter.on_response_headers(&mut answer, true));
+    assert_eq!(
+        (answer.headers.len(), &answer.headers["z"]),
+        (1, &"1".parse().expect("a value"))
+    );
+    let Step::Respond(denied) = filter.on_request_trailers(&mut http::HeaderMap::new()) else {
+        panic!("no answer");
+    };
+    assert!(denied.headers().contains_key("z") && !denied.headers().contains_key("y"));
+    let stats = plugin.stats();
+    assert_eq!((stats.traps, stats.unfit_headers), (0, 9));
+}
+
+#[test]
 fn answers_to_grpc_clients_keep_the_http_status_for_the_proxy_to_translate() {
     for (kind, code, given, expected) in [
         ("application/grpc", 403, -1, None),
