@@ -72,7 +72,7 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 metadata: (metadata, metadata_length),
             };
             let once = Some(((message, message_length), timeout));
-            answer(grpc_call(&mut caller, &call, once, token))
+            answer(grpc_call(&mut caller, &call, once, token).map_err(as_of_grpc))
         },
     )?;
     linker.func_wrap(
@@ -94,7 +94,7 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 method: (method, method_length),
                 metadata: (metadata, metadata_length),
             };
-            answer(grpc_call(&mut caller, &call, None, token))
+            answer(grpc_call(&mut caller, &call, None, token).map_err(as_of_grpc))
         },
     )?;
     linker.func_wrap(
@@ -213,6 +213,14 @@ fn grpc_call(
         host.senders.insert(token, sender);
     }
     write_u32(caller, place, token)
+}
+
+/// What a call that cannot be made answers, as in Envoy: the Rust SDK ends the module on a bad argument here.
+fn as_of_grpc(fail: Fail) -> Fail {
+    match fail {
+        Fail::Status(Status::BadArgument) => Fail::Status(Status::ParseFailure),
+        fail => fail,
+    }
 }
 
 /// The name in a [`GrpcService`]; `None`: `upstream` is a name itself.

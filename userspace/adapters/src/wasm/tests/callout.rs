@@ -285,6 +285,21 @@ fn grpc_carries_a_message_each_way() {
 }
 
 #[test]
+fn a_grpc_call_that_cannot_be_made_is_a_parse_failure() {
+    local(async {
+        let (authz, _seen) = service(None);
+        // 4: beside an internal failure, the one failure at which the Rust SDK does not end the module.
+        let module = GRPC
+            .replace("authzpkg", "nobodpkg")
+            .replace("(if (call $call", "(if (i32.ne (i32.const 4) (call $call")
+            .replace("(i32.const 512))\n      (then", "(i32.const 512)))\n      (then");
+        let plugin = plugin_with(&Module::compile(&text(&module)).expect("a filter"), config(""), authz);
+        waits(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        assert_eq!((plugin.stats().traps, plugin.stats().call_outs), (0, 0));
+    });
+}
+
+#[test]
 fn the_longest_message_has_room_for_its_prefix() {
     local(async {
         let longest = vec![b'm'; grpc::MAX_MESSAGE];
