@@ -32,6 +32,9 @@ const MAX_WAITING: usize = 64;
 /// Calls of an instance that are under way at the same time.
 pub(super) const MAX_CALLS: usize = 1024;
 
+/// Ticks take one part in so many of a worker's time at most: the next one comes after so many times what the last one took.
+const TICK_SHARE: u32 = 10;
+
 /// Of one plugin and one thread, or of one stream.
 pub(super) struct Worker {
     pub plugin: Arc<Inner>,
@@ -251,6 +254,8 @@ enum News {
 /// Ticks and queues of an instance, until it fails, its thread drops it, or the plugin goes.
 async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
     let mut next_tick: Option<Instant> = None;
+    // No tick before that, whatever the module asks for.
+    let mut rests_until = Instant::now();
     loop {
         let news = poll_fn(|context| {
             inbox.listen(context.waker());
@@ -291,10 +296,13 @@ async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
                     worker.enter(|vm| vm.on_queue_ready(queue));
                 }
             }
-            News::TickChanged => next_tick = worker.tick().map(|period| Instant::now() + period),
+            News::TickChanged => next_tick = worker.tick().map(|period| rests_until.max(Instant::now() + period)),
             News::Tick => {
+                let began = Instant::now();
                 worker.enter(Vm::on_tick);
-                next_tick = worker.tick().map(|period| Instant::now() + period);
+                let now = Instant::now();
+                rests_until = now + (now - began) * TICK_SHARE;
+                next_tick = worker.tick().map(|period| rests_until.max(now + period));
             }
         }
     }

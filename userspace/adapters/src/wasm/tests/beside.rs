@@ -1,5 +1,7 @@
 //! What happens beside requests: ticks, queues, the end of a plugin; and connections that are no HTTP.
 
+use std::time::Instant;
+
 use bytes::BytesMut;
 
 use super::*;
@@ -59,6 +61,38 @@ fn ticks_come_and_queues_are_told() {
         until("a message", || metric(&plugin, "messages") == 1).await;
         until("ticks", || metric(&plugin, "ticks") >= 3).await;
         assert_eq!(plugin.stats().traps, 0);
+    });
+}
+
+/// Computes for some milliseconds at each tick, and asks for one each millisecond.
+const BUSY: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (i32.eqz (call $tick (i32.const 1))))
+  (func (export "proxy_on_tick") (param i32) (local $turns i32)
+    (drop (call $tick (i32.const 1)))
+    (loop $more
+      (local.set $turns (i32.add (local.get $turns) (i32.const 1)))
+      (br_if $more (i32.lt_u (local.get $turns) (i32.const 5000000))))))"#;
+
+#[test]
+fn ticks_leave_the_worker_to_others() {
+    local(async {
+        let generous = PluginConfig {
+            limits: Limits {
+                deadline: Duration::from_secs(1),
+                ..Limits::default()
+            },
+            ..config("")
+        };
+        let plugin = plugin(&Module::compile(&text(BUSY)).expect("a filter"), generous);
+        drop(stream(&plugin));
+        let (began, before) = (Instant::now(), plugin.stats());
+        until("ticks", || plugin.stats().callbacks >= before.callbacks + 10).await;
+        let (took, spent) = (began.elapsed(), plugin.stats().callback_time - before.callback_time);
+        assert!(spent * 4 < took, "{spent:?} of {took:?}");
     });
 }
 
