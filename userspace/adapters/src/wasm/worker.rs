@@ -295,6 +295,9 @@ async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
                 for queue in queues {
                     worker.enter(|vm| vm.on_queue_ready(queue));
                 }
+                // Should that have filled them again, it is others' turn first.
+                drop(worker);
+                tokio::task::yield_now().await;
             }
             News::TickChanged => next_tick = worker.tick().map(|period| rests_until.max(Instant::now() + period)),
             News::Tick => {

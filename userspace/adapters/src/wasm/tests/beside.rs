@@ -97,6 +97,23 @@ fn ticks_leave_the_worker_to_others() {
 }
 
 #[test]
+fn a_queue_that_is_never_empty_leaves_the_worker_to_others() {
+    let (done, others) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        local(async {
+            let again = "(drop (call $enqueue (local.get 1) (i32.const 14) (i32.const 1)))
+                (drop (call $increment (i32.load (i32.const 516))";
+            let busy = BESIDE.replace("(drop (call $increment (i32.load (i32.const 516))", again);
+            let plugin = plugin(&Module::compile(&text(&busy)).expect("a filter"), config(""));
+            goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+            until("messages", || metric(&plugin, "messages") > 10).await;
+            done.send(plugin.stats().traps).expect("somebody waits");
+        });
+    });
+    assert_eq!(others.recv_timeout(Duration::from_secs(20)), Ok(0));
+}
+
+#[test]
 fn a_dropped_plugin_ends_its_instances_but_not_the_requests_in_them() {
     local(async {
         let module = Module::compile(&text(BESIDE)).expect("a filter");
