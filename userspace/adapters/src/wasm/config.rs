@@ -79,8 +79,9 @@ pub enum MayCall {
 
 /// What becomes of a stream whose filter cannot run: it trapped, took too long, or does not start.
 ///
-/// In any case the instance is replaced: at once, as long as starts on the worker do not take more than a tenth of its time, after
-/// a reserve of a second.
+/// In any case the instance is replaced: by one in stock, else by one that is started at once, if a start takes a millisecond at
+/// most, and as long as starts on the worker do not take more than a tenth of its time, after a reserve of a second. Where starts
+/// take longer, the policy decides until a thread beside the workers has filled the stock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FailurePolicy {
     /// It goes on without the filter.

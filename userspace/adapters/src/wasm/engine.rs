@@ -39,7 +39,7 @@ pub(super) fn engine() -> Result<&'static Engine, WasmError> {
 }
 
 /// CPU time of this thread.
-fn thread_time() -> Duration {
+pub(super) fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 

@@ -7,10 +7,10 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tracing::warn;
@@ -21,6 +21,7 @@ use super::{
     calls,
     config::{FailurePolicy, Instances, PluginConfig},
     counters::{AllCounters, Stats},
+    engine::thread_time,
     error::WasmError,
     failed::Failed,
     host::Host,
@@ -36,6 +37,9 @@ use crate::{
     stream::{FilterFactory, StreamFilter, StreamInfo, TcpFilter},
     upstreams::Upstreams,
 };
+
+/// Where a start takes more CPU time, none is made on a worker: all that it serves would wait.
+const SLOW_START: Duration = Duration::from_millis(1);
 
 /// Makes the filters of one module with one configuration. Dropped, it makes no more, and its instances end with the last
 /// streams in them.
@@ -56,8 +60,14 @@ pub(super) struct Inner {
     failed_streams: AtomicU64,
     /// Instances that wait for a worker to take them: the oldest first, for that is told of queues.
     stock: Mutex<VecDeque<Vm>>,
-    /// A thread is making one more.
+    /// How many of them there should be.
+    wanted: AtomicUsize,
+    /// A thread is making more.
     restocking: AtomicBool,
+    /// What that may take.
+    restock_budget: Mutex<Budget>,
+    /// CPU time of the last start, nanoseconds; 0: there was none.
+    start_cost: AtomicU64,
     /// The last stream that was to have its own instance got none.
     cannot_start: AtomicBool,
     /// The [`Plugin`] was dropped.
@@ -104,7 +114,10 @@ impl Plugin {
             counters: AllCounters::default(),
             failed_streams: AtomicU64::new(0),
             stock: Mutex::default(),
+            wanted: AtomicUsize::new(1),
             restocking: AtomicBool::new(false),
+            restock_budget: Mutex::new(Budget::new(Instant::now())),
+            start_cost: AtomicU64::new(0),
             cannot_start: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             inboxes: Mutex::default(),
@@ -118,7 +131,7 @@ impl Plugin {
     /// # Errors
     /// It does not start; what the module said about it is in the error.
     pub fn canary(&self) -> Result<(), WasmError> {
-        Vm::start(&self.inner).map(drop)
+        self.inner.start().map(drop)
     }
 
     /// Makes instances until there are `workers` for workers to take, so that no request waits for a start; where each stream
@@ -130,8 +143,9 @@ impl Plugin {
         if self.inner.config.instances == Instances::Stream {
             return self.canary();
         }
+        self.inner.wanted.fetch_max(workers, Ordering::Relaxed);
         while lock(&self.inner.stock).len() < workers {
-            let vm = Vm::start(&self.inner)?;
+            let vm = self.inner.start()?;
             lock(&self.inner.stock).push_back(vm);
         }
         Ok(())
@@ -231,6 +245,19 @@ impl Inner {
         found.or_else(|| self.replace())
     }
 
+    fn start(self: &Arc<Self>) -> Result<Vm, WasmError> {
+        let began = thread_time();
+        let made = Vm::start(self);
+        let cost = thread_time().saturating_sub(began).as_nanos();
+        self.start_cost
+            .store(u64::try_from(cost).unwrap_or(u64::MAX), Ordering::Relaxed);
+        made
+    }
+
+    fn starts_slowly(&self) -> bool {
+        Duration::from_nanos(self.start_cost.load(Ordering::Relaxed)) > SLOW_START
+    }
+
     /// Puts an instance into this thread's place.
     fn replace(self: &Arc<Self>) -> Option<Rc<Worker>> {
         let now = Instant::now();
@@ -253,10 +280,17 @@ impl Inner {
             return None;
         }
         let stocked = lock(&self.stock).pop_front();
-        if stocked.is_some() {
-            self.restock();
-        }
-        let made = stocked.map_or_else(|| Vm::start(self), Ok);
+        let made = match stocked {
+            Some(vm) => {
+                self.restock();
+                Ok(vm)
+            }
+            None if self.starts_slowly() => {
+                self.restock();
+                return None;
+            }
+            None => self.start(),
+        };
         let worker = match made {
             Ok(vm) => Some(Worker::new(self.clone(), vm)),
             Err(error) => {
@@ -273,25 +307,52 @@ impl Inner {
         worker
     }
 
-    /// Makes one instance more on a thread of its own, for the one that was taken.
+    /// Fills the stock on a thread of its own, as far as it may take the time.
     fn restock(self: &Arc<Self>) {
-        if self.restocking.swap(true, Ordering::AcqRel) {
+        if !self.wants_more() || self.restocking.swap(true, Ordering::AcqRel) {
             return;
         }
         let plugin = Arc::downgrade(self);
         let started = thread::Builder::new().name("weft-wasm-warm".into()).spawn(move || {
-            let Some(plugin) = plugin.upgrade() else { return };
-            if let Ok(vm) = Vm::start(&plugin) {
-                lock(&plugin.stock).push_back(vm);
-                if plugin.gone.load(Ordering::Acquire) {
-                    plugin.empty_stock();
+            while let Some(plugin) = plugin.upgrade() {
+                if !plugin.stock_one() {
+                    plugin.restocking.store(false, Ordering::Release);
+                    return;
                 }
             }
-            plugin.restocking.store(false, Ordering::Release);
         });
         if started.is_err() {
             self.restocking.store(false, Ordering::Release);
         }
+    }
+
+    /// Puts one more into the stock; `false`: there are enough, or none can be had now.
+    fn stock_one(self: &Arc<Self>) -> bool {
+        if !self.wants_more() {
+            return false;
+        }
+        let began = Instant::now();
+        let made = self.start();
+        lock(&self.restock_budget).started(began.elapsed());
+        match made {
+            Ok(vm) => lock(&self.stock).push_back(vm),
+            Err(error) => {
+                warn!(plugin = &*self.config.name, "no instance: {error}");
+                return false;
+            }
+        }
+        if self.gone.load(Ordering::Acquire) {
+            self.empty_stock();
+        }
+        true
+    }
+
+    /// Whether the stock is to be filled now.
+    fn wants_more(&self) -> bool {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        !self.gone.load(Ordering::Acquire)
+            && lock(&self.stock).len() < wanted
+            && lock(&self.restock_budget).may_start(Instant::now())
     }
 
     /// Instances know the plugin: in stock they would keep it for ever.
