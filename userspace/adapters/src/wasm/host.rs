@@ -5,7 +5,7 @@
 //! request's path when the response comes, and at the end.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     task::Waker,
@@ -31,6 +31,10 @@ use crate::stream::{StreamEnd, StreamInfo};
 /// Context of the plugin itself; streams count on from here.
 pub(super) const ROOT: u32 = 1;
 
+/// Contexts of an instance that wait for `proxy_done`. Of more the oldest ends: a module that never says it would have the proxy
+/// keep every request for ever.
+const MAX_CLOSING: usize = 1024;
+
 /// Longest text of a module that is kept to explain a failure, bytes.
 const MAX_WORDS: usize = 512;
 
@@ -46,6 +50,8 @@ pub(super) struct Host {
     /// Context that host calls are about.
     pub effective: u32,
     pub streams: Streams,
+    /// Contexts that wait for `proxy_done`, the oldest first; and the number of the last one.
+    pub(super) closing: (BTreeMap<u64, u32>, u64),
     /// What the callback at hand is about, if it is an answer from elsewhere.
     pub answer: Answer,
     pub metrics: Vec<Arc<Metric>>,
@@ -151,8 +157,10 @@ pub(super) struct Stream {
     /// What filters set, by path.
     pub properties: Vec<Property>,
     pub end: Option<StreamEnd>,
-    /// `proxy_on_done` asked to wait for `proxy_done`.
+    /// `proxy_done` may be said.
     pub closing: bool,
+    /// `proxy_on_done` asked to wait for it: the place among those that do.
+    waits: Option<u64>,
 }
 
 // === impl Host ===
@@ -165,6 +173,24 @@ impl Host {
 
     pub fn stream_mut(&mut self) -> Option<&mut Stream> {
         self.streams.get_mut(&self.effective).map(|stream| &mut **stream)
+    }
+
+    /// The context waits for `proxy_done`. Says which one has waited for too long, if they are too many.
+    pub fn wait_for_done(&mut self, context: u32) -> Option<u32> {
+        let (closing, last) = &mut self.closing;
+        *last += 1;
+        self.streams.get_mut(&context)?.waits = Some(*last);
+        closing.insert(*last, context);
+        let (_, oldest) = closing.first_key_value()?;
+        (closing.len() > MAX_CLOSING).then_some(*oldest)
+    }
+
+    /// Forgets a context.
+    pub fn remove_stream(&mut self, context: u32) {
+        let stream = self.streams.remove(&context);
+        if let Some(waits) = stream.and_then(|stream| stream.waits) {
+            self.closing.0.remove(&waits);
+        }
     }
 
     /// The map, if the context at hand has it.
@@ -305,6 +331,7 @@ impl Stream {
             properties: Vec::new(),
             end: None,
             closing: false,
+            waits: None,
         }
     }
 

@@ -204,10 +204,12 @@ pub(super) fn finish(vm: &mut Vm, context: u32, end: Option<&StreamEnd>) -> wasm
     stream.closing = true;
     stream.settled = true;
     if vm.on_done(context)? {
-        vm.delete_context(context)?;
-        vm.host().streams.remove(&context);
+        return vm.end_context(context);
     }
-    Ok(())
+    match vm.host().wait_for_done(context) {
+        Some(oldest) => vm.end_context(oldest),
+        None => Ok(()),
+    }
 }
 
 /// Tells the module of the answers that came while its stream was held.

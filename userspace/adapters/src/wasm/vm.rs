@@ -53,6 +53,7 @@ impl Vm {
             },
             effective: ROOT,
             streams: Default::default(),
+            closing: Default::default(),
             answer: Answer::default(),
             metrics: Vec::new(),
             tick: None,
@@ -126,9 +127,16 @@ impl Vm {
     }
 
     /// The last callbacks of a context.
-    pub fn delete_context(&mut self, context: u32) -> wasmtime::Result<()> {
+    fn delete_context(&mut self, context: u32) -> wasmtime::Result<()> {
         optional(&mut self.store, &self.exports.log, context, context)?;
         optional(&mut self.store, &self.exports.delete, context, context)?;
+        Ok(())
+    }
+
+    /// The same, and the host forgets it.
+    pub fn end_context(&mut self, context: u32) -> wasmtime::Result<()> {
+        self.delete_context(context)?;
+        self.host().remove_stream(context);
         Ok(())
     }
 

@@ -117,8 +117,7 @@ impl Worker {
         while let Some(context) = vm.host().done.pop() {
             // Said twice, or where the host ended it already.
             if vm.host().streams.contains_key(&context) {
-                vm.delete_context(context)?;
-                vm.host().streams.remove(&context);
+                vm.end_context(context)?;
             }
         }
         if vm.host().tick_changed {

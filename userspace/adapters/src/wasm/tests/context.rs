@@ -251,6 +251,32 @@ fn a_command_starts_with_its_environment_and_exits() {
     assert_eq!(error, "proxy_on_configure said no; the module says: ZONE=eu-1");
 }
 
+/// Never done with a request.
+const NEVER_DONE: &str = r#"(module
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "lastdeleted")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 1) (i32.const 0) (i32.const 4) (i32.const 512)))
+    (drop (call $define (i32.const 0) (i32.const 4) (i32.const 7) (i32.const 516)))
+    (i32.const 1))
+  (func (export "proxy_on_done") (param i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_delete") (param i32)
+    (drop (call $increment (i32.load (i32.const 512)) (i64.const 1)))
+    (drop (call $increment (i32.load (i32.const 516)) (i64.const 1)))))"#;
+
+#[test]
+fn of_contexts_that_are_never_done_the_oldest_ends() {
+    let plugin = plugin(&Module::compile(&text(NEVER_DONE)).expect("a filter"), config(""));
+    for _ in 0..2000 {
+        stream(&plugin).on_end(&end());
+    }
+    assert_eq!(beside::metric(&plugin, "deleted"), 2000 - 1024);
+    assert_eq!(plugin.stats().traps, 0);
+}
+
 /// Host calls and how many numbers they take, of those whose numbers all have 32 bits.
 const CALLS: &[(&str, usize)] = &[
     ("log", 3),
