@@ -2,15 +2,17 @@
 
 use std::{rc::Rc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full as Whole};
+use hyper::body::Body;
 use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
 use tracing::debug;
 
 use super::{
     grpc::{self, Outgoing, Unframe},
     headers::ResponseHead,
+    kept::{Full, Hold, bytes_of},
     worker::Worker,
 };
 use crate::{
@@ -21,6 +23,9 @@ use crate::{
 /// Longest body of an answer, or message in one, bytes: a longer one is no answer.
 const MAX_ANSWER: usize = 1 << 20;
 
+/// What a call takes of what is kept for an instance, beside what is sent and what comes back.
+pub(super) const CALL: usize = 1024;
+
 /// A call that a module wants made when its callback is over.
 #[derive(Debug)]
 pub(super) struct Order {
@@ -30,6 +35,8 @@ pub(super) struct Order {
     pub upstream: String,
     pub request: Request<()>,
     pub kind: Kind,
+    /// Room for that, and for the answer.
+    pub kept: Hold,
 }
 
 #[derive(Debug)]
@@ -42,7 +49,7 @@ pub(super) enum Kind {
     /// One message there, one back.
     GrpcCall { message: Bytes, limit: Duration },
     /// Messages both ways; what is to be sent comes through here.
-    GrpcStream { messages: mpsc::Receiver<Bytes> },
+    GrpcStream { messages: mpsc::Receiver<(Bytes, Hold)> },
 }
 
 /// What a module is told. Of each call but a stream there is one.
@@ -60,6 +67,8 @@ pub(super) enum Event {
     GrpcMessage {
         token: u32,
         message: Bytes,
+        #[expect(dead_code, reason = "room for it, until the module was told")]
+        kept: Hold,
     },
     GrpcTrailing {
         token: u32,
@@ -78,10 +87,25 @@ pub(super) struct HttpAnswer {
     pub head: ResponseHead,
     pub body: Bytes,
     pub trailers: HeaderMap,
+    #[expect(dead_code, reason = "room for it, until the module was told")]
+    pub kept: Hold,
 }
 
 /// A status of gRPC and its message.
 type Status = (u32, String);
+
+// === impl Kind ===
+
+impl Kind {
+    /// What is to be sent, as far as it is there.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Http { body, trailers, .. } => body.len() + bytes_of(trailers),
+            Self::GrpcCall { message, .. } => message.len(),
+            Self::GrpcStream { .. } => 0,
+        }
+    }
+}
 
 // === impl Order ===
 
@@ -106,29 +130,30 @@ impl Order {
             upstream,
             request,
             kind,
+            kept,
             ..
         } = self;
         let call = |body: CallBody, protocol| upstreams.call(&upstream, request.map(|()| body), protocol);
         match kind {
             Kind::Http { body, trailers, limit } => {
-                let body = Full::new(body).map_err(|never| match never {});
+                let body = Whole::new(body).map_err(|never| match never {});
                 let body = match trailers.is_empty() {
                     true => body.boxed_unsync(),
                     false => body.with_trailers(async { Some(Ok(trailers)) }).boxed_unsync(),
                 };
-                let answer = timeout(limit, gather(call(body, CallProtocol::Http))).await;
+                let answer = timeout(limit, gather(call(body, CallProtocol::Http), kept)).await;
                 let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
                 let answer = answer.inspect_err(|reason| debug!(upstream, "a filter's call failed: {reason}"));
                 let answer = answer.ok();
                 tell(Event::Http { token, answer });
             }
             Kind::GrpcCall { message, limit } => {
-                let body = Full::new(message).map_err(|never| match never {}).boxed_unsync();
+                let body = Whole::new(message).map_err(|never| match never {}).boxed_unsync();
                 let calling = call(body, CallProtocol::Grpc);
-                let answer = timeout(limit, one_message(calling)).await;
+                let answer = timeout(limit, one_message(calling, kept)).await;
                 let answer = answer.unwrap_or_else(|_| Err((grpc::DEADLINE, String::new())));
                 tell(match answer {
-                    Ok(message) => Event::GrpcMessage { token, message },
+                    Ok((message, kept)) => Event::GrpcMessage { token, message, kept },
                     Err((status, text)) => {
                         debug!(upstream, status, "a filter's call failed: {text}");
                         Event::GrpcClose { token, status, text }
@@ -138,7 +163,7 @@ impl Order {
             Kind::GrpcStream { messages } => {
                 let body = Outgoing(messages).boxed_unsync();
                 let calling = call(body, CallProtocol::Grpc);
-                let (status, text) = messages_of(calling, token, &tell).await;
+                let (status, text) = messages_of(calling, token, kept, &tell).await;
                 debug!(upstream, status, "a filter's stream ended: {text}");
                 tell(Event::GrpcClose { token, status, text });
             }
@@ -147,46 +172,51 @@ impl Order {
 }
 
 /// Collects a whole answer, or says why there is none.
-async fn gather(calling: Calling) -> Result<HttpAnswer, String> {
+async fn gather(calling: Calling, mut kept: Hold) -> Result<HttpAnswer, String> {
     let response = calling.await.map_err(|error| error.to_string())?;
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| error.to_string())?;
-    let trailers = body.trailers().cloned().unwrap_or_default();
+    answered(&mut kept, &parts.headers).map_err(|full| full.to_string())?;
+    let (body, trailers) = collect(body, MAX_ANSWER, &mut kept).await?;
     Ok(HttpAnswer {
         head: ResponseHead {
             status: parts.status,
             headers: parts.headers,
         },
-        body: body.to_bytes(),
-        trailers,
+        body,
+        trailers: trailers.unwrap_or_default(),
+        kept,
     })
 }
 
-/// The one message of an answer.
-async fn one_message(calling: Calling) -> Result<Bytes, Status> {
-    let response = calling.await.map_err(|error| (grpc::UNAVAILABLE, error.to_string()))?;
+/// The one message of an answer, and room for it.
+async fn one_message(calling: Calling, mut kept: Hold) -> Result<(Bytes, Hold), Status> {
+    let unavailable = |reason: String| (grpc::UNAVAILABLE, reason);
+    let response = calling.await.map_err(|error| unavailable(error.to_string()))?;
     let (parts, body) = response.into_parts();
-    let broken = |error: &dyn std::fmt::Display| (grpc::UNAVAILABLE, error.to_string());
-    let body = Limited::new(body, MAX_ANSWER + FRAME).collect().await;
-    let body = body.map_err(|error| broken(&error))?;
-    let trailers = body.trailers().and_then(grpc::status);
+    answered(&mut kept, &parts.headers).map_err(exhausted)?;
+    let body = collect(body, MAX_ANSWER + FRAME, &mut kept).await;
+    let (body, trailers) = body.map_err(unavailable)?;
+    let trailers = trailers.as_ref().and_then(grpc::status);
     let status = trailers.or_else(|| grpc::status(&parts.headers));
     match status.unwrap_or_else(|| (grpc::status_of(parts.status), String::new())) {
         (0, _) => {}
         failed => return Err(failed),
     }
-    unframe(body.to_bytes()).map_err(|error| (grpc::INTERNAL, error.to_string()))
+    let message = unframe(body).map_err(|error| (grpc::INTERNAL, error.to_string()))?;
+    Ok((message, kept))
 }
 
 /// Tells each message as it comes; the status at the end.
-async fn messages_of(calling: Calling, token: u32, tell: &impl Fn(Event)) -> Status {
+async fn messages_of(calling: Calling, token: u32, mut kept: Hold, tell: &impl Fn(Event)) -> Status {
     let response = match calling.await {
         Ok(response) => response,
         Err(error) => return (grpc::UNAVAILABLE, error.to_string()),
     };
     let (parts, mut body) = response.into_parts();
     let mut status = grpc::status(&parts.headers);
+    if let Err(full) = answered(&mut kept, &parts.headers) {
+        return exhausted(full);
+    }
     let metadata = parts.headers;
     tell(Event::GrpcInitial { token, metadata });
     let mut unframe = Unframe::default();
@@ -197,10 +227,16 @@ async fn messages_of(calling: Calling, token: u32, tell: &impl Fn(Event)) -> Sta
         };
         match frame.into_data() {
             Ok(data) => {
+                if let Err(full) = kept.grow(data.len()) {
+                    return exhausted(full);
+                }
                 unframe.push(&data);
                 loop {
                     match unframe.next() {
-                        Ok(Some(message)) => tell(Event::GrpcMessage { token, message }),
+                        Ok(Some(message)) => {
+                            let kept = kept.split(FRAME + message.len());
+                            tell(Event::GrpcMessage { token, message, kept });
+                        }
                         Ok(None) => break,
                         Err(_) => return (grpc::INTERNAL, "a message that cannot be read".into()),
                     }
@@ -215,6 +251,38 @@ async fn messages_of(calling: Calling, token: u32, tell: &impl Fn(Event)) -> Sta
         }
     }
     status.unwrap_or_else(|| (grpc::status_of(parts.status), String::new()))
+}
+
+/// What was sent is gone; what comes back needs room.
+fn answered(kept: &mut Hold, head: &HeaderMap) -> Result<(), Full> {
+    drop(kept.take());
+    kept.grow(CALL + bytes_of(head))
+}
+
+fn exhausted(full: Full) -> Status {
+    (grpc::EXHAUSTED, full.to_string())
+}
+
+/// A whole body of `most` bytes at most, as long as there is room for it, and its trailers.
+async fn collect(mut body: CallBody, most: usize, kept: &mut Hold) -> Result<(Bytes, Option<HeaderMap>), String> {
+    let mut whole = BytesMut::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|error| error.to_string())?.into_data() {
+            Ok(data) => {
+                if whole.len() + data.len() > most {
+                    return Err(format!("more than {most} bytes"));
+                }
+                kept.grow(data.len()).map_err(|full| full.to_string())?;
+                if whole.is_empty() && body.is_end_stream() {
+                    return Ok((data, None));
+                }
+                whole.extend_from_slice(&data);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((whole.freeze(), trailers))
 }
 
 /// Makes the call as a task of the worker's thread.

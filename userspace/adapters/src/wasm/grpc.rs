@@ -12,6 +12,7 @@ use http::{HeaderMap, StatusCode};
 use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 
+use super::kept::Hold;
 use crate::{grpc::FRAME, upstreams::CallError};
 
 /// Longest message in bytes, either way.
@@ -22,6 +23,8 @@ pub(super) const MAX_WAITING: usize = 64;
 
 /// `DEADLINE_EXCEEDED`.
 pub(super) const DEADLINE: u32 = 4;
+/// `RESOURCE_EXHAUSTED`.
+pub(super) const EXHAUSTED: u32 = 8;
 /// `INTERNAL`.
 pub(super) const INTERNAL: u32 = 13;
 /// `UNAVAILABLE`.
@@ -48,7 +51,7 @@ pub(super) struct BadFrame;
 
 /// A body of messages as they are sent. The other end dropped: it ends.
 #[derive(Debug)]
-pub(super) struct Outgoing(pub mpsc::Receiver<Bytes>);
+pub(super) struct Outgoing(pub mpsc::Receiver<(Bytes, Hold)>);
 
 // === impl Unframe ===
 
@@ -81,7 +84,7 @@ impl Body for Outgoing {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
         self.0
             .poll_recv(cx)
-            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            .map(|sent| sent.map(|(bytes, _kept)| Ok(Frame::data(bytes))))
     }
 }
 

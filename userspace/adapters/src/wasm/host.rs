@@ -23,6 +23,7 @@ use super::{
     counters::Counters,
     headers::{MapMut, MapRef, RequestHead, ResponseHead},
     inbox::Inbox,
+    kept::{Hold, Kept},
     metric::Metric,
     plugin::Inner,
 };
@@ -61,7 +62,9 @@ pub(super) struct Host {
     /// Calls to be started when the callback is over.
     pub outbox: Vec<Order>,
     /// Streams of messages that are open to be written to, by token.
-    pub senders: HashMap<u32, mpsc::Sender<Bytes>>,
+    pub senders: HashMap<u32, mpsc::Sender<(Bytes, Hold)>>,
+    /// Beside its memory.
+    pub kept: Kept,
     /// Calls under way.
     pub calls: usize,
     /// Calls that the module wants ended.
@@ -156,6 +159,8 @@ pub(super) struct Stream {
     pub events: VecDeque<Event>,
     /// What filters set, by path.
     pub properties: Vec<Property>,
+    /// Room for these, if there are any.
+    pub kept: Option<Hold>,
     pub end: Option<StreamEnd>,
     /// `proxy_done` may be said.
     pub closing: bool,
@@ -329,6 +334,7 @@ impl Stream {
             waker: [None, None],
             events: VecDeque::new(),
             properties: Vec::new(),
+            kept: None,
             end: None,
             closing: false,
             waits: None,

@@ -31,6 +31,7 @@ mod headers;
 mod host;
 mod http_stream;
 mod inbox;
+mod kept;
 mod memory;
 mod metric;
 mod module;

@@ -60,6 +60,7 @@ impl Vm {
             tick_changed: false,
             outbox: Vec::new(),
             senders: Default::default(),
+            kept: Default::default(),
             calls: 0,
             cancelled: Vec::new(),
             done: Vec::new(),
@@ -166,7 +167,7 @@ impl Vm {
                 host.answer.grpc_initial = metadata;
                 optional(store, &exports.grpc_initial, context, about)
             }
-            Event::GrpcMessage { token, message } => {
+            Event::GrpcMessage { token, message, .. } => {
                 let about = (context, token, length(message.len()));
                 host.answer.grpc_message = message;
                 optional(store, &exports.grpc_message, context, about)

@@ -12,10 +12,11 @@ use wasmtime::{Caller, Linker};
 use super::{
     super::{
         abi::Status,
-        callout::{Kind, Order},
+        callout::{CALL, Kind, Order},
         grpc::{self, MAX_MESSAGE, MAX_WAITING},
         headers,
         host::Host,
+        kept::bytes_of,
         memory::{Fail, all, answer, give, slice, write_u32},
         pairs,
         worker::MAX_CALLS,
@@ -236,8 +237,9 @@ fn grpc_send(caller: &mut Caller<'_, Host>, token: u32, message: Span, end: bool
         return Err(Status::BadArgument.into());
     }
     let sender = host.senders.get(&token).ok_or(Status::NotFound)?;
-    let sent = sender.try_send(grpc::framed(message));
-    sent.map_err(|_| Status::InternalFailure)?;
+    let kept = host.kept.hold(message.len()).map_err(|_| Status::BadArgument)?;
+    let sent = sender.try_send((grpc::framed(message), kept));
+    sent.map_err(|_| Status::BadArgument)?;
     if end {
         host.senders.remove(&token);
     }
@@ -290,6 +292,8 @@ fn order(host: &mut Host, upstream: String, request: Request<()>, kind: Kind) ->
     if host.calls >= MAX_CALLS {
         return Err(Status::InternalFailure);
     }
+    let kept = host.kept.hold(CALL + bytes_of(request.headers()) + kind.bytes());
+    let kept = kept.map_err(|_| Status::InternalFailure)?;
     host.calls += 1;
     host.counters.call_outs.add(1);
     let token = host.next_token();
@@ -299,6 +303,7 @@ fn order(host: &mut Host, upstream: String, request: Request<()>, kind: Kind) ->
         upstream,
         request,
         kind,
+        kept,
     });
     Ok(token)
 }

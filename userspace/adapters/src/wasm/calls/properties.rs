@@ -54,14 +54,20 @@ fn set_property(caller: &mut Caller<'_, Host>, path: (u32, u32), value: (u32, u3
 /// Sets a property of the stream at hand, where [`property::get`] finds it before any other.
 pub(super) fn set(host: &mut Host, path: &[u8], value: &[u8]) -> Result<(), Status> {
     let path = path.strip_suffix(b"\0").unwrap_or(path);
-    let properties = &mut host.stream_mut().ok_or(Status::NotFound)?.properties;
-    if let Some((_, old)) = properties.iter_mut().find(|(name, _)| **name == *path) {
+    let no_room = |_| Status::InternalFailure;
+    let all = host.kept.clone();
+    let stream = host.stream_mut().ok_or(Status::NotFound)?;
+    let kept = stream.kept.get_or_insert_with(|| all.nothing());
+    if let Some((_, old)) = stream.properties.iter_mut().find(|(name, _)| **name == *path) {
+        kept.grow(value.len().saturating_sub(old.len())).map_err(no_room)?;
+        kept.shrink(old.len().saturating_sub(value.len()));
         *old = value.into();
         return Ok(());
     }
-    if properties.len() >= MAX_SET {
+    if stream.properties.len() >= MAX_SET {
         return Err(Status::InternalFailure);
     }
-    properties.push((path.into(), value.into()));
+    kept.grow(path.len() + value.len()).map_err(no_room)?;
+    stream.properties.push((path.into(), value.into()));
     Ok(())
 }

@@ -152,11 +152,17 @@ fn an_answer_for_a_request_that_is_gone_reaches_nobody() {
 
 /// A module that has what an HTTP call to `authz` needs, and `more`. `$call` takes the length of the body.
 fn caller(more: &str) -> Module {
+    caller_with("", more)
+}
+
+/// The same with further imports.
+fn caller_with(imports: &str, more: &str) -> Module {
     let module = format!(
         r#"(module
           (import "env" "proxy_http_call"
             (func $http (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
           (import "env" "proxy_grpc_cancel" (func $cancel (param i32) (result i32)))
+          {imports}
           (memory (export "memory") 32)
           (data (i32.const 0) "authz")
           (data (i32.const 16) "\03\00\00\00" "\07\00\00\00\03\00\00\00" "\05\00\00\00\01\00\00\00"
@@ -228,6 +234,65 @@ fn a_body_that_is_too_long_is_no_call() {
         })
         .await;
         assert_eq!((sent.get(), plugin.stats().call_outs), (Some(1 << 20), 1));
+    });
+}
+
+/// Calls with a body of 1 MiB, and holds the request if it may.
+fn large_calls() -> Module {
+    caller(
+        r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+             (i32.eqz (call $call (i32.const 1048576))))"#,
+    )
+}
+
+#[test]
+fn calls_under_way_are_bounded_by_their_bytes() {
+    local(async {
+        let (authz, _seen) = service(None);
+        let plugin = plugin_with(&large_calls(), config(""), authz);
+        let mut filters: Vec<_> = (0..20).map(|_| stream(&plugin)).collect();
+        let mut waiting = filters
+            .iter_mut()
+            .map(|filter| matches!(filter.on_request_headers(&mut get("/", &[]), true), Step::Pause));
+        assert_eq!(waiting.by_ref().take_while(|waits| *waits).count(), 15);
+        filters.clear();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        waits(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        assert_eq!(plugin.stats().traps, 0);
+    });
+}
+
+#[test]
+fn answers_that_do_not_fit_into_the_bound_are_none() {
+    local(async {
+        let head = Response::builder().status(200).body(()).expect("a head");
+        let large = Some((head, Bytes::from(vec![0; 1 << 20]), HeaderMap::new()));
+        let (authz, _seen) = service(large);
+        // Holds the request until an answer is there, and says how many bytes that has.
+        let module = caller_with(
+            r#"(import "env" "proxy_send_local_response"
+                 (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#,
+            r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+                 (i32.eqz (call $call (i32.const 0))))
+               (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+                 (drop (call $respond (select (i32.const 200) (i32.const 504) (local.get 3)) (i32.const 0) (i32.const 0)
+                   (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const -1))))"#,
+        );
+        let plugin = plugin_with(&module, config(""), authz);
+        let mut filters: Vec<_> = (0..20).map(|_| stream(&plugin)).collect();
+        let mut heads: Vec<_> = (0..20).map(|_| get("/", &[])).collect();
+        for (filter, head) in filters.iter_mut().zip(&mut heads) {
+            waits(filter.on_request_headers(head, true));
+        }
+        // The answers wait for the requests to be looked at again.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answers = [0, 0];
+        for (filter, head) in filters.iter_mut().zip(&mut heads) {
+            let (status, _) = answered(resumed(&mut **filter, head).await);
+            answers[usize::from(status == 504)] += 1;
+        }
+        assert_eq!(answers, [15, 5]);
+        assert_eq!(plugin.stats().traps, 0);
     });
 }
 

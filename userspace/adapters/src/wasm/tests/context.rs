@@ -277,6 +277,36 @@ fn of_contexts_that_are_never_done_the_oldest_ends() {
     assert_eq!(plugin.stats().traps, 0);
 }
 
+/// Sets 64 properties of 16 KiB, and answers 200; 500 where one cannot be set.
+const PROPERTIES: &str = r#"(module
+  (import "env" "proxy_set_property" (func $set (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $code i32)
+    (i32.store8 (i32.const 0) (i32.const 33))
+    (local.set $code (i32.const 200))
+    (loop $more
+      (if (call $set (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 16384))
+        (then (local.set $code (i32.const 500))))
+      (i32.store8 (i32.const 0) (i32.add (i32.load8_u (i32.const 0)) (i32.const 1)))
+      (br_if $more (i32.lt_u (i32.load8_u (i32.const 0)) (i32.const 97))))
+    (drop (call $respond (local.get $code) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+      (i32.const 0) (i32.const -1)))
+    (i32.const 1)))"#;
+
+#[test]
+fn what_the_host_keeps_for_an_instance_is_bounded() {
+    let plugin = plugin(&Module::compile(&text(PROPERTIES)).expect("a filter"), config(""));
+    let ask = |filter: &mut Box<dyn StreamFilter>| answered(filter.on_request_headers(&mut get("/", &[]), true)).0;
+    let mut filters: Vec<_> = (0..20).map(|_| stream(&plugin)).collect();
+    let answers: Vec<u16> = filters.iter_mut().map(ask).collect();
+    // Names count too.
+    assert_eq!(answers, [[200; 15].as_slice(), &[500; 5]].concat());
+    filters.truncate(3);
+    assert_eq!(ask(&mut stream(&plugin)), 200);
+}
+
 /// Host calls and how many numbers they take, of those whose numbers all have 32 bits.
 const CALLS: &[(&str, usize)] = &[
     ("log", 3),
