@@ -56,5 +56,6 @@ pub use metric::{BOUNDS, Metric, MetricKind};
 pub use module::{Digest, MAX_MODULE, Module};
 pub use plugin::Plugin;
 pub use services::{
-    MAX_METRIC_NAME, MAX_METRICS, MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUES, MAX_SHARED_BYTES, Services, Shared,
+    MAX_METRIC_NAME, MAX_METRICS, MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUED_BYTES, MAX_QUEUES, MAX_SHARED_BYTES,
+    Services, Shared,
 };

@@ -23,6 +23,9 @@ pub const MAX_QUEUE_LENGTH: usize = 1024;
 /// Bytes of the messages in a queue.
 pub const MAX_QUEUE_BYTES: usize = 4 << 20;
 
+/// Bytes of the messages in all queues of an adapter.
+pub const MAX_QUEUED_BYTES: usize = 16 << 20;
+
 /// Queues of an adapter.
 pub const MAX_QUEUES: usize = 64;
 
@@ -63,6 +66,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Queues {
     all: Vec<Queue>,
+    /// Of all messages.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -162,16 +167,19 @@ impl Shared {
 
     pub(super) fn enqueue(&self, queue: u32, message: &[u8]) -> Result<(), Status> {
         let mut queues = lock(&self.queues);
+        let all = queues.bytes + message.len();
         let found = queues.get(queue)?;
-        if found.messages.len() >= MAX_QUEUE_LENGTH || found.bytes + message.len() > MAX_QUEUE_BYTES {
+        let bytes = found.bytes + message.len();
+        if found.messages.len() >= MAX_QUEUE_LENGTH || bytes > MAX_QUEUE_BYTES || all > MAX_QUEUED_BYTES {
             return Err(Status::InternalFailure);
         }
-        found.bytes += message.len();
+        found.bytes = bytes;
         found.messages.push_back(message.into());
         let mut living = found.registered.iter().filter_map(Weak::upgrade);
         if let Some(inbox) = living.find(|inbox| inbox.is_read()) {
             inbox.queue_ready(queue);
         }
+        queues.bytes = all;
         Ok(())
     }
 
@@ -180,6 +188,7 @@ impl Shared {
         let found = queues.get(queue)?;
         let message = found.messages.pop_front().ok_or(Status::Empty)?;
         found.bytes -= message.len();
+        queues.bytes -= message.len();
         Ok(message)
     }
 
@@ -276,6 +285,24 @@ mod tests {
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"0"[..]));
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"1"[..]));
         assert_eq!(inbox.take_queues(), [queue]);
+    }
+
+    #[test]
+    fn all_queues_of_an_adapter_together_are_bounded() {
+        let shared = Shared::default();
+        let inbox = Arc::new(Inbox::default());
+        let message = vec![0; MAX_QUEUE_BYTES];
+        let queues: Vec<u32> = (0..MAX_QUEUES)
+            .map(|number| shared.register_queue(b"", number.to_string().as_bytes(), &inbox))
+            .collect::<Result<_, _>>()
+            .expect("queues");
+        let taken = queues
+            .iter()
+            .take_while(|queue| shared.enqueue(**queue, &message).is_ok());
+        assert_eq!(taken.count() * MAX_QUEUE_BYTES, MAX_QUEUED_BYTES);
+        assert_eq!(shared.enqueue(queues[9], b"x"), Err(Status::InternalFailure));
+        shared.dequeue(queues[0]).expect("a message");
+        shared.enqueue(queues[9], &message).expect("room again");
     }
 
     #[test]
