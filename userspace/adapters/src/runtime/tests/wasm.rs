@@ -229,6 +229,34 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     assert_eq!(*kept.lock().unwrap(), b"{}");
 }
 
+/// Why v2 of two is out, after as many requests as that takes, of these headers.
+fn rolled_back(world: &World, chains: &Chains, headers: &[(&str, &str)]) -> String {
+    let mut id = 0;
+    let why = || world.state("auth").generations[1].rolled_back.clone();
+    until("it is rolled back", || {
+        for _ in 0..20 {
+            id += 1;
+            status(chains, id, headers);
+        }
+        why().is_some()
+    });
+    assert_eq!(world.state("auth").generations[0].rolled_back, None);
+    why().unwrap()
+}
+
+#[test]
+fn a_generation_that_denies_more_is_rolled_back() {
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "trap", "weight: 50"), ("v2", "header-auth", "weight: 50")],
+        PARAMS,
+    );
+    let chains = world.apply("auth", &text);
+    let why = rolled_back(&world, &chains, &[]);
+    assert_eq!(why, "answers 100% of the requests itself, those before it 0%");
+    assert_eq!(status(&chains, 1, &[]), 200);
+}
+
 #[test]
 fn a_shadow_changes_nothing_and_is_compared() {
     let mut world = World::new();
