@@ -69,6 +69,8 @@ pub struct Stats {
     pub unfit_headers: u64,
     /// Streams that the failure policy decided over.
     pub failed_streams: u64,
+    /// Failures that no stream ran into at once: at a tick, a queue, an answer to a call of the plugin's own.
+    pub failed_beside: u64,
 }
 
 // === impl Count ===

@@ -58,6 +58,7 @@ pub(super) struct Inner {
     pub upstreams: Arc<dyn Upstreams>,
     pub counters: AllCounters,
     failed_streams: AtomicU64,
+    pub failed_beside: AtomicU64,
     /// Instances that wait for a worker to take them: the oldest first, for that is told of queues.
     stock: Mutex<VecDeque<Vm>>,
     /// How many of them there should be.
@@ -113,6 +114,7 @@ impl Plugin {
             upstreams,
             counters: AllCounters::default(),
             failed_streams: AtomicU64::new(0),
+            failed_beside: AtomicU64::new(0),
             stock: Mutex::default(),
             wanted: AtomicUsize::new(1),
             restocking: AtomicBool::new(false),
@@ -163,6 +165,7 @@ impl Plugin {
     pub fn stats(&self) -> Stats {
         Stats {
             failed_streams: self.inner.failed_streams.load(Ordering::Relaxed),
+            failed_beside: self.inner.failed_beside.load(Ordering::Relaxed),
             ..self.inner.counters.sum()
         }
     }

@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     pin::pin,
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
@@ -112,6 +112,15 @@ impl Worker {
         }
     }
 
+    /// Runs something of the plugin's own context: no request learns of a failure there.
+    fn enter_own(self: &Rc<Self>, run: impl FnOnce(&mut Vm) -> wasmtime::Result<()>) {
+        let ran = self.runs();
+        self.enter(run);
+        if ran && !self.runs() {
+            self.plugin.failed_beside.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Does what was ordered during a callback.
     fn obey(self: &Rc<Self>, vm: &mut Vm) -> wasmtime::Result<()> {
         while let Some(context) = vm.host().done.pop() {
@@ -170,10 +179,11 @@ impl Worker {
 
     /// Tells the module of an answer: at once if what the answer is for flows, else when it is lent again.
     pub fn answered(self: &Rc<Self>, context: u32, event: Event) {
+        if context == ROOT {
+            self.enter_own(|vm| vm.deliver(context, event));
+            return;
+        }
         self.enter(|vm| {
-            if context == ROOT {
-                return vm.deliver(context, event);
-            }
             let Some(stream) = vm.host().streams.get_mut(&context) else {
                 return Ok(());
             };
@@ -292,7 +302,7 @@ async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
             }
             News::Queues(queues) => {
                 for queue in queues {
-                    worker.enter(|vm| vm.on_queue_ready(queue));
+                    worker.enter_own(|vm| vm.on_queue_ready(queue));
                 }
                 // Should that have filled them again, it is others' turn first.
                 drop(worker);
@@ -301,7 +311,7 @@ async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
             News::TickChanged => next_tick = worker.tick().map(|period| rests_until.max(Instant::now() + period)),
             News::Tick => {
                 let began = Instant::now();
-                worker.enter(Vm::on_tick);
+                worker.enter_own(Vm::on_tick);
                 let now = Instant::now();
                 rests_until = now + (now - began) * TICK_SHARE;
                 next_tick = worker.tick().map(|period| rests_until.max(now + period));

@@ -1,8 +1,8 @@
 //! When a generation is taken out.
 //!
-//! Failures count at once, on the worker that met them. Latency and denies are compared with those of the generations before it
-//! in the list, once both had [`ENOUGH`] requests: so the first generation is never rolled back, and one that does better than
-//! an old one is not either.
+//! A burst of failures counts at once, on the worker that met them. Latency, denies and failures are compared with those of the
+//! generations before it in the list, once both had [`ENOUGH`] requests: so the first generation is never rolled back, and one
+//! that does better than an old one is not either. Failures that are no chance any more do not wait for as many of its own.
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
@@ -25,6 +25,12 @@ pub(super) const WATCH: Duration = Duration::from_secs(1);
 /// Requests that both must have had before they are compared. Fewer: chance decides.
 const ENOUGH: u64 = 200;
 
+/// Requests that it fails on, in percent of its requests, above theirs: more, and it goes. There is no filter that should fail.
+const FAILS_PERCENT: f64 = 5.0;
+
+/// So many failures more than those before it would have had: fewer are chance.
+const FAILS_AT_LEAST: f64 = 10.0;
+
 /// Less is no difference in the time a request takes, whatever it is in percent.
 const SLOWER_AT_LEAST: Duration = Duration::from_micros(100);
 
@@ -33,6 +39,8 @@ const SLOWER_AT_LEAST: Duration = Duration::from_micros(100);
 struct Seen {
     streams: u64,
     denies: u64,
+    /// On requests, and beside them.
+    failures: u64,
     time: Duration,
 }
 
@@ -44,12 +52,14 @@ pub(super) fn watch(set: &Arc<Set>) -> Result<Option<Task>, AdapterError> {
     if set.all.len() < 2 {
         return Ok(None);
     }
-    let last: Vec<Stats> = set.all.iter().map(stats).collect();
+    let now: Vec<Stats> = set.all.iter().map(stats).collect();
+    let windows = vec![now; set.all.len()];
     let (set, news) = (Arc::downgrade(set), Arc::clone(&set.news));
-    background::spawn(look(set, news, last)).map(Some)
+    background::spawn(look(set, news, windows)).map(Some)
 }
 
-async fn look(set: Weak<Set>, news: Arc<Notify>, mut last: Vec<Stats>) {
+/// `windows`: what all had done when the comparison of each with those before it began.
+async fn look(set: Weak<Set>, news: Arc<Notify>, mut windows: Vec<Vec<Stats>>) {
     loop {
         let told = tokio::time::timeout(WATCH, news.notified()).await.is_ok();
         // Not held while waiting: the set's plugins end with their last request.
@@ -65,32 +75,34 @@ async fn look(set: Weak<Set>, news: Arc<Notify>, mut last: Vec<Stats>) {
             }
         }
         if let Some(rollback) = &alive.rollback {
-            compare(&alive, rollback, &mut last);
+            compare(&alive, rollback, &mut windows);
         }
     }
 }
 
-fn compare(set: &Set, rollback: &WasmRollback, last: &mut [Stats]) {
+fn compare(set: &Set, rollback: &WasmRollback, windows: &mut [Vec<Stats>]) {
     let now: Vec<Stats> = set.all.iter().map(stats).collect();
-    let since = |at: usize, last: &[Stats]| Seen::between(&last[at], &now[at]);
-    let mut before = Seen::default();
-    let mut judged = false;
-    for (at, generation) in set.all.iter().enumerate() {
-        if !generation.gets_requests() {
+    for (at, window) in windows.iter_mut().enumerate() {
+        let since = |at: usize| Seen::between(&window[at], &now[at]);
+        let looks = |at: &usize| set.all[*at].gets_requests();
+        let before = (0..at).filter(looks).map(since).fold(Seen::default(), Seen::plus);
+        if !looks(&at) {
+            // Should it come again, it begins anew.
+            window.clone_from(&now);
             continue;
         }
-        let seen = since(at, last);
-        if before.streams >= ENOUGH && seen.streams >= ENOUGH {
-            judged = true;
-            if let Some(why) = seen.is_worse_than(&before, rollback) {
-                set.roll_back(at, why);
-                continue;
-            }
+        if before.streams < ENOUGH {
+            continue;
         }
-        before = before.plus(seen);
-    }
-    if judged {
-        last.copy_from_slice(&now);
+        let seen = since(at);
+        let enough = seen.streams >= ENOUGH;
+        let fails = seen.fails_more_than(&before);
+        let why = fails.or_else(|| seen.is_worse_than(&before, rollback).filter(|_| enough));
+        match why {
+            Some(why) => set.roll_back(at, why),
+            None if enough => window.clone_from(&now),
+            None => {}
+        }
     }
 }
 
@@ -103,9 +115,12 @@ fn stats(generation: &Generation) -> Stats {
 
 impl Seen {
     fn between(before: &Stats, now: &Stats) -> Self {
+        let failed = now.failed_streams.saturating_sub(before.failed_streams);
         Self {
-            streams: now.streams.saturating_sub(before.streams),
+            // Where there was no instance, there was no stream in it.
+            streams: now.streams.saturating_sub(before.streams).max(failed),
             denies: now.local_responses.saturating_sub(before.local_responses),
+            failures: failed + now.failed_beside.saturating_sub(before.failed_beside),
             time: now.callback_time.saturating_sub(before.callback_time),
         }
     }
@@ -114,11 +129,27 @@ impl Seen {
         Self {
             streams: self.streams + other.streams,
             denies: self.denies + other.denies,
+            failures: self.failures + other.failures,
             time: self.time + other.time,
         }
     }
 
-    /// Why it is to go, in words. Both had requests.
+    /// Why it is to go for its failures, in words. Those before it had requests.
+    fn fails_more_than(&self, before: &Self) -> Option<String> {
+        let share = |seen: &Self| (seen.failures as f64 / seen.streams as f64).min(1.0);
+        let more = share(self) - share(before);
+        // Nothing where it had no requests: there is no share.
+        let fails = more * 100.0 > FAILS_PERCENT && more * self.streams as f64 >= FAILS_AT_LEAST;
+        fails.then(|| {
+            format!(
+                "fails on {:.0}% of its requests, those before it on {:.0}%",
+                share(self) * 100.0,
+                share(before) * 100.0
+            )
+        })
+    }
+
+    /// Why it is to go for what it does, in words. Both had requests.
     fn is_worse_than(&self, before: &Self, rollback: &WasmRollback) -> Option<String> {
         let denies = |seen: &Self| 100.0 * seen.denies as f64 / seen.streams as f64;
         if denies(self) - denies(before) > rollback.denies_percent as f64 {
@@ -150,6 +181,7 @@ mod tests {
         Seen {
             streams,
             denies,
+            failures: 0,
             time: Duration::from_micros(us * streams),
         }
     }
@@ -182,6 +214,41 @@ mod tests {
         ] {
             let found = now.is_worse_than(&before, &rollback);
             assert_eq!(found.as_deref(), expect, "{now:?} {before:?}");
+        }
+    }
+    #[test]
+    fn a_generation_that_fails_goes_as_soon_as_it_is_no_chance() {
+        let seen = |streams, failures| Seen {
+            streams,
+            failures,
+            ..Seen::default()
+        };
+        for (now, before, expect) in [
+            (seen(9, 9), seen(200, 0), None),
+            (
+                seen(10, 10),
+                seen(200, 0),
+                Some("fails on 100% of its requests, those before it on 0%"),
+            ),
+            (seen(200, 10), seen(200, 0), None),
+            (
+                seen(200, 11),
+                seen(200, 0),
+                Some("fails on 6% of its requests, those before it on 0%"),
+            ),
+            // As many as before, and fewer.
+            (seen(200, 50), seen(1000, 250), None),
+            (seen(200, 0), seen(1000, 250), None),
+            // Beside requests, and more often than there are any.
+            (
+                seen(10, 30),
+                seen(200, 0),
+                Some("fails on 100% of its requests, those before it on 0%"),
+            ),
+            (seen(0, 0), seen(200, 0), None),
+            (seen(0, 30), seen(200, 0), None),
+        ] {
+            assert_eq!(now.fails_more_than(&before).as_deref(), expect, "{now:?} {before:?}");
         }
     }
 }

@@ -257,6 +257,66 @@ fn a_generation_that_denies_more_is_rolled_back() {
     assert_eq!(status(&chains, 1, &[]), 200);
 }
 
+/// Never so many within a second that they are a burst.
+#[test]
+fn a_generation_that_fails_at_a_low_rate_is_rolled_back() {
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "deny-path", "weight: 90"), ("v2", "trap", "weight: 10")],
+        "params: {prefixes: [/never]}",
+    );
+    let text = text.replace(
+        "generations:",
+        "rollback: {failures: 1000000, slowerPercent: 1000000}, generations:",
+    );
+    let chains = world.apply("auth", &text);
+    let why = rolled_back(&world, &chains, &[TRAP]);
+    assert_eq!(why, "fails on 100% of its requests, those before it on 0%");
+}
+
+/// Traps at its first tick, and lets requests pass before.
+const TICKS: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.eqz (call $tick (i32.const 1))))
+  (func (export "proxy_on_tick") (param i32) unreachable))"#;
+
+#[test]
+fn a_generation_that_fails_at_ticks_is_rolled_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ticks.wasm");
+    fs::write(&file, wat::parse_str(TICKS).unwrap()).unwrap();
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "deny-path", "weight: 50"), ("v2", "trap", "weight: 50")],
+        "params: {prefixes: [/never]}",
+    );
+    let text = text.replace(module("trap").to_str().unwrap(), file.to_str().unwrap());
+    let chains = world.apply("auth", &text);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let asked = async {
+        let mut id = 0;
+        while world.state("auth").generations[1].rolled_back.is_none() {
+            for _ in 0..20 {
+                id += 1;
+                assert_eq!(status(&chains, id, &[]), 200);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let asked = tokio::task::LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(20), asked).await
+    });
+    let state = world.state("auth");
+    assert!(asked.is_ok(), "{state:?}");
+    let why = state.generations[1].rolled_back.clone().unwrap_or_default();
+    assert!(why.starts_with("fails on "), "{why}");
+}
+
 #[test]
 fn a_shadow_changes_nothing_and_is_compared() {
     let mut world = World::new();
