@@ -71,6 +71,8 @@ pub(super) struct Host {
     pub cancelled: Vec<u32>,
     /// Contexts that `proxy_done` was called for.
     pub done: Vec<u32>,
+    /// Whether the plugin's own context is done, once it was asked.
+    pub root_done: Option<bool>,
     /// Number of the last call-out.
     pub last_token: u32,
     /// Last warning or error that the module logged.
@@ -188,6 +190,16 @@ impl Host {
         closing.insert(*last, context);
         let (_, oldest) = closing.first_key_value()?;
         (closing.len() > MAX_CLOSING).then_some(*oldest)
+    }
+
+    /// The next context that waits for `proxy_done`.
+    pub fn waiting(&self) -> Option<u32> {
+        self.closing.0.first_key_value().map(|(_, context)| *context)
+    }
+
+    /// Whether all requests in here are over.
+    pub fn is_drained(&self) -> bool {
+        self.streams.len() == self.closing.0.len()
     }
 
     /// Forgets a context.

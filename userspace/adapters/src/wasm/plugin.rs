@@ -41,8 +41,8 @@ use crate::{
 /// Where a start takes more CPU time, none is made on a worker: all that it serves would wait.
 const SLOW_START: Duration = Duration::from_millis(1);
 
-/// Makes the filters of one module with one configuration. Dropped, it makes no more, and its instances end with the last
-/// streams in them.
+/// Makes the filters of one module with one configuration. Dropped, it makes no more, and its instances end after the last
+/// streams in them, when they have flushed what they have to.
 pub struct Plugin {
     inner: Arc<Inner>,
 }
@@ -266,10 +266,12 @@ impl Inner {
         let now = Instant::now();
         let may = PLACES.with_borrow_mut(|places| {
             places.retain(|_, place| {
-                place
-                    .plugin
-                    .upgrade()
-                    .is_some_and(|plugin| !plugin.gone.load(Ordering::Acquire))
+                let tended = place.worker.as_ref().is_some_and(|worker| worker.is_tended());
+                tended
+                    || place
+                        .plugin
+                        .upgrade()
+                        .is_some_and(|plugin| !plugin.gone.load(Ordering::Acquire))
             });
             let place = places.entry(self.id).or_insert_with(|| Place {
                 plugin: Arc::downgrade(self),

@@ -64,6 +64,7 @@ impl Vm {
             calls: 0,
             cancelled: Vec::new(),
             done: Vec::new(),
+            root_done: None,
             last_token: 0,
             words: None,
             scratch: Vec::new(),
@@ -139,6 +140,24 @@ impl Vm {
         self.delete_context(context)?;
         self.host().remove_stream(context);
         Ok(())
+    }
+
+    /// Asks the plugin's own context whether it may be deleted; it may say so later.
+    pub fn ask_root(&mut self) -> wasmtime::Result<()> {
+        self.host().root_done = Some(false);
+        if self.on_done(ROOT)? {
+            self.host().root_done = Some(true);
+        }
+        Ok(())
+    }
+
+    /// The last callbacks of all contexts that there are. As in Envoy, the plugin's own is not logged: there are SDKs that end the
+    /// module at that.
+    pub fn end(&mut self) -> wasmtime::Result<()> {
+        while let Some(context) = self.host().waiting() {
+            self.end_context(context)?;
+        }
+        optional(&mut self.store, &self.exports.delete, ROOT, ROOT).map(drop)
     }
 
     pub fn on_tick(&mut self) -> wasmtime::Result<()> {

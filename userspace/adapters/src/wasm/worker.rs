@@ -35,6 +35,10 @@ pub(super) const MAX_CALLS: usize = 1024;
 /// Ticks take one part in so many of a worker's time at most: the next one comes after so many times what the last one took.
 const TICK_SHARE: u32 = 10;
 
+/// How long the instance of a plugin that is gone may go on after its last request: until its own context is done (it may have
+/// something to flush), contexts that wait for `proxy_done` are, and its own calls are over.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// Of one plugin and one thread, or of one stream.
 pub(super) struct Worker {
     pub plugin: Arc<Inner>,
@@ -42,6 +46,10 @@ pub(super) struct Worker {
     inbox: Arc<Inbox>,
     /// The instance trapped: nothing runs in it any more.
     failed: Cell<bool>,
+    /// A task looks after it, and after its end.
+    tended: Cell<bool>,
+    /// The plugin is gone: that task is told of whatever may be the last.
+    ends: Cell<bool>,
     last_context: Cell<u32>,
     /// Calls under way, by token: whose they are, and how to end them.
     calls: RefCell<HashMap<u32, (u32, AbortHandle)>>,
@@ -57,6 +65,7 @@ impl Worker {
         let worker = Rc::new(Self::of(plugin, vm));
         if has_tasks() {
             worker.plugin.tell_when_gone(&worker.inbox);
+            worker.tended.set(true);
             tokio::task::spawn_local(tend(Rc::downgrade(&worker), worker.inbox.clone(), worker.plugin.id()));
         }
         worker.begin();
@@ -76,6 +85,8 @@ impl Worker {
             inbox: vm.store.data().inbox.clone(),
             vm: RefCell::new(vm),
             failed: Cell::new(false),
+            tended: Cell::new(false),
+            ends: Cell::new(false),
             last_context: Cell::new(ROOT),
             calls: RefCell::default(),
         }
@@ -88,6 +99,11 @@ impl Worker {
 
     pub fn runs(&self) -> bool {
         !self.failed.get()
+    }
+
+    /// Whether it may stay where it is when its plugin goes: a task will take it away.
+    pub fn is_tended(&self) -> bool {
+        self.tended.get()
     }
 
     pub fn next_context(&self) -> u32 {
@@ -143,6 +159,9 @@ impl Worker {
                 call.abort();
                 host.calls = host.calls.saturating_sub(1);
             }
+        }
+        if self.ends.get() {
+            self.inbox.wake();
         }
         Ok(())
     }
@@ -212,6 +231,22 @@ impl Worker {
             host.senders.remove(&token);
             host.calls = host.calls.saturating_sub(1);
         }
+        if self.ends.get() {
+            self.inbox.wake();
+        }
+    }
+
+    /// Whether all requests in here are over.
+    fn is_drained(&self) -> bool {
+        self.vm.try_borrow().is_ok_and(|vm| vm.store.data().is_drained())
+    }
+
+    /// Whether nothing is left to be done, after all requests.
+    fn is_done(&self) -> bool {
+        let calls = self.calls.borrow();
+        let own_calls = calls.values().any(|(context, _)| *context == ROOT);
+        let vm = self.vm.try_borrow();
+        !own_calls && vm.is_ok_and(|vm| vm.store.data().root_done == Some(true) && vm.store.data().waiting().is_none())
     }
 
     /// Ends the calls of a context that is gone.
@@ -254,52 +289,79 @@ fn has_tasks() -> bool {
 
 /// What wakes an instance's task.
 enum News {
+    /// The plugin is gone.
     Closed,
+    /// And so are the requests.
+    Drained,
+    /// Nothing is left to be done, or can be.
+    Over,
     Queues(Vec<u32>),
     TickChanged,
     Tick,
 }
 
-/// Ticks and queues of an instance, until it fails, its thread drops it, or the plugin goes.
+/// How far the end of an instance has come.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Works,
+    /// Its plugin is gone; requests are in it.
+    Drains,
+    /// These are gone too, and its own context was asked whether it is done. When it has to be.
+    Ends(Instant),
+}
+
+/// Ticks and queues of an instance, until it fails, its thread drops it, or the plugin goes; then its end.
 async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
+    let mut phase = Phase::Works;
+    // From the plugin's end on.
+    let mut kept: Option<Rc<Worker>> = None;
     let mut next_tick: Option<Instant> = None;
     // No tick before that, whatever the module asks for.
     let mut rests_until = Instant::now();
     loop {
         let news = poll_fn(|context| {
             inbox.listen(context.waker());
-            if inbox.is_closed() {
+            let Some(worker) = worker.upgrade().filter(|worker| worker.runs()) else {
+                return Poll::Ready(News::Over);
+            };
+            if phase == Phase::Works && inbox.is_closed() {
                 return Poll::Ready(News::Closed);
             }
             let queues = inbox.take_queues();
             if !queues.is_empty() {
                 return Poll::Ready(News::Queues(queues));
             }
-            match worker.upgrade() {
-                Some(worker) if !worker.runs() => Poll::Ready(News::Closed),
-                Some(worker) if worker.tick_changed() => Poll::Ready(News::TickChanged),
-                Some(_) => Poll::Pending,
-                None => Poll::Ready(News::Closed),
+            if worker.tick_changed() {
+                return Poll::Ready(News::TickChanged);
+            }
+            match phase {
+                Phase::Drains if worker.is_drained() => Poll::Ready(News::Drained),
+                Phase::Ends(_) if worker.is_done() => Poll::Ready(News::Over),
+                _ => Poll::Pending,
             }
         });
-        let tick = async {
-            match next_tick {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
+        let at_last = match phase {
+            Phase::Ends(at) => Some(at),
+            _ => None,
         };
         let news = tokio::select! {
+            () = pin!(sleep_to(at_last)) => News::Over,
             news = pin!(news) => news,
-            () = pin!(tick) => News::Tick,
+            () = pin!(sleep_to(next_tick)) => News::Tick,
         };
-        let Some(worker) = worker.upgrade() else { return };
+        let Some(worker) = worker.upgrade() else { break };
         match news {
             News::Closed => {
-                if inbox.is_closed() {
-                    plugin::forget(plugin);
-                }
-                return;
+                phase = Phase::Drains;
+                worker.ends.set(true);
+                kept = Some(worker);
+                plugin::forget(plugin);
             }
+            News::Drained => {
+                phase = Phase::Ends(Instant::now() + LINGER);
+                worker.enter(Vm::ask_root);
+            }
+            News::Over => break,
             News::Queues(queues) => {
                 for queue in queues {
                     worker.enter_own(|vm| vm.on_queue_ready(queue));
@@ -317,5 +379,22 @@ async fn tend(worker: Weak<Worker>, inbox: Arc<Inbox>, plugin: u64) {
                 next_tick = worker.tick().map(|period| rests_until.max(now + period));
             }
         }
+    }
+    if let (Phase::Ends(_), Some(worker)) = (phase, &kept) {
+        worker.enter(Vm::end);
+    }
+    if inbox.is_closed() {
+        plugin::forget(plugin);
+    }
+    if let Some(worker) = worker.upgrade() {
+        worker.tended.set(false);
+    }
+}
+
+/// For ever, without a time.
+async fn sleep_to(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

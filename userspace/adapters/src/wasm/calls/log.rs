@@ -65,6 +65,10 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(ENV, "proxy_done", |mut caller: Caller<'_, Host>| {
         let host = caller.data_mut();
         let context = host.effective;
+        if let (ROOT, Some(done)) = (context, &mut host.root_done) {
+            *done = true;
+            return Status::Ok as u32;
+        }
         if !host.streams.get(&context).is_some_and(|stream| stream.closing) {
             return Status::NotFound as u32;
         }

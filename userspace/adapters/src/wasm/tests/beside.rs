@@ -129,6 +129,85 @@ fn a_dropped_plugin_ends_its_instances_but_not_the_requests_in_them() {
     });
 }
 
+/// Counts what is called at the end of a context. Ticks each millisecond, and is done after the third of these.
+const END: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (import "env" "proxy_done" (func $done (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "donelogdelete")
+  (global $left (mut i32) (i32.const 0))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func $count (param i32) (drop (call $increment (i32.load (local.get 0)) (i64.const 1))))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 512)))
+    (drop (call $define (i32.const 0) (i32.const 4) (i32.const 3) (i32.const 516)))
+    (drop (call $define (i32.const 0) (i32.const 7) (i32.const 6) (i32.const 520)))
+    (i32.eqz (call $tick (i32.const 1))))
+  (func (export "proxy_on_tick") (param i32)
+    (if (global.get $left) (then
+      (global.set $left (i32.sub (global.get $left) (i32.const 1)))
+      (if (i32.eqz (global.get $left)) (then (if (call $done) (then unreachable)))))))
+  (func (export "proxy_on_done") (param i32) (result i32)
+    (if (i32.ne (local.get 0) (i32.const 1)) (then (return (i32.const STREAM))))
+    (call $count (i32.const 512))
+    (global.set $left (i32.const LEFT))
+    (i32.const ROOT))
+  (func (export "proxy_on_log") (param i32) (call $count (i32.const 516)))
+  (func (export "proxy_on_delete") (param i32) (call $count (i32.const 520))))"#;
+
+/// What was counted when the plugin and its instance are gone, after one request: done of the plugin's own context, log and
+/// delete of all.
+async fn ended(module: &str, during: impl AsyncFnOnce(&dyn Fn(&str) -> i64)) -> (i64, i64, i64) {
+    let plugin = plugin(&Module::compile(&text(module)).expect("a filter"), config(""));
+    let shared = plugin.shared().clone();
+    let count = |name: &str| {
+        let metrics = shared.metrics();
+        let found = metrics.iter().find(|(found, _)| **found == *name);
+        found.map_or(0, |(_, metric)| metric.value())
+    };
+    let mut last = stream(&plugin);
+    goes_on(last.on_request_headers(&mut get("/", &[]), true));
+    drop(plugin);
+    during(&count).await;
+    last.on_end(&end());
+    drop(last);
+    until("the instance is gone", || Arc::strong_count(&shared) == 1).await;
+    (count("done"), count("log"), count("delete"))
+}
+
+#[test]
+fn the_plugins_context_ends_after_the_last_request() {
+    local(async {
+        let module = END.replace("STREAM", "1").replace("LEFT", "0").replace("ROOT", "1");
+        let counted = ended(&module, async |count: &dyn Fn(&str) -> i64| {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_eq!(count("done"), 0, "a request is in there");
+        });
+        // As in Envoy, only streams are logged.
+        assert_eq!(counted.await, (1, 1, 2));
+    });
+}
+
+#[test]
+fn the_plugins_context_may_flush_and_say_when_it_is_done() {
+    local(async {
+        let module = END.replace("STREAM", "1").replace("LEFT", "3").replace("ROOT", "0");
+        let began = Instant::now();
+        assert_eq!(ended(&module, async |_: &dyn Fn(&str) -> i64| ()).await, (1, 1, 2));
+        assert!(began.elapsed() < Duration::from_secs(4), "it did not wait for long");
+    });
+}
+
+#[test]
+fn contexts_that_are_never_done_end_with_the_plugin() {
+    local(async {
+        let module = END.replace("STREAM", "0").replace("LEFT", "0").replace("ROOT", "0");
+        assert_eq!(ended(&module, async |_: &dyn Fn(&str) -> i64| ()).await, (1, 1, 2));
+    });
+}
+
 /// Holds bytes until there are four, then puts `hi|` before them; closes when the client says `quit`.
 const TCP: &str = r#"(module
   (import "env" "proxy_set_buffer_bytes" (func $set (param i32 i32 i32 i32 i32) (result i32)))

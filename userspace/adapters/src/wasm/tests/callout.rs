@@ -194,6 +194,29 @@ fn the_calls_of_an_instance_that_goes_are_ended() {
 }
 
 #[test]
+fn what_a_plugin_flushes_at_its_end_arrives() {
+    local(async {
+        let (authz, seen) = service(status(200));
+        let module = caller_with(
+            r#"(import "env" "proxy_done" (func $done (result i32)))"#,
+            r#"(func (export "proxy_on_done") (param i32) (result i32)
+                 (if (i32.ne (local.get 0) (i32.const 1)) (then (return (i32.const 1))))
+                 (i32.ne (call $call (i32.const 3)) (i32.const 0)))
+               (func (export "proxy_on_http_call_response") (param i32 i32 i32 i32 i32)
+                 (if (call $done) (then unreachable)))"#,
+        );
+        let plugin = plugin_with(&module, config(""), authz);
+        drop(stream(&plugin));
+        let shared = Arc::downgrade(plugin.shared());
+        drop(plugin);
+        let began = std::time::Instant::now();
+        beside::until("the instance is gone", || shared.strong_count() == 0).await;
+        assert!(began.elapsed() < Duration::from_secs(4), "it went when it was done");
+        assert_eq!(seen.try_iter().map(|(_, _, body)| body.len()).collect::<Vec<_>>(), [3]);
+    });
+}
+
+#[test]
 fn a_call_that_is_cancelled_where_it_was_made_is_not_made() {
     local(async {
         let (authz, seen) = service(None);
