@@ -21,7 +21,7 @@ pub struct GenerationMetrics(Arc<Mutex<Vec<Weak<Set>>>>);
 /// One family of series: name, what it says, unit, and its value.
 type Row<T> = (&'static str, &'static str, Option<Unit>, fn(&GenerationState) -> T);
 
-const COUNTERS: [Row<u64>; 7] = [
+const COUNTERS: [Row<u64>; 11] = [
     (
         "streams",
         "Requests and connections that the generation saw",
@@ -37,6 +37,27 @@ const COUNTERS: [Row<u64>; 7] = [
     ("traps", "Callbacks that trapped or took too long", None, |state| {
         state.stats.traps
     }),
+    ("deadlines", "Callbacks that took too long", None, |state| {
+        state.stats.deadlines
+    }),
+    (
+        "memory_refusals",
+        "Times that the module asked for more memory than it may have",
+        None,
+        |state| state.stats.memory_refusals,
+    ),
+    (
+        "refused_calls",
+        "Host calls, and calls to services, that the object does not allow",
+        None,
+        |state| state.stats.refused_calls,
+    ),
+    (
+        "unfit_headers",
+        "Changes of headers that were dropped, for no head can hold them",
+        None,
+        |state| state.stats.unfit_headers,
+    ),
     (
         "failures",
         "Requests and connections that it failed on, so that another generation or the failure policy decided",
