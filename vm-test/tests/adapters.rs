@@ -144,6 +144,51 @@ fn no_address_of_a_server_is_a_way_around_its_adapters() {
 }
 
 #[test]
+fn no_byte_and_no_line_hides_a_header_from_a_check() {
+    lab_test("adapter-lines", |lab| {
+        lab.daemon()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let client = lab.run("client");
+        let answers = |headers: &str, http: &str| -> Result<()> {
+            let script = format!("curl -s -o /dev/null -w '%{{http_code}}' {headers} http://web/");
+            let answer = process::output(client.command(["bash", "-c", &script]), process::BOUND)?;
+            ensure!(answer.stdout == http, "{headers}: {answer:?}");
+            Ok(())
+        };
+        poll::until("the server", || answers("", "200"))?;
+        apply(
+            lab,
+            "debug",
+            "native: denier\nparams: {match: {header: {name: x-debug}}}",
+        )?;
+        apply(
+            lab,
+            "agents",
+            "native: list\nparams: {value: 'request.headers[user-agent]', entry_type: REGEX, entries: [sqlmap], blacklist: true}",
+        )?;
+        apply(
+            lab,
+            "users",
+            "native: list\nparams: {value: 'request.headers[x-user]', entries: [mallory], blacklist: true}",
+        )?;
+        for (headers, http) in [
+            ("", "200"),
+            (r"-H $'x-debug: \xff'", "403"),
+            (r"-H $'user-agent: sqlmap\xff'", "403"),
+            (r"-H $'user-agent: curl\xff'", "200"),
+            ("-H 'x-user: ann' -H 'x-user: mallory'", "403"),
+            ("-H 'x-user: ann' -H 'x-user: bob'", "200"),
+            // Another path through the proxy.
+            (r"--http2-prior-knowledge -H $'user-agent: sqlmap\xff'", "403"),
+            ("--http2-prior-knowledge -H 'x-user: ann' -H 'x-user: mallory'", "403"),
+        ] {
+            answers(headers, http)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn adapters_come_and_go_under_load_and_no_request_fails_that_should_not() {
     lab_test("adapter-load", |lab| {
         lab.daemon()?;
