@@ -131,15 +131,14 @@ impl Verdicts {
     pub fn key(&self, bag: &Bag<'_>) -> Key {
         let mut text = TextBuffer::default();
         for selector in &self.config.key {
-            let mut value = TextBuffer::default();
-            // Lengths in front: no two lists of values have one key. A value that is missing has none.
-            let _ = match selector.get(bag) {
-                Some(found) => {
-                    let found = found.text(&mut value);
-                    write!(text, "{}:{found}", found.len())
-                }
-                None => write!(text, "-"),
-            };
+            // Lengths in front, and a mark behind the last: no two lists of values have one key. Every line counts: who is asked
+            // sees them all.
+            selector.each(bag, &mut |found, _| {
+                let mut value = TextBuffer::default();
+                let found = found.text(&mut value);
+                _ = write!(text, "{}:{found}", found.len());
+            });
+            _ = write!(text, "-");
         }
         Key {
             generation: bag.generation,

@@ -47,7 +47,7 @@ fn a_change_of_configuration_kills_every_verdict_at_once() {
 #[test]
 fn no_two_lists_of_values_have_one_key() {
     let verdicts = verdicts(r#"{"key": ["request.headers[a]", "request.headers[b]"]}"#);
-    let lists: [&[(&str, &str)]; 7] = [
+    let lists: [&[(&str, &str)]; 10] = [
         &[],
         &[("a", "")],
         &[("b", "")],
@@ -55,6 +55,9 @@ fn no_two_lists_of_values_have_one_key() {
         &[("a", "x1:y")],
         &[("a", "x"), ("b", "y")],
         &[("a", "-")],
+        &[("a", "x"), ("a", "y")],
+        &[("a", "x"), ("a", "z")],
+        &[("a", "x"), ("a", "y"), ("b", "z")],
     ];
     let keys: std::collections::HashSet<_> = lists.iter().map(|list| key(&verdicts, 1, list).text).collect();
     assert_eq!(keys.len(), lists.len());
