@@ -7,7 +7,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use vm_test::{Lab, Nginx, curl, lab_test, poll, process, resources};
+use vm_test::{Lab, Nginx, curl, filters::filter, lab_test, poll, process, resources};
 
 /// `EX_UNSUPPORTED` of weft: privileges or kernel features are missing.
 const UNSUPPORTED: i32 = 3;
@@ -80,6 +80,21 @@ fn restricted<'a>(capabilities: impl IntoIterator<Item = &'a String>) -> Vec<Str
         "--no-new-privs".to_owned(),
         "--".to_owned(),
     ]
+}
+
+/// What makes a program start under what the unit restricts for memory; no words if it restricts nothing. prctl(2) by perl, since
+/// neither setpriv(1) nor a shell knows this one.
+fn restricted_memory(unit: &str) -> Result<Vec<String>> {
+    match settings(unit, "MemoryDenyWriteExecute").collect::<Vec<_>>()[..] {
+        [] | [.., "no"] => Ok(Vec::new()),
+        [.., "yes"] => {
+            use nix::libc::{PR_MDWE_REFUSE_EXEC_GAIN, PR_SET_MDWE, SYS_prctl};
+            let call = format!("syscall({SYS_prctl}, {PR_SET_MDWE}, {PR_MDWE_REFUSE_EXEC_GAIN}, 0, 0, 0)");
+            let code = format!("{call} == 0 or die qq(prctl: $!\n); exec {{$ARGV[0]}} @ARGV or die qq(exec: $!\n)");
+            Ok(["perl", "-e", &code, "--"].map(str::to_owned).to_vec())
+        }
+        [.., other] => anyhow::bail!("MemoryDenyWriteExecute={other}"),
+    }
 }
 
 /// What the lab's daemon says that it lacks when it is started behind `prefix`: it must say so and end.
@@ -164,6 +179,32 @@ fn with_exactly_the_capabilities_of_the_packaging_the_daemon_judges_proves_itsel
         poll::until("the successor to end", || {
             let left = fs::read_to_string(lab.cgroup().join(".daemon/cgroup.procs"))?;
             ensure!(left.is_empty(), "processes {left}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn under_what_the_unit_restricts_for_memory_an_adapter_as_webassembly_runs() {
+    lab_test("memory", |lab| {
+        let prefix = [restricted_memory(&read(UNIT)?)?, restricted(&of_unit()?)].concat();
+        lab.daemon_as(lab.daemon_command_behind(&prefix, &[]))?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let module = filter("header-auth")?;
+        let adapter = format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: auth}}\n\
+             spec: {{target: {{services: [web]}}, backend: wasm, params: {{tokens: {{s3cret: alice}}}}, \
+             wasm: {{module: {}}}}}\n",
+            module.display()
+        );
+        let file = lab.work().join("auth.yaml");
+        fs::write(&file, adapter).context("write a file to apply")?;
+        let said = lab.weft(["apply", "-f", &file.to_string_lossy()])?.ok()?.stdout;
+        ensure!(said.contains("in force: wasm header-auth.wasm"), "{said}");
+        let client = lab.run("client");
+        poll::until("the module to answer", || {
+            let answer = client.curl("http://web/")?;
+            ensure!(answer.http == 401, "{answer:?}");
             Ok(())
         })
     });
