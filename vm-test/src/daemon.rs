@@ -197,13 +197,22 @@ impl Lab {
     /// # Errors
     /// It fails; what it left is swept by the lab.
     pub fn uninstall(&self) -> Result<Output> {
+        self.uninstall_with(&[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// As [`Lab::uninstall`].
+    pub fn uninstall_with(&self, flags: &[&str]) -> Result<Output> {
         let mut command = self.command([self.weft_binary().display().to_string()]);
         command.arg("uninstall").arg("--state-dir").arg(self.state());
         command
             .arg("--bpffs")
             .arg(self.bpffs())
             .arg("--cgroup")
-            .arg(self.cgroup());
+            .arg(self.cgroup())
+            .args(flags);
         Running::start(command)?.finish_regardless(process::BOUND)?.ok()
     }
 

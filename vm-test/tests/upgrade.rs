@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, thread, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Running, Server, lab_test, poll, process, resources};
+use vm_test::{Actor, Lab, Nginx, Running, Server, lab_test, poll, process, resources};
 
 /// `web` needs no L7, `api` does, `echo` is opaque bytes through the proxy. Of them, `friend` may use what is public.
 fn mesh(lab: &Lab) -> Result<(Vec<Server>, Running)> {
@@ -269,7 +269,10 @@ fn a_changed_layout_is_refused_in_words_and_changes_nothing() {
             let refused = refused?;
             let last = refused.stderr.lines().last().unwrap_or_default();
             ensure!(
-                refused.code == 1 && last.contains("layout 4242") && last.contains("weft uninstall"),
+                refused.code == 1
+                    && last.contains("layout 4242")
+                    && last.contains("weft uninstall --kernel-only")
+                    && last.contains("started again"),
                 "{flags:?}: {refused:?}"
             );
             Ok(())
@@ -284,6 +287,54 @@ fn a_changed_layout_is_refused_in_words_and_changes_nothing() {
         lab.daemon()?;
         let answer = lab.run("friend").curl("http://api/public")?;
         ensure!(answer.http == 200, "{answer:?}");
+        Ok(())
+    });
+}
+
+/// What the refusal over another layout advises.
+#[test]
+fn after_the_kernel_side_alone_is_uninstalled_the_next_daemon_has_the_workloads_and_addresses_of_before() {
+    lab_test("kernel-only", |lab| {
+        lab.daemon()?;
+        let (mut servers, _echo) = mesh(lab)?;
+        let traffic = lab.traffic()?;
+        let actor = |account: &str| Actor::new(lab.run(account).start([traffic.as_str(), "actor"])?);
+        let (mut friend, mut stranger) = (actor("friend")?, actor("stranger")?);
+        let vip = lab.host("web", "ahostsv4")?;
+        let workloads = || -> Result<Vec<String>> {
+            let status = lab.status()?;
+            let all = status["workloads"].as_array().context("workloads")?;
+            let names = all.iter().filter_map(|workload| workload["name"].as_str());
+            // Those that ask for an address come and go.
+            let names = names.filter(|name| !name.starts_with("default/client/"));
+            Ok(names.map(str::to_owned).collect())
+        };
+        let before = workloads()?;
+        ensure!(
+            before.iter().any(|name| name == "default/stranger/stranger-1"),
+            "{before:?}"
+        );
+        lab.stop()?;
+        let said = lab.uninstall_with(&["--kernel-only"])?.stdout;
+        ensure!(said.contains("removed") && said.contains("kept"), "{said}");
+        ensure!(!lab.bpffs().join("maps").exists(), "{said}");
+
+        lab.daemon()?;
+        let after = workloads()?;
+        ensure!(after == before, "before: {before:?}; after: {after:?}");
+        ensure!(lab.host("web", "ahostsv4")? == vip, "another virtual IP");
+        // Who listens since before the uninstall must be started again; who dials is meshed as before.
+        servers.remove(0).stop()?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let target = format!("tcp {vip}:80");
+        poll::until("friend to be allowed", || {
+            let told = friend.step(&format!("open a {target}"))?;
+            ensure!(told["ok"] == true, "{told}");
+            Ok(())
+        })?;
+        ensure!(friend.step("say a GET")?["ok"] == true, "friend is answered");
+        let told = stranger.step(&format!("open a {target}"))?;
+        ensure!(told["errno"] == nix::libc::EPERM, "stranger: {told}");
         Ok(())
     });
 }

@@ -2,6 +2,10 @@
 
 use std::{io, path::PathBuf};
 
+/// What lets a daemon start over kernel tables of another layout, and what that does to what runs; both who refuse say it.
+pub const AFTER_A_CHANGED_LAYOUT: &str = "`weft uninstall --kernel-only`: until the next daemon runs nothing is \
+     enforced, and programs that listen by then must be started again to be in the mesh (without --kernel-only all workloads must)";
+
 /// Errors of loading, attaching, publishing and reading.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
@@ -30,7 +34,8 @@ pub enum DataplaneError {
         source: io::Error,
     },
     #[error(
-        "{path} is pinned with layout {found}, this binary has {expected}: run `weft uninstall` first, or start the version that made it"
+        "{path} is pinned with layout {found}, this binary has {expected}: start the version that made it, or run {}",
+        AFTER_A_CHANGED_LAYOUT
     )]
     Layout { path: PathBuf, found: u32, expected: u32 },
     #[error("pin {path}")]

@@ -32,7 +32,7 @@ pub use connection::{Connection, Connections};
 pub use cut::{Doomed, Established};
 pub use default_acceleration::DefaultAcceleration;
 pub use doctor::{Feature, Hook, canary, features, hooks};
-pub use error::DataplaneError;
+pub use error::{AFTER_A_CHANGED_LAYOUT, DataplaneError};
 pub use events::{Events, monotonic_ns};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
 pub use publish::Published;

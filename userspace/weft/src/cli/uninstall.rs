@@ -36,6 +36,12 @@ pub struct Uninstall {
     /// Also remove the resources that were stored with `weft apply`
     #[arg(long)]
     purge: bool,
+    /// Remove only what is in the kernel: registered workloads, virtual IPs and resources are kept for the next daemon
+    ///
+    /// For an upgrade that changes the layout of the kernel's tables. Nothing is enforced until the next daemon runs. Workloads
+    /// are in the mesh again then with what they open from then on; what they listen at by now is not, until they are started again.
+    #[arg(long, conflicts_with = "purge")]
+    kernel_only: bool,
     #[command(flatten)]
     daemon: Daemon,
 }
@@ -52,6 +58,18 @@ impl Uninstall {
         let cgroup = self.cgroup()?;
         for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
+        }
+        if self.kernel_only {
+            let mut dirs = state.dirs().to_vec();
+            dirs.dedup();
+            for dir in dirs.into_iter().filter(|dir| dir.exists()) {
+                println!("kept    {} (workloads, virtual IPs, resources)", dir.display());
+            }
+            println!(
+                "nothing is enforced until the next daemon runs; what workloads listen at by now is in the mesh again only when they \
+                 are started again (`weft status` names them)"
+            );
+            return Ok(ExitCode::SUCCESS);
         }
         let mut left = match (cgroup, self.cgroup.is_some()) {
             (Some(named), true) => remove_own_cgroups(&named, &state),
@@ -202,6 +220,7 @@ mod tests {
             bpffs: dir.join("bpf"),
             cgroup: None,
             purge,
+            kernel_only: false,
             daemon: Daemon {
                 state_dir: Some(dir.to_owned()),
             },

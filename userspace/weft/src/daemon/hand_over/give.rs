@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use tokio::{task::JoinSet, time::Instant};
 use weft_abi::LAYOUT;
+use weft_dataplane::AFTER_A_CHANGED_LAYOUT;
 use weft_proxy::NetnsListeners;
 
 use super::{Ask, Channel, Gate, Offer, Sockets, State, Tell, channel::MAX_DESCRIPTORS, names};
@@ -88,8 +89,8 @@ impl Giver {
     fn objection(&self, offer: &Offer) -> Option<String> {
         if offer.layout != LAYOUT {
             return Some(format!(
-                "the kernel's tables have layout {LAYOUT}, the new daemon ({}) has {}: stop this one, run `weft uninstall`, then \
-                 start that one",
+                "the kernel's tables have layout {LAYOUT}, the new daemon ({}) has {}: stop this one, then run \
+                 {AFTER_A_CHANGED_LAYOUT}",
                 offer.version, offer.layout
             ));
         }
