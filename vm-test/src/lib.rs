@@ -34,6 +34,7 @@ pub mod musl;
 pub mod need;
 mod netns;
 mod nginx;
+pub mod others;
 pub mod pattern;
 mod pods;
 pub mod poll;

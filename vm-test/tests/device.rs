@@ -1,7 +1,7 @@
 //! tc on a device: what becomes of flows that no socket's own hooks speak for when policies change and packets come again.
 
 use anyhow::{Result, ensure};
-use vm_test::{Actor, Host, Output, Running, census, curl, hosts_test, poll, resources};
+use vm_test::{Actor, Host, Output, Running, census, curl, hosts_test, others::Place, poll, resources};
 
 const DEVICE: &[&str] = &["--inbound", "netns", "--device", "eth0"];
 
@@ -243,6 +243,79 @@ fn a_device_that_was_renamed_has_nothing_of_ours_after_uninstall() {
         host.uninstall()?;
         let after = filters(host, "wan0")?;
         ensure!(after.is_empty(), "before: {before}; after: {after}");
+        Ok(())
+    });
+}
+
+/// Host b's device alone judges who reaches the server there, which is outside the mesh.
+fn judged_by_the_device(b: &Host) -> Result<Actor> {
+    b.daemon_with(&["--device", "eth0"])?;
+    let web = outside_web(b)?;
+    b.apply(resources::DENY)?;
+    Ok(web)
+}
+
+/// Nobody's connection to the server on host b does not come about.
+fn refused(a: &Host, b: &Host) -> Result<()> {
+    let answer = from_outside(a, &format!("http://{}/", address(b)))?;
+    ensure!(
+        [curl::TIMED_OUT, curl::COULD_NOT_CONNECT].contains(&answer.code),
+        "it should be refused: {answer:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_program_of_somebody_else_that_was_there_first_switches_no_verdict_off() {
+    hosts_test("device-others", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let _other = b.other_program("eth0", Place::Usual)?;
+        let _web = judged_by_the_device(b)?;
+        refused(a, b)?;
+        // Nor does one of the classic tc, which takes all packets for its own.
+        let all = ["bpf", "bytecode", "1,6 0 0 4294967295,"];
+        let _ = b.outside(["tc", "qdisc", "add", "dev", "eth0", "clsact"])?;
+        b.outside(
+            [
+                &["tc", "filter", "add", "dev", "eth0", "ingress", "prio", "3"],
+                &all[..],
+            ]
+            .concat(),
+        )?
+        .ok()?;
+        refused(a, b)
+    });
+}
+
+#[test]
+fn a_program_that_somebody_puts_before_ours_is_told_by_doctor_and_is_behind_after_a_restart() {
+    hosts_test("device-shadowed", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let _web = judged_by_the_device(b)?;
+        refused(a, b)?;
+        let other = b.other_program("eth0", Place::First)?;
+        let url = format!("http://{}/", address(b));
+        // Packets enough while doctor looks.
+        let _load = Running::start(a.command([
+            "sh",
+            "-c",
+            &format!("while :; do curl -s -m 1 -o /dev/null {url}; done"),
+        ]))?;
+        let doctor = || b.weft(["doctor", "-o", "json"])?.json();
+        let told = doctor()?;
+        let problems = told["problems"].as_array().cloned().unwrap_or_default();
+        let about = |problem: &&serde_json::Value| problem["what"] == "weft_tc_in@eth0";
+        let told = problems.iter().find(about);
+        ensure!(
+            told.is_some_and(|problem| problem["why"].as_str().is_some_and(|why| why.contains("before it"))),
+            "{problems:?}"
+        );
+        b.stop()?;
+        b.daemon_with(&["--device", "eth0"])?;
+        refused(a, b)?;
+        let problems = doctor()?["problems"].clone();
+        ensure!(problems.as_array().is_some_and(Vec::is_empty), "{problems}");
+        drop(other);
         Ok(())
     });
 }

@@ -4,11 +4,13 @@
 //! (BPF_ENABLE_STATS, Linux 5.8) tell which programs saw it.
 
 use std::{
+    collections::HashMap,
     fs, io,
     net::{TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::programs::{ProgramType, loaded_programs};
@@ -30,7 +32,8 @@ pub struct Hook {
     pub name: String,
     /// Behind a link (or on the sockmap).
     pub attached: bool,
-    /// It ran when the canary did what it watches; `None`: the canary cannot provoke it.
+    /// It ran when the canary did what it watches, or its device had packets; `None`: the canary cannot provoke it, and there
+    /// were none.
     pub effective: Option<bool>,
     /// Nanoseconds a run, measured over the canary's and everybody's runs meanwhile; `None`: no run.
     pub ns_per_run: Option<u64>,
@@ -51,6 +54,11 @@ pub struct Feature {
 const ROUNDS: usize = 50;
 /// A datagram on loopback that takes longer was dropped by somebody's filter.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A device is waited for so long to have packets: no canary can send through it.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
+const DEVICE_LOOK: Duration = Duration::from_millis(50);
+/// So many packets that a program did not see are no matter of the moment at which they were counted.
+const UNSEEN: u64 = 8;
 
 /// Runs the canary (`exe` with `arguments`, which must call [`canary`]) and reports every hook.
 ///
@@ -64,10 +72,11 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
         source: error.io_error,
     })?;
     let before = runs(bpffs)?;
+    let devices_before = DevicePackets::of(&before);
     let path = cgroup.path().join(CANARY);
     fs::create_dir_all(&path).map_err(os("make the canary's cgroup"))?;
     let result = run_canary(&path, exe, arguments);
-    let after = runs(bpffs)?;
+    let (devices, after) = after_traffic(bpffs, &before, &devices_before)?;
     // Empty once the canary has ended; a busy one is removed with the next run.
     let _ = fs::remove_dir(&path);
     result.map_err(os("run the canary"))?;
@@ -79,14 +88,63 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
                 .find(|old| old.id == now.id)
                 .map_or((0, 0), |old| (old.count, old.time_ns));
             let ran = now.count - count;
+            let unseen = devices.since(&devices_before, &now.name) >= UNSEEN;
             Hook {
                 attached: now.id.is_some(),
-                effective: (ran > 0 || provoked(&now.name)).then_some(ran > 0),
+                effective: (ran > 0 || unseen || provoked(&now.name)).then_some(ran > 0),
                 ns_per_run: (ran > 0).then(|| (now.time_ns - time_ns) / ran),
                 name: now.name,
             }
         })
         .collect())
+}
+
+/// Packets of devices on which programs of ours are, by device. Counted within the window in which runs are, so that no packet is
+/// missed there that is counted here.
+struct DevicePackets(HashMap<String, [u64; 2]>);
+
+// === impl DevicePackets ===
+
+impl DevicePackets {
+    fn of(runs: &[Runs]) -> Self {
+        let devices = runs.iter().filter_map(|runs| inbound::device_of(&runs.name));
+        let counted = devices.filter_map(|(device, _)| {
+            let packets = inbound::packets(device).ok().flatten()?;
+            Some((device.to_owned(), packets))
+        });
+        Self(counted.collect())
+    }
+
+    /// Packets that came by this program's device and direction since `before`; 0 for programs elsewhere.
+    fn since(&self, before: &Self, program: &str) -> u64 {
+        let since = || {
+            let (device, side) = inbound::device_of(program)?;
+            let (now, then) = (self.0.get(device)?, before.0.get(device)?);
+            now[side].checked_sub(then[side])
+        };
+        since().unwrap_or(0)
+    }
+}
+
+/// Counts again, once each program on a device has run or its device had packets, or none come.
+fn after_traffic(
+    bpffs: &Path,
+    before: &[Runs],
+    devices_before: &DevicePackets,
+) -> Result<(DevicePackets, Vec<Runs>), DataplaneError> {
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    loop {
+        let devices = DevicePackets::of(before);
+        let after = runs(bpffs)?;
+        let told = after.iter().all(|now| {
+            let ran = before.iter().any(|old| old.id == now.id && old.count < now.count);
+            inbound::device_of(&now.name).is_none() || ran || devices.since(devices_before, &now.name) >= UNSEEN
+        });
+        if told || Instant::now() >= deadline {
+            return Ok((devices, after));
+        }
+        thread::sleep(DEVICE_LOOK);
+    }
 }
 
 /// Whether the canary does what this program watches: it makes no short-circuit, is no

@@ -16,7 +16,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, SockHash},
     programs::{
-        ProgramError, SchedClassifier, SkLookup, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType,
         links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
@@ -44,12 +44,16 @@ const DEVICE_PIN: &str = "dev-";
 const FILTER_PIN: &str = "tc-";
 /// Stands for a dot in the name of a pin.
 const DOT: &str = "%";
-/// Priority and handle of our filters there: not what others take (1, 49152), so that nobody deletes ours for theirs.
+/// Priority and handle of our filters there. Filters run by priority, and one that decides ends the chain: ours lets others decide
+/// what it does not, so it is to be before them. Not what others take (1, 49152), so that nobody deletes ours for theirs; what stands
+/// at 1 decides before us, which `weft doctor` sees.
 const FILTER: NlOptions = NlOptions {
-    priority: 0x5746,
+    priority: 2,
     handle: TcHandle::new(0, 0x5746),
     classid: None,
 };
+/// Where earlier daemons put them.
+const EARLIER_PRIORITY: u16 = 0x5746;
 /// ARPHRD_ETHER, ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h): devices whose packets have an Ethernet header.
 const WITH_ETHERNET: [u16; 2] = [1, 772];
 const ETHERNET: u32 = 14;
@@ -127,19 +131,26 @@ impl Dataplane {
             let pin = |kind| self.link_pin(kind, &format!("{device}-{suffix}"));
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program.load().map_err(|source| refused(name, source))?;
-            if let Some(link) = reusable(&pin(DEVICE_PIN), index)? {
+            let fail = |source: ProgramError| attach_error(name, device, to_io(source));
+            let earlier = reusable(&pin(DEVICE_PIN), index)?;
+            if let Some(link) = &earlier
+                && is_first(link, device, direction)
+            {
                 let fd = program.fd().map_err(|source| refused(name, source))?;
-                sys::link_update(&link, fd.as_fd()).map_err(|source| attach_error(name, device, source))?;
+                sys::link_update(link, fd.as_fd()).map_err(|source| attach_error(name, device, source))?;
                 continue;
             }
-            let fail = |source: ProgramError| attach_error(name, device, to_io(source));
-            let order = TcAttachOptions::TcxOrder(Default::default());
+            // Before others', for what decides ends the chain; ours lets others decide what it does not.
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
             match program.attach_with_options(device, direction, order) {
                 Ok(id) => {
                     let link = program.take_link(id).map_err(fail)?;
                     let link = FdLink::try_from(link)
                         .map_err(|source| attach_error(name, device, io::Error::other(source)))?;
+                    // No link changes its place: one that others have got before gives way to the new one.
+                    unpin(&pin(DEVICE_PIN))?;
                     keep(link, &pin(DEVICE_PIN))?;
+                    drop(earlier);
                 }
                 // Before Linux 6.6 there are no links on devices.
                 Err(error) if is_unknown(&error) => {
@@ -216,6 +227,25 @@ pub fn attached_programs(links: &Path) -> Result<Vec<(String, Option<u32>)>, Dat
     Ok(found)
 }
 
+/// The device and the direction of a program as [`attached_programs`] names it: 0 in, 1 out.
+pub fn device_of(program: &str) -> Option<(&str, usize)> {
+    let (name, device) = program.split_once('@')?;
+    let side = TC.iter().position(|(tc, ..)| *tc == name)?;
+    Some((device, side))
+}
+
+/// Packets that a device of the calling thread's network namespace took in and sent out so far; `None`: there is no such device.
+pub fn packets(device: &str) -> io::Result<Option<[u64; 2]>> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev")?;
+    Ok(text.lines().find_map(|line| {
+        let (name, counts) = line.split_once(':')?;
+        let mut counts = counts.split_whitespace().map(str::parse::<u64>);
+        // Received: bytes, packets, and six more; then the same of what was sent.
+        let (received, sent) = (counts.nth(1)?.ok()?, counts.nth(7)?.ok()?);
+        (name.trim() == device).then_some([received, sent])
+    }))
+}
+
 /// Removes what stands on devices for the pins below `links`; before the pins themselves go.
 pub fn release_all_devices(links: &Path) -> Result<(), DataplaneError> {
     device_pins(links)?.iter().try_for_each(DevicePin::release)
@@ -238,6 +268,14 @@ fn attach_error(program: &'static str, target: &str, source: io::Error) -> Datap
         target: target.to_owned(),
         source,
     }
+}
+
+/// Whether nobody's program runs before that of our link.
+fn is_first(link: &OwnedFd, device: &str, direction: TcAttachType) -> bool {
+    let (Ok(ours), Ok((_, programs))) = (sys::link_program(link), SchedClassifier::query_tcx(device, direction)) else {
+        return false;
+    };
+    programs.first().is_some_and(|first| first.id() == ours)
 }
 
 /// The pinned link if it is still attached to this inode or index. One that is not is dropped.
@@ -320,7 +358,7 @@ fn filter(
         Err(source) => return Err(attach_error(name, device, io::Error::other(source))),
     }
     // Ours by priority and handle, whatever the pin says: the device may have been made anew, an earlier daemon killed in between.
-    let there = attached(device, direction).map_err(|source| attach_error(name, device, source))?;
+    let there = attached(device, direction, FILTER.priority).map_err(|source| attach_error(name, device, source))?;
     let id = match program.attach_to_link(there) {
         Err(error) if is_no_filter(&error) => {
             program.attach_with_options(device, direction, TcAttachOptions::Netlink(FILTER))
@@ -328,8 +366,9 @@ fn filter(
         attached => attached,
     }
     .map_err(fail)?;
-    // Detaching is what the drop would do.
+    // Detaching is what the drop would do; it is what an earlier daemon's gets.
     std::mem::forget(program.take_link(id).map_err(fail)?);
+    drop(attached(device, direction, EARLIER_PRIORITY));
     unpin(pin)?;
     program.pin(pin).map_err(|source| DataplaneError::Pin {
         path: pin.to_path_buf(),
@@ -337,8 +376,8 @@ fn filter(
     })
 }
 
-fn attached(device: &str, direction: TcAttachType) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(device, direction, FILTER.priority, FILTER.handle, None)
+fn attached(device: &str, direction: TcAttachType, priority: u16) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(device, direction, priority, FILTER.handle, None)
 }
 
 /// Names of all pins of links, in order; none if there is no such folder.
@@ -396,9 +435,10 @@ impl DevicePin {
     fn release(&self) -> Result<(), DataplaneError> {
         if let Some(index) = self.index
             && let Ok(device) = nix::net::if_::if_indextoname(index)
-            && let Ok(filter) = attached(&device.to_string_lossy(), TC[self.side].1)
         {
-            drop(filter);
+            for priority in [FILTER.priority, EARLIER_PRIORITY] {
+                drop(attached(&device.to_string_lossy(), TC[self.side].1, priority));
+            }
         }
         unpin(&self.path)
     }
@@ -408,4 +448,62 @@ impl DevicePin {
 fn device_pins(links: &Path) -> Result<Vec<DevicePin>, DataplaneError> {
     let names = pin_names(links)?;
     Ok(names.iter().filter_map(|name| DevicePin::of(links, name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{process::Command, thread};
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::{bpffs::ensure_bpffs, loader::open_object, uninstall::uninstall};
+
+    fn run(words: &[&str]) -> String {
+        let output = Command::new("tc").args(words).output().expect("iproute2 is there");
+        assert!(output.status.success(), "tc {words:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[test]
+    fn a_filter_of_the_classic_tc_is_before_others_and_in_the_place_of_an_earlier_daemons() {
+        if !nix::unistd::geteuid().is_root() || OBJECT.is_empty() {
+            println!("skipped: needs root (cargo xtask test)");
+            return;
+        }
+        let bpffs = std::env::temp_dir().join(format!("weft-tc-{}", std::process::id()));
+        ensure_bpffs(&bpffs).expect("a bpffs");
+        // A thread in a namespace of its own, which ends with it.
+        let at = bpffs.clone();
+        let tested = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            run(&["qdisc", "add", "dev", "lo", "clsact"]);
+            let all = ["bpf", "bytecode", "1,6 0 0 4294967295,"];
+            run(&[&["filter", "add", "dev", "lo", "ingress", "prio", "10"], &all[..]].concat());
+            let mut ebpf = open_object(|_| {}).expect("the object");
+            let (name, direction, _) = TC[0];
+            let ours: &mut SchedClassifier = program(&mut ebpf, name).expect("there");
+            ours.load().expect("loaded");
+            let earlier = NlOptions {
+                priority: EARLIER_PRIORITY,
+                ..FILTER
+            };
+            let id = ours.attach_with_options("lo", direction, TcAttachOptions::Netlink(earlier));
+            std::mem::forget(ours.take_link(id.expect("attached")).expect("there"));
+            for _ in ["a first start", "a second one"] {
+                filter(ours, name, "lo", direction, &at.join("pin")).expect("attached");
+                let shown = run(&["filter", "show", "dev", "lo", "ingress"]);
+                let mut priorities: Vec<&str> = shown
+                    .lines()
+                    .filter_map(|line| line.split(" pref ").nth(1)?.split(' ').next())
+                    .collect();
+                priorities.dedup();
+                assert_eq!(priorities, ["2", "10"], "{shown}");
+            }
+            fs::remove_file(at.join("pin")).expect("removed");
+        });
+        let tested = tested.join();
+        uninstall(&bpffs).expect("unmounted");
+        tested.expect("as the assertions say");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use weft_dataplane::{Cgroup, features, hooks};
+use weft_dataplane::{Cgroup, Hook, device_of, features, hooks};
 
 use crate::admin::api::{Degraded, DoctorReport, FeatureView, HookView};
 
@@ -16,6 +16,21 @@ pub fn unseen((path, why): (String, String)) -> Degraded {
         why,
         instead: "servers see one of the namespace's own; requests tell the client in X-Forwarded-For".to_owned(),
     }
+}
+
+/// A program on a device that did not run although packets came by.
+fn shadowed(hook: &Hook) -> Option<Degraded> {
+    let (device, _) = device_of(&hook.name).filter(|_| hook.attached && hook.effective == Some(false))?;
+    Some(Degraded {
+        what: hook.name.clone(),
+        why: format!(
+            "attached, but it did not run while {device} had packets: a program or filter before it decides about them"
+        ),
+        instead: format!(
+            "see `bpftool net show dev {device}` and `tc filter show dev {device} ingress` (egress); verdicts on this device do not \
+             hold. A restart of the daemon puts its programs first again"
+        ),
+    })
 }
 
 /// Runs the canary and probes. Takes about a second.
@@ -32,7 +47,9 @@ pub fn examine(
     {
         Ok(hooks) => {
             for hook in hooks {
-                if !hook.attached || hook.effective == Some(false) {
+                if let Some(device) = shadowed(&hook) {
+                    report.problems.push(device);
+                } else if !hook.attached || hook.effective == Some(false) {
                     report.problems.push(Degraded {
                         what: hook.name.clone(),
                         why: if hook.attached {
