@@ -102,6 +102,15 @@ impl Hosts {
         &self.hosts[index]
     }
 
+    /// Removes the device of a host and makes it again, as another one of the same name and addresses.
+    ///
+    /// # Errors
+    /// `ip` refuses it.
+    pub fn plug_again(&self, host: &Host) -> Result<()> {
+        ip(&["-n", self.switch.name(), "link", "del", &host.port()])?;
+        host.plug(&self.switch)
+    }
+
     /// All of them as an array, to be taken apart by name: `let [a, b] = hosts.all();`
     ///
     /// # Panics
@@ -122,7 +131,15 @@ impl Host {
             name: letter,
             number,
         };
-        let (inside, port) = (host.netns().name(), format!("to-{letter}"));
+        host.plug(switch)?;
+        let set = format!("echo {CONGESTION_CONTROL} > /proc/sys/net/ipv4/tcp_congestion_control");
+        host.outside(["sh", "-c", &set])?.ok()?;
+        Ok(host)
+    }
+
+    /// Makes its device, with its addresses, and the switch's end of it.
+    fn plug(&self, switch: &NetNs) -> Result<()> {
+        let (inside, port) = (self.netns().name(), self.port());
         ip(&[
             "-n",
             switch.name(),
@@ -134,19 +151,25 @@ impl Host {
             "peer",
             "name",
             "eth0",
+            // Its own for good: neighbours need not learn another one when it is made again.
+            "address",
+            &format!("02:00:00:4d:01:{:02x}", self.number),
             "netns",
             inside,
         ])
         .context("make a pair of virtual Ethernet devices")?;
         ip(&["-n", switch.name(), "link", "set", &port, "master", "br0", "up"])?;
-        let (v4, v6) = (format!("{}/24", host.v4()), format!("{}/64", host.v6()));
+        let (v4, v6) = (format!("{}/24", self.v4()), format!("{}/64", self.v6()));
         ip(&["-n", inside, "addr", "add", &v4, "dev", "eth0"])?;
         // Nobody else has it: without a second of duplicate address detection.
         ip(&["-n", inside, "addr", "add", &v6, "dev", "eth0", "nodad"])?;
         ip(&["-n", inside, "link", "set", "eth0", "up"])?;
-        let set = format!("echo {CONGESTION_CONTROL} > /proc/sys/net/ipv4/tcp_congestion_control");
-        host.outside(["sh", "-c", &set])?.ok()?;
-        Ok(host)
+        Ok(())
+    }
+
+    /// The switch's end of its device.
+    fn port(&self) -> String {
+        format!("to-{}", self.name)
     }
 
     /// `a`, `b`, ...

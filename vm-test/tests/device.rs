@@ -319,3 +319,20 @@ fn a_program_that_somebody_puts_before_ours_is_told_by_doctor_and_is_behind_afte
         Ok(())
     });
 }
+
+#[test]
+fn a_device_that_is_made_again_is_captured_again() {
+    hosts_test("device-again", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let _web = judged_by_the_device(b)?;
+        refused(a, b)?;
+        b.apply(resources::ALLOW)?;
+        hosts.plug_again(b)?;
+        let url = format!("http://{}/", address(b));
+        poll::until("the new device to carry", || from_outside(a, &url)?.ok())?;
+        b.apply(resources::DENY)?;
+        poll::until("the new device to be captured", || refused(a, b))?;
+        ensure!(b.log().matches("captured again").count() == 1, "one line says so");
+        Ok(())
+    });
+}

@@ -164,6 +164,23 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether the device of this name is another one than [`Dataplane::capture_device`] found: it was removed and made again,
+    /// and nothing of ours is on it. False while there is none. Costs a few system calls.
+    pub fn device_is_another(&self, device: &str) -> bool {
+        let Ok(index) = nix::net::if_::if_nametoindex(device) else {
+            return false;
+        };
+        let ours = |suffix: &str| {
+            let link = sys::obj_get(&self.link_pin(DEVICE_PIN, &format!("{device}-{suffix}")));
+            let behind_link = link.and_then(sys::link_target).is_ok_and(|target| target == index);
+            behind_link
+                || self
+                    .link_pin(FILTER_PIN, &format!("{device}-{index}-{suffix}"))
+                    .exists()
+        };
+        !TC.iter().all(|(.., suffix)| ours(suffix))
+    }
+
     /// Detaches from every device that is not in `kept`.
     ///
     /// # Errors

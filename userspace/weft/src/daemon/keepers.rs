@@ -22,7 +22,7 @@ use super::{
     engine::Engine,
     foreign,
     hand_over::Gate,
-    kernel, netns,
+    inbound, kernel, netns,
     start::{republish, watch_workloads},
 };
 
@@ -38,6 +38,8 @@ pub struct Keepers {
     pub event_reporter: Reporter,
     pub edges: Arc<Mutex<edges::Reader>>,
     pub changes: Arc<tokio::sync::Mutex<mpsc::Receiver<Change>>>,
+    /// Captured devices.
+    pub devices: Vec<String>,
 }
 
 // === impl Keepers ===
@@ -66,6 +68,10 @@ impl Keepers {
         let of = self.clone();
         tasks.spawn(kept("pods", move || {
             netns::follow(Arc::clone(&of.engine), Arc::clone(&of.gate))
+        }));
+        let of = self.clone();
+        tasks.spawn(kept("devices", move || {
+            inbound::follow(of.devices.clone(), Arc::clone(&of.engine), Arc::clone(&of.gate))
         }));
         let of = self.clone();
         tasks.spawn(kept("workloads", move || {

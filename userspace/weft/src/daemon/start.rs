@@ -271,6 +271,7 @@ async fn mesh(
             event_reporter,
             edges: Arc::new(Mutex::new(edges)),
             changes: Arc::new(tokio::sync::Mutex::new(changes)),
+            devices: config.devices.clone(),
         },
         flows: Arc::clone(&flows),
         sockets,
