@@ -232,3 +232,76 @@ fn a_remote_workload_that_is_not_who_it_was_is_reset_and_not_left_hanging() {
         Ok(())
     });
 }
+
+#[test]
+fn a_program_that_listens_and_closes_again_and_again_has_nothing_judged_again() {
+    lab_test("listens", |lab| {
+        lab.daemon()?;
+        lab.apply(&only_friends())?;
+        let _echo = echo(lab)?;
+        let mut friend = poll::until("the echo server to be reached", || {
+            let mut held = Held::new(lab, "friend", "hold", "echo:7")?;
+            ensure!(held.say("before")?["ok"] == true, "before");
+            Ok(held)
+        })?;
+        let traffic = lab.traffic()?;
+        const ADDRESS: &str = "127.0.0.1:9999";
+        let script = format!(
+            "while read word; do {traffic} serve-echo {ADDRESS} & server=$!; read word; kill $server; wait $server; done"
+        );
+        let mut restless = lab.run("restless").start(["sh", "-c", &script])?;
+        let shown = |wanted: bool| {
+            poll::until("its listener to be seen", || {
+                let status = lab.status()?;
+                let all = status["workloads"].as_array().context("workloads")?;
+                let shown = all.iter().any(|one| one["listening"].to_string().contains(ADDRESS));
+                ensure!(shown == wanted, "{}", status["workloads"]);
+                status["generation"].as_u64().context("a generation")
+            })
+        };
+        // Until those that have just started are in force.
+        let mut before = shown(false)?;
+        poll::until("nothing to change any more", || {
+            let last = std::mem::replace(&mut before, shown(false)?);
+            ensure!(last == before, "{last}, then {before}");
+            Ok(())
+        })?;
+        for _ in 0..5 {
+            for wanted in [true, false] {
+                restless.say("")?;
+                let generation = shown(wanted)?;
+                ensure!(generation == before, "listening {wanted}: {before}, then {generation}");
+            }
+        }
+        // Whoever dials it is told whose it is all the same.
+        restless.say("")?;
+        shown(true)?;
+        poll::until("the listener to be known", || {
+            let words = [
+                "explain",
+                "--from",
+                "default/friend",
+                "--to",
+                "127.0.0.1",
+                "--port",
+                "9999",
+            ];
+            let told = lab.weft(words)?;
+            ensure!(told.stdout.contains("default/restless"), "{told:?}");
+            Ok(())
+        })?;
+        ensure!(friend.say("after")?["ok"] == true, "after");
+        // A port that somebody asks for is another matter.
+        let more = lab
+            .run("more")
+            .port("80:8088")
+            .start([traffic.as_str(), "serve-echo", "127.0.0.1:8088"])?;
+        poll::until("an endpoint to be ready", || {
+            let generation = lab.status()?["generation"].as_u64().context("a generation")?;
+            ensure!(generation >= before + 2, "{before}, then {generation}");
+            Ok(())
+        })?;
+        drop(more);
+        Ok(())
+    });
+}

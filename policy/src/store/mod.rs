@@ -38,6 +38,8 @@ pub struct Store {
     claims: BTreeMap<Claim, Key>,
     /// Objects whose wanted version waits for a claim.
     waiting: BTreeSet<Key>,
+    /// Grows with every file that is taken or forgotten.
+    revision: u64,
 }
 
 /// What a file wants.
@@ -147,6 +149,11 @@ impl Store {
     pub fn remove_file(&mut self, path: &str) {
         let old = self.files.remove(path).unwrap_or_default();
         self.replace(path, old, None);
+    }
+
+    /// A number that grows whenever a file is taken or forgotten: under the same one nothing has changed here.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// All objects in force, by kind, namespace and name.

@@ -8,6 +8,7 @@ use crate::resource::{Key, Object};
 impl Store {
     /// Puts `new` in the place of `old`, which has been taken out.
     pub(super) fn replace(&mut self, path: &str, old: FileState, new: Option<FileState>) {
+        self.revision += 1;
         let mut touched: BTreeSet<Key> = old.slots.into_keys().collect();
         match new {
             Some(state) => {

@@ -92,10 +92,21 @@ impl ForeignProxies {
             found.insert(path.clone(), now);
         }
         self.named = found;
+        self.present()
+    }
+
+    /// Those whose programs are in place, as found at the last publication.
+    pub fn present(&self) -> ForeignCgroups {
         let present = self.named.iter().filter(|(_, found)| found.problem.is_none());
         present
             .filter_map(|(path, found)| Some((path.clone(), found.id?)))
             .collect()
+    }
+
+    /// Whether a publication would change nothing here: none moved, and none is there without its programs.
+    pub fn is_settled(&self) -> bool {
+        let unattached = |found: &Found| found.id.is_some() && found.problem.is_some();
+        !self.moved() && !self.named.values().any(unattached)
     }
 
     fn attach_to(&mut self, ebpf: &mut Ebpf, place: &Path, id: u64) -> Result<(), DataplaneError> {

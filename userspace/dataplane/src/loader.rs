@@ -367,6 +367,14 @@ impl Dataplane {
         Ok(published)
     }
 
+    /// Whether the kernel has what this snapshot says: publishing it would change nothing but the generation, under which
+    /// every established flow would be judged again.
+    pub fn holds(&self, snapshot: &weft_policy::Snapshot) -> bool {
+        let publisher = self.publisher.lock().expect("no panic under this lock");
+        let foreign = self.foreign.lock().expect("no panic under this lock");
+        foreign.is_settled() && publisher.holds(snapshot, &self.namespaces, &foreign.present())
+    }
+
     /// Whether the cgroup of a foreign proxy came, went or was made again: what is in force is to be published again. To be
     /// called now and then; costs a look at each cgroup that policies name.
     pub fn foreign_proxies_moved(&self) -> bool {

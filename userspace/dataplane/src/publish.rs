@@ -102,6 +102,17 @@ impl Publisher {
         self.write_config()
     }
 
+    /// Whether a publication of this snapshot would change no table. Costs the computing of the tables, and no system call.
+    pub fn holds(&self, snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> bool {
+        let desired = Tables::of(snapshot, namespaces, foreign);
+        self.dests.is(&desired.dests)
+            && self.backends.is(&desired.backends)
+            && self.policy.is(&desired.policy)
+            && self.addrs.is(&desired.addrs)
+            && self.externals.is(&desired.externals)
+            && self.workloads == desired.workloads
+    }
+
     /// See the module's words.
     pub fn publish(
         &mut self,

@@ -122,6 +122,11 @@ where
         Ok(())
     }
 
+    /// Whether this is in the table.
+    pub fn is(&self, desired: &HashMap<K, V>) -> bool {
+        self.current == *desired
+    }
+
     /// Writes what differs, to hold from `next` on. An absent value is all zero.
     pub fn stage(&mut self, desired: HashMap<K, V>, next: u64) -> Result<Staged<K>, DataplaneError> {
         let mut changed = 0;

@@ -1,7 +1,7 @@
 //! Compiles what is there and puts it in force: kernel first, then the proxy and DNS.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     net::IpAddr,
     path::PathBuf,
@@ -18,8 +18,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, compile_ahead, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    AdapterConfig, Allocations, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState, Protocol,
-    ServiceName, Snapshot, Store, Verdict, adapter_configs, captures, compile,
+    AdapterConfig, Allocations, Captured, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState,
+    Protocol, RuntimeWorkload, ServiceName, Snapshot, Store, Verdict, adapter_configs, captures, compile,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -68,6 +68,17 @@ struct State {
     /// Why the last attempt did not come into force.
     problem: Option<String>,
     cuts: Cuts,
+    /// What the snapshot in force was compiled from; `None`: it is to be published whatever it says.
+    compiled_from: Option<CompiledFrom>,
+}
+
+/// All that a snapshot is compiled from, but for who listens where.
+#[derive(PartialEq, Eq)]
+struct CompiledFrom {
+    /// Of the store.
+    revision: u64,
+    workloads: Vec<RuntimeWorkload>,
+    captured: BTreeMap<String, Captured>,
 }
 
 // === impl Engine ===
@@ -120,6 +131,7 @@ impl Engine {
                 last_good,
                 problem: None,
                 cuts: Cuts::default(),
+                compiled_from: None,
             }),
             seen: AtomicU64::new(0),
             vip4: config.vip4.clone(),
@@ -209,6 +221,7 @@ impl Engine {
         {
             let mut state = self.state();
             state.saved.clear();
+            state.compiled_from = None;
             state.last_good.forget_saved();
         }
         let published = self.publish();
@@ -225,8 +238,9 @@ impl Engine {
         let wanted = captures(&self.store());
         let captured = self.pods.look(wanted, &workloads);
         let allocated = state.allocations.clone();
-        let compiled = {
+        let (compiled, from) = {
             let store = self.store();
+            let from = CompiledFrom::new(store.revision(), &workloads, &captured);
             let input = CompileInput {
                 store: &store,
                 workloads: &workloads,
@@ -236,7 +250,7 @@ impl Engine {
                 acceleration: self.dataplane.default_acceleration().acceleration,
                 generation: self.dataplane.next_generation(),
             };
-            compile(&input, &mut state.allocations)
+            (compile(&input, &mut state.allocations), from)
         };
         if let Err(error) = state.save() {
             // Else the next publication, which may allocate nothing, would have to save these.
@@ -246,6 +260,14 @@ impl Engine {
         let mut snapshot = compiled.snapshot;
         let chains = state.adapters.update(&snapshot);
         tell_problems(&state.adapters.states(), &mut snapshot);
+        // Only who listens where can have changed. Any program may listen and close as often as it likes, so this must not
+        // have everything judged again: where no table says it, it is no other generation.
+        let before = self.in_force();
+        let unmoved =
+            state.compiled_from.take().is_some_and(|before| before == from) && self.dataplane.holds(&snapshot);
+        if unmoved {
+            snapshot.generation = before.snapshot.generation;
+        }
         let snapshot = Arc::new(snapshot);
         let ports = snapshot
             .services
@@ -267,6 +289,10 @@ impl Engine {
             ports,
         }));
         state.proxy.publish(Arc::clone(&snapshot), chains);
+        if unmoved {
+            state.compiled_from = Some(from);
+            return Ok(snapshot.generation);
+        }
         let published = match self.dataplane.publish(&snapshot) {
             Ok(published) => published,
             Err(error) => {
@@ -282,6 +308,7 @@ impl Engine {
             changed = published.changed,
             "in force"
         );
+        state.compiled_from = Some(from);
         let in_force = begun.elapsed();
         self.pods.take_effect();
         self.pods.settle();
@@ -413,6 +440,22 @@ impl<'a> Parties<'a> {
             (identity, noted)
         } else {
             (identity, now)
+        }
+    }
+}
+
+// === impl CompiledFrom ===
+
+impl CompiledFrom {
+    fn new(revision: u64, workloads: &[RuntimeWorkload], captured: &BTreeMap<String, Captured>) -> Self {
+        let without = |workload: &RuntimeWorkload| RuntimeWorkload {
+            listening: Vec::new(),
+            ..workload.clone()
+        };
+        Self {
+            revision,
+            workloads: workloads.iter().map(without).collect(),
+            captured: captured.clone(),
         }
     }
 }

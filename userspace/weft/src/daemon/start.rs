@@ -53,6 +53,12 @@ const DNS_PORT: u16 = weft_proxy::dns::DEFAULT_PORT;
 const DRAIN: Duration = Duration::from_secs(5);
 /// What the reporter gets to write out.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Least time between two publications that workloads cause by themselves, by listening and by ending: one that does so in a loop
+/// costs no more than this. The first change of a while waits for nothing; longer would make endpoints ready later.
+const SPACING: Duration = Duration::from_millis(50);
+/// After a publication that took long, so many times as long, but no longer than [`MAX_SPACING`]: changes of resources wait behind.
+const SHARE: u32 = 4;
+const MAX_SPACING: Duration = Duration::from_millis(500);
 /// Changes of the resources folder that wait for the engine; one says as much as many.
 const CHANGES: usize = 16;
 
@@ -440,6 +446,7 @@ pub(super) async fn republish(
     let mut changes = changes.lock().await;
     let mut workloads = engine.registry.changes();
     let mut files_live = true;
+    let mut not_before = tokio::time::Instant::now();
     loop {
         tokio::select! {
             change = changes.recv(), if files_live => match change {
@@ -459,8 +466,10 @@ pub(super) async fn republish(
                 if !engine.is_behind() {
                     continue;
                 }
+                tokio::time::sleep_until(not_before).await;
             }
         }
+        let begun = Instant::now();
         let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
         let published = tokio::task::spawn_blocking(move || {
             let _pass = gate.enter()?;
@@ -471,6 +480,7 @@ pub(super) async fn republish(
         if !goes_on(published.await) {
             return;
         }
+        not_before = tokio::time::Instant::now() + (SHARE * begun.elapsed()).clamp(SPACING, MAX_SPACING);
     }
 }
 
