@@ -578,3 +578,46 @@ fn what_cannot_be_captured_says_why() {
         })
     });
 }
+
+#[test]
+fn what_listened_before_it_was_captured_is_named_until_it_is_started_again() {
+    lab_test("pods-late", |lab| {
+        let pods = Pods::new(lab)?;
+        let web = pods.pod(3)?;
+        lab.daemon()?;
+        let traffic = lab.traffic()?;
+        let serve = || -> Result<Running> {
+            let mut server = web.start([traffic.as_str(), "serve-echo", "[::]:8080"])?;
+            server.line(1)?;
+            Ok(server)
+        };
+        let early = serve()?;
+        lab.apply(&(resources::DENY.to_owned() + &web.workload("web", "web")))?;
+        let named = || -> Result<(bool, bool)> {
+            let is_named = |all: &Value| {
+                let mut all = all
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|one| one["what"].as_str());
+                all.any(|what| what.contains("default/p3") && what.contains(":8080/tcp"))
+            };
+            let doctor = lab.weft(["doctor", "-o", "json"])?.json()?;
+            Ok((is_named(&lab.status()?["degraded"]), is_named(&doctor["problems"])))
+        };
+        poll::until("its listener to be named", || {
+            ensure!(named()? == (true, true), "status, doctor: {:?}", named()?);
+            Ok(())
+        })?;
+        let logged = || lab.log().matches("since before it was captured").count();
+        poll::until("the log to say so", || {
+            ensure!(logged() == 1, "{} times", logged());
+            Ok(())
+        })?;
+        early.stop()?;
+        let _again = serve()?;
+        ensure!(named()? == (false, false), "it is known now");
+        ensure!(logged() == 1, "once");
+        Ok(())
+    });
+}

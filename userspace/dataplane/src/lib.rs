@@ -25,6 +25,7 @@ pub mod sources;
 mod sys;
 mod tables;
 mod uninstall;
+mod unrecorded;
 mod verify;
 
 pub use cgroup::{Cgroup, OWN as OWN_CGROUPS, find_cgroup2, id_of};
@@ -46,4 +47,5 @@ pub use tables::{
     telemetry::{Listener, ip_addr, socket_addr},
 };
 pub use uninstall::{UninstallReport, uninstall};
+pub use unrecorded::{OpenSocket, open_sockets};
 pub use verify::{Verification, VerifiedProgram, verify};

@@ -496,7 +496,12 @@ impl Dataplane {
     ///
     /// The kernel refused the read.
     pub fn listeners(&self) -> Result<Vec<Listener>, DataplaneError> {
-        telemetry::listeners(&self.bpffs.join("maps/listen"), self.home() as u32)
+        self.listeners_in(self.home())
+    }
+
+    /// The same of any namespace, by its cookie.
+    pub(crate) fn listeners_in(&self, netns: u64) -> Result<Vec<Listener>, DataplaneError> {
+        telemetry::listeners(&self.bpffs.join("maps/listen"), netns as u32)
     }
 }
 

@@ -11,7 +11,7 @@ use weft_policy::{
     Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Snapshot, Store, resource::Object,
 };
 
-use super::{doctor, engine::Engine, hand_over::Gate};
+use super::{doctor, engine::Engine, hand_over::Gate, unrecorded};
 use crate::{
     admin::{
         Control, ControlError,
@@ -268,6 +268,7 @@ impl Control for DaemonControl {
         }
         degraded.extend(self.unaccelerated(snapshot));
         degraded.extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
+        degraded.extend(unrecorded::degraded(&self.engine));
         let files = self.files.as_ref().map(FilesSource::status).unwrap_or_default();
         diagnostics.extend(files.unread);
         if let Some(why) = files.problem {
@@ -402,6 +403,7 @@ impl Control for DaemonControl {
         report
             .problems
             .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
+        report.problems.extend(unrecorded::degraded(&self.engine));
         report.cuts = self.engine.cuts();
         report.features.push(FeatureView {
             name: "sockets in a sockmap as good as others".to_owned(),

@@ -27,6 +27,7 @@ use super::{
     cuts::{Cut, Cuts},
     last_good::LastGood,
     netns::{Pods, Sources},
+    unrecorded,
 };
 use crate::{admin::api::CutsView, config::DaemonConfig, registry::Registry, state_dir};
 
@@ -53,6 +54,7 @@ pub struct Engine {
     state: Mutex<State>,
     /// Version of the registry that the last publication saw.
     seen: AtomicU64,
+    unrecorded: Mutex<unrecorded::Told>,
     vip4: Vec<Ipv4Net>,
     vip6: Vec<Ipv6Net>,
 }
@@ -134,6 +136,7 @@ impl Engine {
                 compiled_from: None,
             }),
             seen: AtomicU64::new(0),
+            unrecorded: Mutex::default(),
             vip4: config.vip4.clone(),
             vip6: config.vip6.clone(),
         })
@@ -312,6 +315,7 @@ impl Engine {
         let in_force = begun.elapsed();
         self.pods.take_effect();
         self.pods.settle();
+        self.unrecorded().enrolled(&before.snapshot, &snapshot);
         if published.rejudge {
             let connections = self.cut(&snapshot);
             if connections > 0 {
@@ -373,6 +377,19 @@ impl Engine {
             }
         };
         doomed.reset() + self.pods.reset(&mut doomed)
+    }
+
+    /// Says in the log, once, what workloads have open of which the kernel side knows nothing. Looks only after somebody was
+    /// enrolled.
+    pub fn tell_unrecorded(&self) {
+        if self.unrecorded().is_stale() {
+            let found = unrecorded::find(self);
+            self.unrecorded().tell(found);
+        }
+    }
+
+    fn unrecorded(&self) -> MutexGuard<'_, unrecorded::Told> {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The objects; not to be held for long.

@@ -32,6 +32,7 @@ mod origin;
 mod reporting;
 mod start;
 mod successor;
+mod unrecorded;
 
 use std::{
     io::IsTerminal as _,

@@ -17,6 +17,7 @@ mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -327,6 +328,20 @@ impl Pods {
         });
     }
 
+    /// The directory of a cgroup that a `capture` names; `None`: it cannot be one.
+    pub fn cgroup_of(&self, written: &str) -> Option<PathBuf> {
+        self.cgroup.of_workload(Path::new(written)).ok()
+    }
+
+    /// What is seen in each namespace that we are in, by cookie.
+    pub fn visit<T: Send>(&self, look: impl Fn() -> std::io::Result<T> + Sync) -> Vec<(u64, std::io::Result<T>)> {
+        let state = self.state();
+        let inside = state.inside.iter();
+        inside
+            .map(|(cookie, inside)| (*cookie, inside.netns.visit(&look).flatten()))
+            .collect()
+    }
+
     /// Resets connections in the namespaces that we are in; how many.
     pub fn reset(&self, doomed: &mut Doomed) -> usize {
         let mut cut = 0;
@@ -371,6 +386,7 @@ pub async fn follow(engine: Arc<Engine>, gate: Arc<Gate>) {
                 // A failure is logged and kept for `weft status`.
                 let _ = engine.publish();
             }
+            engine.tell_unrecorded();
             if again {
                 engine.pods.settle();
                 engine.pods.show_sources();
