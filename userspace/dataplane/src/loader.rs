@@ -489,6 +489,19 @@ impl Dataplane {
         rules::read(&self.bpffs.join("maps/rules"))
     }
 
+    /// Removes rules from that table: it has room for so many, and those that are gone would fill it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused the table.
+    pub fn forget_rules(&self, rules: &[u32]) -> Result<(), DataplaneError> {
+        if rules.is_empty() {
+            Ok(())
+        } else {
+            rules::forget(&self.bpffs.join("maps/rules"), rules)
+        }
+    }
+
     /// Every listening address of the home namespace that the kernel knows, with its owner's cgroup id: what a restarted
     /// daemon starts from.
     ///

@@ -1,4 +1,4 @@
-//! Reading `weft_rules`: how often each rule decided.
+//! Reading `weft_rules`: how often each rule decided; removing what is of no use any more.
 
 use std::path::Path;
 
@@ -18,14 +18,10 @@ pub struct RuleUse {
 
 /// Reads the pinned table.
 pub fn read(pin: &Path) -> Result<Vec<RuleUse>, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map {
-        map: "weft_rules",
-        what: "read",
-        source: Box::new(source),
-    };
-    let map = Map::PerCpuHashMap(MapData::from_pin(pin).map_err(fail)?);
-    let map: PerCpuHashMap<MapData, u32, RuleCounters> = map.try_into().map_err(fail)?;
-    map.iter()
+    let fail = fail("read");
+    open(pin)
+        .map_err(fail)?
+        .iter()
         .map(|entry| {
             let (rule, values) = entry.map_err(fail)?;
             let mut counters = RuleCounters::default();
@@ -37,4 +33,26 @@ pub fn read(pin: &Path) -> Result<Vec<RuleUse>, DataplaneError> {
             Ok(RuleUse { rule, counters })
         })
         .collect()
+}
+
+/// Removes rules from the pinned table; one that decides again begins anew.
+pub fn forget(pin: &Path, rules: &[u32]) -> Result<(), DataplaneError> {
+    let mut map = open(pin).map_err(fail("open"))?;
+    for rule in rules {
+        // Gone already is as good.
+        let _ = map.remove(rule);
+    }
+    Ok(())
+}
+
+fn open(pin: &Path) -> Result<PerCpuHashMap<MapData, u32, RuleCounters>, MapError> {
+    Map::PerCpuHashMap(MapData::from_pin(pin)?).try_into()
+}
+
+fn fail(what: &'static str) -> impl Fn(MapError) -> DataplaneError + Copy {
+    move |source| DataplaneError::Map {
+        map: "weft_rules",
+        what,
+        source: Box::new(source),
+    }
 }

@@ -1,7 +1,7 @@
 //! The kernel's edge counters as deltas for the reporter.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -13,9 +13,10 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::time::{MissedTickBehavior, interval};
-use weft_abi::{EdgeCounters, EdgeKey, action, identity, protocol, reporter};
+use weft_abi::{EdgeCounters, EdgeKey, RuleCounters, action, identity, protocol, reporter};
 use weft_adapters::{Destination, EdgeDelta, FlowProtocol, FlowVerdict, Peer, Record, Reporter, Side};
 use weft_dataplane::{Edge, KernelError, RuleUse};
+use weft_policy::ObjectRef;
 
 use super::{
     engine::{Engine, InForce},
@@ -28,7 +29,7 @@ use crate::flows::FlowStore;
 /// How often counters are read: `/metrics` lags by at most this.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// An edge without news and without connections for so many intervals is removed, or a port scan would fill the table for
-/// good. What is counted between the last read and the removal is lost, after ten minutes of nothing.
+/// good; and so is a rule whose object is gone, with its metrics. What is counted between the last read and the removal is lost, after ten minutes of nothing.
 const STALE_AFTER: u64 = 600;
 /// At the start and every so many intervals, records that nobody will read any more are removed: a daemon that never lives
 /// that long would let them fill the tables.
@@ -53,10 +54,25 @@ struct RuleLabels {
     verdict: &'static str,
 }
 
+const VERDICTS: [&str; 3] = ["allow", "deny", "audit"];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     site: &'static str,
     errno: u32,
+}
+
+// === impl RuleLabels ===
+
+impl RuleLabels {
+    fn new(object: &ObjectRef, verdict: &'static str) -> Self {
+        Self {
+            kind: object.kind.clone(),
+            namespace: object.namespace.clone().unwrap_or_default(),
+            name: object.name.clone(),
+            verdict,
+        }
+    }
 }
 
 // === impl KernelMetrics ===
@@ -87,20 +103,21 @@ impl KernelMetrics {
             let Some(object) = in_force.rule(rule.rule) else {
                 continue;
             };
-            for (verdict, count) in [
-                ("allow", rule.counters.allowed),
-                ("deny", rule.counters.denied),
-                ("audit", rule.counters.audited),
-            ] {
+            let counted = [rule.counters.allowed, rule.counters.denied, rule.counters.audited];
+            for (verdict, count) in VERDICTS.into_iter().zip(counted) {
                 if count > 0 {
-                    let counter = self.rules.get_or_create(&RuleLabels {
-                        kind: object.kind.clone(),
-                        namespace: object.namespace.clone().unwrap_or_default(),
-                        name: object.name.clone(),
-                        verdict,
-                    });
+                    let counter = self.rules.get_or_create(&RuleLabels::new(&object, verdict));
                     counter.inc_by(count.saturating_sub(counter.get()));
                 }
+            }
+        }
+    }
+
+    /// Takes rules out that the kernel does not count any more.
+    fn forget_rules(&self, in_force: &InForce, rules: &[u32]) {
+        for object in rules.iter().filter_map(|rule| in_force.rule(*rule)) {
+            for verdict in VERDICTS {
+                self.rules.remove(&RuleLabels::new(&object, verdict));
             }
         }
     }
@@ -149,6 +166,7 @@ pub struct Reader {
     flows: Arc<FlowStore>,
     metrics: KernelMetrics,
     seen: HashMap<EdgeKey, Seen>,
+    rules: Rules,
     /// Events that the ring had no room for.
     lost: u64,
     ticks: u64,
@@ -162,6 +180,39 @@ struct Seen {
     changed: u64,
     names: Names,
 }
+
+/// Rules by number: what was last read, and the tick at which it last changed.
+#[derive(Default)]
+struct Rules(HashMap<u32, (RuleCounters, u64)>);
+
+// === impl Rules ===
+
+impl Rules {
+    /// Those whose object is gone and which have decided nothing for [`STALE_AFTER`]: no flow of theirs is left to be judged.
+    fn stale(&mut self, tick: u64, in_force: &InForce, rules: &[RuleUse]) -> Vec<u32> {
+        let mut unused = Vec::new();
+        for RuleUse { rule, counters } in rules {
+            let (before, changed) = self.0.entry(*rule).or_insert((*counters, tick));
+            if before != counters {
+                (*before, *changed) = (*counters, tick);
+            } else if tick - *changed > STALE_AFTER {
+                unused.push(*rule);
+            }
+        }
+        if !unused.is_empty() {
+            let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &status.object).collect();
+            let is_there = |object: ObjectRef| objects.contains(&object) || object.kind == DEFAULTS;
+            unused.retain(|rule| !in_force.rule(*rule).is_some_and(is_there));
+        }
+        for rule in &unused {
+            self.0.remove(rule);
+        }
+        unused
+    }
+}
+
+/// Its rules hold where nobody has written one, too.
+const DEFAULTS: &str = "MeshConfig";
 
 /// Who an edge is between. Kept: its last counts may come when its workload is gone, and its service with it.
 #[derive(Clone)]
@@ -183,6 +234,7 @@ impl Reader {
             flows,
             metrics,
             seen: HashMap::new(),
+            rules: Rules::default(),
             lost: 0,
             ticks: 0,
         }
@@ -209,7 +261,7 @@ impl Reader {
             Err(error) => tracing::warn!(%error, "the programs' error counters cannot be read now"),
         }
         match dataplane.rules() {
-            Ok(rules) => self.metrics.update_rules(&self.engine.in_force(), &rules),
+            Ok(rules) => self.count_rules(tick, &rules),
             Err(error) => tracing::warn!(%error, "the rules' counters cannot be read now"),
         }
         if let Err(error) = dataplane.refresh_local_addresses() {
@@ -219,6 +271,16 @@ impl Reader {
             && let Err(error) = dataplane.sweep()
         {
             tracing::warn!(%error, "stale connection records cannot be removed now");
+        }
+    }
+
+    fn count_rules(&mut self, tick: u64, rules: &[RuleUse]) {
+        let in_force = self.engine.in_force();
+        self.metrics.update_rules(&in_force, rules);
+        let stale = self.rules.stale(tick, &in_force, rules);
+        match self.engine.dataplane.forget_rules(&stale) {
+            Ok(()) => self.metrics.forget_rules(&in_force, &stale),
+            Err(error) => tracing::warn!(%error, "counters of rules that are gone cannot be removed now"),
         }
     }
 
@@ -345,4 +407,92 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
         connect: grown.connect,
         rtt: grown.rtt,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+    use weft_policy::{ObjectState, ObjectStatus, RuleId, Snapshot};
+
+    use super::*;
+
+    fn object(kind: &str, name: &str) -> ObjectRef {
+        ObjectRef {
+            kind: kind.to_owned(),
+            namespace: Some("default".to_owned()),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Rules 1 to 3, of which the objects of `there` are in force.
+    fn in_force(there: &[&ObjectRef]) -> InForce {
+        let rules = [
+            object("TrafficTarget", "kept"),
+            object("TrafficTarget", "gone"),
+            object("MeshConfig", "mesh"),
+        ];
+        let statuses = there.iter().map(|object| ObjectStatus {
+            object: (*object).clone(),
+            state: ObjectState::Accepted,
+            reason: String::new(),
+        });
+        let snapshot = Snapshot {
+            statuses: statuses.collect(),
+            rules: (1..).map(RuleId).zip(rules).collect(),
+            ..Snapshot::default()
+        };
+        InForce {
+            snapshot: Arc::new(snapshot),
+            ..InForce::default()
+        }
+    }
+
+    fn uses(allowed: [u64; 3]) -> Vec<RuleUse> {
+        let one = |(rule, allowed)| RuleUse {
+            rule,
+            counters: RuleCounters {
+                allowed,
+                ..RuleCounters::default()
+            },
+        };
+        (1..).zip(allowed).map(one).collect()
+    }
+
+    #[test]
+    fn a_rule_whose_object_is_gone_is_forgotten_once_it_decides_nothing_any_more() {
+        let (kept, gone) = (object("TrafficTarget", "kept"), object("TrafficTarget", "gone"));
+        let (both, one) = (in_force(&[&kept, &gone]), in_force(&[&kept]));
+        let mut rules = Rules::default();
+        let none: Vec<u32> = Vec::new();
+        assert_eq!(rules.stale(1, &both, &uses([1, 1, 1])), none);
+        assert_eq!(
+            rules.stale(STALE_AFTER + 2, &both, &uses([1, 1, 1])),
+            none,
+            "its object is there"
+        );
+        // A flow that was allowed by it before it went.
+        assert_eq!(rules.stale(STALE_AFTER + 3, &one, &uses([1, 2, 1])), none);
+        assert_eq!(rules.stale(2 * STALE_AFTER + 3, &one, &uses([1, 2, 1])), none);
+        assert_eq!(rules.stale(2 * STALE_AFTER + 4, &one, &uses([1, 2, 1])), [2]);
+
+        let metrics = KernelMetrics::default();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let text = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).expect("encoded");
+            text
+        };
+        metrics.update_rules(&one, &uses([1, 2, 1]));
+        assert!(text().contains("name=\"gone\",verdict=\"allow\"} 2"), "{}", text());
+        metrics.forget_rules(&one, &[2]);
+        assert!(
+            !text().contains("\"gone\"") && text().contains("\"kept\""),
+            "{}",
+            text()
+        );
+        // It came again, and the kernel counts anew.
+        metrics.update_rules(&both, &uses([1, 1, 1]));
+        assert!(text().contains("name=\"gone\",verdict=\"allow\"} 1"), "{}", text());
+    }
 }
