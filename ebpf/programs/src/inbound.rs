@@ -192,8 +192,8 @@ pub fn goes_past(epoch: Epoch, owner: u64) -> bool {
 /// The verdict on who has shaken hands with a workload and was captured nowhere: the rule, and the action above it. What is to be
 /// looked at is denied, unless it goes past. Parties are identities with their classes above them; the port is in host order.
 ///
-/// A global function, as [`verdict::weft_search`]: inline or static, it made `weft_sockops` a half longer on Linux 6.1 (110,154
-/// instructions for 75,723).
+/// A global function, as [`verdict::weft_search`], which the verifier walks through once: of its instructions on Linux 6.1,
+/// `weft_sockops` has 94,948 with it, 110,154 with the same inlined, and 75,723 without.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weft_admit(generation: u64, source: u64, destination: u64, port: u32, owner: u64) -> u64 {

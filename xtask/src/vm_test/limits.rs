@@ -21,7 +21,7 @@ pub const BUDGETS: &[(&str, u32)] = &[
     ("weft_skb_in", 240_000),
     ("weft_skb_out", 110_000),
     ("weft_sockcreate", 1_600),
-    ("weft_sockops", 88_000),
+    ("weft_sockops", 143_000),
     ("weft_sockrel", 6_000),
     ("weft_tc_in", 236_000),
     ("weft_tc_out", 100_000),
