@@ -56,16 +56,17 @@ pub struct AdapterTarget {
     pub services: BTreeSet<ServiceName>,
 }
 
-/// Where an adapter takes part in a request's way.
+/// Where an adapter takes part in a request's way, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdapterRole {
     /// Judges a request.
     Check,
-    /// Judges a request by using something up: asked after all other checks, so that a refused request costs nothing.
-    Quota,
     /// Sees, and may change, the whole stream.
     Filter,
+    /// Judges a request by using something up: asked after all checks, and after filters have seen the head, so that a refused
+    /// request costs nothing.
+    Quota,
     /// Is told afterwards.
     Report,
 }
