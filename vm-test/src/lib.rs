@@ -50,6 +50,7 @@ pub use self::{
     harness::{hosts_test, lab_test},
     hosts::{Host, Hosts, Remote},
     lab::Lab,
+    netns::EVERY_ADDRESS,
     nginx::{Nginx, Server, listens},
     pods::{Pod, Pods},
     process::{Output, Running},

@@ -9,6 +9,18 @@ use anyhow::{Context, Result};
 
 use crate::process::{self, Running};
 
+/// Where a server in such a namespace is reached that listens on 0.0.0.0 and [::]: all of loopback, and every interface's address.
+pub const EVERY_ADDRESS: [&str; 8] = [
+    "127.0.0.1",
+    "127.0.0.2",
+    "0.0.0.0",
+    "10.77.0.5",
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:10.77.0.5]",
+];
+
 /// A named network namespace, removed when this is dropped.
 #[derive(Debug)]
 pub struct NetNs {

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Running, curl, lab_test, poll, process};
+use vm_test::{EVERY_ADDRESS, Lab, Nginx, Running, curl, lab_test, poll, process};
 
 /// An Adapter of namespace `default` on service `web`.
 fn adapter(name: &str, rest: &str) -> String {
@@ -109,17 +109,8 @@ fn no_address_of_a_server_is_a_way_around_its_adapters() {
                 Ok(())
             })?;
             apply(lab, "closed", "native: denier\nparams: {match: {path_prefix: /admin}}")?;
-            // nginx listens on 0.0.0.0 and [::]: all of loopback and every interface's address reaches it.
-            for address in [
-                "127.0.0.1:8080",
-                "127.0.0.2:8080",
-                "0.0.0.0:8080",
-                "10.77.0.5:8080",
-                "[::1]:8080",
-                "[::]:8080",
-                "[::ffff:127.0.0.1]:8080",
-                "[::ffff:10.77.0.5]:8080",
-            ] {
+            for address in EVERY_ADDRESS {
+                let address = format!("{address}:8080");
                 for (path, http) in [("admin", 403), ("public", 200)] {
                     let answer = client.curl(&format!("http://{address}/{path}"))?;
                     ensure!(answer.http == http, "{address}: {answer:?}");

@@ -1,7 +1,7 @@
 //! L4 denial in the kernel: at once, with a reason, whatever the way.
 
 use anyhow::ensure;
-use vm_test::{Nginx, curl, lab_test, poll, resources};
+use vm_test::{EVERY_ADDRESS, Nginx, curl, lab_test, poll, resources};
 
 /// How often a policy goes back and forth under load.
 const FLIPS: usize = 10;
@@ -71,20 +71,11 @@ fn every_address_of_the_endpoint_meets_the_same_verdict() {
             ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
             Ok(())
         })?;
-        // nginx listens on 0.0.0.0 and [::]: all of loopback and every interface's address reaches it.
-        for address in [
-            "127.0.0.1:8080",
-            "127.0.0.2:8080",
-            "0.0.0.0:8080",
-            "10.77.0.5:8080",
-            "[::1]:8080",
-            "[::]:8080",
-            "[::ffff:127.0.0.1]:8080",
-            "[::ffff:10.77.0.5]:8080",
-        ] {
+        for address in EVERY_ADDRESS {
+            let address = format!("{address}:8080");
             let output = lab
                 .run("stranger")
-                .output([lab.traffic()?, "connect".into(), address.into()])?
+                .output([lab.traffic()?, "connect".into(), address.clone()])?
                 .exits(1)?;
             ensure!(output.json()?["errno"] == EPERM, "{address}: {}", output.stdout);
         }
