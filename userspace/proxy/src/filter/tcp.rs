@@ -90,7 +90,7 @@ impl TcpChain {
                 Poll::Pending | Poll::Ready(TcpStep::Pause) => {
                     ready!(patience.poll_end(self.pause, cx));
                     let (adapter, limit) = (running.factory.name(), self.pause);
-                    tracing::debug!(adapter, ?limit, "a connection was held for too long");
+                    tracing::info!(adapter, ?limit, "a connection was held for too long, and is reset");
                     TcpStep::Reset
                 }
                 Poll::Ready(step) => {

@@ -216,6 +216,7 @@ mod tests {
             assert_eq!(found.as_deref(), expect, "{now:?} {before:?}");
         }
     }
+
     #[test]
     fn a_generation_that_fails_goes_as_soon_as_it_is_no_chance() {
         let seen = |streams, failures| Seen {
