@@ -73,10 +73,12 @@ pub enum Step {
 pub enum Lent<'a> {
     RequestHeaders(&'a mut request::Parts),
     RequestBody(&'a mut BytesMut),
-    RequestTrailers(&'a mut HeaderMap),
+    /// And what is held of the body before them.
+    RequestTrailers(&'a mut HeaderMap, &'a mut BytesMut),
     ResponseHeaders(&'a mut response::Parts),
     ResponseBody(&'a mut BytesMut),
-    ResponseTrailers(&'a mut HeaderMap),
+    /// And what is held of the body before them.
+    ResponseTrailers(&'a mut HeaderMap, &'a mut BytesMut),
 }
 
 /// One filter on one request. All points have an empty default.
@@ -91,7 +93,8 @@ pub trait StreamFilter {
         Step::Continue
     }
 
-    fn on_request_trailers(&mut self, _trailers: &mut HeaderMap) -> Step {
+    /// `body`: what the filter holds of it, which passes on before the trailers.
+    fn on_request_trailers(&mut self, _trailers: &mut HeaderMap, _body: &mut BytesMut) -> Step {
         Step::Continue
     }
 
@@ -105,7 +108,8 @@ pub trait StreamFilter {
         Step::Continue
     }
 
-    fn on_response_trailers(&mut self, _trailers: &mut HeaderMap) -> Step {
+    /// `body`: what the filter holds of it, which passes on before the trailers.
+    fn on_response_trailers(&mut self, _trailers: &mut HeaderMap, _body: &mut BytesMut) -> Step {
         Step::Continue
     }
 

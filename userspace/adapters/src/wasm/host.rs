@@ -257,7 +257,7 @@ impl Host {
             BufferKind::ForeignArguments => Some(&self.answer.foreign),
             _ => {
                 let stream = self.stream()?;
-                (stream.lent == Some(kind.point()?)).then_some(&stream.body[..])
+                kind.is_lent_at(stream.lent?).then_some(&stream.body[..])
             }
         }
     }
@@ -265,7 +265,7 @@ impl Host {
     /// The buffer to be changed, if the callback at hand is about it.
     pub fn buffer_mut(&mut self, kind: BufferKind) -> Option<&mut BytesMut> {
         let stream = self.stream_mut()?;
-        (stream.lent == Some(kind.point()?)).then_some(&mut stream.body)
+        kind.is_lent_at(stream.lent?).then_some(&mut stream.body)
     }
 
     pub fn next_token(&mut self) -> u32 {
@@ -286,15 +286,15 @@ impl Host {
 // === impl BufferKind ===
 
 impl BufferKind {
-    /// Where a stream lends it.
-    fn point(self) -> Option<Point> {
-        Some(match self {
-            Self::RequestBody => Point::RequestBody,
-            Self::ResponseBody => Point::ResponseBody,
-            Self::Downstream => Point::Downstream,
-            Self::Upstream => Point::Upstream,
-            _ => return None,
-        })
+    /// Whether a stream lends it there.
+    fn is_lent_at(self, point: Point) -> bool {
+        match self {
+            Self::RequestBody => matches!(point, Point::RequestBody | Point::RequestTrailers),
+            Self::ResponseBody => matches!(point, Point::ResponseBody | Point::ResponseTrailers),
+            Self::Downstream => point == Point::Downstream,
+            Self::Upstream => point == Point::Upstream,
+            _ => false,
+        }
     }
 }
 

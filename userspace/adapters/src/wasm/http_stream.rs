@@ -117,9 +117,9 @@ impl StreamFilter for HttpStream {
         })
     }
 
-    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
         let about = (self.context, length(trailers.len()));
-        self.run(Lent::RequestTrailers(trailers), |vm, context| {
+        self.run(Lent::RequestTrailers(trailers, body), |vm, context| {
             let action = optional(&mut vm.store, &vm.exports.request_trailers, context, about)?;
             Ok(action.unwrap_or(CONTINUE))
         })
@@ -141,9 +141,9 @@ impl StreamFilter for HttpStream {
         })
     }
 
-    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
         let about = (self.context, length(trailers.len()));
-        self.run(Lent::ResponseTrailers(trailers), |vm, context| {
+        self.run(Lent::ResponseTrailers(trailers, body), |vm, context| {
             let action = optional(&mut vm.store, &vm.exports.response_trailers, context, about)?;
             Ok(action.unwrap_or(CONTINUE))
         })
@@ -249,10 +249,18 @@ impl Lent<'_> {
         match self {
             Self::RequestHeaders(_) => Point::RequestHeaders,
             Self::RequestBody(_) => Point::RequestBody,
-            Self::RequestTrailers(_) => Point::RequestTrailers,
+            Self::RequestTrailers(..) => Point::RequestTrailers,
             Self::ResponseHeaders(_) => Point::ResponseHeaders,
             Self::ResponseBody(_) => Point::ResponseBody,
-            Self::ResponseTrailers(_) => Point::ResponseTrailers,
+            Self::ResponseTrailers(..) => Point::ResponseTrailers,
+        }
+    }
+
+    fn body(&mut self) -> Option<&mut BytesMut> {
+        match self {
+            Self::RequestHeaders(_) | Self::ResponseHeaders(_) => None,
+            Self::RequestBody(body) | Self::RequestTrailers(_, body) => Some(body),
+            Self::ResponseBody(body) | Self::ResponseTrailers(_, body) => Some(body),
         }
     }
 }
@@ -265,24 +273,29 @@ fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
         // Said when nothing was held: it was about nothing.
         stream.resume[point.side()] = false;
     }
-    let changed = mem::take(&mut stream.changed[point.side()]);
+    let changed = mem::take(&mut stream.changed[point.side()]) && stream.held[point.side()] == Some(point);
+    if let Some(body) = lent.body() {
+        mem::swap(&mut stream.body, body);
+    }
     match lent {
-        Lent::RequestHeaders(_) | Lent::RequestTrailers(_) | Lent::ResponseHeaders(_) | Lent::ResponseTrailers(_)
-            if changed && stream.held[point.side()] == Some(point) => {}
+        Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
+        _ if changed => {}
         Lent::RequestHeaders(head) => stream.request.swap(head),
         Lent::ResponseHeaders(head) => {
             stream.has_response = true;
             stream.response.swap(head);
         }
-        Lent::RequestTrailers(trailers) => mem::swap(&mut stream.request_trailers, trailers),
-        Lent::ResponseTrailers(trailers) => mem::swap(&mut stream.response_trailers, trailers),
-        Lent::RequestBody(body) | Lent::ResponseBody(body) => mem::swap(&mut stream.body, body),
+        Lent::RequestTrailers(trailers, _) => mem::swap(&mut stream.request_trailers, trailers),
+        Lent::ResponseTrailers(trailers, _) => mem::swap(&mut stream.response_trailers, trailers),
     }
 }
 
 /// Moves what was lent back, and keeps a copy of heads and trailers for later callbacks.
 fn take_back(stream: &mut Stream, lent: &mut Lent<'_>) {
     stream.lent = None;
+    if let Some(body) = lent.body() {
+        mem::swap(&mut stream.body, body);
+    }
     match lent {
         Lent::RequestHeaders(head) => {
             let kept = stream.request.clone();
@@ -294,8 +307,8 @@ fn take_back(stream: &mut Stream, lent: &mut Lent<'_>) {
             stream.response.swap(head);
             stream.response = kept;
         }
-        Lent::RequestTrailers(trailers) => trailers.clone_from(&stream.request_trailers),
-        Lent::ResponseTrailers(trailers) => trailers.clone_from(&stream.response_trailers),
-        Lent::RequestBody(body) | Lent::ResponseBody(body) => mem::swap(&mut stream.body, body),
+        Lent::RequestTrailers(trailers, _) => trailers.clone_from(&stream.request_trailers),
+        Lent::ResponseTrailers(trailers, _) => trailers.clone_from(&stream.response_trailers),
+        Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
     }
 }

@@ -161,10 +161,10 @@ impl Chain {
         match lent {
             Lent::RequestHeaders(head) => filter.on_request_headers(head, end),
             Lent::RequestBody(body) => filter.on_request_body(body, end),
-            Lent::RequestTrailers(trailers) => filter.on_request_trailers(trailers),
+            Lent::RequestTrailers(trailers, body) => filter.on_request_trailers(trailers, body),
             Lent::ResponseHeaders(head) => filter.on_response_headers(head, end),
             Lent::ResponseBody(body) => filter.on_response_body(body, end),
-            Lent::ResponseTrailers(trailers) => filter.on_response_trailers(trailers),
+            Lent::ResponseTrailers(trailers, body) => filter.on_response_trailers(trailers, body),
         }
     }
 
@@ -211,8 +211,8 @@ impl Chain {
 /// Of [`Running::patience`].
 fn side(lent: &Lent<'_>) -> usize {
     match lent {
-        Lent::RequestHeaders(_) | Lent::RequestBody(_) | Lent::RequestTrailers(_) => 0,
-        Lent::ResponseHeaders(_) | Lent::ResponseBody(_) | Lent::ResponseTrailers(_) => 1,
+        Lent::RequestHeaders(_) | Lent::RequestBody(_) | Lent::RequestTrailers(..) => 0,
+        Lent::ResponseHeaders(_) | Lent::ResponseBody(_) | Lent::ResponseTrailers(..) => 1,
     }
 }
 
@@ -234,10 +234,10 @@ impl Bodies<'_> {
         }
     }
 
-    fn trailers<'a>(&self, trailers: &'a mut HeaderMap) -> Lent<'a> {
+    fn trailers<'a>(&self, trailers: &'a mut HeaderMap, body: &'a mut BytesMut) -> Lent<'a> {
         match self.way {
-            Way::Request => Lent::RequestTrailers(trailers),
-            Way::Response => Lent::ResponseTrailers(trailers),
+            Way::Request => Lent::RequestTrailers(trailers, body),
+            Way::Response => Lent::ResponseTrailers(trailers, body),
         }
     }
 }
@@ -250,10 +250,10 @@ impl Stages for Bodies<'_> {
         self.chain.passes(filter, self.chain.call(filter, self.body(data), end))
     }
 
-    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap) -> Result<bool, Stop> {
+    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap, held: &mut BytesMut) -> Result<bool, Stop> {
         let filter = self.filter(at);
-        self.chain
-            .passes(filter, self.chain.call(filter, self.trailers(trailers), true))
+        let lent = self.trailers(trailers, held);
+        self.chain.passes(filter, self.chain.call(filter, lent, true))
     }
 
     fn poll_resume(
@@ -265,7 +265,7 @@ impl Stages for Bodies<'_> {
     ) -> Poll<Result<(), Stop>> {
         let filter = self.filter(at);
         let lent = match trailers {
-            Some(trailers) => self.trailers(trailers),
+            Some(trailers) => self.trailers(trailers, data),
             None => self.body(data),
         };
         self.chain.poll_resume(filter, cx, lent)

@@ -11,7 +11,7 @@
 //!   (Envoy's `StopAllIterationAndWatermark`, what it does for proxy-wasm);
 //! - at a body, the body goes on coming and gathers with the filter, up to [`FILTER_BODY_BUFFER`]; each further piece is
 //!   shown with all before it;
-//! - at trailers, they wait, and what gathered before them with them;
+//! - at trailers, they wait, and what gathered before them with them: both are lent together;
 //! - at a new opaque connection, no endpoint is connected to, and no byte is read or shown: a filter that waits for bytes
 //!   there waits for ever (Envoy goes on reading and would show them);
 //! - at an opaque connection's bytes, they gather as a body does, but once there are more than that, no more are read.

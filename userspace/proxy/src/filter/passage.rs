@@ -26,8 +26,8 @@ pub(crate) trait Stages {
     /// Whether the filter lets `data` pass on.
     fn on_data(&self, at: usize, data: &mut BytesMut, end: bool) -> Result<bool, Self::Stop>;
 
-    /// Whether the filter lets `trailers` pass on.
-    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap) -> Result<bool, Self::Stop>;
+    /// Whether the filter lets `trailers` pass on, and before them what it held.
+    fn on_trailers(&self, at: usize, trailers: &mut HeaderMap, held: &mut BytesMut) -> Result<bool, Self::Stop>;
 
     /// Ready: the filter goes on, with what it held.
     fn poll_resume(
@@ -219,11 +219,14 @@ impl Passage {
         Ok(())
     }
 
-    /// Shows `trailers` to the stages from `at` on. One that lets them pass lets pass what it held before them.
+    /// Shows `trailers` to the stages from `at` on, each with what it holds. One that lets them pass lets pass that before them.
     fn trailers<S: Stages>(&mut self, filters: &S, at: usize, mut trailers: HeaderMap) -> Result<(), S::Stop> {
         for at in at..self.stages.len() {
-            if !filters.on_trailers(at, &mut trailers)? {
-                let stage = &mut self.stages[at];
+            let stage = &mut self.stages[at];
+            let before = stage.body.len();
+            let passes = filters.on_trailers(at, &mut trailers, &mut stage.body)?;
+            self.held = self.held - before + stage.body.len();
+            if !passes {
                 stage.paused = true;
                 stage.trailers = Some(trailers);
                 return Ok(());

@@ -153,7 +153,7 @@ impl Stages for Bytes<'_> {
     }
 
     /// There are none.
-    fn on_trailers(&self, _: usize, _: &mut HeaderMap) -> Result<bool, ResetBy> {
+    fn on_trailers(&self, _: usize, _: &mut HeaderMap, _: &mut BytesMut) -> Result<bool, ResetBy> {
         Ok(true)
     }
 

@@ -133,8 +133,8 @@ impl StreamFilter for Drawn {
         self.told(step)
     }
 
-    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        let step = self.filter.on_request_trailers(trailers);
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        let step = self.filter.on_request_trailers(trailers, body);
         self.told(step)
     }
 
@@ -148,8 +148,8 @@ impl StreamFilter for Drawn {
         self.told(step)
     }
 
-    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        let step = self.filter.on_response_trailers(trailers);
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        let step = self.filter.on_response_trailers(trailers, body);
         self.told(step)
     }
 

@@ -48,10 +48,12 @@ pub(super) struct Shadow {
 enum Copy {
     RequestHeaders(Box<request::Parts>),
     RequestBody(BytesMut),
-    RequestTrailers(HeaderMap),
+    /// With what is held of the body.
+    RequestTrailers(HeaderMap, BytesMut),
     ResponseHeaders(Box<response::Parts>),
     ResponseBody(BytesMut),
-    ResponseTrailers(HeaderMap),
+    /// With what is held of the body.
+    ResponseTrailers(HeaderMap, BytesMut),
 }
 
 // === impl Shadowed ===
@@ -126,9 +128,9 @@ impl StreamFilter for Shadowed {
         })
     }
 
-    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        self.show(|| Copy::RequestTrailers(trailers.clone()), true);
-        self.call(|drawn| drawn.on_request_trailers(trailers))
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        self.show(|| Copy::RequestTrailers(trailers.clone(), BytesMut::new()), true);
+        self.call(|drawn| drawn.on_request_trailers(trailers, body))
     }
 
     fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
@@ -142,15 +144,15 @@ impl StreamFilter for Shadowed {
         })
     }
 
-    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        self.show(|| Copy::ResponseTrailers(trailers.clone()), true);
-        self.call(|drawn| drawn.on_response_trailers(trailers))
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        self.show(|| Copy::ResponseTrailers(trailers.clone(), BytesMut::new()), true);
+        self.call(|drawn| drawn.on_response_trailers(trailers, body))
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
         let way = match &lent {
-            Lent::RequestBody(_) => Some(0),
-            Lent::ResponseBody(_) => Some(1),
+            Lent::RequestBody(_) | Lent::RequestTrailers(..) => Some(0),
+            Lent::ResponseBody(_) | Lent::ResponseTrailers(..) => Some(1),
             _ => None,
         };
         let Some(drawn) = &mut self.drawn else {
@@ -181,17 +183,14 @@ impl Shadow {
         if self.over {
             return;
         }
-        match self.held.take() {
-            None => {}
-            Some(Copy::RequestBody(mut gathered)) if matches!(copy, Copy::RequestBody(_)) => {
-                gathered.extend_from_slice(copy.bytes());
-                copy = Copy::RequestBody(gathered);
+        match (self.held.take(), &mut copy) {
+            (None, _) => {}
+            (Some(Copy::RequestBody(mut gathered)), Copy::RequestBody(more) | Copy::RequestTrailers(_, more))
+            | (Some(Copy::ResponseBody(mut gathered)), Copy::ResponseBody(more) | Copy::ResponseTrailers(_, more)) => {
+                gathered.extend_from_slice(more);
+                *more = gathered;
             }
-            Some(Copy::ResponseBody(mut gathered)) if matches!(copy, Copy::ResponseBody(_)) => {
-                gathered.extend_from_slice(copy.bytes());
-                copy = Copy::ResponseBody(gathered);
-            }
-            Some(held) => {
+            (Some(held), _) => {
                 self.held = Some(held);
                 self.resume();
                 if self.held.is_some() || self.over {
@@ -203,10 +202,10 @@ impl Shadow {
         let step = match &mut copy {
             Copy::RequestHeaders(head) => filter.on_request_headers(head, end),
             Copy::RequestBody(body) => filter.on_request_body(body, end),
-            Copy::RequestTrailers(trailers) => filter.on_request_trailers(trailers),
+            Copy::RequestTrailers(trailers, body) => filter.on_request_trailers(trailers, body),
             Copy::ResponseHeaders(head) => filter.on_response_headers(head, end),
             Copy::ResponseBody(body) => filter.on_response_body(body, end),
-            Copy::ResponseTrailers(trailers) => filter.on_response_trailers(trailers),
+            Copy::ResponseTrailers(trailers, body) => filter.on_response_trailers(trailers, body),
         };
         self.over |= copy.bytes().len() > MAX_GATHERED;
         self.after(step, copy);
@@ -253,10 +252,10 @@ impl Copy {
         match self {
             Self::RequestHeaders(head) => Lent::RequestHeaders(head),
             Self::RequestBody(body) => Lent::RequestBody(body),
-            Self::RequestTrailers(trailers) => Lent::RequestTrailers(trailers),
+            Self::RequestTrailers(trailers, body) => Lent::RequestTrailers(trailers, body),
             Self::ResponseHeaders(head) => Lent::ResponseHeaders(head),
             Self::ResponseBody(body) => Lent::ResponseBody(body),
-            Self::ResponseTrailers(trailers) => Lent::ResponseTrailers(trailers),
+            Self::ResponseTrailers(trailers, body) => Lent::ResponseTrailers(trailers, body),
         }
     }
 
@@ -264,7 +263,8 @@ impl Copy {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::RequestBody(body) | Self::ResponseBody(body) => body,
-            _ => &[],
+            Self::RequestTrailers(_, body) | Self::ResponseTrailers(_, body) => body,
+            Self::RequestHeaders(_) | Self::ResponseHeaders(_) => &[],
         }
     }
 }

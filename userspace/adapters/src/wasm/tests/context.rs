@@ -5,6 +5,7 @@ use std::{
     task::{Context as TaskContext, Poll, Waker},
 };
 
+use bytes::BytesMut;
 use http::HeaderMap;
 
 use super::*;
@@ -204,7 +205,7 @@ fn trailers_are_changed_and_wishes_out_of_time_do_nothing() {
     let mut filter = stream(&plugin);
     goes_on(filter.on_request_headers(&mut get("/", &[]), false));
     let mut trailers = HeaderMap::new();
-    goes_on(filter.on_request_trailers(&mut trailers));
+    goes_on(filter.on_request_trailers(&mut trailers, &mut BytesMut::new()));
     assert_eq!(trailers["x-sum"], "42");
     let mut head = ok();
     waits(filter.on_response_headers(&mut head, true));
@@ -214,6 +215,38 @@ fn trailers_are_changed_and_wishes_out_of_time_do_nothing() {
         filter.poll_resume(&mut cx, Lent::ResponseHeaders(&mut head)),
         Poll::Pending
     ));
+}
+
+#[test]
+fn a_body_that_was_held_is_there_with_the_trailers() {
+    let bytes = text(
+        r#"(module
+          (import "env" "proxy_get_buffer_status" (func $status (param i32 i32 i32) (result i32)))
+          (import "env" "proxy_set_buffer_bytes" (func $set (param i32 i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "-end")
+          (func (export "proxy_abi_version_0_2_1"))
+          ;; Puts that behind the three bytes that are there.
+          (func $extend (param $buffer i32) (result i32)
+            (if (call $status (local.get $buffer) (i32.const 8) (i32.const 12)) (then unreachable))
+            (if (i32.ne (i32.load (i32.const 8)) (i32.const 3)) (then unreachable))
+            (call $set (local.get $buffer) (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 4)))
+          (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 1))
+          (func (export "proxy_on_request_trailers") (param i32 i32) (result i32) (call $extend (i32.const 0)))
+          (func (export "proxy_on_response_body") (param i32 i32 i32) (result i32) (i32.const 1))
+          (func (export "proxy_on_response_trailers") (param i32 i32) (result i32) (call $extend (i32.const 1))))"#,
+    );
+    let plugin = plugin(&Module::compile(&bytes).expect("a filter"), config(""));
+    let mut filter = stream(&plugin);
+    let (mut body, mut trailers) = (BytesMut::from("abc"), HeaderMap::new());
+    waits(filter.on_request_body(&mut body, false));
+    goes_on(filter.on_request_trailers(&mut trailers, &mut body));
+    assert_eq!(body, "abc-end");
+    let mut body = BytesMut::from("def");
+    waits(filter.on_response_body(&mut body, false));
+    goes_on(filter.on_response_trailers(&mut trailers, &mut body));
+    assert_eq!(body, "def-end");
+    assert_eq!(plugin.stats().traps, 0);
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn what_no_head_can_hold_is_dropped_and_counted() {
         (answer.headers.len(), &answer.headers["z"]),
         (1, &"1".parse().expect("a value"))
     );
-    let Step::Respond(denied) = filter.on_request_trailers(&mut http::HeaderMap::new()) else {
+    let Step::Respond(denied) = filter.on_request_trailers(&mut http::HeaderMap::new(), &mut BytesMut::new()) else {
         panic!("no answer");
     };
     assert!(denied.headers().contains_key("z") && !denied.headers().contains_key("y"));

@@ -30,10 +30,10 @@ fn name(lent: &Lent<'_>) -> &'static str {
     match lent {
         Lent::RequestHeaders(_) => "request-head",
         Lent::RequestBody(_) => "request-body",
-        Lent::RequestTrailers(_) => "request-trailers",
+        Lent::RequestTrailers(..) => "request-trailers",
         Lent::ResponseHeaders(_) => "response-head",
         Lent::ResponseBody(_) => "response-body",
-        Lent::ResponseTrailers(_) => "response-trailers",
+        Lent::ResponseTrailers(..) => "response-trailers",
     }
 }
 

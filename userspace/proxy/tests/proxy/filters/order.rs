@@ -47,7 +47,7 @@ async fn trailers_are_shown_both_ways_and_may_be_changed() {
         let server = if http2 { echo2().await } else { echo1().await };
         let mut events = Events::new();
         let script = events.script("a").act(|lent, _| {
-            if let Lent::RequestTrailers(trailers) | Lent::ResponseTrailers(trailers) = lent {
+            if let Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) = lent {
                 let sum = trailers["x-sum"].to_str().unwrap().to_owned() + "+1";
                 trailers.insert("x-sum", sum.parse().unwrap());
             }
@@ -88,6 +88,42 @@ async fn trailers_are_shown_both_ways_and_may_be_changed() {
             ]
         );
     }
+}
+
+#[tokio::test]
+async fn a_body_that_was_held_is_lent_with_the_trailers_and_passes_before_them() {
+    let server = echo1().await;
+    let mut events = Events::new();
+    let script = events.script("a").act(|lent, _| match lent {
+        Lent::RequestBody(_) => Step::Pause,
+        Lent::RequestTrailers(_, body) => {
+            body.make_ascii_uppercase();
+            body.extend_from_slice(b"!");
+            Step::Continue
+        }
+        _ => Step::Continue,
+    });
+    // The second one sees what the first made of it.
+    let scripts = [script, events.script("b")];
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains(scripts));
+    let (sender, body) = pieces();
+    let feed = tokio::spawn(async move {
+        sender.send(data("abc")).await.unwrap();
+        sender.send(sum("1")).await.unwrap();
+    });
+    let mut request = post(body);
+    for (name, value) in [("te", "trailers"), ("trailer", "x-sum")] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let answer = Text::read(H1::new(mesh.dial(0).await).await.send(request).await).await;
+    feed.await.unwrap();
+    assert_eq!(
+        (answer.body.as_str(), &answer.trailers.unwrap()["x-sum"]),
+        ("ABC!", &"1".parse().unwrap())
+    );
+    let seen = events.until_end_of("b").await;
+    let bodies: Vec<&String> = seen.iter().filter(|event| event.contains("request-body")).collect();
+    assert_eq!(bodies, ["a request-body 3", "b request-body 4"]);
 }
 
 #[tokio::test]

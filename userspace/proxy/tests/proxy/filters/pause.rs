@@ -49,6 +49,37 @@ async fn a_paused_head_holds_the_request_back_and_may_be_changed_when_it_goes_on
 }
 
 #[tokio::test]
+async fn who_goes_on_at_trailers_has_what_it_held_of_the_body() {
+    let server = echo1().await;
+    let events = Events::new();
+    let script = events.script("a").act(|lent, _| match lent {
+        Lent::RequestBody(_) | Lent::RequestTrailers(..) => Step::Pause,
+        _ => Step::Continue,
+    });
+    let script = script.resume(|lent, _| {
+        if let Lent::RequestTrailers(_, body) = lent {
+            body.make_ascii_uppercase();
+            return Step::Continue;
+        }
+        Step::Pause
+    });
+    let (script, gate) = script.gated();
+    gate.send(true).unwrap();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains());
+    let (sender, body) = pieces();
+    tokio::spawn(async move {
+        sender.send(data("abc")).await.unwrap();
+        sender.send(super::sum("1")).await.unwrap();
+    });
+    let mut request = post(body);
+    for (name, value) in [("te", "trailers"), ("trailer", "x-sum")] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let answer = Text::read(H1::new(mesh.dial(0).await).await.send(request).await).await;
+    assert_eq!(answer.body, "ABC");
+}
+
+#[tokio::test]
 async fn every_point_may_pause_and_go_on() {
     for http2 in [false, true] {
         let server = if http2 { echo2().await } else { echo1().await };

@@ -235,8 +235,8 @@ impl StreamFilter for Scripted {
         self.run(&format!("request-body {}", body.len()), Lent::RequestBody(body), end)
     }
 
-    fn on_request_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        self.run("request-trailers", Lent::RequestTrailers(trailers), false)
+    fn on_request_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        self.run("request-trailers", Lent::RequestTrailers(trailers, body), false)
     }
 
     fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
@@ -251,8 +251,8 @@ impl StreamFilter for Scripted {
         self.run(&format!("response-body {}", body.len()), Lent::ResponseBody(body), end)
     }
 
-    fn on_response_trailers(&mut self, trailers: &mut HeaderMap) -> Step {
-        self.run("response-trailers", Lent::ResponseTrailers(trailers), false)
+    fn on_response_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
+        self.run("response-trailers", Lent::ResponseTrailers(trailers, body), false)
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
