@@ -26,7 +26,12 @@ pub struct Chains {
     splits: HashMap<ServiceName, HashMap<ServiceName, Arc<Chain>>>,
     /// Of everything that is not named.
     others: Option<Arc<Chain>>,
+    filters: Filters,
 }
+
+/// All filters of some chains, by address: services by the thousand have the same.
+#[derive(Clone, Default)]
+struct Filters(HashMap<usize, Arc<dyn FilterFactory>>);
 
 // === impl Chain ===
 
@@ -63,8 +68,11 @@ impl std::fmt::Debug for Chain {
 impl Chains {
     /// The same for every destination, also for those that are no service.
     pub fn everywhere(chain: Chain) -> Self {
+        let mut filters = Filters::default();
+        filters.add(&chain);
         Self {
             others: Some(Arc::new(chain)).filter(|chain| !chain.is_empty()),
+            filters,
             ..Self::default()
         }
     }
@@ -72,6 +80,7 @@ impl Chains {
     /// Requests to `service` go through `chain`. An empty one is not kept.
     pub fn insert(&mut self, service: ServiceName, chain: Arc<Chain>) {
         if !chain.is_empty() {
+            self.filters.add(&chain);
             self.services.insert(service, chain);
         }
     }
@@ -79,8 +88,14 @@ impl Chains {
     /// Requests that the split of `root` sends to `backend` go through `chain`. An empty one is not kept.
     pub fn insert_split(&mut self, root: ServiceName, backend: ServiceName, chain: Arc<Chain>) {
         if !chain.is_empty() {
+            self.filters.add(&chain);
             self.splits.entry(root).or_default().insert(backend, chain);
         }
+    }
+
+    /// [`FilterFactory::warm`] of all filters.
+    pub fn warm(&self) {
+        self.filters.0.values().for_each(|filter| filter.warm());
     }
 
     /// Nobody looks at anything.
@@ -105,12 +120,35 @@ impl Chains {
     }
 }
 
+// === impl Filters ===
+
+impl Filters {
+    fn add(&mut self, chain: &Chain) {
+        let by_address = |filter: &Arc<dyn FilterFactory>| (Arc::as_ptr(filter).addr(), Arc::clone(filter));
+        self.0.extend(chain.filters.iter().map(by_address));
+    }
+}
+
+impl std::fmt::Debug for Filters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set()
+            .entries(self.0.values().map(|filter| filter.name()))
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        rc::Rc,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
     use super::*;
     use crate::{
         attribute::Bag,
         pipeline::{Check, Checking},
+        stream::{StreamFilter, StreamInfo},
     };
 
     struct Named(&'static str);
@@ -154,6 +192,41 @@ mod tests {
         for other in [(*chain("web")).clone(), Chain::default()] {
             assert!(!web.is_same(&other) && !other.is_same(&web));
         }
+    }
+
+    /// Counts how often it is warmed.
+    #[derive(Default)]
+    struct Warmed(AtomicUsize);
+
+    impl FilterFactory for Warmed {
+        fn name(&self) -> &str {
+            "warmed"
+        }
+
+        fn warm(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+            None
+        }
+    }
+
+    #[test]
+    fn each_filter_is_warmed_once_however_many_services_have_it() {
+        let [often, split] = [(); 2].map(|()| Arc::new(Warmed::default()));
+        let of = |filters: &[&Arc<Warmed>]| {
+            Arc::new(Chain {
+                filters: filters.iter().map(|filter| Arc::clone(filter) as _).collect(),
+                ..Chain::default()
+            })
+        };
+        let mut chains = Chains::default();
+        chains.insert(service("web"), of(&[&often]));
+        chains.insert(service("api"), of(&[&often]));
+        chains.insert_split(service("web"), service("api"), of(&[&often, &split]));
+        chains.warm();
+        assert_eq!([often, split].map(|filter| filter.0.load(Ordering::Relaxed)), [1, 1]);
     }
 
     #[test]

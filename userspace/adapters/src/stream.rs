@@ -27,6 +27,10 @@ pub trait FilterFactory: Send + Sync {
     /// Name of the adapter, as the operator wrote it.
     fn name(&self) -> &str;
 
+    /// It is in force. Called on each worker, before the requests that it is to look at or among the first of them, and again
+    /// when it stays in force: what it does beside requests, as ticks, begins here.
+    fn warm(&self) {}
+
     /// A filter for one request; `None`: it does not look at this one.
     fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>>;
 

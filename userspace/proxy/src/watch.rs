@@ -65,6 +65,11 @@ impl SnapshotPublisher {
         self.changed.send_replace(());
     }
 
+    /// What is in force is to be looked at again: adapters have changed in themselves.
+    pub fn tell_again(&self) {
+        self.changed.send_replace(());
+    }
+
     /// A reader's side.
     pub fn watch(&self) -> SnapshotWatch {
         SnapshotWatch {

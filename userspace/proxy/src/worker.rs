@@ -133,6 +133,16 @@ impl Worker {
             self.loads.reap();
         }
     }
+
+    /// Readies the filters in force here, each time that there are others, for as long as the worker lives.
+    pub(crate) async fn warming(self: Rc<Self>) {
+        let mut snapshots = self.snapshots.clone();
+        loop {
+            snapshots.mark();
+            self.snapshots.load_full().chains.warm();
+            snapshots.changed().await;
+        }
+    }
 }
 
 /// Counts a connection as active for as long as it lives, however it ends.

@@ -181,6 +181,12 @@ impl FilterFactory for Plugin {
         &self.inner.config.name
     }
 
+    fn warm(&self) {
+        if self.inner.config.instances == Instances::Worker {
+            self.inner.worker();
+        }
+    }
+
     fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         match self.inner.take().and_then(|worker| HttpStream::begin(worker, info)) {
             Some(stream) => Some(Box::new(stream)),

@@ -247,7 +247,10 @@ fn run(
         for socket in sockets {
             accepting.begin(socket, None, CancellationToken::new());
         }
-        let housekeeping = tokio::task::spawn_local(worker.clone().housekeeping());
+        let beside = [
+            tokio::task::spawn_local(worker.clone().housekeeping()),
+            tokio::task::spawn_local(worker.clone().warming()),
+        ];
         loop {
             tokio::select! {
                 biased;
@@ -263,7 +266,7 @@ fn run(
             () = worker.all_ended() => {}
             () = stop.reached(Phase::Cut) => {}
         }
-        housekeeping.abort();
+        beside.iter().for_each(JoinHandle::abort);
         DrainReport {
             finished: worker.finished_connections(),
             cut: worker.open_connections(),

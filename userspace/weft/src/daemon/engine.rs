@@ -176,7 +176,10 @@ impl Engine {
     /// As there.
     pub fn restore(&self, adapter: &ObjectRef, generations: &[&str]) -> Result<(), GenerationError> {
         let state = self.state();
-        state.adapters.restore(adapter, generations.iter().copied())
+        state.adapters.restore(adapter, generations.iter().copied())?;
+        // What they do beside requests begins again.
+        state.proxy.tell_again();
+        Ok(())
     }
 
     /// Whether the registry changed since the last publication.

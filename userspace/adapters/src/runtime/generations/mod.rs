@@ -131,6 +131,13 @@ impl FilterFactory for Generations {
         self.set.closed && !self.set.protocols.tcp
     }
 
+    /// Spares of weight zero and shadows too, not those that are out.
+    fn warm(&self) {
+        let running = self.set.all.iter().filter(|generation| generation.runs());
+        let made = running.filter_map(|generation| generation.made.as_ref().ok());
+        made.for_each(|made| made.plugin.warm());
+    }
+
     fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         let set = &self.set;
         if !set.protocols.http {

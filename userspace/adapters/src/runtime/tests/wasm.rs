@@ -318,6 +318,67 @@ fn a_generation_that_fails_at_ticks_is_rolled_back() {
 }
 
 #[test]
+fn what_is_in_force_works_before_any_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ticks.wasm");
+    fs::write(&file, wat::parse_str(TICKS).unwrap()).unwrap();
+    let mut world = World::new();
+    let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "priority: 0"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        chains.warm();
+        let ticked = async {
+            // Each of its ticks traps.
+            while world.state("auth").generations[0].stats.failed_beside == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ticked).await.unwrap();
+    });
+    assert_eq!(world.state("auth").generations[0].stats.streams, 0);
+}
+
+/// Holds bodies, and answers at the trailers where what it held has six bytes.
+const GATHERS: &str = r#"(module
+  (import "env" "proxy_get_buffer_status" (func $status (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+    (drop (call $status (i32.const 0) (i32.const 8) (i32.const 12)))
+    (if (i32.eq (i32.load (i32.const 8)) (i32.const 6)) (then
+      (drop (call $respond (i32.const 200) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+        (i32.const 0) (i32.const -1)))))
+    (i32.const 0)))"#;
+
+#[test]
+fn a_shadow_that_gathers_a_body_has_it_at_the_trailers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gathers.wasm");
+    fs::write(&file, wat::parse_str(GATHERS).unwrap()).unwrap();
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "header-auth", "weight: 1"), ("v2", "trap", "shadow: true")],
+        PARAMS,
+    );
+    let text = text.replace(module("trap").to_str().unwrap(), file.to_str().unwrap());
+    let chains = world.apply("auth", &text);
+    let mut filter = stream(&chains, 1).unwrap();
+    for piece in ["abc", "def"] {
+        // The one in force holds nothing.
+        let mut body = BytesMut::from(piece);
+        assert!(matches!(filter.on_request_body(&mut body, false), Step::Continue));
+    }
+    let step = filter.on_request_trailers(&mut HeaderMap::new(), &mut BytesMut::new());
+    assert!(matches!(step, Step::Continue));
+    assert_eq!(world.state("auth").generations[1].stats.local_responses, 1);
+}
+
+#[test]
 fn a_shadow_changes_nothing_and_is_compared() {
     let mut world = World::new();
     let text = generations(

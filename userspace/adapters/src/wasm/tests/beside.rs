@@ -52,6 +52,22 @@ pub(super) async fn until(what: &str, ready: impl Fn() -> bool) {
 }
 
 #[test]
+fn ticks_come_before_any_request_where_a_plugin_is_in_force() {
+    local(async {
+        let module = Module::compile(&text(BESIDE)).expect("a filter");
+        let plugin = plugin(&module, config(""));
+        plugin.prepare(1).expect("it starts");
+        plugin.warm();
+        until("ticks", || metric(&plugin, "ticks") >= 2).await;
+        // One at work, and one in stock in its place.
+        until("it is restocked", || plugin.stats().instances == 2).await;
+        // It stays in force.
+        plugin.warm();
+        assert_eq!(plugin.stats().instances, 2);
+    });
+}
+
+#[test]
 fn ticks_come_and_queues_are_told() {
     local(async {
         let module = Module::compile(&text(BESIDE)).expect("a filter");

@@ -124,6 +124,7 @@ fn what_a_request_leaves_behind_is_found_by_the_next_one_of_its_instance_alone()
     };
     let alone = plugin(&module, alone);
     alone.prepare(2).expect("it starts");
+    alone.warm();
     assert_eq!(alone.stats().instances, 0, "none waits for anybody");
     let (mut one, mut other) = (stream(&alone), stream(&alone));
     goes_on(one.on_request_headers(&mut get("/", &[]), true));

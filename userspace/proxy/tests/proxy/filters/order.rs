@@ -1,10 +1,14 @@
 //! Which filters are called, when, and with what.
 
-use std::sync::Arc;
+use std::{
+    rc::Rc,
+    sync::Arc,
+    thread::{self, ThreadId},
+};
 
 use http::{Response, StatusCode};
-use tokio::io::AsyncWriteExt;
-use weft_adapters::{Chain, Chains, Lent, Pipeline, Step, builtin::MemQuota};
+use tokio::{io::AsyncWriteExt, sync::mpsc};
+use weft_adapters::{Chain, Chains, FilterFactory, Lent, Pipeline, Step, StreamFilter, StreamInfo, builtin::MemQuota};
 use weft_policy::{AppProtocol, ServiceName};
 
 use super::{data, echo1, echo2, post, post2, split_over_dead_and, sum};
@@ -252,6 +256,51 @@ async fn filters_are_those_of_the_service_and_of_the_generation_in_force() {
     mesh.publish_chains(&spec, chains([events.script("new")]));
     assert_eq!(client.get("/").await.body, "api");
     assert_eq!(events.until_end_of("new").await[0], "new request-head / end");
+}
+
+#[tokio::test]
+async fn filters_are_warmed_on_each_worker_before_any_request_and_when_they_come_into_force() {
+    let server = echo1().await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let [(first, mut warmed), (second, mut later)] = [Warm::new(), Warm::new()];
+    let everywhere = |filter: &Arc<Warm>| {
+        Chains::everywhere(Chain {
+            filters: vec![Arc::clone(filter) as _],
+            ..Chain::default()
+        })
+    };
+    // Of two workers.
+    let mut mesh = Mesh::filtered(&spec, everywhere(&first));
+    let on = [warmed.recv().await.unwrap(), warmed.recv().await.unwrap()];
+    assert_ne!(on[0], on[1]);
+    mesh.publish_chains(&spec, everywhere(&second));
+    let again = [later.recv().await.unwrap(), later.recv().await.unwrap()];
+    assert_ne!(again[0], again[1]);
+    assert!(again.iter().all(|thread| on.contains(thread)), "{again:?} {on:?}");
+}
+
+/// Tells on which threads it is warmed.
+struct Warm(mpsc::UnboundedSender<ThreadId>);
+
+impl Warm {
+    fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<ThreadId>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        (Arc::new(Self(tell)), told)
+    }
+}
+
+impl FilterFactory for Warm {
+    fn name(&self) -> &str {
+        "warm"
+    }
+
+    fn warm(&self) {
+        let _ended = self.0.send(thread::current().id());
+    }
+
+    fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        None
+    }
 }
 
 #[tokio::test]
