@@ -26,7 +26,7 @@ pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
 pub use self::wasm::{
     MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
-    WasmProtocols, WasmRollback,
+    WasmProtocols, WasmRollback, WasmVm,
 };
 
 /// Number the kernel compares instead of names; one per (namespace, service account). See [`Identity::FIRST`].

@@ -1,6 +1,10 @@
 //! Adapters that are WebAssembly.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 
 use serde::Serialize;
 
@@ -17,6 +21,7 @@ pub struct WasmBackend {
     pub generations: Vec<WasmGeneration>,
     /// Which of the module's plugins, for modules that hold several; else empty.
     pub root: String,
+    pub vm: WasmVm,
     pub protocols: WasmProtocols,
     pub instances: WasmInstances,
     pub limits: WasmLimits,
@@ -46,6 +51,17 @@ pub struct WasmModule {
     pub path: PathBuf,
     /// SHA-256 of its bytes, if it was said.
     pub sha256: Option<[u8; 32]>,
+}
+
+/// What an instance is started with, as `vm_config` of Envoy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WasmVm {
+    /// Adapters of a namespace with the same one share data and queues; empty: the adapter has its own.
+    pub id: String,
+    /// What `proxy_on_vm_start` finds.
+    pub configuration: serde_json::Value,
+    /// Of the module, beside none of the daemon's.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// What it looks at; at least one of them.

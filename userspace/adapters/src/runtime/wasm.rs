@@ -236,18 +236,20 @@ impl std::fmt::Debug for WasmHost {
 }
 
 fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) -> PluginConfig {
-    let limits = backend.limits;
+    let (limits, vm) = (backend.limits, &backend.vm);
     let name = name_of(&config.object);
+    let namespace = config.object.namespace.as_deref().unwrap_or_default();
+    // What filters share is kept by name, and a shadow shares nothing with those in force.
+    let kind = if shadow { "shadow" } else { "vm" };
     PluginConfig {
-        // What filters share is kept by name, and a shadow shares nothing with those in force.
         name: if shadow { format!("{name} (shadow)") } else { name }.into(),
+        // An adapter's name has a slash in its first word, and no text of a user comes before the mark.
+        shares: (!vm.id.is_empty()).then(|| format!("{kind} {namespace} {}", vm.id).into()),
         root_id: backend.root.clone(),
-        configuration: match &config.params {
-            serde_json::Value::Null => Bytes::new(),
-            // As it is, for modules that want no JSON.
-            serde_json::Value::String(text) => Bytes::from(text.clone()),
-            params => Bytes::from(params.to_string()),
-        },
+        vm_id: vm.id.clone(),
+        configuration: bytes_of(&config.params),
+        vm_configuration: bytes_of(&vm.configuration),
+        environment: vm.environment.clone().into_iter().collect(),
         instances: match backend.instances {
             WasmInstances::Worker => Instances::Worker,
             WasmInstances::Request => Instances::Stream,
@@ -267,6 +269,16 @@ fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) ->
             AdapterFailure::Closed => FailurePolicy::Closed,
         },
         ..PluginConfig::default()
+    }
+}
+
+/// A configuration as modules get it.
+fn bytes_of(written: &serde_json::Value) -> Bytes {
+    match written {
+        serde_json::Value::Null => Bytes::new(),
+        // As it is, for modules that want no JSON.
+        serde_json::Value::String(text) => Bytes::from(text.clone()),
+        json => Bytes::from(json.to_string()),
     }
 }
 

@@ -18,9 +18,10 @@ pub const DEFAULT_MEMORY: usize = 64 << 20;
 /// A plugin: what one module is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PluginConfig {
-    /// Name of the adapter, as the operator wrote it; shared data, queues and metrics are kept under it, so that they
-    /// outlive a generation.
+    /// Name of the adapter, as the operator wrote it; its metrics are kept under it, so that they outlive a generation.
     pub name: Arc<str>,
+    /// Under which shared data and queues are kept; `None`: its name.
+    pub shares: Option<Arc<str>>,
     /// Which of the module's plugins, for modules that hold several (`plugin_root_id`).
     pub root_id: String,
     /// Under which the plugin's queues are found (`plugin_vm_id`).

@@ -1,8 +1,20 @@
-//! A metric that a module defined.
+//! Metrics that modules define.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
 
 use super::abi::Status;
+
+/// Metrics of an adapter.
+pub const MAX_METRICS: usize = 1024;
+
+/// Longest name of a metric in bytes.
+pub const MAX_METRIC_NAME: usize = 256;
 
 /// Upper bounds of a histogram's buckets, inclusive, before the one without a bound: those that Envoy shows, for filters that
 /// record milliseconds or bytes.
@@ -10,6 +22,10 @@ pub const BOUNDS: [u64; 18] = [
     1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 600_000, 1_800_000,
     3_600_000,
 ];
+
+/// Of one adapter, by name.
+#[derive(Debug, Default)]
+pub struct Metrics(Mutex<BTreeMap<Box<str>, Arc<Metric>>>);
 
 /// A metric of a filter.
 #[derive(Debug)]
@@ -26,6 +42,37 @@ pub enum MetricKind {
     Counter,
     Gauge,
     Histogram,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// The metric `name`, made if there is none.
+    pub(super) fn metric(&self, kind: MetricKind, name: &str) -> Result<Arc<Metric>, Status> {
+        let mut metrics = self.lock();
+        match metrics.get(name) {
+            Some(metric) if metric.kind == kind => Ok(metric.clone()),
+            Some(_) => Err(Status::BadArgument),
+            None if name.len() > MAX_METRIC_NAME => Err(Status::BadArgument),
+            None if metrics.len() >= MAX_METRICS => Err(Status::InternalFailure),
+            None => {
+                let metric = Arc::new(Metric::new(kind));
+                metrics.insert(name.into(), metric.clone());
+                Ok(metric)
+            }
+        }
+    }
+
+    /// All that were defined, by name.
+    pub fn all(&self) -> Vec<(Box<str>, Arc<Metric>)> {
+        let metrics = self.lock();
+        let pairs = metrics.iter();
+        pairs.map(|(name, metric)| (name.clone(), metric.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Arc<Metric>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // === impl Metric ===
@@ -118,5 +165,21 @@ mod tests {
             metric.record(u64::MAX);
             assert_eq!(metric.value(), i64::MAX, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn metrics_have_one_kind_and_are_bounded() {
+        let metrics = Metrics::default();
+        let counter = metrics.metric(MetricKind::Counter, "c").expect("a counter");
+        assert_eq!(metrics.metric(MetricKind::Gauge, "c").err(), Some(Status::BadArgument));
+        let again = metrics.metric(MetricKind::Counter, "c").expect("the same");
+        assert!(Arc::ptr_eq(&counter, &again));
+        for number in 1..MAX_METRICS {
+            metrics
+                .metric(MetricKind::Counter, &format!("n{number}"))
+                .expect("room");
+        }
+        let over = metrics.metric(MetricKind::Counter, "over");
+        assert_eq!(over.err(), Some(Status::InternalFailure));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bytes --> Module (compiled once) --> Plugin (a configuration; the FilterFactory)
-//!                                          |  one a worker, made when first needed or kept ready
+//!                                          |  one a worker, made when it comes into force
 //!                                          v
 //!                                       instance: store, memory, the plugin's context
 //!                                          |  one a request or connection
@@ -52,10 +52,7 @@ pub use config::{
 };
 pub use counters::Stats;
 pub use error::WasmError;
-pub use metric::{BOUNDS, Metric, MetricKind};
+pub use metric::{BOUNDS, MAX_METRIC_NAME, MAX_METRICS, Metric, MetricKind, Metrics};
 pub use module::{Digest, MAX_MODULE, Module};
 pub use plugin::Plugin;
-pub use services::{
-    MAX_METRIC_NAME, MAX_METRICS, MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUED_BYTES, MAX_QUEUES, MAX_SHARED_BYTES,
-    Services, Shared,
-};
+pub use services::{MAX_QUEUE_BYTES, MAX_QUEUE_LENGTH, MAX_QUEUED_BYTES, MAX_QUEUES, MAX_SHARED_BYTES, Services};

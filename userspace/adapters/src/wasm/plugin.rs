@@ -27,6 +27,7 @@ use super::{
     host::Host,
     http_stream::HttpStream,
     inbox::Inbox,
+    metric::Metrics,
     module::Module,
     services::{Services, Shared},
     tcp_stream::TcpStream,
@@ -55,6 +56,7 @@ pub(super) struct Inner {
     pub pre: InstancePre<Host>,
     pub config: PluginConfig,
     pub shared: Arc<Shared>,
+    pub metrics: Arc<Metrics>,
     pub upstreams: Arc<dyn Upstreams>,
     pub counters: AllCounters,
     failed_streams: AtomicU64,
@@ -107,7 +109,8 @@ impl Plugin {
         let pre = linker.instantiate_pre(module.compiled()).map_err(calls::link_error)?;
         let inner = Inner {
             id: LAST.fetch_add(1, Ordering::Relaxed),
-            shared: services.of(&config.name),
+            shared: services.shared(config.shares.as_ref().unwrap_or(&config.name)),
+            metrics: services.metrics(&config.name),
             module,
             pre,
             config,
@@ -170,9 +173,9 @@ impl Plugin {
         }
     }
 
-    /// Data, queues and metrics of the adapter.
-    pub fn shared(&self) -> &Arc<Shared> {
-        &self.inner.shared
+    /// Metrics that the adapter's modules defined.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
     }
 }
 

@@ -1,20 +1,16 @@
-//! What filters share beyond an instance: data, queues and metrics, a set for each adapter of the process.
+//! What filters share beyond an instance: data and queues by [`PluginConfig::shares`](super::PluginConfig::shares), metrics by the
+//! adapter's name, so that a new generation finds what the old one left.
 //!
-//! They are kept by the adapter's name, so that a new generation finds what the old one left. Their locks are held for a
-//! look-up or a copy, by the filters that use them only.
+//! Their locks are held for a look-up or a copy, by the filters that use them only.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{
-    abi::Status,
-    inbox::Inbox,
-    metric::{Metric, MetricKind},
-};
+use super::{abi::Status, inbox::Inbox, metric::Metrics};
 
-/// Keys and values of an adapter's shared data, in bytes together.
+/// Keys and values of shared data, in bytes together.
 pub const MAX_SHARED_BYTES: usize = 16 << 20;
 
 /// Messages in a queue.
@@ -23,31 +19,29 @@ pub const MAX_QUEUE_LENGTH: usize = 1024;
 /// Bytes of the messages in a queue.
 pub const MAX_QUEUE_BYTES: usize = 4 << 20;
 
-/// Bytes of the messages in all queues of an adapter.
+/// Bytes of the messages in all queues that are shared with each other.
 pub const MAX_QUEUED_BYTES: usize = 16 << 20;
 
-/// Queues of an adapter.
+/// Queues that are shared with each other.
 pub const MAX_QUEUES: usize = 64;
-
-/// Metrics of an adapter.
-pub const MAX_METRICS: usize = 1024;
-
-/// Longest name of a metric in bytes.
-pub const MAX_METRIC_NAME: usize = 256;
 
 /// Of all adapters of a process.
 #[derive(Debug, Default)]
 pub struct Services {
-    adapters: Mutex<HashMap<Arc<str>, Weak<Shared>>>,
+    shared: Named<Shared>,
+    metrics: Named<Metrics>,
 }
 
-/// Of one adapter.
+/// Data and queues: of one adapter, or of several that say that they share them.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(super) struct Shared {
     data: Mutex<Data>,
     queues: Mutex<Queues>,
-    metrics: Mutex<BTreeMap<Box<str>, Arc<Metric>>>,
 }
+
+/// What lives by its name as long as somebody uses it.
+#[derive(Debug)]
+struct Named<T>(Mutex<HashMap<Arc<str>, Weak<T>>>);
 
 #[derive(Debug, Default)]
 struct Data {
@@ -88,16 +82,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Services ===
 
 impl Services {
-    /// What the adapter `name` shares; made if no plugin of it lives.
-    pub fn of(&self, name: &Arc<str>) -> Arc<Shared> {
-        let mut adapters = lock(&self.adapters);
-        if let Some(shared) = adapters.get(name).and_then(Weak::upgrade) {
-            return shared;
-        }
-        adapters.retain(|_, shared| shared.strong_count() > 0);
-        let shared = Arc::new(Shared::default());
-        adapters.insert(name.clone(), Arc::downgrade(&shared));
-        shared
+    /// What is shared under `name`; made if no plugin that shares it lives.
+    pub(super) fn shared(&self, name: &Arc<str>) -> Arc<Shared> {
+        self.shared.of(name)
+    }
+
+    /// The metrics of the adapter `name`; made if no plugin of it lives.
+    pub(super) fn metrics(&self, name: &Arc<str>) -> Arc<Metrics> {
+        self.metrics.of(name)
     }
 }
 
@@ -191,30 +183,26 @@ impl Shared {
         queues.bytes -= message.len();
         Ok(message)
     }
+}
 
-    /// The metric `name`, made if there is none.
-    pub(super) fn metric(&self, kind: MetricKind, name: &str) -> Result<Arc<Metric>, Status> {
-        let mut metrics = lock(&self.metrics);
-        match metrics.get(name) {
-            Some(metric) if metric.kind == kind => Ok(metric.clone()),
-            Some(_) => Err(Status::BadArgument),
-            None if name.len() > MAX_METRIC_NAME => Err(Status::BadArgument),
-            None if metrics.len() >= MAX_METRICS => Err(Status::InternalFailure),
-            None => {
-                let metric = Arc::new(Metric::new(kind));
-                metrics.insert(name.into(), metric.clone());
-                Ok(metric)
-            }
+// === impl Named ===
+
+impl<T: Default> Named<T> {
+    fn of(&self, name: &Arc<str>) -> Arc<T> {
+        let mut all = lock(&self.0);
+        if let Some(found) = all.get(name).and_then(Weak::upgrade) {
+            return found;
         }
+        all.retain(|_, other| other.strong_count() > 0);
+        let made = Arc::new(T::default());
+        all.insert(name.clone(), Arc::downgrade(&made));
+        made
     }
+}
 
-    /// All metrics that filters defined, by name.
-    pub fn metrics(&self) -> Vec<(Box<str>, Arc<Metric>)> {
-        let metrics = lock(&self.metrics);
-        metrics
-            .iter()
-            .map(|(name, metric)| (name.clone(), metric.clone()))
-            .collect()
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
 }
 
@@ -288,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn all_queues_of_an_adapter_together_are_bounded() {
+    fn all_queues_together_are_bounded() {
         let shared = Shared::default();
         let inbox = Arc::new(Inbox::default());
         let message = vec![0; MAX_QUEUE_BYTES];
@@ -316,19 +304,5 @@ mod tests {
         shared.enqueue(queue, b"m").expect("room");
         let told = inboxes.map(|inbox| inbox.take_queues().len());
         assert_eq!(told, [0, 0, 1]);
-    }
-
-    #[test]
-    fn metrics_have_one_kind_and_are_bounded() {
-        let shared = Shared::default();
-        let counter = shared.metric(MetricKind::Counter, "c").expect("a counter");
-        assert_eq!(shared.metric(MetricKind::Gauge, "c").err(), Some(Status::BadArgument));
-        let again = shared.metric(MetricKind::Counter, "c").expect("the same");
-        assert!(Arc::ptr_eq(&counter, &again));
-        for number in 1..MAX_METRICS {
-            shared.metric(MetricKind::Counter, &format!("n{number}")).expect("room");
-        }
-        let over = shared.metric(MetricKind::Counter, "over");
-        assert_eq!(over.err(), Some(Status::InternalFailure));
     }
 }

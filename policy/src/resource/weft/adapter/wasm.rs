@@ -1,12 +1,15 @@
 //! `spec.wasm` of an Adapter: the module, what it looks at, and what it may do.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use crate::{
     decode::{Fields, Value, one_of, shorten},
     snapshot::{
         MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
-        WasmProtocols, WasmRollback,
+        WasmProtocols, WasmRollback, WasmVm,
     },
 };
 
@@ -48,6 +51,10 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
         Some(value) => value.text().map(str::to_owned),
         None => Some(String::new()),
     };
+    let vm = match fields.optional("vm") {
+        Some(value) => vm(value),
+        None => Some(WasmVm::default()),
+    };
     let protocols = match fields.optional("protocols") {
         Some(value) => protocols(&value),
         None => Some(WasmProtocols { http: true, tcp: false }),
@@ -76,6 +83,7 @@ pub(super) fn decode(value: Value<'_>) -> Option<WasmBackend> {
     Some(WasmBackend {
         generations: generations?,
         root: root?,
+        vm: vm?,
         protocols: protocols?,
         instances: instances?,
         limits: limits?,
@@ -149,6 +157,44 @@ fn generation(item: Value<'_>, seen: &mut BTreeSet<String>) -> Option<WasmGenera
         weight: weight?,
         shadow: shadow?,
     })
+}
+
+fn vm(value: Value<'_>) -> Option<WasmVm> {
+    let mut fields = value.fields()?;
+    let id = match fields.optional("id") {
+        Some(value) => value.text().map(str::to_owned),
+        None => Some(String::new()),
+    };
+    let configuration = match fields.optional("configuration") {
+        Some(value) => value.json(),
+        None => Some(serde_json::Value::Null),
+    };
+    let environment = match fields.optional("environment") {
+        Some(value) => environment(&value),
+        None => Some(BTreeMap::new()),
+    };
+    fields.finish();
+    Some(WasmVm {
+        id: id?,
+        configuration: configuration?,
+        environment: environment?,
+    })
+}
+
+/// Names and values as a process has them: POSIX.1-2017, 8.1.
+fn environment(value: &Value<'_>) -> Option<BTreeMap<String, String>> {
+    let found = value.string_map()?;
+    let unfit = found
+        .iter()
+        .find(|(name, text)| name.is_empty() || name.contains(['=', '\0']) || text.contains('\0'));
+    if let Some((name, _)) = unfit {
+        value.error(
+            format!("`{}` is no variable", shorten(name)),
+            "write names without `=`, and no zero bytes",
+        );
+        return None;
+    }
+    Some(found)
 }
 
 /// `manual`, or thresholds.

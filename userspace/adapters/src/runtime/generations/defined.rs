@@ -9,7 +9,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::wasm::{Metric, MetricKind, Shared};
+use crate::wasm::{Metric, MetricKind, Metrics};
 
 const FAMILIES: [(MetricKind, MetricType, &str, &str); 3] = [
     (
@@ -35,10 +35,10 @@ const FAMILIES: [(MetricKind, MetricType, &str, &str); 3] = [
 /// `weft_adapter_{counter,gauge,histogram}` of the adapters that are named so.
 pub(super) fn encode(
     encoder: &mut DescriptorEncoder<'_>,
-    adapters: impl Iterator<Item = (Arc<str>, Arc<Shared>)>,
+    adapters: impl Iterator<Item = (Arc<str>, Arc<Metrics>)>,
 ) -> Result<(), fmt::Error> {
-    let of = |(adapter, shared): (Arc<str>, Arc<Shared>)| {
-        let metrics = shared.metrics().into_iter();
+    let of = |(adapter, metrics): (Arc<str>, Arc<Metrics>)| {
+        let metrics = metrics.all().into_iter();
         metrics.map(move |(name, metric)| (Arc::clone(&adapter), name, metric))
     };
     let metrics: Vec<(Arc<str>, Box<str>, Arc<Metric>)> = adapters.flat_map(of).collect();

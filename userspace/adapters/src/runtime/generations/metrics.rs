@@ -123,7 +123,7 @@ impl Collector for GenerationMetrics {
     /// `weft_adapter_generation_*`, and what modules defined themselves.
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let sets = self.sets();
-        defined::encode(&mut encoder, sets.iter().flat_map(|set| set.shared()))?;
+        defined::encode(&mut encoder, sets.iter().flat_map(|set| set.metrics()))?;
         let states = sets.iter().flat_map(|set| {
             let states = set.states().into_iter();
             states.map(|state| (set.name.clone(), state))

@@ -31,7 +31,7 @@ use crate::{
     background::Task,
     error::AdapterError,
     stream::{FilterFactory, StreamFilter, StreamInfo, TcpFilter},
-    wasm::{Digest, Plugin, PluginConfig, Shared, Stats},
+    wasm::{Digest, Metrics, Plugin, PluginConfig, Stats},
 };
 
 /// All generations of an adapter.
@@ -209,16 +209,16 @@ impl Set {
         }
     }
 
-    /// What its modules share, a set for each name under which they do: the adapter's, and that of its shadows.
-    fn shared(&self) -> Vec<(Arc<str>, Arc<Shared>)> {
-        let mut shared: Vec<(Arc<str>, Arc<Shared>)> = Vec::new();
+    /// What its modules count with, a set for each name under which they do: the adapter's, and that of its shadows.
+    fn metrics(&self) -> Vec<(Arc<str>, Arc<Metrics>)> {
+        let mut metrics: Vec<(Arc<str>, Arc<Metrics>)> = Vec::new();
         for made in self.all.iter().filter_map(|generation| generation.made.as_ref().ok()) {
-            let (name, of) = (&made.of.config.name, made.plugin.shared());
-            if !shared.iter().any(|(_, known)| Arc::ptr_eq(known, of)) {
-                shared.push((Arc::clone(name), Arc::clone(of)));
+            let (name, of) = (&made.of.config.name, made.plugin.metrics());
+            if !metrics.iter().any(|(_, known)| Arc::ptr_eq(known, of)) {
+                metrics.push((Arc::clone(name), Arc::clone(of)));
             }
         }
-        shared
+        metrics
     }
 
     fn made(&self, at: usize) -> Option<&Arc<Made>> {

@@ -9,8 +9,7 @@ use super::{
         abi::Status,
         host::Host,
         memory::{Fail, all, answer, slice, write, write_u32},
-        metric::{Metric, MetricKind},
-        services::MAX_METRICS,
+        metric::{MAX_METRICS, Metric, MetricKind},
     },
     ENV,
 };
@@ -56,7 +55,7 @@ fn define_metric(caller: &mut Caller<'_, Host>, kind: u32, name: (u32, u32), pla
     };
     let (memory, host) = all(caller)?;
     let name = str::from_utf8(slice(memory, name.0, name.1)?).map_err(|_| Status::BadArgument)?;
-    let metric = host.plugin.shared.metric(kind, name)?;
+    let metric = host.plugin.metrics.metric(kind, name)?;
     let known = host.metrics.iter().position(|known| Arc::ptr_eq(known, &metric));
     let at = match known {
         Some(at) => at,

@@ -35,7 +35,7 @@ const BESIDE: &str = r#"(module
 
 /// Value of a metric that the filter defined.
 pub(super) fn metric(plugin: &Plugin, name: &str) -> i64 {
-    let metrics = plugin.shared().metrics();
+    let metrics = plugin.metrics().all();
     let found = metrics.iter().find(|(found, _)| **found == *name);
     found.map_or(0, |(_, metric)| metric.value())
 }
@@ -136,12 +136,12 @@ fn a_dropped_plugin_ends_its_instances_but_not_the_requests_in_them() {
         let old = plugin(&module, config(""));
         let mut last = stream(&old);
         goes_on(last.on_request_headers(&mut get("/", &[]), true));
-        let shared = Arc::downgrade(old.shared());
+        let metrics = Arc::downgrade(old.metrics());
         drop(old);
         goes_on(last.on_response_headers(&mut ok(), true));
         last.on_end(&end());
         drop(last);
-        until("the instance is gone", || shared.strong_count() == 0).await;
+        until("the instance is gone", || metrics.strong_count() == 0).await;
     });
 }
 
@@ -177,9 +177,9 @@ const END: &str = r#"(module
 /// delete of all.
 async fn ended(module: &str, during: impl AsyncFnOnce(&dyn Fn(&str) -> i64)) -> (i64, i64, i64) {
     let plugin = plugin(&Module::compile(&text(module)).expect("a filter"), config(""));
-    let shared = plugin.shared().clone();
+    let defined = plugin.metrics().clone();
     let count = |name: &str| {
-        let metrics = shared.metrics();
+        let metrics = defined.all();
         let found = metrics.iter().find(|(found, _)| **found == *name);
         found.map_or(0, |(_, metric)| metric.value())
     };

@@ -207,10 +207,10 @@ fn what_a_plugin_flushes_at_its_end_arrives() {
         );
         let plugin = plugin_with(&module, config(""), authz);
         drop(stream(&plugin));
-        let shared = Arc::downgrade(plugin.shared());
+        let metrics = Arc::downgrade(plugin.metrics());
         drop(plugin);
         let began = std::time::Instant::now();
-        beside::until("the instance is gone", || shared.strong_count() == 0).await;
+        beside::until("the instance is gone", || metrics.strong_count() == 0).await;
         assert!(began.elapsed() < Duration::from_secs(4), "it went when it was done");
         assert_eq!(seen.try_iter().map(|(_, _, body)| body.len()).collect::<Vec<_>>(), [3]);
     });
