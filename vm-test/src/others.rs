@@ -24,7 +24,11 @@ pub enum Place {
 }
 
 /// It goes when this is dropped.
-pub struct Other(#[expect(dead_code, reason = "the program stays attached as long as this lives")] Ebpf);
+pub struct Other {
+    _attached: Ebpf,
+    /// By TCX (Linux 6.6), where whoever comes later may get before it; else as a filter of clsact, whose priority is its place.
+    pub by_tcx: bool,
+}
 
 // === impl Lab ===
 
@@ -41,14 +45,18 @@ impl Lab {
             let mut ebpf = EbpfLoader::new().load(&object()).context("load a program")?;
             let program: &mut SchedClassifier = ebpf.program_mut(NAME).context("the program")?.try_into()?;
             program.load().context("load a program")?;
-            attach(program, device, place)?;
-            Ok(Other(ebpf))
+            let by_tcx = attach(program, device, place)?;
+            Ok(Other {
+                _attached: ebpf,
+                by_tcx,
+            })
         };
         thread::scope(|scope| scope.spawn(attaching).join()).map_err(|_| anyhow!("attaching a program panicked"))?
     }
 }
 
-fn attach(program: &mut SchedClassifier, device: &str, place: Place) -> Result<()> {
+/// Whether by TCX.
+fn attach(program: &mut SchedClassifier, device: &str, place: Place) -> Result<bool> {
     let order = match place {
         Place::First => LinkOrder::first(),
         Place::Usual => LinkOrder::default(),
@@ -58,7 +66,7 @@ fn attach(program: &mut SchedClassifier, device: &str, place: Place) -> Result<(
         .attach_with_options(device, ingress, TcAttachOptions::TcxOrder(order))
         .is_ok()
     {
-        return Ok(());
+        return Ok(true);
     }
     // Before Linux 6.6.
     let _ = qdisc_add_clsact(device);
@@ -68,7 +76,8 @@ fn attach(program: &mut SchedClassifier, device: &str, place: Place) -> Result<(
         classid: None,
     };
     let attached = program.attach_with_options(device, ingress, TcAttachOptions::Netlink(filter));
-    attached.map(drop).context("attach a program")
+    attached.context("attach a program")?;
+    Ok(false)
 }
 
 const NAME: &str = "others";
