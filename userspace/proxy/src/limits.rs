@@ -54,11 +54,14 @@ pub const IDLE_TICK: Duration = Duration::from_secs(5);
 /// Concurrent streams a client may open on one HTTP/2 connection.
 pub const H2_MAX_STREAMS: u32 = 250;
 
-/// Flow-control windows of HTTP/2, both sides: bytes in flight a stream and a connection. Bound what a slow reader
+/// Flow-control windows of HTTP/2: bytes in flight a stream, both sides, and a client's connection. Bound what a slow reader
 /// makes us buffer.
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// See [`H2_STREAM_WINDOW`].
 pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Of a connection to an endpoint: as much as its streams have together, for they are of different clients, and those that do not
+/// read would keep the rest from the others.
+pub const H2_UPSTREAM_WINDOW: u32 = H2_UPSTREAM_STREAMS as u32 * H2_STREAM_WINDOW;
 
 /// Bytes buffered for sending, a stream.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;

@@ -30,6 +30,7 @@ use crate::{
         REST_AFTER,
     },
     listen::stop::Phase,
+    metrics::RequestOutcome,
     upstream::LocalExec,
 };
 
@@ -152,6 +153,10 @@ where
             ended = served.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(peer = %conn.peer, %error, "client connection ended");
+                    if error.is_parse() {
+                        // hyper has refused its head.
+                        conn.worker.metrics.request(RequestOutcome::Downstream);
+                    }
                 }
                 return Watch::Over;
             }
@@ -169,6 +174,7 @@ where
                 }
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
+                    conn.worker.metrics.request(RequestOutcome::Downstream);
                     return Watch::Over;
                 }
                 if !ending && rest.is_some_and(|rest| clock.rests(rest)) {

@@ -76,7 +76,10 @@ async fn open(conn: &Conn) -> Result<Opened, Refused> {
             _ => {}
         }
         match connect(&conn.upstream(picked.address), &*conn.worker.origin).await {
-            Ok(server) => return Ok(Opened { picked, server, chain }),
+            Ok(server) => {
+                conn.worker.metrics.upstream_opened.inc();
+                return Ok(Opened { picked, server, chain });
+            }
             Err(source) => {
                 conn.worker.metrics.upstream_connect_failed.inc();
                 tried.push(picked.address);

@@ -22,8 +22,7 @@ use super::{LocalExec, Upstream, UpstreamBody, connect};
 use crate::{
     context::Origin,
     limits::{
-        H2_CONNECTION_WINDOW, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, MAX_HEADER_BYTES,
-        POOL_IDLE_TIMEOUT,
+        H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW, MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
     },
     metrics::ProxyMetrics,
     netns::Netns,
@@ -40,6 +39,9 @@ struct Endpoint {
     connections: RefCell<Vec<Connection>>,
     /// Held while connecting, so that a burst of requests opens one connection and not one each.
     connecting: Mutex<()>,
+    /// How often that has failed, and how it did last.
+    failures: Cell<u64>,
+    failure: RefCell<Option<(io::ErrorKind, String)>>,
 }
 
 #[derive(Clone)]
@@ -80,16 +82,29 @@ impl Connections {
         metrics: &ProxyMetrics,
     ) -> io::Result<Http2Sending> {
         let endpoint = Rc::clone(self.0.borrow_mut().entry(upstream.clone()).or_default());
+        let failures = endpoint.failures.get();
         let _alone = endpoint.connecting.lock().await;
-        // Whoever held the lock before may have opened what we wait for.
+        // Whoever held the lock before may have opened what we wait for; or waited in vain, and each of us would after the other.
         if let Some(sending) = endpoint.with_room() {
             return Ok(sending);
         }
+        if let Some(failure) = endpoint.failed_since(failures) {
+            return Err(failure);
+        }
+        let opened = Self::connect(&endpoint, upstream, origin).await;
+        match &opened {
+            Ok(_) => _ = metrics.upstream_opened.inc(),
+            Err(error) => endpoint.fail(error),
+        }
+        opened
+    }
+
+    async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
         let stream = connect(upstream, origin).await?;
         let (sender, connection) = Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .initial_connection_window_size(H2_UPSTREAM_WINDOW)
             .max_send_buf_size(H2_SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_BYTES as u32)
             .handshake(TokioIo::new(stream))
@@ -101,7 +116,6 @@ impl Connections {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
         });
-        metrics.upstream_opened.inc();
         let streams = Rc::new(Streams {
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -138,6 +152,18 @@ impl Endpoint {
             .iter()
             .find(|connection| connection.sender.is_ready() && connection.streams.open.get() < H2_UPSTREAM_STREAMS)
             .map(|connection| connection.clone().sending(true))
+    }
+
+    fn fail(&self, error: &io::Error) {
+        self.failures.set(self.failures.get() + 1);
+        self.failure.replace(Some((error.kind(), error.to_string())));
+    }
+
+    /// The last failure, if there was one since there were so many.
+    fn failed_since(&self, failures: u64) -> Option<io::Error> {
+        let failure = self.failure.borrow();
+        let (kind, words) = failure.as_ref().filter(|_| self.failures.get() != failures)?;
+        Some(io::Error::new(*kind, words.clone()))
     }
 }
 
@@ -185,5 +211,57 @@ impl Drop for Http2Lease {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get().saturating_sub(1));
         self.0.idle_since.set(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{SocketAddr, TcpStream},
+        os::fd::BorrowedFd,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{context::ConnContext, limits::CONNECT_TIMEOUT};
+
+    struct Nobody;
+
+    impl Origin for Nobody {
+        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
+            Ok(None)
+        }
+
+        fn receives_past_tcp(&self, _: BorrowedFd<'_>) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_connect_in_vain_does_not_wait_for_another() {
+        // Nobody accepts: with its queue full a listener takes no more connections, and says nothing of it.
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            queued.push(stream);
+            assert!(queued.len() < 16, "it takes all");
+        }
+        let (connections, metrics) = (Connections::default(), ProxyMetrics::default());
+        let upstream = Upstream::at_home(address);
+        let began = Instant::now();
+        let open = || connections.open(&upstream, &Nobody, &metrics);
+        let (one, two, three) = tokio::join!(open(), open(), open());
+        for opened in [one, two, three] {
+            let kind = opened.map(drop).unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::TimedOut);
+        }
+        assert!(began.elapsed() < 2 * CONNECT_TIMEOUT, "{:?}", began.elapsed());
+        // Who comes later tries again.
+        let began = Instant::now();
+        assert!(open().await.is_err());
+        assert!(began.elapsed() >= CONNECT_TIMEOUT);
     }
 }

@@ -107,6 +107,8 @@ impl Pool {
             }
         };
         match &opened {
+            // Another request was opening it just then.
+            Ok(sending) if sending.is_reused() => _ = self.metrics.upstream_reused.inc(),
             Ok(_) if wire == Wire::Http1 => _ = self.metrics.upstream_opened.inc(),
             Ok(_) => {}
             Err(_) => _ = self.metrics.upstream_connect_failed.inc(),

@@ -1,6 +1,12 @@
 //! HTTP/2 with prior knowledge, and gRPC on it.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
@@ -57,6 +63,58 @@ async fn concurrent_streams_share_one_upstream_connection() {
         asked.unwrap();
     }
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_hold_up_nobody_else() {
+    // Far beyond all windows and buffers on the way, so that the endless answers come to a stop.
+    const SLOW: usize = 16;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let server = {
+        let sent = Arc::clone(&sent);
+        Server::http2(move |request| {
+            let sent = Arc::clone(&sent);
+            async move {
+                if request.uri().path() != "/endless" {
+                    return text(vec![b'x'; 64 << 10]);
+                }
+                let (sender, body) = pieces();
+                tokio::spawn(async move {
+                    let piece = Bytes::from(vec![0; 16 << 10]);
+                    while sender.send(Frame::data(piece.clone())).await.is_ok() {
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                Response::new(body)
+            }
+        })
+        .await
+    };
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        // Each on a connection of its own: its own window is nobody else's.
+        let mut client = H2::new(mesh.dial(0).await).await;
+        let answer = client.send(request("/endless", empty())).await;
+        slow.push((client, answer));
+    }
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let asking = async {
+        let (mut before, mut still) = (0, 0);
+        while still < 20 {
+            let answer = Text::read(client.send(request("/", empty())).await).await;
+            assert_eq!(answer.body.len(), 64 << 10);
+            let now = sent.load(Ordering::Relaxed);
+            still = if now == before { still + 1 } else { 0 };
+            before = now;
+        }
+    };
+    let asked = tokio::time::timeout(Duration::from_secs(60), asking).await;
+    assert!(
+        asked.is_ok(),
+        "after {} pieces of the endless answers",
+        sent.load(Ordering::Relaxed)
+    );
 }
 
 #[tokio::test]
