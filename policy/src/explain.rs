@@ -510,7 +510,9 @@ impl HttpRequestView for Request {
         &self.path
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(String::as_str)
+    fn each_value(&self, name: &str, visit: &mut dyn FnMut(Option<&str>)) {
+        if let Some(value) = self.headers.get(name) {
+            visit(Some(value));
+        }
     }
 }

@@ -276,10 +276,14 @@ impl HttpMatch {
     pub fn matches(&self, request: &dyn HttpRequestView) -> bool {
         (self.methods.is_empty() || self.methods.iter().any(|m| m == request.method()))
             && self.path.as_ref().is_none_or(|path| path.is_match(request.path()))
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| request.header(name).is_some_and(|found| value.is_match(found)))
+            && self.headers.iter().all(|(name, value)| {
+                let (mut some, mut all) = (false, true);
+                request.each_value(name, &mut |found| {
+                    some = true;
+                    all &= found.is_some_and(|found| value.is_match(found));
+                });
+                some && all
+            })
     }
 }
 

@@ -386,7 +386,7 @@ pub struct HttpMatch {
     pub methods: Vec<String>,
     /// Anchored at the start (SMI).
     pub path: Option<Regex>,
-    /// Lower-case header names.
+    /// Lower-case header names. Of one that comes more than once all values must match: nobody knows which one a server takes.
     pub headers: Vec<(String, Regex)>,
 }
 
@@ -395,8 +395,8 @@ pub trait HttpRequestView {
     fn method(&self) -> &str;
     /// Path without query.
     fn path(&self) -> &str;
-    /// First value of a header, by lower-case name.
-    fn header(&self, name: &str) -> Option<&str>;
+    /// Shows every value of a header, by lower-case name, in order; `None`: one that is no UTF-8.
+    fn each_value(&self, name: &str, visit: &mut dyn FnMut(Option<&str>));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -267,9 +267,7 @@ impl HttpRequestView for Request {
         PATHS[self.1]
     }
 
-    fn header(&self, _: &str) -> Option<&str> {
-        None
-    }
+    fn each_value(&self, _: &str, _: &mut dyn FnMut(Option<&str>)) {}
 }
 
 impl World {

@@ -292,6 +292,14 @@ impl Exchange {
         }
     }
 
+    /// Rules deny now what they allowed, and it is cut.
+    pub(crate) fn denied_later(&self, rule: Option<ObjectRef>, why: &str) {
+        self.outcome.set(RequestOutcome::Denied);
+        let mut told = self.told.borrow_mut();
+        (told.verdict, told.rule) = (FlowVerdict::Deny, rule);
+        told.reason = format!("cut, denied by now: {why}");
+    }
+
     /// A filter changed the status of an answer of ours.
     pub(crate) fn set_status(&self, status: StatusCode) {
         self.status.set(status.as_u16());

@@ -3,27 +3,26 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, request};
-use hyper::{
-    body::{Body, Incoming},
-    upgrade::OnUpgrade,
-};
+use hyper::body::{Body, Incoming};
 use tokio::sync::Notify;
 use weft_adapters::{
     Bag, Directives, FlowProtocol, Pipeline,
     attribute::{DestinationView, PeerView, RequestView},
 };
-use weft_policy::{ObjectRef, Verdict};
+use weft_policy::{Decision, ObjectRef, Verdict};
 
 use super::{
     body::{RequestBody, ResponseBody},
     exchange::Exchange,
     head,
+    lean::AnswerError,
     respond::{DenyReason, Refusal},
-    tunnel,
+    tunnel::{self, Upgrading},
     view::{self, View},
 };
 use crate::{
     balance::InFlight,
+    conn::Conn,
     error::DataError,
     judge,
     limits::CONNECT_ATTEMPTS,
@@ -48,7 +47,7 @@ pub(crate) async fn forward(
     let mut body = RequestBody::new(incoming, Rc::clone(exchange));
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
-    head::join_cookies(&mut head.headers);
+    head::settle(&mut head)?;
     let wire = if exchange.is_http1 { Wire::Http1 } else { Wire::Http2 };
     let picked = pick_allowed(exchange, &head).await?;
     let end = body.is_end_stream();
@@ -62,7 +61,10 @@ pub(crate) async fn forward(
     let Reached { picked, load, sending } =
         reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
     let upgrade = head::upgrade(&head);
-    let downstream = downstream.filter(|_| upgrade.is_some());
+    let upgrading = downstream.filter(|_| upgrade.is_some()).map(|client| Upgrading {
+        client,
+        asked: Box::new(received.unwrap_or_else(|| head::copy(&head))),
+    });
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
     let prepared = head::prepare_request(
@@ -77,7 +79,7 @@ pub(crate) async fn forward(
         head::chunk_unsized(&mut head.headers);
     }
     let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
-    answer(exchange, &picked, response, lease, load, downstream).await
+    answer(exchange, &picked, response, lease, load, upgrading).await
 }
 
 /// An endpoint that may be asked, and a connection to it.
@@ -188,15 +190,19 @@ pub(crate) async fn reach<T>(
     }
 }
 
+/// The rules' verdict on both readings of a request.
+pub(crate) fn judge_both(conn: &Conn, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Decision {
+    let decision = judge::request(conn, picked, view);
+    match View::resolved(head).filter(|_| decision.verdict.passes()) {
+        Some(resolved) => decision.and(judge::request(conn, picked, &resolved)),
+        None => decision,
+    }
+}
+
 /// The operator's rules, on the endpoint that was picked.
 fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
     exchange.set_destination(&picked.destination);
-    let mut decision = judge::request(&exchange.conn, picked, view);
-    if decision.verdict.passes()
-        && let Some(resolved) = View::resolved(head)
-    {
-        decision = decision.and(judge::request(&exchange.conn, picked, &resolved));
-    }
+    let decision = judge_both(&exchange.conn, picked, head, view);
     let rule = report::rule_object(&picked.snapshot, decision.rule);
     if decision.verdict == Verdict::Allow {
         exchange.allowed(rule.or_else(|| picked.split.clone()));
@@ -363,10 +369,10 @@ async fn answer(
     mut response: Response<Incoming>,
     lease: Lease,
     load: InFlight,
-    downstream: Option<OnUpgrade>,
+    upgrading: Option<Upgrading>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let tunnel = match (switching, downstream) {
+    let tunnel = match (switching, upgrading) {
         (true, Some(client)) => Some((client, hyper::upgrade::on(&mut response))),
         (true, None) => {
             return Err(DataError::UnaskedUpgrade {
@@ -377,6 +383,14 @@ async fn answer(
         (false, _) => None,
     };
     let (mut head, incoming) = response.into_parts();
+    // Of others only the chunks were undone, or nothing, and the client would not learn of the rest.
+    if !head::is_chunked_at_most(&head.headers) {
+        return Err(DataError::Upstream {
+            address: picked.address,
+            source: AnswerError::TransferCoding.into(),
+        }
+        .into());
+    }
     head::prepare_response(&mut head, switching);
     let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
     if let Some(chain) = exchange.chain() {
@@ -388,7 +402,7 @@ async fn answer(
     let body = match tunnel {
         Some((client, server)) => {
             drop(lease);
-            tunnel::spawn(exchange, client, server, load);
+            tunnel::spawn(exchange, picked.clone(), client, server, load);
             ResponseBody::text("", Rc::clone(exchange))
         }
         None => {

@@ -31,10 +31,7 @@ pub(crate) fn check(head: &request::Parts) -> Result<(), DataError> {
     }
     //= RFC 9112, 6.1
     //# A server that receives a request message with a transfer coding it does not understand SHOULD respond with 501
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (!coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-    {
+    if !is_chunked_at_most(&head.headers) {
         return Err(DataError::TransferCoding);
     }
     check_host(head)
@@ -55,7 +52,7 @@ fn check_host(head: &request::Parts) -> Result<(), DataError> {
     match host {
         None if head.version == Version::HTTP_11 => Err(DataError::Malformed { why: "no Host header" }),
         None => Ok(()),
-        Some(host) if !host.is_empty() && authority(host).is_none() => Err(DataError::Malformed {
+        Some(host) if !is_host(host) => Err(DataError::Malformed {
             why: "the Host header is no host",
         }),
         //= RFC 9113, 8.3.1
@@ -76,8 +73,8 @@ fn check_host(head: &request::Parts) -> Result<(), DataError> {
 //= RFC 9113, 8.2.3
 //# If there are multiple Cookie header fields after decompression, these MUST be concatenated into a single octet string
 //# using the two-octet delimiter of 0x3b, 0x20 [...] before being passed into a non-HTTP/2 context
-/// Before rules and adapters look: they read one `Cookie`, and a cookie that they look for may be in another.
-pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+/// Rules and adapters read one `Cookie`, and a cookie that they look for may be in another.
+fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
         return;
@@ -110,6 +107,60 @@ pub(crate) fn check_length(headers: &mut HeaderMap, empty: bool) {
     {
         headers.remove(CONTENT_LENGTH);
     }
+}
+
+fn is_host(host: &HeaderValue) -> bool {
+    // Most are plain, and to be told so costs no memory.
+    host.is_empty() || is_plain_host(host.as_bytes()) || authority(host).is_some()
+}
+
+/// A name or an IPv4 address, maybe with a port.
+pub(crate) fn is_plain_host(host: &[u8]) -> bool {
+    let mut parts = host.splitn(2, |byte| *byte == b':');
+    let name = parts.next().unwrap_or_default();
+    let port = parts.next();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+    let is_port = |port: &[u8]| (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
+    !name.is_empty() && name.iter().all(plain) && port.is_none_or(is_port)
+}
+
+/// Makes one of what may be said twice, before rules and adapters look: they must see what the endpoint gets.
+///
+/// # Errors
+/// The target names a user.
+pub(crate) fn settle(head: &mut request::Parts) -> Result<(), DataError> {
+    if let Some(authority) = head.uri.authority() {
+        let host = host_value(authority)?;
+        head.headers.insert(HOST, host);
+    }
+    take_off_listed(&mut head.headers);
+    join_cookies(&mut head.headers);
+    Ok(())
+}
+
+/// Removes what the client's `Connection` names, as [`strip_hop_by_hop`] would later: by then adapters may have put something
+/// of that name there, or judged by what the endpoint does not get. What is needed of `Connection` stays.
+fn take_off_listed(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let named = listed(headers);
+    let kept = ["close", "keep-alive", "te", "upgrade"];
+    let kept: Vec<&str> = kept.into_iter().filter(|option| lists(headers, option)).collect();
+    match HeaderValue::from_str(&kept.join(", ")) {
+        Ok(connection) if !kept.is_empty() => _ = headers.insert(CONNECTION, connection),
+        _ => _ = headers.remove(CONNECTION),
+    }
+    for name in named.iter().filter(|name| **name != TE && **name != UPGRADE) {
+        headers.remove(name);
+    }
+}
+
+/// Whether a message has no transfer coding but one `chunked`, which a client of ours has undone.
+pub(crate) fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(chunked) && codings.next().is_none()
 }
 
 fn authority(host: &HeaderValue) -> Option<Authority> {
@@ -302,20 +353,23 @@ fn host_value(authority: &Authority) -> Result<HeaderValue, DataError> {
 //# Intermediaries MUST parse a received Connection header field before a message is forwarded and, for each
 //# connection-option in this field, remove any header or trailer field(s) from the message with the same name
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
-        .filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
-        // Not its to name: without them the message would mean something else.
-        .filter(|name| name != HOST && name != CONTENT_LENGTH)
-        .collect();
-    for name in listed {
+    for name in listed(headers) {
         headers.remove(name);
     }
     for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }
+}
+
+/// What `Connection` names, and may.
+fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(CONNECTION).iter();
+    values
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
+        // Not its to name: without them the message would mean something else.
+        .filter(|name| name != HOST && name != CONTENT_LENGTH)
+        .collect()
 }
 
 /// Whether `Connection` names `option`.

@@ -23,7 +23,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// As a server may understand it: escapes decoded, `\` as `/`, empty segments gone, `.` and `..` resolved.
+    /// As a server may understand it: escapes decoded, `\` as `/`, parameters of segments (RFC 3986, 3.3: `;` and what follows)
+    /// and empty segments gone, `.` and `..` resolved.
     ///
     /// `None` if that is the path as received. Servers differ in how much of this they do, so a path that has two
     /// readings must be allowed under both: `/public/..%2fadmin` would else pass a rule about `/public`.
@@ -45,26 +46,20 @@ impl HttpRequestView for View<'_> {
         &self.path
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
-        // An HTTP/2 request has its host in `:authority`.
-        match self.head.headers.get(name) {
-            Some(value) => std::str::from_utf8(value.as_bytes()).ok(),
-            None if name == "host" => self.head.uri.authority().map(|authority| authority.as_str()),
-            None => None,
+    fn each_value(&self, name: &str, visit: &mut dyn FnMut(Option<&str>)) {
+        for value in self.head.headers.get_all(name) {
+            visit(std::str::from_utf8(value.as_bytes()).ok());
         }
     }
 }
 
 /// As checks look at it.
 pub(crate) fn of_checks(head: &Parts) -> RequestView<'_> {
-    let host = || head.headers.get(HOST)?.to_str().ok();
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
     RequestView {
         method: head.method.as_str(),
         path: head.uri.path_and_query().map_or("/", |path| path.as_str()),
-        host: match head.uri.authority() {
-            Some(authority) => authority.as_str(),
-            None => host().unwrap_or_default(),
-        },
+        host: host.unwrap_or_default(),
         headers: &head.headers,
     }
 }
@@ -85,13 +80,14 @@ pub(crate) fn has_two_readings(path: &str) -> bool {
 }
 
 fn resolve(path: &str) -> Option<String> {
-    if !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.") {
+    if !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.") {
         return None;
     }
     let decoded = decode(path).replace('\\', "/");
     let mut segments: Vec<&str> = Vec::new();
     for segment in decoded.split('/') {
-        match segment {
+        // Servers of Java take them off before they look at dots: `/..;/` leads up there.
+        match segment.split(';').next().unwrap_or_default() {
             "" | "." => {}
             ".." => _ = segments.pop(),
             other => segments.push(other),
@@ -150,6 +146,11 @@ mod tests {
             ("/public\\..\\admin", Some("/admin")),
             ("//admin", Some("/admin")),
             ("/%61dmin", Some("/admin")),
+            ("/public/..;/admin", Some("/admin")),
+            ("/public/..;x=1/admin;y", Some("/admin")),
+            ("/;x/admin", Some("/admin")),
+            ("/public/..%3b/admin", Some("/admin")),
+            ("/a;b/c;d", Some("/a/c")),
             ("/a/./b/", Some("/a/b/")),
             ("/a/..", Some("/")),
             ("/../..", Some("/")),

@@ -22,9 +22,7 @@ impl HttpRequestView for Get {
     fn path(&self) -> &str {
         self.0
     }
-    fn header(&self, _: &str) -> Option<&str> {
-        None
-    }
+    fn each_value(&self, _: &str, _: &mut dyn FnMut(Option<&str>)) {}
 }
 
 fn name(name: &str) -> ServiceName {

@@ -8,11 +8,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_adapters::{
     Bag, Check, CheckResult, Checking, Deny, Directives, FlowVerdict, HeaderOperation, builtin::Denier,
 };
+use weft_policy::HttpMatch;
 use weft_proxy::ProxyConfig;
 
 use crate::support::{
-    Access, CLIENT, H1, Mesh, Port, Spec, allow_paths, class_of,
-    client::raw,
+    Access, CLIENT, H1, H2, Mesh, Port, Spec, allow_paths, class_of,
+    client::{empty, raw, read_until},
     closed_but_for,
     server::{Server, text},
 };
@@ -138,6 +139,9 @@ async fn a_path_that_a_server_may_read_otherwise_must_be_allowed_both_ways() {
         ("/public/..%2fadmin", "403"),
         ("/public/%2e%2e/admin", "403"),
         ("/admin/../public", "403"),
+        ("/public/..;/admin", "403"),
+        ("/public/..;a=b/admin", "403"),
+        ("/public/x;a=b", "200"),
         ("/public/./a%20b", "200"),
     ] {
         let answer = raw(
@@ -226,6 +230,108 @@ async fn an_adapters_deny_names_the_adapter_and_its_directives_are_carried_out()
 }
 
 #[tokio::test]
+async fn what_an_adapter_sets_the_client_cannot_have_removed() {
+    const USER: HeaderName = HeaderName::from_static("x-user");
+
+    struct Identify;
+
+    impl Check for Identify {
+        fn name(&self) -> &str {
+            "identify"
+        }
+        fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
+            // What goes no further is not there for adapters either.
+            if bag.header("x-only-here").is_some() {
+                return Checking::deny(Deny::new(500, "it was seen"));
+            }
+            Checking::Ready(CheckResult::AllowWith(Box::new(Directives {
+                request: vec![HeaderOperation::Replace(USER, HeaderValue::from_static("ann"))],
+                response: Vec::new(),
+            })))
+        }
+    }
+
+    let server = Server::http1(|request| async move { text(format!("{:?}", request.headers().get(USER))) }).await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start_with(&spec, ProxyConfig::default(), vec![Arc::new(Identify)]);
+    for listed in ["close", "close, x-user", "X-User, close, x-only-here"] {
+        let ask = format!(
+            "GET / HTTP/1.1\r\nhost: web\r\nx-user: eve\r\nx-only-here: 1\r\nconnection: {listed}, x-only-here\r\n\r\n"
+        );
+        let answer = raw(mesh.dial(0).await, &ask).await;
+        assert!(answer.ends_with("\r\n\r\nSome(\"ann\")"), "{listed}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn rules_and_adapters_see_the_host_that_the_endpoint_gets() {
+    let [one, two] = [
+        Server::http1(|request| async move { text(request.headers()["host"].as_bytes().to_vec()) }).await,
+        Server::http2(|request| async move { text(request.uri().authority().unwrap().to_string()) }).await,
+    ];
+    let config = serde_json::json!({"match": {"header": {"name": "host", "value": "admin"}}});
+    let denier = || Denier::new("no-admin", serde_json::from_value(config.clone()).unwrap(), None).unwrap();
+    let mut spec = Spec::of([Port::http("web", [one.address]), Port::http("api", [two.address])]);
+    let mesh = Mesh::start_with(&spec, ProxyConfig::default(), vec![Arc::new(denier())]);
+    let absolute = |host: &str, header: &str| {
+        format!("GET http://{host}/ HTTP/1.1\r\nhost: {header}\r\nconnection: close\r\n\r\n")
+    };
+    let answer = raw(mesh.dial(0).await, &absolute("admin", "public")).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    let answer = raw(mesh.dial(0).await, &absolute("public", "admin")).await;
+    assert!(answer.ends_with("\r\n\r\npublic"), "{answer}");
+    for (host, expect) in [("admin", 403), ("public", 200)] {
+        let ask = http::Request::get(format!("http://{host}/")).body(empty()).unwrap();
+        let answer = H2::new(mesh.dial(1).await).await.send(ask).await;
+        assert_eq!(answer.status().as_u16(), expect, "{host}");
+    }
+    // The same for rules.
+    spec.access = Access::Matching(vec![HttpMatch {
+        name: "host".into(),
+        methods: Vec::new(),
+        path: None,
+        headers: vec![("host".into(), regex::Regex::new("^public$").unwrap())],
+    }]);
+    let mesh = Mesh::start(&spec);
+    for (host, header, expect) in [("admin", "public", "403"), ("public", "admin", "200")] {
+        let answer = raw(mesh.dial(0).await, &absolute(host, header)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expect} ")), "{host}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_rule_about_a_header_holds_for_all_its_lines() {
+    let server = Server::named("web").await;
+    let mut spec = Spec::of([Port::http("web", [server.address])]);
+    spec.access = Access::Matching(vec![HttpMatch {
+        name: "tenant".into(),
+        methods: Vec::new(),
+        path: None,
+        headers: vec![("x-tenant".into(), regex::Regex::new("^a$").unwrap())],
+    }]);
+    let mesh = Mesh::start(&spec);
+    // By the short way, and by hyper.
+    for connection in ["keep-alive", "close"] {
+        for (lines, expect) in [
+            ("x-tenant: a\r\n", "200"),
+            ("x-tenant: a\r\nx-tenant: a\r\n", "200"),
+            ("x-tenant: a\r\nx-tenant: b\r\n", "403"),
+            ("x-tenant: b\r\nX-Tenant: a\r\n", "403"),
+            ("", "403"),
+        ] {
+            let ask = format!("GET / HTTP/1.1\r\nhost: web\r\n{lines}connection: {connection}\r\n\r\n");
+            let mut stream = mesh.dial(0).await;
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            let answer = read_until(&mut stream, "\r\n\r\n").await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {expect} ")),
+                "{connection} {lines:?}: {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn adapters_judge_both_readings_of_a_path() {
     let server = Server::named("web").await;
     let spec = Spec::of([Port::http("web", [server.address])]);
@@ -239,6 +345,8 @@ async fn adapters_judge_both_readings_of_a_path() {
         "/%61dmin",
         "/x/../admin",
         "/x%2f..%2fadmin?a=b",
+        "/x/..;/admin",
+        "/;x/admin",
     ] {
         let answer = raw(
             mesh.dial(0).await,

@@ -8,8 +8,8 @@ use tokio::{
 };
 
 use crate::support::{
-    H1, Mesh, Port, Spec,
-    client::{full, raw, read_all, read_until, request},
+    H1, Mesh, Port, Spec, Text,
+    client::{empty, full, raw, read_all, read_until, request},
     server::{Server, text},
 };
 
@@ -126,6 +126,15 @@ async fn what_is_no_answer_is_told_as_the_endpoints_fault_and_the_client_goes_on
         assert_eq!(client.get("/").await.body, "ok", "after {path}");
         assert_eq!(mesh.flow().await.l7.as_ref().unwrap().status, 200, "after {path}");
     }
+    // The same where hyper asks.
+    let answer = Text::read(client.send(request("POST", "/coding", empty())).await).await;
+    let told = (answer.status, answer.header("x-weft-reason"));
+    assert_eq!(
+        told,
+        (StatusCode::BAD_GATEWAY, Some("upstream-failed")),
+        "{}",
+        answer.body
+    );
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use http::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use weft_adapters::FlowVerdict;
 
 use crate::support::{
     Mesh, Port, Spec, allow_paths,
@@ -69,6 +70,27 @@ async fn an_upgrade_needs_the_same_permission() {
     let answer = raw(mesh.dial(0).await, &ASK.replace("Upgrade\r\n", "Upgrade, close\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_cut_when_what_it_was_asked_with_is_denied() {
+    let server = echo().await;
+    let open = Spec::of([Port::http("web", [server.address])]);
+    let mut mesh = Mesh::start(&open);
+    let mut stream = mesh.dial(0).await;
+    stream.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut stream, "hi").await;
+    // It is allowed still.
+    mesh.publish(&open.clone().with_access(allow_paths("/chat")));
+    stream.write_all(b"more").await.unwrap();
+    read_until(&mut stream, "more").await;
+    mesh.publish(&open.with_access(allow_paths("/public")));
+    let cut = stream.read_u8().await.unwrap_err().kind();
+    assert_eq!(cut, std::io::ErrorKind::ConnectionReset);
+    let flow = mesh.flow().await;
+    assert_eq!(flow.verdict, FlowVerdict::Deny);
+    assert_eq!(flow.rule.as_ref().unwrap().to_string(), "TrafficTarget default/target");
+    assert_eq!((flow.l7.as_ref().unwrap().status, flow.bytes_sent), (101, 4));
 }
 
 #[tokio::test]

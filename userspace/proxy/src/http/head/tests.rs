@@ -70,6 +70,49 @@ fn heads_that_read_in_two_ways_are_refused() {
 }
 
 #[test]
+fn before_anybody_looks_a_head_says_everything_once() {
+    let settled = |version, target: &str, headers: &[(&str, &str)]| {
+        let mut head = head(version, target, headers);
+        settle(&mut head).map(|()| head)
+    };
+    let listed = [
+        ("host", "liar"),
+        ("connection", "X-A, te, Host"),
+        ("connection", "upgrade, close, x-b"),
+        ("x-a", "1"),
+        ("x-b", "2"),
+        ("te", "trailers"),
+        ("upgrade", "websocket"),
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+    ];
+    let head = settled(Version::HTTP_11, "http://shop/", &listed).unwrap();
+    for (name, value) in [
+        ("host", "shop"),
+        ("connection", "close, te, upgrade"),
+        ("te", "trailers"),
+        ("upgrade", "websocket"),
+        ("cookie", "a=1; b=2"),
+    ] {
+        assert_eq!(head.headers[name], value, "{name}");
+    }
+    assert_eq!(head.headers.len(), 5, "{:?}", head.headers);
+    let head = settled(
+        Version::HTTP_11,
+        "/",
+        &[("host", "web"), ("connection", "x-a"), ("x-a", "1")],
+    )
+    .unwrap();
+    assert_eq!(
+        (head.headers.len(), &head.headers["host"]),
+        (1, &HeaderValue::from_static("web"))
+    );
+    let head = settled(Version::HTTP_2, "http://web/", &[]).unwrap();
+    assert_eq!(head.headers["host"], "web");
+    assert!(settled(Version::HTTP_2, "http://user@web/", &[]).is_err());
+}
+
+#[test]
 fn connection_headers_stay_on_their_connection() {
     let head = prepared(
         Version::HTTP_11,

@@ -46,7 +46,7 @@ use tokio::{
 use weft_adapters::trace;
 use weft_policy::{ObjectRef, Verdict};
 
-pub(crate) use self::answer::LeanAnswer;
+pub(crate) use self::{answer::LeanAnswer, response::AnswerError};
 use self::{buffers::Buffer, request_lines::Head};
 use super::exchange::Exchange;
 use crate::{

@@ -14,7 +14,7 @@ use weft_policy::HttpRequestView;
 use super::lines;
 use crate::{
     error::DataError,
-    http::{exchange::Asked, view},
+    http::{exchange::Asked, head::is_plain_host, view},
     limits::{MAX_HEADER_BYTES, MAX_HEADERS},
 };
 
@@ -127,7 +127,7 @@ impl<'l, 'b> Head<'l, 'b> {
         RequestView {
             method: self.method.as_str(),
             path: self.target,
-            host: self.header("host").unwrap_or_default(),
+            host: self.get("host").unwrap_or_default(),
             headers: self,
         }
     }
@@ -166,7 +166,11 @@ impl<'l, 'b> Head<'l, 'b> {
 
 impl Headers for Head<'_, '_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.header(name)
+        let header = self
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(header.value).ok()
     }
 
     fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
@@ -185,12 +189,11 @@ impl HttpRequestView for Head<'_, '_> {
         self.target.split('?').next().unwrap_or(self.target)
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
-        let header = self
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name))?;
-        std::str::from_utf8(header.value).ok()
+    fn each_value(&self, name: &str, visit: &mut dyn FnMut(Option<&str>)) {
+        let of_name = |header: &&Header<'_>| header.name.eq_ignore_ascii_case(name);
+        for header in self.headers.iter().filter(of_name) {
+            visit(std::str::from_utf8(header.value).ok());
+        }
     }
 }
 
@@ -256,16 +259,6 @@ pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
 fn is_plain_target(target: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%/?".contains(&byte);
     target.starts_with('/') && target.bytes().all(plain)
-}
-
-/// A name or an IPv4 address, maybe with a port.
-fn is_plain_host(host: &[u8]) -> bool {
-    let mut parts = host.splitn(2, |byte| *byte == b':');
-    let name = parts.next().unwrap_or_default();
-    let port = parts.next();
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
-    let is_port = |port: &[u8]| (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
-    !name.is_empty() && name.iter().all(plain) && port.is_none_or(is_port)
 }
 
 #[cfg(test)]
@@ -352,10 +345,10 @@ mod tests {
         let wire = get("X-Team: red\r\nx-team: blue\r\n");
         let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
         let head = Head::read(wire.as_bytes(), &mut lines).unwrap();
-        assert_eq!(
-            (head.method(), head.path(), head.header("x-team")),
-            ("GET", "/a", Some("red"))
-        );
+        let mut teams = Vec::new();
+        head.each_value("x-team", &mut |team| teams.push(team.map(str::to_owned)));
+        assert_eq!((head.method(), head.path()), ("GET", "/a"));
+        assert_eq!(teams, [Some("red".to_owned()), Some("blue".to_owned())]);
         assert_eq!(head.asked().path, "/a?b=c");
         assert_eq!(head.length, wire.len());
     }
