@@ -3,10 +3,10 @@
 use std::{fmt, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use weft_policy::ObjectRef;
 
-use crate::attribute::Bag;
+use crate::attribute::{Bag, Headers, RequestView};
 
 /// What a client gets if an adapter denies with a number that is neither an HTTP error nor a redirect.
 pub const DEFAULT_DENY_STATUS: u16 = 403;
@@ -103,24 +103,46 @@ impl Pipeline {
         self.checks.is_empty()
     }
 
-    /// What all of them together want changed. Checks behind the first deny are not asked.
+    /// What all of them together want changed. Checks behind the first deny are not asked; each sees the request as those before
+    /// it want it, for what a client sent in its place says nothing.
     ///
     /// # Errors
     /// The first refusal.
     pub async fn check(&self, bag: &Bag<'_>) -> Result<Directives, Box<Denied>> {
         let mut directives = Directives::default();
-        for check in &self.checks {
+        for (at, check) in self.checks.iter().enumerate() {
             let result = match check.check(bag) {
                 Checking::Ready(result) => result,
                 Checking::Pending(answer) => answer.await,
             };
-            match result {
-                CheckResult::Allow | CheckResult::Unjudged(None) => {}
-                CheckResult::AllowWith(more) => directives.extend(*more),
-                CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny)) => {
-                    return Err(Box::new(Denied::new(check.name(), *deny)));
-                }
+            directives.take(check.name(), result)?;
+            if !directives.request.is_empty() && at + 1 < self.checks.len() {
+                // In a box: few change anything, and of these the fewest are not the last.
+                return Box::pin(self.check_changed(at + 1, bag, directives)).await;
             }
+        }
+        Ok(directives)
+    }
+
+    /// The checks from this one on, behind some that want changes.
+    async fn check_changed(
+        &self,
+        from: usize,
+        bag: &Bag<'_>,
+        mut directives: Directives,
+    ) -> Result<Directives, Box<Denied>> {
+        for check in &self.checks[from..] {
+            let headers = bag.request.map(|request| directives.applied(request.headers));
+            let request = bag.request.zip(headers.as_ref());
+            let changed = Bag {
+                request: request.map(|(request, headers)| RequestView { headers, ..request }),
+                ..*bag
+            };
+            let result = match check.check(&changed) {
+                Checking::Ready(result) => result,
+                Checking::Pending(answer) => answer.await,
+            };
+            directives.take(check.name(), result)?;
         }
         Ok(directives)
     }
@@ -181,16 +203,36 @@ impl Directives {
         self.request.is_empty() && self.response.is_empty()
     }
 
-    fn extend(&mut self, more: Self) {
-        self.request.extend(more.request);
-        self.response.extend(more.response);
+    /// Takes what the check `name` came to.
+    fn take(&mut self, name: &str, result: CheckResult) -> Result<(), Box<Denied>> {
+        match result {
+            CheckResult::Allow | CheckResult::Unjudged(None) => Ok(()),
+            CheckResult::AllowWith(more) => {
+                self.request.extend(more.request);
+                self.response.extend(more.response);
+                Ok(())
+            }
+            CheckResult::Deny(deny) | CheckResult::Unjudged(Some(deny)) => Err(Box::new(Denied::new(name, *deny))),
+        }
+    }
+
+    /// A request's headers with the changes.
+    fn applied(&self, headers: &dyn Headers) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        headers.each(&mut |name, value| {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value)) {
+                map.append(name, value);
+            }
+        });
+        self.request.iter().for_each(|operation| operation.apply(&mut map));
+        map
     }
 }
 
 // === impl HeaderOperation ===
 
 impl HeaderOperation {
-    pub fn apply(&self, headers: &mut http::HeaderMap) {
+    pub fn apply(&self, headers: &mut HeaderMap) {
         match self {
             Self::Replace(name, value) => {
                 headers.insert(name, value.clone());
@@ -359,6 +401,46 @@ mod tests {
         for status in [0, 200, 299, 600] {
             let pipeline = Pipeline::new(vec![fixed("b", deny(status, None))]);
             assert_eq!(ask(&pipeline).unwrap_err().status, DEFAULT_DENY_STATUS);
+        }
+    }
+
+    /// Refuses everybody whose `x-user` is not exactly `ann`.
+    struct OnlyAnn;
+
+    impl Check for OnlyAnn {
+        fn name(&self) -> &str {
+            "only-ann"
+        }
+
+        fn check<'a>(&'a self, bag: &'a Bag<'_>) -> Checking<'a> {
+            let mut users = Vec::new();
+            let headers = bag.request.unwrap().headers;
+            headers.values("x-user", &mut |user| users.push(user.to_vec()));
+            match &*users {
+                [user] if user == b"ann" => Checking::ALLOW,
+                _ => Checking::deny(Deny::new(403, "not ann")),
+            }
+        }
+    }
+
+    #[test]
+    fn a_check_sees_what_those_before_it_set_and_not_what_the_client_sent_in_its_place() {
+        let name = HeaderName::from_static("x-user");
+        for (sent, set, expect) in [("ann", "eve", Some(403)), ("eve", "ann", None)] {
+            let value = HeaderValue::from_static(set);
+            let with = CheckResult::AllowWith(Box::new(Directives {
+                request: vec![HeaderOperation::Replace(name.clone(), value)],
+                response: Vec::new(),
+            }));
+            let pipeline = Pipeline::new(vec![fixed("jwt", with), Arc::new(OnlyAnn)]);
+            let asked = with_bag(&[("X-User", sent), ("x-other", "1")], |bag| {
+                let mut asking = std::pin::pin!(pipeline.check(&bag));
+                match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(answer) => answer,
+                    Poll::Pending => panic!("nothing here waits"),
+                }
+            });
+            assert_eq!(asked.err().map(|denied| denied.status), expect, "{sent}");
         }
     }
 

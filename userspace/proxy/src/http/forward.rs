@@ -110,9 +110,22 @@ pub(crate) async fn consult(
     }
     let may_change = picked.is_filtered() || !directives.request.is_empty();
     let received = may_change.then(|| head::copy(head));
+    let counted = counted(picked, head, &directives);
     change(exchange, picked, head, end, directives).await?;
-    use_up(exchange, picked, view::of_checks(received.as_ref().unwrap_or(head))).await?;
+    let counted = counted.as_deref().or(received.as_ref());
+    use_up(exchange, picked, view::of_checks(counted.unwrap_or(head))).await?;
     Ok(received)
+}
+
+/// A request as quotas are to see it, if not as it came: with what checks have set in place of what the client sent.
+pub(crate) fn counted(picked: &Picked, head: &request::Parts, directives: &Directives) -> Option<Box<request::Parts>> {
+    (picked.has_quotas() && !directives.request.is_empty()).then(|| {
+        let mut counted = head::copy(head);
+        for operation in &directives.request {
+            operation.apply(&mut counted.headers);
+        }
+        Box::new(counted)
+    })
 }
 
 /// The same after the checks, which wanted this. Whether adapters may have changed it.

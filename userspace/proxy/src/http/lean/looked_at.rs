@@ -21,6 +21,7 @@ use crate::{
         forward::{self as carry, Reached},
         head,
         respond::Refusal,
+        view,
     },
     io::Socket,
     pick::Picked,
@@ -69,8 +70,11 @@ async fn check(exchange: &Exchange, picked: &Picked, text: &Bytes) -> Result<Opt
     Ok(Some((Box::new(head.parts(text)?), directives)))
 }
 
-/// Asks the quotas, after the filters.
-async fn use_up(exchange: &Exchange, picked: &Picked, text: &[u8]) -> Result<(), Refusal> {
+/// Asks the quotas, after the filters. `counted`: what they are to see, if not the head that is in `text`.
+async fn use_up(exchange: &Exchange, picked: &Picked, text: &[u8], counted: Option<Box<Parts>>) -> Result<(), Refusal> {
+    if let Some(counted) = counted {
+        return carry::use_up(exchange, picked, view::of_checks(&counted)).await;
+    }
     let head = Head::read_to_keep(text).ok_or(UNFIT)?;
     carry::use_up(exchange, picked, head.view()).await
 }
@@ -85,10 +89,11 @@ async fn through_adapters(
 ) -> Result<Response<ResponseBody>, Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
+    let counted = carry::counted(&picked, head, &directives);
     let changed = carry::change(exchange, &picked, head, true, directives).await?;
     if picked.has_quotas() {
         // In a box: few have any.
-        Box::pin(use_up(exchange, &picked, text)).await?;
+        Box::pin(use_up(exchange, &picked, text, counted)).await?;
     }
     let Reached { picked, load, sending } = reach(exchange, picked, text).await?;
     let (mut server, reused) = sending;

@@ -6,9 +6,12 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use http::{Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::{io::AsyncWriteExt, sync::mpsc};
-use weft_adapters::{Chain, Chains, FilterFactory, Lent, Pipeline, Step, StreamFilter, StreamInfo, builtin::MemQuota};
+use weft_adapters::{
+    Bag, Chain, Chains, Check, CheckResult, Checking, Directives, FilterFactory, HeaderOperation, Lent, Pipeline, Step,
+    StreamFilter, StreamInfo, builtin::MemQuota,
+};
 use weft_policy::{AppProtocol, ServiceName};
 
 use super::{data, echo1, echo2, post, post2, split_over_dead_and, sum};
@@ -372,6 +375,52 @@ async fn a_filter_changes_what_the_endpoint_gets_and_not_who_that_is() {
     assert_eq!(answer.body, "/admin?x=1 Some(\"1\") None");
     assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (202, Some("1")));
     assert_eq!(client.get("/admin").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn quotas_count_what_checks_have_set_and_not_what_the_client_sent_in_its_place() {
+    struct Identify;
+
+    impl Check for Identify {
+        fn name(&self) -> &str {
+            "identify"
+        }
+
+        fn check<'a>(&'a self, _: &'a Bag<'_>) -> Checking<'a> {
+            let user = HeaderOperation::Replace(HeaderName::from_static("x-user"), HeaderValue::from_static("ann"));
+            Checking::Ready(CheckResult::AllowWith(Box::new(Directives {
+                request: vec![user],
+                response: Vec::new(),
+            })))
+        }
+    }
+
+    let server = echo1().await;
+    let quotas = serde_json::json!({"quotas": [{
+        "name": "q", "max_amount": 2, "valid_duration": "1h", "dimensions": {"user": "request.headers[\"x-user\"]"}
+    }]});
+    let quota = MemQuota::new("two", serde_json::from_value(quotas).unwrap(), None).unwrap();
+    let chain = Chain {
+        pipeline: Pipeline::new(vec![Arc::new(Identify)]),
+        quotas: Pipeline::new(vec![Arc::new(quota)]),
+        ..Chain::default()
+    };
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::filtered(&spec, Chains::everywhere(chain));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    // The first goes the short way, the second does not.
+    for (method, user, expect) in [
+        ("GET", "a", 200),
+        ("POST", "b", 200),
+        ("GET", "c", 429),
+        ("POST", "d", 429),
+    ] {
+        let body = if method == "GET" { empty() } else { full("abc") };
+        let mut ask = request(method, "/", body);
+        ask.headers_mut().insert("x-user", user.parse().unwrap());
+        let answer = Text::read(client.send(ask).await).await;
+        assert_eq!(answer.status.as_u16(), expect, "{method}: {}", answer.body);
+    }
 }
 
 #[tokio::test]
