@@ -83,11 +83,12 @@ pub(crate) type Output<E, S> = Option<Result<Frame<Bytes>, Broke<E, S>>>;
 impl Passage {
     /// Through `count` filters.
     pub(crate) fn new(count: usize) -> Self {
-        let mut stages = Vec::new();
+        let mut stages = Vec::with_capacity(count);
         stages.resize_with(count, Stage::default);
         Self {
             stages,
-            output: VecDeque::new(),
+            // Most bodies are one piece.
+            output: VecDeque::with_capacity(1),
             held: 0,
             ended: false,
             passed: false,

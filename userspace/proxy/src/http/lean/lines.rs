@@ -18,30 +18,37 @@ pub(super) fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 /// # Errors
 /// A name or a value that a map does not hold.
 pub(super) fn map<'h>(
-    lines: impl Iterator<Item = &'h Header<'h>>,
+    lines: impl Iterator<Item = &'h Header<'h>> + Clone,
     text: &[u8],
     copy: &Bytes,
 ) -> Result<HeaderMap, AnswerError> {
-    // Room for what adapters add.
-    let mut map = HeaderMap::with_capacity(lines.size_hint().1.unwrap_or_default() + 2);
+    // Room for what adapters add, and no more: a map of seven is larger than what the allocator keeps at hand.
+    let mut map = HeaderMap::with_capacity(lines.clone().count() + 2);
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes());
         let name = name.map_err(|_| AnswerError::Malformed(httparse::Error::HeaderName))?;
-        let value = match place(line.value, text) {
-            Some((from, to)) if to <= copy.len() => HeaderValue::from_maybe_shared(copy.slice(from..to)),
-            _ => HeaderValue::from_bytes(line.value),
-        };
-        let value = value.map_err(|_| AnswerError::Malformed(httparse::Error::HeaderValue))?;
-        map.append(name, value);
+        map.append(name, value(line.value, text, copy)?);
     }
     Ok(map)
 }
 
-/// From where to where `part` lies in `text`; `None`: elsewhere, as what is empty may.
-fn place(part: &[u8], text: &[u8]) -> Option<(usize, usize)> {
+/// A value that was read in `text`, of which `copy` has the same bytes to share.
+///
+/// # Errors
+/// A map does not hold it.
+pub(super) fn value(value: &[u8], text: &[u8], copy: &Bytes) -> Result<HeaderValue, AnswerError> {
+    let value = match shared(value, text, copy) {
+        Some(value) => HeaderValue::from_maybe_shared(value),
+        None => HeaderValue::from_bytes(value),
+    };
+    value.map_err(|_| AnswerError::Malformed(httparse::Error::HeaderValue))
+}
+
+/// What lies in `copy` where `part` lies in `text`; `None`: it lies elsewhere, as what is empty may.
+pub(super) fn shared(part: &[u8], text: &[u8], copy: &Bytes) -> Option<Bytes> {
     let from = part.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
     let to = from.checked_add(part.len())?;
-    (to <= text.len()).then_some((from, to))
+    (to <= text.len() && to <= copy.len()).then(|| copy.slice(from..to))
 }
 
 #[cfg(test)]

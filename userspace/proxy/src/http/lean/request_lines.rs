@@ -139,7 +139,11 @@ impl<'l, 'b> Head<'l, 'b> {
     pub fn parts(&self, text: &Bytes) -> Result<Parts, DataError> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method.clone();
-        parts.uri = Uri::from(PathAndQuery::try_from(self.target).map_err(|_| UNFIT)?);
+        let target = match lines::shared(self.target.as_bytes(), text, text) {
+            Some(target) => PathAndQuery::from_maybe_shared(target),
+            None => PathAndQuery::try_from(self.target),
+        };
+        parts.uri = Uri::from(target.map_err(|_| UNFIT)?);
         parts.version = Version::HTTP_11;
         parts.headers = lines::map(self.headers.iter(), text, text).map_err(|_| UNFIT)?;
         Ok(parts)

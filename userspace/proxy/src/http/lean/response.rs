@@ -140,15 +140,23 @@ impl Head<'_> {
     pub fn parts(&self) -> Result<Parts, AnswerError> {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = self.status;
-        parts.headers = lines::map(self.passing(), self.text, &Bytes::copy_from_slice(self.text))?;
+        let copy = Bytes::copy_from_slice(self.text);
+        parts.headers = lines::map(self.passing(), self.text, &copy)?;
         if let Some(length) = self.length() {
-            parts.headers.insert(CONTENT_LENGTH, length.into());
+            let says = |header: &&Header<'_>| {
+                header.name.eq_ignore_ascii_case("content-length") && number(header.value) == Some(length)
+            };
+            let said = match self.headers.iter().find(says) {
+                Some(header) => lines::value(header.value, self.text, &copy)?,
+                None => length.into(),
+            };
+            parts.headers.insert(CONTENT_LENGTH, said);
         }
         Ok(parts)
     }
 
     /// Headers that are neither between the endpoint and us nor said anew.
-    fn passing(&self) -> impl Iterator<Item = &Header<'_>> {
+    fn passing(&self) -> impl Iterator<Item = &Header<'_>> + Clone {
         let passes = move |header: &&Header<'_>| {
             Line::of(header) == Line::Passes && !is_named_by_connection(header, self.headers)
         };
