@@ -10,6 +10,9 @@ pub trait Sink: Send {
 
     /// The file is gone, and its objects with it.
     fn remove_file(&mut self, path: &str);
+
+    /// Files that it has: a source knows by them what an earlier daemon had read.
+    fn files(&self) -> Vec<String>;
 }
 
 /// A place resources come from. Dropping it ends its work; what it has put into the sink stays.
@@ -56,6 +59,10 @@ impl Sink for Store {
 
     fn remove_file(&mut self, path: &str) {
         Self::remove_file(self, path);
+    }
+
+    fn files(&self) -> Vec<String> {
+        Self::files(self).map(str::to_owned).collect()
     }
 }
 

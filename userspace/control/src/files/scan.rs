@@ -45,6 +45,8 @@ struct Known {
     stamp: Option<Stamp>,
     /// Of the bytes that were handed to the sink; `None`: none ever were.
     content: Option<u64>,
+    /// The sink had it before the first look.
+    earlier: bool,
     racy: bool,
     /// The file could not be read since; it is handed over again when it can.
     kept: bool,
@@ -76,10 +78,16 @@ enum Seen {
 // === impl Folder ===
 
 impl Folder {
-    pub fn new(path: &Path) -> Self {
+    /// `had`: files that the sink has already, of an earlier daemon. Those of this folder are missed like files that were read.
+    pub fn new(path: &Path, had: Vec<String>) -> Self {
+        let earlier = || Known {
+            earlier: true,
+            ..Known::default()
+        };
+        let here = had.into_iter().filter(|file| Path::new(file).parent() == Some(path));
         Self {
             path: path.to_owned(),
-            files: BTreeMap::new(),
+            files: here.map(|file| (file, earlier())).collect(),
             identity: None,
             problem: None,
             unsettled: false,
@@ -92,7 +100,7 @@ impl Folder {
 
     pub fn status(&self) -> SourceStatus {
         SourceStatus {
-            files: self.files.values().filter(|file| file.content.is_some()).count(),
+            files: self.files.values().filter(|file| file.in_force()).count(),
             refused: self.files.values().filter(|file| file.refused()).count(),
             unread: self
                 .files
@@ -127,10 +135,13 @@ impl Folder {
         let (listed, odd) = self.list()?;
         if listed.is_empty() && !self.files.is_empty() && identity != self.identity {
             self.unsettled = true;
-            return Ok(self.trouble(
-                "another folder, without resources, is there now (unmounted?); nothing is removed until it has some"
-                    .to_owned(),
-            ));
+            let what = match self.identity {
+                Some(_) => "another folder, without resources, is there now",
+                None => "the folder has no resources, but had some when the last daemon ran",
+            };
+            return Ok(self.trouble(format!(
+                "{what} (unmounted?); nothing is removed until it has some (a file without objects will do)"
+            )));
         }
         self.identity = identity;
         if let Some(problem) = self.problem.take() {
@@ -189,7 +200,7 @@ impl Folder {
     fn remove_missing(&mut self, listed: &[String], sink: &mut dyn Sink, change: &mut Change) {
         self.files.retain(|path, known| {
             let there = listed.binary_search(path).is_ok();
-            if !there && known.content.is_some() {
+            if !there && known.in_force() {
                 sink.remove_file(path);
                 change.removed.push(path.clone());
             }
@@ -259,6 +270,11 @@ impl Folder {
 // === impl Known ===
 
 impl Known {
+    /// The sink may have objects of it.
+    fn in_force(&self) -> bool {
+        self.earlier || self.content.is_some()
+    }
+
     fn refused(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)
     }

@@ -54,6 +54,10 @@ impl Sink for Recorder {
     fn remove_file(&mut self, path: &str) {
         self.files.remove(path);
     }
+
+    fn files(&self) -> Vec<String> {
+        self.files.keys().cloned().collect()
+    }
 }
 
 /// A watched folder and all that happened to it.
@@ -78,11 +82,20 @@ impl Bench {
     }
 
     async fn prepared(prepare: impl FnOnce(&Path)) -> Self {
+        Self::after(&[], prepare).await
+    }
+
+    /// An earlier daemon had these files in force.
+    async fn after(earlier: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Self {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("r");
         fs::create_dir(&folder).unwrap();
         prepare(&folder);
-        let store = Arc::new(Mutex::new(Recorder::default()));
+        let mut store = Recorder::default();
+        for (name, text) in earlier {
+            store.apply_file(folder.join(name).to_str().unwrap(), text.as_bytes());
+        }
+        let store = Arc::new(Mutex::new(store));
         let (notify, mut changes) = mpsc::channel(1);
         let source = FilesSource::spawn(&folder, store.clone(), notify).unwrap();
         let first = tokio::time::timeout(LONG, changes.recv()).await.unwrap().unwrap();
@@ -293,6 +306,33 @@ async fn a_folder_that_comes_back_empty_removes_nothing() {
     assert_eq!(bench.objects(), [("a.yaml".to_owned(), "1".to_owned())]);
     bench.write("b.yaml", "2");
     bench.until(&[("b.yaml", "2")]).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_empty_at_the_start_removes_nothing_of_an_earlier_daemons() {
+    let mut bench = Bench::after(&[("a.yaml", "1"), ("b.yaml", "2")], |_| {}).await;
+    assert!(reasons(&bench.first)[0].contains("unmounted?"), "{:?}", bench.first);
+    assert_eq!(bench.first.removed, [] as [String; 0]);
+    assert_eq!(bench.objects().len(), 2);
+    let status = bench.source.status();
+    assert!(status.files == 2 && status.problem.is_some(), "{status:?}");
+    // Mounted late: what is not in it was deleted meanwhile.
+    bench.write("b.yaml", "2");
+    bench.until(&[("b.yaml", "2")]).await;
+    bench.write("c.yaml", "3");
+    bench.until(&[("b.yaml", "2"), ("c.yaml", "3")]).await;
+    assert_eq!(bench.source.status().problem, None);
+}
+
+#[tokio::test]
+async fn what_an_earlier_daemon_had_of_a_file_that_is_gone_makes_room_for_another_at_the_first_look() {
+    let bench = Bench::after(&[("a.yaml", "1")], |folder| {
+        fs::write(folder.join("b.yaml"), "1").unwrap();
+    })
+    .await;
+    assert_eq!(bench.objects(), [("b.yaml".to_owned(), "1".to_owned())]);
+    assert_eq!(bench.first.diagnostics, []);
+    assert_eq!(bench.first.removed, [bench.file("a.yaml").display().to_string()]);
 }
 
 #[tokio::test]

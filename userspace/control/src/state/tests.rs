@@ -143,6 +143,9 @@ fn load_hands_every_object_to_the_sink_and_tells_what_it_cannot_read() {
             }]
         }
         fn remove_file(&mut self, _path: &str) {}
+        fn files(&self) -> Vec<String> {
+            self.0.keys().cloned().collect()
+        }
     }
     let (_root, applied) = open();
     let path = applied.put(&object("Service", Some("shop"), "web"), b"one").unwrap();

@@ -275,7 +275,7 @@ impl Control for DaemonControl {
             degraded.push(Degraded {
                 what: "resources folder".to_owned(),
                 why,
-                instead: "its objects stay in force until it can be read again".to_owned(),
+                instead: "what it had stays in force until it is as it should be again".to_owned(),
             });
         }
         Status {

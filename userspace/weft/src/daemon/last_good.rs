@@ -81,19 +81,15 @@ impl LastGood {
     }
 }
 
-/// Removes files from the store that were known to an earlier daemon and are in no source any more.
+/// Removes files from the store that were known to an earlier daemon and are in no source any more: another folder's, and applied
+/// objects deleted since.
 ///
-/// `folder` is the resources folder, just read; files elsewhere were another folder's, or applied objects deleted since.
+/// `folder` is the resources folder; which of its own files are gone its source knows, which has read it.
 pub fn forget_stale(store: &mut Store, folder: Option<&Path>, applied: &BTreeSet<String>) {
+    let elsewhere = |file: &str| folder.is_none_or(|folder| Path::new(file).parent() != Some(folder));
     let stale: Vec<String> = store
         .files()
-        .filter(|file| !applied.contains(*file))
-        .filter(|file| {
-            let path = Path::new(file);
-            // In the folder, a file counts as there until it is surely not.
-            let here = folder.is_some_and(|folder| path.parent() == Some(folder));
-            !(here && path.try_exists().unwrap_or(true))
-        })
+        .filter(|&file| !applied.contains(file) && elsewhere(file))
         .map(str::to_owned)
         .collect();
     for file in stale {
@@ -109,40 +105,103 @@ fn is_missing(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::mpsc;
+    use weft_control::{FilesSource, Source as _};
+
     use super::*;
 
     const GOOD: &str =
         "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {accessDefault: deny}\n";
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
 
-    fn objects(store: &Store) -> Vec<Arc<Object>> {
-        store.objects().cloned().collect()
+    /// A resources folder, and where daemons keep what they had of it.
+    struct Node(tempfile::TempDir);
+
+    // === impl Node ===
+
+    impl Node {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            fs::create_dir(dir.path().join("resources")).expect("made");
+            Self(dir)
+        }
+
+        fn folder(&self) -> PathBuf {
+            self.0.path().join("resources")
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::write(self.folder().join(file), text).expect("written");
+        }
+
+        fn remove(&self, file: &str) {
+            fs::remove_file(self.folder().join(file)).expect("removed");
+        }
+
+        /// What a daemon has in force once it has started, as it does; and why its source does not work.
+        fn daemon(&self) -> (Vec<String>, Option<String>) {
+            let mut last_good = LastGood::new(self.0.path().join("last-good.json"));
+            let mut store = Store::default();
+            last_good.load(&mut store);
+            let store = Arc::new(Mutex::new(store));
+            let (change, _changes) = mpsc::channel(1);
+            let source = FilesSource::spawn(self.folder(), Arc::clone(&store), change).expect("read");
+            let mut store = store.lock().expect("no panic under this lock");
+            forget_stale(&mut store, Some(&self.folder()), &BTreeSet::new());
+            let objects: Vec<_> = store.objects().cloned().collect();
+            let names = objects.iter().map(|object| object.id.name.clone()).collect();
+            last_good.save(objects).expect("saved");
+            (names, source.status().problem)
+        }
     }
 
     #[test]
     fn a_file_that_breaks_between_two_daemons_keeps_its_objects() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("mesh.yaml");
-        let name = file.to_str().expect("plain path");
-        fs::write(&file, GOOD).expect("written");
-        let mut first = Store::default();
-        first.apply_file(name, GOOD.as_bytes());
-        let state = dir.path().join("last-good.json");
-        LastGood::new(state.clone()).save(objects(&first)).expect("saved");
-
-        let mut second = Store::default();
-        LastGood::new(state).load(&mut second);
-        let diagnostics = second.apply_file(name, GOOD.replace("deny", "dney").as_bytes());
-        forget_stale(&mut second, Some(dir.path()), &BTreeSet::new());
-        assert_eq!((diagnostics.len(), objects(&second).len()), (1, 1));
+        let node = Node::new();
+        node.write("mesh.yaml", GOOD);
+        assert_eq!(node.daemon(), (vec!["mesh".to_owned()], None));
+        node.write("mesh.yaml", &GOOD.replace("deny", "dney"));
+        assert_eq!(node.daemon(), (vec!["mesh".to_owned()], None));
     }
 
     #[test]
     fn a_file_that_went_between_two_daemons_takes_its_objects_along() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let gone = dir.path().join("gone.yaml");
+        let node = Node::new();
+        node.write("mesh.yaml", GOOD);
+        node.write("web.yaml", SERVICE);
+        assert_eq!(node.daemon().0.len(), 2);
+        node.remove("mesh.yaml");
+        assert_eq!(node.daemon(), (vec!["web".to_owned()], None));
+    }
+
+    #[test]
+    fn a_folder_that_is_empty_for_the_next_daemon_takes_no_objects_along() {
+        let node = Node::new();
+        node.write("mesh.yaml", GOOD);
+        assert_eq!(node.daemon().0, ["mesh"]);
+        node.remove("mesh.yaml");
+        for _ in ["the next daemon", "the one after it"] {
+            let (objects, problem) = node.daemon();
+            assert_eq!(objects, ["mesh"]);
+            assert!(
+                problem.as_ref().is_some_and(|why| why.contains("unmounted?")),
+                "{problem:?}"
+            );
+        }
+        // It is meant to be empty.
+        node.write("none.yaml", "# nothing\n");
+        assert_eq!(node.daemon(), (Vec::new(), None));
+    }
+
+    #[test]
+    fn another_folder_takes_the_objects_of_the_first_out_of_force() {
         let mut store = Store::default();
-        store.apply_file(gone.to_str().expect("plain path"), GOOD.as_bytes());
-        forget_stale(&mut store, Some(dir.path()), &BTreeSet::new());
-        assert!(objects(&store).is_empty());
+        store.apply_file("/first/web.yaml", SERVICE.as_bytes());
+        store.apply_file("/second/mesh.yaml", GOOD.as_bytes());
+        forget_stale(&mut store, Some(Path::new("/second")), &BTreeSet::new());
+        assert_eq!(store.files().collect::<Vec<_>>(), ["/second/mesh.yaml"]);
     }
 }
