@@ -336,6 +336,20 @@ async fn what_an_earlier_daemon_had_of_a_file_that_is_gone_makes_room_for_anothe
 }
 
 #[tokio::test]
+async fn a_file_that_was_never_readable_takes_what_an_earlier_daemon_had_of_it_along_when_it_is_deleted() {
+    let mut bench = Bench::after(&[("a.yaml", "1")], |folder| {
+        // A link to itself: unreadable for root, too.
+        symlink("a.yaml", folder.join("a.yaml")).unwrap();
+        fs::write(folder.join("b.yaml"), "2").unwrap();
+    })
+    .await;
+    assert!(reasons(&bench.first)[0].contains("cannot be read"), "{:?}", bench.first);
+    assert_eq!(bench.objects().len(), 2);
+    fs::remove_file(bench.file("a.yaml")).unwrap();
+    bench.until(&[("b.yaml", "2")]).await;
+}
+
+#[tokio::test]
 async fn deleting_every_file_of_the_folder_removes_every_object() {
     let mut bench = Bench::new(&[("a.yaml", "1"), ("b.yaml", "2")]).await;
     fs::remove_file(bench.file("a.yaml")).unwrap();
