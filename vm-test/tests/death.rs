@@ -1,6 +1,6 @@
 //! The daemon is killed with -9: what the kernel goes on doing, and that everything is as before afterwards.
 
-use std::{fs, io};
+use std::{fs, io, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -278,6 +278,32 @@ fn an_access_log_that_nobody_reads_is_no_reason_to_take_the_kernel_side_away() {
         ensure!(pins.exists(), "the kernel side is gone: {}", lab.log());
         ensure!(lab.log().contains("the last records are lost"), "{}", lab.log());
         drop(unread);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_no_reason_to_stop_reading_resources_and_publishing() {
+    lab_test("full-log", |lab| {
+        let full = fs::File::options().write(true).open("/dev/full");
+        let full = full.context("open /dev/full")?;
+        let daemon = Running::start_logging(lab.daemon_command(&[]), Stdio::null(), full.into())?;
+        poll::until("the daemon", || lab.weft(["status"])?.ok())?;
+        // Whoever reads it says so in the log, and goes on.
+        lab.resource("broken.yaml", "kind: [")?;
+        poll::until("status to tell of it", || {
+            let diagnostics = lab.status()?["diagnostics"].to_string();
+            ensure!(diagnostics.contains("broken.yaml"), "{diagnostics}");
+            Ok(())
+        })?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        poll::until("the mesh to deny", || {
+            let answer = lab.run("client").curl("http://web/")?;
+            ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
+            Ok(())
+        })?;
+        daemon.stop()?.ok()?;
         Ok(())
     });
 }

@@ -2,7 +2,7 @@
 //! They rest while a hand-over is under way; proxy, DNS and metrics do not.
 
 use std::{
-    panic::{AssertUnwindSafe, resume_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -105,13 +105,16 @@ pub fn goes_on<E>(done: Result<Result<(), E>, JoinError>) -> bool {
 /// Runs a task to its end, and again after a panic: without it the daemon would go on with what it knew then.
 async fn kept<F: Future<Output = ()>>(what: &'static str, mut make: impl FnMut() -> F) {
     while AssertUnwindSafe(make()).catch_unwind().await.is_err() {
-        tracing::error!(what, "the task that looks after this panicked, and starts again");
+        // Whatever made it panic may make the log panic: that must not end it either.
+        let _ = catch_unwind(|| tracing::error!(what, "the task that looks after this panicked, and starts again"));
         sleep(AGAIN).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -131,5 +134,19 @@ mod tests {
         })
         .await;
         assert_eq!(runs, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_panics_ends_no_task() {
+        let log = tracing_subscriber::fmt().with_writer(|| -> io::Sink { panic!("no room for the log") });
+        let _log = tracing::subscriber::set_default(log.finish());
+        let mut runs = 0;
+        kept("a test", || {
+            runs += 1;
+            let run = runs;
+            async move { assert!(run > 1, "run {run}") }
+        })
+        .await;
+        assert_eq!(runs, 2);
     }
 }
