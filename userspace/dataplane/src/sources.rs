@@ -28,7 +28,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage},
 };
 use nix::{net::if_::if_nametoindex, sys::socket::SockProtocol};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::netlink;
 
@@ -229,12 +229,28 @@ impl Family {
         client.set_mark(MARK)?;
         client.bind(&SocketAddr::new(self.nobodys(), 0).into())?;
         client.connect_timeout(&listener.local_addr()?.into(), SELF_TEST)?;
-        let (_, peer) = listener.accept()?;
+        let peer = accept(&listener, SELF_TEST)?;
         if peer.ip() != self.nobodys() {
             return Err(io::Error::other(format!("the server sees {peer}")));
         }
         Ok(())
     }
+}
+
+/// Whose connection arrives. Its client may think that there is one where the last packet of the handshake was dropped.
+fn accept(listener: &TcpListener, patience: Duration) -> io::Result<SocketAddr> {
+    // Of a listener it bounds accept (socket(7)).
+    SockRef::from(listener).set_read_timeout(Some(patience))?;
+    listener
+        .accept()
+        .map(|(_, peer)| peer)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("its client was connected, but its server had accepted nothing after {patience:?}"),
+            ),
+            _ => error,
+        })
 }
 
 /// `flags` beyond those of any request.
@@ -250,7 +266,7 @@ fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{process::Command, thread};
+    use std::{net::TcpStream, process::Command, thread};
 
     use nix::sched::{CloneFlags, unshare};
 
@@ -271,6 +287,18 @@ mod tests {
             output(&["ip", family, "rule"]) + &routes
         };
         format!("{}{}{}", list("-4"), list("-6"), inherits_mark().expect("/proc"))
+    }
+
+    #[test]
+    fn a_listener_to_which_nobody_comes_is_not_waited_for() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let patience = Duration::from_millis(20);
+        let error = accept(&listener, patience).expect_err("nobody comes");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().ends_with("accepted nothing after 20ms"), "{error}");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let peer = accept(&listener, SELF_TEST).expect("somebody comes");
+        assert_eq!(peer, client.local_addr().expect("bound"));
     }
 
     #[test]
