@@ -186,6 +186,25 @@ fn what_does_not_end_is_cut_at_the_drain_deadline_and_counted() {
 }
 
 #[test]
+fn a_running_daemon_with_a_connection_that_lives_is_uninstalled_in_one_go() {
+    lab_test("uninstall-live", |lab| {
+        lab.daemon()?;
+        let _servers = mesh(lab)?;
+        let traffic = lab.traffic()?;
+        let mut opaque = lab.run("friend").start([traffic.as_str(), "hold", "echo:7"])?;
+        opaque.line(1)?;
+        // It drains meanwhile: the connection is cut at the end of that.
+        let said = lab.uninstall()?.stdout;
+        ensure!(
+            said.contains("stopping the daemon") && !lab.bpffs().join("maps").exists(),
+            "{said}"
+        );
+        ensure!(!lab.cgroup().join(".daemon").exists(), "{said}");
+        lab.stop()
+    });
+}
+
+#[test]
 fn a_kill_9_under_load_drops_no_l4_connection_and_flips_no_verdict() {
     lab_test("kill-load", |lab| {
         lab.daemon()?;

@@ -14,12 +14,14 @@ use super::Daemon;
 use crate::{
     config::DEFAULT_BPFFS,
     error::{Coded, FAILED},
-    registry::{CgroupError, default_cgroup, named_cgroup, prune_empty, read_records, remove_cgroup},
+    registry::{CgroupError, default_cgroup, is_populated, named_cgroup, prune_empty, read_records, remove_cgroup},
     state_dir::{StateDir, StateError, StateLock},
 };
 
 /// A daemon that was asked to stop has so long; its own drain deadline is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Its process gets so long to end after its last word; a daemon that has handed over drains for longer, and is not waited for.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Remove what weft left on this machine: kernel programs and maps, rules in pods, cgroups, state
@@ -56,6 +58,9 @@ impl Uninstall {
         };
         // Before anything is removed: a cgroup that was named wrongly is a reason to stop.
         let cgroup = self.cgroup()?;
+        if let Some(cgroup) = &cgroup {
+            wait_for_the_end(cgroup);
+        }
         for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
         }
@@ -159,6 +164,15 @@ impl Uninstall {
     }
 }
 
+/// A process that is ending holds the kernel side, and its cgroup, for a moment after it let go of the state.
+fn wait_for_the_end(cgroup: &Path) {
+    let deadline = Instant::now() + END_PATIENCE;
+    let lives = || OWN_CGROUPS.iter().any(|own| is_populated(&cgroup.join(own)));
+    while lives() && Instant::now() < deadline {
+        sleep(RETRY);
+    }
+}
+
 /// The default cgroup, which is ours with all that is below it. Cgroups with processes in them stay; they are said.
 fn remove_cgroups(cgroup: &Path) -> Vec<String> {
     let (removed, busy) = prune_empty(cgroup);
@@ -213,6 +227,14 @@ fn remove(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        thread,
+    };
+
     use super::*;
 
     fn uninstall(dir: &Path, purge: bool) -> (Uninstall, StateDir) {
@@ -227,6 +249,26 @@ mod tests {
         };
         let state = verb.daemon.state();
         (verb, state)
+    }
+
+    #[test]
+    fn a_process_that_is_ending_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let own = dir.path().join(OWN_CGROUPS[0]);
+        fs::create_dir(&own).expect("made");
+        fs::write(own.join("cgroup.events"), "populated 1\nfrozen 0\n").expect("written");
+        let gone = Arc::new(AtomicBool::new(false));
+        let waiting = thread::spawn({
+            let (cgroup, gone) = (dir.path().to_owned(), Arc::clone(&gone));
+            move || {
+                wait_for_the_end(&cgroup);
+                gone.load(Ordering::SeqCst)
+            }
+        });
+        gone.store(true, Ordering::SeqCst);
+        fs::write(own.join("cgroup.events"), "populated 0\nfrozen 0\n").expect("written");
+        assert!(waiting.join().expect("no panic"), "the process was there still");
+        wait_for_the_end(&dir.path().join("there-is-none"));
     }
 
     #[test]

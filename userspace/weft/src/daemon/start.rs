@@ -351,7 +351,10 @@ async fn mesh(
     if handed_over {
         left.clear();
     }
-    drop((giver, asked));
+    // Released with the process: beside a daemon that still drains nothing can start, or be uninstalled. A successor holds it by now.
+    let lock = giver.close();
+    let lock = (!handed_over).then_some(lock);
+    drop(asked);
     stop.cancel();
     let mut quiet = Box::pin(async move {
         tasks.shutdown().await;
@@ -402,6 +405,7 @@ async fn mesh(
         // Ends when the last owner of the flows is gone.
         let _ = tokio::time::timeout(FLUSH, telling).await;
     }
+    drop(lock);
     Ok(())
 }
 

@@ -31,8 +31,8 @@ use weft_adapters::Peer;
 use weft_policy::{Protocol, RuntimeWorkload};
 
 pub use cgroup::{
-    CgroupError, cgroup2_mount, default_cgroup, enter_cgroup, mounts_of, named_cgroup, own_netns, prune_empty,
-    remove as remove_cgroup,
+    CgroupError, cgroup2_mount, default_cgroup, enter_cgroup, is_populated, mounts_of, named_cgroup, own_netns,
+    prune_empty, remove as remove_cgroup,
 };
 pub use entry::{Record, read_all as read_records};
 

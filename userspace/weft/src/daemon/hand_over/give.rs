@@ -111,6 +111,11 @@ impl Giver {
         None
     }
 
+    /// Closes the copies of all that listens. What is left is the lock, which others wait for.
+    pub fn close(self) -> StateLock {
+        self.lock
+    }
+
     async fn rest(&self, keepers: &mut JoinSet<()>) -> anyhow::Result<()> {
         let gate = Arc::clone(&self.gate);
         let closed = tokio::task::spawn_blocking(move || gate.close(CLOSING)).await?;
