@@ -621,3 +621,23 @@ fn what_listened_before_it_was_captured_is_named_until_it_is_started_again() {
         Ok(())
     });
 }
+
+#[test]
+fn doctor_misses_nothing_of_programs_in_pods_where_the_canary_is_not() {
+    lab_test("pods-doctor", |lab| {
+        let _mesh = Mesh::new(lab)?;
+        poll::until("doctor to know the programs of three pods", || {
+            let doctor = lab.weft(["doctor", "-o", "json"])?.json()?;
+            let of_pods = |what: &str, name: &str| -> usize {
+                let all = doctor[what].as_array().into_iter().flatten();
+                let names = all.filter_map(|one| one[name].as_str());
+                names.filter(|name| name.starts_with("weft_sk_lookup@")).count()
+            };
+            ensure!(
+                (of_pods("hooks", "name"), of_pods("problems", "what")) == (3, 0),
+                "{doctor:#}"
+            );
+            Ok(())
+        })
+    });
+}

@@ -408,6 +408,21 @@ fn a_successor_that_fails_leaves_the_running_daemon_as_it_was() {
 }
 
 #[test]
+fn doctor_proves_the_hooks_of_a_daemon_whose_binary_is_not_there_any_more() {
+    lab_test("replaced", |lab| {
+        let binary = lab.work().join("weft-of-before");
+        fs::copy(lab.weft_binary(), &binary).context("copy the binary")?;
+        let start = format!("exec '{}' \"$@\"", binary.display());
+        let before = ["sh".to_owned(), "-c".to_owned(), start];
+        lab.daemon_as(lab.daemon_command_behind(&before, &[]))?;
+        fs::remove_file(&binary).context("remove the binary")?;
+        let doctor = lab.weft(["doctor", "-o", "json"])?.json()?;
+        ensure!(doctor["problems"] == serde_json::json!([]), "{doctor:#}");
+        Ok(())
+    });
+}
+
+#[test]
 fn sighup_starts_the_successor_and_the_service_manager_is_told() {
     lab_test("sighup", |lab| {
         let path = lab.work().join("notify");

@@ -80,6 +80,8 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
     // Empty once the canary has ended; a busy one is removed with the next run.
     let _ = fs::remove_dir(&path);
     result.map_err(os("run the canary"))?;
+    // Where the canary cannot bind it (no IPv6, or none on loopback) it leaves it out.
+    let v6 = UdpSocket::bind(("::1", 0)).is_ok();
     Ok(after
         .into_iter()
         .map(|now| {
@@ -91,7 +93,7 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
             let unseen = devices.since(&devices_before, &now.name) >= UNSEEN;
             Hook {
                 attached: now.id.is_some(),
-                effective: (ran > 0 || unseen || provoked(&now.name)).then_some(ran > 0),
+                effective: (ran > 0 || unseen || provoked(&now.name, v6)).then_some(ran > 0),
                 ns_per_run: (ran > 0).then(|| (now.time_ns - time_ns) / ran),
                 name: now.name,
             }
@@ -147,11 +149,13 @@ fn after_traffic(
     }
 }
 
-/// Whether the canary does what this program watches: it makes no short-circuit, is no
-/// foreign proxy, and nothing of it passes a device.
-fn provoked(name: &str) -> bool {
-    let elsewhere = name == attach::SK_MSG || name.starts_with(attach::GETSOCKOPT);
-    !elsewhere && !inbound::TC.iter().any(|(tc, ..)| name.starts_with(tc))
+/// Whether the canary does what this program watches: it makes no short-circuit, is no foreign proxy, is in the daemon's network
+/// namespace alone, and nothing of it passes a device. `v6`: IPv6 too.
+fn provoked(name: &str, v6: bool) -> bool {
+    match name.split_once('@') {
+        Some((program, netns)) => program == inbound::SK_LOOKUP && netns == inbound::OWN_NETNS,
+        None => name != attach::SK_MSG && (v6 || !name.ends_with('6')),
+    }
 }
 
 /// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
@@ -330,4 +334,29 @@ pub fn features() -> Vec<Feature> {
             "ECONNREFUSED where nobody answers (else EPERM)",
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_canary_does_can_be_missed() {
+        for (name, with_v6, without) in [
+            ("weft_connect4", true, true),
+            ("weft_connect6", true, false),
+            ("weft_sockops", true, true),
+            ("weft_sk_msg", false, false),
+            ("weft_getsockopt@16", false, false),
+            ("weft_sk_lookup@own", true, true),
+            ("weft_sk_lookup@4026532198", false, false),
+            ("weft_tc_in@own", false, false),
+        ] {
+            assert_eq!(
+                (provoked(name, true), provoked(name, false)),
+                (with_v6, without),
+                "{name}"
+            );
+        }
+    }
 }

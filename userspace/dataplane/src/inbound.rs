@@ -31,6 +31,8 @@ use crate::{
 
 /// The program on a network namespace.
 pub const SK_LOOKUP: &str = "weft_sk_lookup";
+/// What [`Dataplane::capture_netns`] is to call the daemon's own network namespace, the one that the canary is in too.
+pub const OWN_NETNS: &str = "own";
 /// The programs on a device, by direction.
 pub const TC: [(&str, TcAttachType, &str); 2] = [
     ("weft_tc_in", TcAttachType::Ingress, "in"),

@@ -35,7 +35,7 @@ pub use default_acceleration::DefaultAcceleration;
 pub use doctor::{Feature, Hook, canary, features, hooks};
 pub use error::{AFTER_A_CHANGED_LAYOUT, DataplaneError};
 pub use events::{Events, monotonic_ns};
-pub use inbound::device_of;
+pub use inbound::{OWN_NETNS, device_of};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
 pub use publish::Published;
 pub use sys::{give_memory_back, has_tcx, netns_cookie};

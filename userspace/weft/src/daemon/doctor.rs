@@ -8,6 +8,8 @@ use crate::admin::api::{Degraded, DoctorReport, FeatureView, HookView};
 
 /// The hidden verb that this binary's canary process runs.
 pub const CANARY: &str = "__canary";
+/// The one that runs, wherever it was: its path may lead to another version by now, or nowhere.
+const OWN_BINARY: &str = "/proc/self/exe";
 
 /// Servers in the network namespace at a path do not see their clients' addresses.
 pub fn unseen((path, why): (String, String)) -> Degraded {
@@ -41,10 +43,7 @@ pub fn examine(
     foreign_proxies: Vec<(PathBuf, String)>,
 ) -> DoctorReport {
     let mut report = DoctorReport::default();
-    match std::env::current_exe()
-        .map_err(anyhow::Error::from)
-        .and_then(|exe| Ok(hooks(cgroup, bpffs, &exe, &[CANARY])?))
-    {
+    match hooks(cgroup, bpffs, Path::new(OWN_BINARY), &[CANARY]).map_err(anyhow::Error::from) {
         Ok(hooks) => {
             for hook in hooks {
                 if let Some(device) = shadowed(&hook) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::time::{MissedTickBehavior, interval};
-use weft_dataplane::{Dataplane, DataplaneError, has_tcx, netns_cookie};
+use weft_dataplane::{Dataplane, DataplaneError, OWN_NETNS, has_tcx, netns_cookie};
 use weft_proxy::{DEFAULT_INBOUND_PORT, NetnsListeners, ProxyError};
 
 use super::{
@@ -20,8 +20,6 @@ use super::{
 };
 use crate::config::DaemonConfig;
 
-/// Name of the daemon's own namespace among those that are captured.
-const OWN: &str = "own";
 const ADDRESSES: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_INBOUND_PORT),
     SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), DEFAULT_INBOUND_PORT),
@@ -71,13 +69,13 @@ pub fn capture(
         dataplane.capture_device(device, cookie)?;
     }
     let Some(listeners) = listeners else {
-        return dataplane.release_netns(OWN);
+        return dataplane.release_netns(OWN_NETNS);
     };
     for (address, listener) in listeners.first() {
         dataplane.listen_inbound(cookie, address.is_ipv6(), listener)?;
     }
     let netns = File::open("/proc/thread-self/ns/net").map_err(os("open the network namespace"))?;
-    dataplane.capture_netns(OWN, netns.as_fd(), cookie)
+    dataplane.capture_netns(OWN_NETNS, netns.as_fd(), cookie)
 }
 
 /// Captures devices again that were removed and made again (a tunnel, a card that was plugged in again), until it is dropped.
