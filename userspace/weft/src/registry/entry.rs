@@ -46,7 +46,8 @@ pub struct Entry {
     pub phase: Phase,
     /// Sorted.
     pub listening: Vec<(SocketAddr, Protocol)>,
-    pub watch: WatchDescriptor,
+    /// `None`: none could be had; it is looked at now and then.
+    pub watch: Option<WatchDescriptor>,
 }
 
 /// `NAMESPACE/SERVICE/INSTANCE`

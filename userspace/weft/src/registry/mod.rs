@@ -49,6 +49,9 @@ use gone::Gone;
 /// A registered workload that no process entered for so long is dropped: its command was never started.
 pub const ENTER_GRACE: Duration = Duration::from_secs(10);
 
+/// A workload that inotify does not watch is looked at so often: that long it is listed after its end.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Workloads of one node. Bounds memory and kernel tables; a node runs out of processes long before.
 pub const MAX_WORKLOADS: usize = 10_000;
 
@@ -105,8 +108,9 @@ impl Registry {
     /// If the folder cannot be made or read, or inotify is exhausted. A single bad record is logged and left alone.
     pub fn open(records: &Path, root: &Path) -> Result<Self, RegistryError> {
         std::fs::create_dir_all(records).map_err(during("create folder", records))?;
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-            .map_err(|errno| during("watch cgroups below", root)(errno.into()))?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|errno| {
+            during("watch (is fs.inotify.max_user_instances reached?) cgroups below", root)(errno.into())
+        })?;
         let registry = Self {
             records: records.to_owned(),
             root: root.to_owned(),
@@ -151,7 +155,7 @@ impl Registry {
         let (record, watch) = made.inspect_err(|_| {
             cgroup::remove(&self.root, &cgroup);
         })?;
-        inner.insert(record.clone(), watch);
+        inner.insert(record.clone(), Some(watch));
         drop(inner);
         self.registered.notify_one();
         self.changed();
@@ -273,17 +277,16 @@ impl Registry {
             self.forget_file(&record);
             return;
         }
-        match self.add_watch(&record) {
-            Ok(watch) => {
-                tracing::info!(workload = name, "workload taken over");
-                let populated = cgroup::is_populated(&record.cgroup);
-                let mut inner = self.lock();
-                inner.insert(record, watch);
-                if populated && let Some(entry) = inner.live.get_mut(&name) {
-                    entry.phase = Phase::Running;
-                }
-            }
-            Err(error) => tracing::warn!(workload = name, %error, "workload not taken over"),
+        // What runs keeps its identity, watched or not.
+        let watch = self.add_watch(&record).inspect_err(|error| {
+            tracing::warn!(workload = name, %error, "workload not watched; it is looked at");
+        });
+        tracing::info!(workload = name, "workload taken over");
+        let populated = cgroup::is_populated(&record.cgroup);
+        let mut inner = self.lock();
+        inner.insert(record, watch.ok());
+        if populated && let Some(entry) = inner.live.get_mut(&name) {
+            entry.phase = Phase::Running;
         }
     }
 
@@ -321,8 +324,10 @@ impl Registry {
             return false;
         }
         if let Some(entry) = inner.remove(name) {
-            // Fails if the kernel dropped the watch with the file, which is the same to us.
-            let _ = self.inotify.rm_watch(entry.watch);
+            if let Some(watch) = entry.watch {
+                // Fails if the kernel dropped the watch with the file, which is the same to us.
+                let _ = self.inotify.rm_watch(watch);
+            }
             self.forget_file(&entry.record);
             tracing::info!(workload = name, "workload is gone");
         }
@@ -333,10 +338,12 @@ impl Registry {
 // === impl Inner ===
 
 impl Inner {
-    fn insert(&mut self, record: Record, watch: WatchDescriptor) {
+    fn insert(&mut self, record: Record, watch: Option<WatchDescriptor>) {
         let name = record.name();
         self.gone.live(record.cgroup_id, record.peer());
-        self.watched.insert(watch, name.clone());
+        if let Some(watch) = watch {
+            self.watched.insert(watch, name.clone());
+        }
         let phase = Phase::Starting {
             until: Instant::now() + ENTER_GRACE,
         };
@@ -353,7 +360,9 @@ impl Inner {
 
     fn remove(&mut self, name: &str) -> Option<Entry> {
         let entry = self.live.remove(name)?;
-        self.watched.remove(&entry.watch);
+        if let Some(watch) = entry.watch {
+            self.watched.remove(&watch);
+        }
         self.gone.gone(entry.record.cgroup_id);
         Some(entry)
     }

@@ -204,6 +204,59 @@ async fn what_nobody_enters_is_dropped_after_the_grace() {
     watching.abort();
 }
 
+/// A registry that has taken over a workload which inotify refuses to watch: a folder stands for its cgroup, with a link to itself
+/// where it would be told of processes.
+fn unwatched(dir: &Path) -> (Arc<Registry>, PathBuf) {
+    let (records, root) = (dir.join("workloads"), dir.join("root"));
+    let cgroup = root.join("default/web/web-1");
+    std::fs::create_dir_all(&cgroup).expect("made");
+    std::fs::create_dir(&records).expect("made");
+    std::os::unix::fs::symlink("cgroup.events", cgroup::events_file(&cgroup)).expect("made");
+    let id = cgroup::id(&cgroup).expect("there");
+    let record = Record::new(request("web"), "web-1".to_owned(), cgroup.clone(), id);
+    let text = serde_json::to_vec(&record).expect("text");
+    std::fs::write(entry::file(&records, &record), text).expect("written");
+    let registry = Arc::new(Registry::open(&records, &root).expect("opened"));
+    assert!(registry.lock().watched.is_empty(), "it cannot be watched");
+    (registry, cgroup)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_cannot_be_watched_is_taken_over_and_its_end_is_seen() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (registry, cgroup) = unwatched(dir.path());
+    let watching = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.watch().await }
+    });
+    let mut changes = registry.changes();
+    let changed = timeout(10 * LOOK, changes.changed()).await;
+    assert!(changed.is_err() && registry.runtime().len() == 1, "it lives");
+    std::fs::remove_dir_all(&cgroup).expect("removed");
+    until(&registry, "it is gone", |registry| registry.runtime().is_empty()).await;
+    watching.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_could_not_be_watched_is_watched_once_it_can_be() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (registry, cgroup) = unwatched(dir.path());
+    let watching = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.watch().await }
+    });
+    std::fs::remove_file(cgroup::events_file(&cgroup)).expect("removed");
+    std::fs::write(cgroup::events_file(&cgroup), "populated 1\n").expect("written");
+    let watched = timeout(SOON, async {
+        while registry.lock().watched.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+    assert!(watched.await.is_ok(), "{:?}", registry.views());
+    assert_eq!(registry.runtime().len(), 1);
+    watching.abort();
+}
+
 #[test]
 fn listening_is_news_once() {
     let Some(ground) = Ground::new("listen") else { return };

@@ -9,10 +9,10 @@ use nix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{self, Instant},
+    time::{self, Instant, MissedTickBehavior},
 };
 
-use super::{Inner, Registry, RegistryError, cgroup, during, entry::Phase};
+use super::{Inner, LOOK, Registry, RegistryError, cgroup, during, entry::Phase};
 
 /// What tokio wants to see of an inotify instance.
 struct Readable<'a>(&'a Inotify);
@@ -34,8 +34,11 @@ impl Registry {
         let broken = |error| during("watch cgroups below", &self.root)(error);
         let readable = register(&self.inotify).map_err(broken)?;
         self.check_all();
+        let mut looks = time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let grace_ends = self.next_grace();
+            let unwatched = self.has_unwatched();
             tokio::select! {
                 guard = readable.readable() => {
                     let mut guard = guard.map_err(broken)?;
@@ -48,6 +51,7 @@ impl Registry {
                 }
                 () = self.registered.notified() => {}
                 () = sleep_until(grace_ends) => self.on_grace_over(),
+                _ = looks.tick(), if unwatched => self.look_at_unwatched(),
             }
         }
     }
@@ -99,6 +103,22 @@ impl Registry {
     }
 
     fn on_grace_over(&self) {
+        self.check_all();
+    }
+
+    fn has_unwatched(&self) -> bool {
+        self.lock().live.values().any(|entry| entry.watch.is_none())
+    }
+
+    /// They are watched from now on, if that can be had by now.
+    fn look_at_unwatched(&self) {
+        let mut inner = self.lock();
+        let Inner { live, watched, .. } = &mut *inner;
+        for (name, entry) in live.iter_mut().filter(|(_, entry)| entry.watch.is_none()) {
+            entry.watch = self.add_watch(&entry.record).ok();
+            watched.extend(entry.watch.map(|watch| (watch, name.clone())));
+        }
+        drop(inner);
         self.check_all();
     }
 
