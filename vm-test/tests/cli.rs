@@ -70,6 +70,41 @@ fn applied_objects_are_listed_outlive_a_restart_and_can_be_deleted() {
 }
 
 #[test]
+fn an_applied_object_that_is_not_in_force_is_told_listed_and_can_be_deleted() {
+    lab_test("rejected", |lab| {
+        lab.daemon()?;
+        lab.apply(&resources::split("first", "web", &[("web-v1", 1)]))?;
+        let file = lab.work().join("second.yaml");
+        std::fs::write(&file, resources::split("second", "web", &[("web-v2", 1)]))?;
+        let said = lab.weft(["apply", "-f", &file.display().to_string()])?.exits(2)?;
+        ensure!(
+            said.stdout.contains("created (Rejected: ") && said.stdout.contains("first"),
+            "{said:?}"
+        );
+        let rejected = || -> Result<Vec<(String, bool)>> {
+            let listed = lab.weft(["get", "TrafficSplit", "-o", "json"])?.ok()?.json()?;
+            let items = listed["items"].as_array().context("items")?.iter();
+            let mut splits: Vec<_> = items
+                .map(|item| {
+                    let name = item["metadata"]["name"].as_str().unwrap_or_default();
+                    (name.to_owned(), item["status"]["state"] == "Rejected")
+                })
+                .collect();
+            splits.sort_unstable();
+            Ok(splits)
+        };
+        let both = [("first".to_owned(), false), ("second".to_owned(), true)];
+        ensure!(rejected()? == both, "{:?}", rejected()?);
+        lab.stop()?;
+        lab.daemon()?;
+        ensure!(rejected()? == both, "after a restart: {:?}", rejected()?);
+        lab.weft(["delete", "TrafficSplit", "second"])?.ok()?;
+        ensure!(rejected()? == both[..1], "{:?}", rejected()?);
+        Ok(())
+    });
+}
+
+#[test]
 fn read_commands_print_json() {
     lab_test("json", |lab| {
         lab.daemon()?;

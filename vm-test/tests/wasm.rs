@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll};
+use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll, process};
 
 /// Looks at the bytes of a connection and closes those that begin with `HEAD`.
 const BYTES: &str = r#"(module
@@ -26,6 +26,10 @@ const BYTES: &str = r#"(module
 
 /// Applies an Adapter of namespace `default` on service `web`.
 fn apply(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<String> {
+    Ok(applied(lab, name, module, rest)?.ok()?.stdout)
+}
+
+fn applied(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<process::Output> {
     let file = lab.work().join(format!("{name}.yaml"));
     let text = format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}}}\n\
@@ -33,7 +37,7 @@ fn apply(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<String> {
         rest.replace("MODULE", &format!("module: {}", module.display()))
     );
     fs::write(&file, text).context("write a file to apply")?;
-    Ok(lab.weft(["apply", "-f", &file.to_string_lossy()])?.ok()?.stdout)
+    lab.weft(["apply", "-f", &file.to_string_lossy()])
 }
 
 /// What `weft adapter list` says of one.
@@ -95,7 +99,7 @@ fn a_module_guards_a_service_and_what_cannot_run_leaves_the_last_good_in_force()
             (&good, "params: {}, wasm: {MODULE}", "said no"),
             (&good, other, "was asked for"),
         ] {
-            let said = apply(lab, "auth", module, rest)?;
+            let said = applied(lab, "auth", module, rest)?.exits(2)?.stdout;
             ensure!(said.contains(problem) && said.contains("last good version"), "{said}");
             let shown = shown(lab, "auth")?;
             ensure!(

@@ -175,9 +175,16 @@ pub struct ApplyOutcome {
 }
 
 impl ApplyOutcome {
-    pub fn has_errors(&self) -> bool {
+    /// Some of it was not stored.
+    pub fn has_refusals(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)
             || self.objects.iter().any(|object| object.action == ApplyAction::Refused)
+    }
+
+    /// The same, or it is stored and the daemon does not have it in force.
+    pub fn has_errors(&self) -> bool {
+        let rejected = |object: &AppliedObject| object.state == Some(ObjectState::Rejected);
+        self.has_refusals() || self.objects.iter().any(rejected)
     }
 }
 

@@ -315,6 +315,37 @@ async fn objects_are_applied_listed_and_deleted() {
     );
 }
 
+#[test]
+fn what_is_stored_and_not_in_force_is_an_error_and_no_refusal() {
+    for (action, state, refusals, errors) in [
+        (ApplyAction::Created, Some(ObjectState::Accepted), false, false),
+        (ApplyAction::Created, Some(ObjectState::Pending), false, false),
+        (ApplyAction::Created, Some(ObjectState::Rejected), false, true),
+        (ApplyAction::Unchanged, Some(ObjectState::Rejected), false, true),
+        (ApplyAction::Refused, None, true, true),
+    ] {
+        let object = AppliedObject {
+            key: ObjectRef {
+                kind: "Service".to_owned(),
+                namespace: Some("default".to_owned()),
+                name: "web".to_owned(),
+            },
+            action,
+            state,
+            reason: String::new(),
+        };
+        let outcome = ApplyOutcome {
+            objects: vec![object],
+            ..ApplyOutcome::default()
+        };
+        assert_eq!(
+            (outcome.has_refusals(), outcome.has_errors()),
+            (refusals, errors),
+            "{outcome:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn edges_come_with_the_time_of_their_reading() {
     let daemon = daemon();

@@ -3,7 +3,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use weft_policy::resource::kind_names;
@@ -61,7 +61,7 @@ impl Get {
             Format::Table => print_table(&objects)?,
             Format::Yaml => print_yaml(&objects)?,
             Format::Json => {
-                let items = objects.iter().map(to_json).collect::<anyhow::Result<Vec<_>>>()?;
+                let items: Vec<_> = objects.iter().map(to_json).collect();
                 print_json(&json!({ "apiVersion": "v1", "kind": "List", "items": items }))?;
             }
         }
@@ -108,13 +108,15 @@ fn print_yaml(objects: &[ObjectView]) -> io::Result<()> {
     Ok(())
 }
 
-fn to_json(object: &ObjectView) -> anyhow::Result<Value> {
-    let unreadable = || format!("read {} as the daemon has it", object.key);
-    let documents = yaml::parse(&object.manifest).with_context(unreadable)?;
-    let mut value = documents.first().with_context(unreadable)?.to_json();
+fn to_json(object: &ObjectView) -> Value {
+    let key = &object.key;
+    // One that is not in force may be no document at all.
+    let unreadable = || json!({ "kind": key.kind, "metadata": { "namespace": key.namespace, "name": key.name } });
+    let documents = yaml::parse(&object.manifest).unwrap_or_default();
+    let mut value = documents.first().map_or_else(unreadable, |document| document.to_json());
     if let Value::Object(fields) = &mut value {
         let status = json!({ "state": object.state, "reason": object.reason, "source": object.source });
         fields.insert("status".to_owned(), status);
     }
-    Ok(value)
+    value
 }

@@ -322,27 +322,25 @@ impl Control for DaemonControl {
             .filter(|object| query.matches(&object.id))
             .cloned()
             .collect();
-        objects
-            .into_iter()
-            .map(|object| {
-                let (state, reason) = self
-                    .state_of(&object.id)
-                    .unwrap_or((ObjectState::Accepted, String::new()));
-                let location = &object.location;
-                let source = if std::path::Path::new(&*location.file).starts_with(&folder) {
-                    "applied".to_owned()
-                } else {
-                    format!("{}:{}", location.file, location.line)
-                };
-                ObjectView {
-                    key: object.id.clone(),
-                    state,
-                    reason,
-                    source,
-                    manifest: object.text.to_string(),
-                }
-            })
-            .collect()
+        let in_force = objects.into_iter().map(|object| {
+            let (state, reason) = self
+                .state_of(&object.id)
+                .unwrap_or((ObjectState::Accepted, String::new()));
+            let location = &object.location;
+            let source = if std::path::Path::new(&*location.file).starts_with(&folder) {
+                "applied".to_owned()
+            } else {
+                format!("{}:{}", location.file, location.line)
+            };
+            ObjectView {
+                key: object.id.clone(),
+                state,
+                reason,
+                source,
+                manifest: object.text.to_string(),
+            }
+        });
+        in_force.chain(self.not_in_force(query)).collect()
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
@@ -444,12 +442,47 @@ impl Control for DaemonControl {
 }
 
 impl DaemonControl {
-    /// The object that is meant: kind in any case; without a namespace the mesh-wide one, else that of `default`.
-    fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
+    /// Applied objects of which no version is in force.
+    fn not_in_force(&self, query: &ObjectQuery) -> Vec<ObjectView> {
+        let applied = self.applied();
+        let stored = applied.list().unwrap_or_else(|error| {
+            tracing::error!(%error, "which objects were applied is not known");
+            Vec::new()
+        });
         let store = self.engine.store();
-        let mut found: Vec<ObjectRef> = store
-            .objects()
-            .map(|object| object.id.clone())
+        let others = stored
+            .into_iter()
+            .filter(|stored| query.matches(&stored.object) && store.object(&stored.object).is_none());
+        let views = others.map(|stored| {
+            let (state, reason) = self.state_of(&stored.object).unwrap_or_else(|| {
+                let diagnostics = store.file_diagnostics(&stored.path.to_string_lossy());
+                let error = diagnostics.iter().find(|diagnostic| diagnostic.is_error());
+                let reason = error.map_or_else(|| "it cannot be read".to_owned(), ToString::to_string);
+                (ObjectState::Rejected, reason)
+            });
+            let text = applied.get(&stored.object).ok().flatten().unwrap_or_default();
+            ObjectView {
+                key: stored.object,
+                state,
+                reason,
+                source: "applied".to_owned(),
+                manifest: String::from_utf8_lossy(&text).into_owned(),
+            }
+        });
+        views.collect()
+    }
+
+    /// The object that is meant, in force or applied: kind in any case; without a namespace the mesh-wide one, else that of
+    /// `default`.
+    fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
+        let mut known: Vec<ObjectRef> = self.engine.store().objects().map(|object| object.id.clone()).collect();
+        let applied = self.applied().list().map_err(|source| ControlError::Failed {
+            doing: "find the object",
+            source: source.into(),
+        })?;
+        known.extend(applied.into_iter().map(|applied| applied.object));
+        let mut found: Vec<ObjectRef> = known
+            .into_iter()
             .filter(|id| crate::admin::api::kind_matches(&asked.kind, &id.kind) && id.name == asked.name)
             .filter(|id| match &asked.namespace {
                 Some(_) => id.namespace == asked.namespace,

@@ -161,7 +161,7 @@ impl DaemonControl {
     fn store(&self, object: &ObjectRef, yaml: String) -> Result<(), ControlError> {
         let file = object.to_string();
         let outcome = self.apply_text(ApplyRequest { file, yaml })?;
-        if outcome.has_errors() {
+        if outcome.has_refusals() {
             let details = outcome.diagnostics.iter().map(ToString::to_string).collect();
             return Err(ControlError::Invalid {
                 reason: format!("{object} would not be valid"),
