@@ -30,9 +30,13 @@ use weft::{
 };
 use weft_policy::{Explanation, ObjectRef};
 
+/// Where it says that its kernel side is.
+const ELSEWHERE: &str = "/sys/fs/bpf/there-is-none";
+
 /// A daemon that registers workloads and does nothing else.
 struct Registrar {
     registry: Registry,
+    cgroup: PathBuf,
     flows: FlowStore,
     netns: AtomicU64,
 }
@@ -67,6 +71,8 @@ impl Control for Registrar {
 
     fn status(&self) -> Status {
         Status {
+            bpffs: ELSEWHERE.into(),
+            cgroup: self.cgroup.clone(),
             workloads: self.registry.views(),
             ..Status::default()
         }
@@ -139,6 +145,7 @@ impl Daemon {
         let dir = StateDir::new(Some(state.path()));
         let control = Arc::new(Registrar {
             registry: Registry::open(&dir.workloads(), &root).expect("opened"),
+            cgroup: root.clone(),
             flows: FlowStore::default(),
             netns: AtomicU64::new(own_netns().expect("ours")),
         });
@@ -301,4 +308,26 @@ fn a_user_has_no_privileges_and_sees_no_cgroups() {
         mount.join("cgroup.procs").exists(),
         "only the command's view is changed"
     );
+}
+
+#[test]
+fn a_daemon_whose_kernel_side_is_elsewhere_is_not_stopped_for_an_uninstall() {
+    let Some(daemon) = Daemon::start("uninstall") else {
+        return;
+    };
+    let output = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .arg("uninstall")
+        .arg("--state-dir")
+        .arg(daemon.state.path())
+        .arg("--bpffs")
+        .arg(daemon.state.path().join("bpf"))
+        .arg("--cgroup")
+        .arg(&daemon.root)
+        .output()
+        .expect("the binary runs");
+    let flags = format!("say --bpffs {ELSEWHERE} --cgroup {}", daemon.root.display());
+    check(&output, 2, &flags);
+    assert!(output.stdout.is_empty(), "nothing was done: {output:?}");
+    check(&daemon.run(&[], &["true"]), 0, "");
+    assert!(daemon.all_gone());
 }

@@ -12,8 +12,10 @@ use weft_dataplane::OWN_CGROUPS;
 
 use super::Daemon;
 use crate::{
+    admin::{ClientError, api::Status},
     config::DEFAULT_BPFFS,
-    error::{Coded, FAILED},
+    daemon::hand_over::absolute,
+    error::{Coded, FAILED, INVALID},
     registry::{CgroupError, default_cgroup, is_populated, named_cgroup, prune_empty, read_records, remove_cgroup},
     state_dir::{StateDir, StateError, StateLock},
 };
@@ -51,15 +53,18 @@ pub struct Uninstall {
 impl Uninstall {
     pub fn exec(self) -> anyhow::Result<ExitCode> {
         let state = self.daemon.state();
+        // Before anything is stopped or removed: a cgroup that was named wrongly is a reason to stop.
+        let cgroup = self.cgroup()?;
         let lock = if state.dirs()[0].exists() {
-            Some(self.stop_daemon(&state)?)
+            Some(self.stop_daemon(&state, cgroup.as_deref())?)
         } else {
             None
         };
-        // Before anything is removed: a cgroup that was named wrongly is a reason to stop.
-        let cgroup = self.cgroup()?;
         if let Some(cgroup) = &cgroup {
             wait_for_the_end(cgroup);
+        }
+        if self.bpffs.join("maps").try_exists().is_ok_and(|pinned| !pinned) {
+            println!("nothing is pinned at {}", self.bpffs.display());
         }
         for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
@@ -102,19 +107,24 @@ impl Uninstall {
     }
 
     /// Holding the lock proves that no daemon runs.
-    fn stop_daemon(&self, state: &StateDir) -> anyhow::Result<StateLock> {
+    fn stop_daemon(&self, state: &StateDir, cgroup: Option<&Path>) -> anyhow::Result<StateLock> {
         let deadline = Instant::now() + STOP_PATIENCE;
         let (mut said, mut asked) = (false, false);
         loop {
             match state.lock() {
                 Ok(lock) => return Ok(lock),
                 Err(StateError::InUse { pid, .. }) => {
+                    // It fails while the daemon starts, and when it is stopping already.
+                    if !asked && let Ok(status) = self.status() {
+                        if let Some(status) = status {
+                            self.check_places(&status, cgroup)?;
+                        }
+                        asked = self.daemon.ask(async |client| client.shutdown().await).is_ok();
+                    }
                     if !said {
                         println!("stopping the daemon (process {pid})");
                         said = true;
                     }
-                    // It fails while the daemon starts, and when it is stopping already.
-                    asked = asked || self.daemon.ask(async |client| client.shutdown().await).is_ok();
                     if Instant::now() > deadline {
                         let error = anyhow!("the daemon (process {pid}) does not stop; stop it, then run this again");
                         return Err(Coded::error(FAILED, error));
@@ -124,6 +134,29 @@ impl Uninstall {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// What the running daemon says of itself; `None`: it is of a version whose words are others.
+    fn status(&self) -> anyhow::Result<Option<Status>> {
+        self.daemon.ask(async |client| match client.status().await {
+            Err(ClientError::Unreadable { .. }) => Ok(None),
+            told => told.map(Some),
+        })
+    }
+
+    /// What would be removed is what the running daemon has; else it would be stopped and its kernel side stay.
+    fn check_places(&self, status: &Status, cgroup: Option<&Path>) -> anyhow::Result<()> {
+        let (bpffs, captured) = (absolute(&status.bpffs), absolute(&status.cgroup));
+        if absolute(&self.bpffs) == bpffs && cgroup.map(absolute).as_ref() == Some(&captured) {
+            return Ok(());
+        }
+        let error = anyhow!(
+            "nothing is stopped or removed: the running daemon (process {}) has its kernel side elsewhere; say --bpffs {} --cgroup {}",
+            status.pid,
+            bpffs.display(),
+            captured.display()
+        );
+        Err(Coded::error(INVALID, error))
     }
 
     fn remove_state(&self, state: &StateDir) -> anyhow::Result<Vec<String>> {
@@ -236,6 +269,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::error::code_of;
 
     fn uninstall(dir: &Path, purge: bool) -> (Uninstall, StateDir) {
         let verb = Uninstall {
@@ -249,6 +283,33 @@ mod tests {
         };
         let state = verb.daemon.state();
         (verb, state)
+    }
+
+    #[test]
+    fn only_the_places_of_the_running_daemon_are_removed_with_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (verb, _) = uninstall(dir.path(), false);
+        fs::create_dir(&verb.bpffs).expect("made");
+        let cgroup = Path::new("/sys/fs/cgroup/weft.slice");
+        let status = |bpffs: PathBuf| Status {
+            bpffs,
+            cgroup: cgroup.to_owned(),
+            ..Status::default()
+        };
+        // By another way to the same place.
+        let same = status(dir.path().join("bpf/../bpf"));
+        verb.check_places(&same, Some(cgroup)).expect("the same places");
+        let elsewhere = status("/sys/fs/bpf/there-is-none".into());
+        let other = Path::new("/sys/fs/cgroup/other.slice");
+        for (status, cgroup) in [(&elsewhere, Some(cgroup)), (&same, Some(other)), (&same, None)] {
+            let error = verb.check_places(status, cgroup).expect_err("other places");
+            let flags = format!(
+                "--bpffs {} --cgroup /sys/fs/cgroup/weft.slice",
+                absolute(&status.bpffs).display()
+            );
+            assert!(error.to_string().ends_with(&flags), "{error}");
+            assert_eq!(code_of(&error), INVALID);
+        }
     }
 
     #[test]

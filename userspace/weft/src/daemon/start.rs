@@ -300,7 +300,7 @@ async fn mesh(
         flows,
         edges: edge_store,
         cgroup,
-        bpffs: config.bpffs.clone(),
+        bpffs: giver.bpffs.clone(),
         state_dir: config.state.dirs()[0].to_path_buf(),
         netns,
         started: Instant::now(),
