@@ -162,6 +162,23 @@ fn five_upgrades_under_load_fail_no_connection_and_flip_no_verdict() {
 }
 
 #[test]
+fn a_probe_finds_the_node_ready_throughout_an_upgrade() {
+    lab_test("ready", |lab| {
+        lab.daemon()?;
+        let traffic = lab.traffic()?;
+        let mut probe = Running::start(lab.command([traffic.as_str(), "hammer", "127.0.0.1:15020", "/healthz/ready"]))?;
+        probe.line(1)?;
+        for _ in 0..3 {
+            lab.take_over(&[])?.ok()?;
+        }
+        let told = probe.finish(process::BOUND)?.ok()?.json_lines()?;
+        let outcomes = &told.last().context("an account")?["outcomes"];
+        ensure!(outcomes["200"].is_u64() && outcomes["503"].is_null(), "{outcomes}");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_does_not_end_is_cut_at_the_drain_deadline_and_counted() {
     lab_test("drain", |lab| {
         lab.daemon_with(&["--drain", "1"])?;

@@ -206,7 +206,8 @@ async fn mesh(
     let origin = Arc::new(KernelOrigin(Connections::open(&dataplane)?));
     let endpoint = metrics::Endpoint {
         registry: Arc::new(Mutex::new(metrics_registry)),
-        ready: Arc::new(AtomicBool::new(false)),
+        // The earlier daemon is, on the same sockets, until this one is.
+        ready: Arc::new(AtomicBool::new(taken.is_some())),
     };
     let mut tasks = JoinSet::new();
     for listener in inherited.or_open(names::METRICS, &mut sockets, metrics::bind)? {
@@ -331,13 +332,13 @@ async fn mesh(
         }
     };
 
-    endpoint.ready.store(false, Ordering::Release);
     let deadline = match given {
         Some(_) => {
             socket_is_anothers.store(true, Ordering::Release);
             config.drain
         }
         None => {
+            endpoint.ready.store(false, Ordering::Release);
             tracing::info!("stopping; kernel policy stays in force (`weft uninstall` removes it)");
             notify::stopping();
             DRAIN
