@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::{ProgramType, loaded_programs};
+use aya::{
+    maps::MapType,
+    programs::{ProgramType, loaded_programs},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -275,6 +278,39 @@ pub fn has_set_retval() -> bool {
         .unwrap_or(false)
 }
 
+/// Kinds of programs without which no daemon starts.
+const PROGRAMS: [(&str, ProgramType); 6] = [
+    ("cgroup/connect", ProgramType::CgroupSockAddr),
+    ("cgroup/sock_create", ProgramType::CgroupSock),
+    ("cgroup/skb", ProgramType::CgroupSkb),
+    ("cgroup/sockopt", ProgramType::CgroupSockopt),
+    ("sockops", ProgramType::SockOps),
+    ("sk_msg", ProgramType::SkMsg),
+];
+/// The same of maps.
+const MAPS: [(&str, MapType); 3] = [
+    ("sockhash", MapType::SockHash),
+    ("sk_storage", MapType::SkStorage),
+    ("ring buffer", MapType::RingBuf),
+];
+
+/// What this kernel does not have of that without which no daemon starts, by probing.
+pub fn lacking() -> Vec<&'static str> {
+    absent(&PROGRAMS, &MAPS)
+}
+
+/// What cannot be probed now (no memory, no privileges) is not among them.
+fn absent(programs: &[(&'static str, ProgramType)], maps: &[(&'static str, MapType)]) -> Vec<&'static str> {
+    let programs = programs
+        .iter()
+        .map(|(name, kind)| (*name, aya::sys::is_program_supported(*kind).ok()));
+    let maps = maps
+        .iter()
+        .map(|(name, kind)| (*name, aya::sys::is_map_supported(*kind).ok()));
+    let absent = programs.chain(maps).filter(|(_, present)| *present == Some(false));
+    absent.map(|(name, _)| name).collect()
+}
+
 /// Features by probing.
 pub fn features() -> Vec<Feature> {
     let program = |kind| aya::sys::is_program_supported(kind).unwrap_or(false);
@@ -301,13 +337,9 @@ pub fn features() -> Vec<Feature> {
             "records, telemetry, readiness",
         ),
         feature("sk_msg", program(ProgramType::SkMsg), "short-circuit"),
-        feature("sockhash", map(aya::maps::MapType::SockHash), "short-circuit"),
-        feature(
-            "sk_storage",
-            map(aya::maps::MapType::SkStorage),
-            "one record a connection",
-        ),
-        feature("ring buffer", map(aya::maps::MapType::RingBuf), "flow events"),
+        feature("sockhash", map(MapType::SockHash), "short-circuit"),
+        feature("sk_storage", map(MapType::SkStorage), "one record a connection"),
+        feature("ring buffer", map(MapType::RingBuf), "flow events"),
         feature(
             "sk_lookup",
             program(ProgramType::SkLookup),
@@ -338,7 +370,25 @@ pub fn features() -> Vec<Feature> {
 
 #[cfg(test)]
 mod tests {
+    use aya::programs::ProgramError;
+
     use super::*;
+
+    #[test]
+    fn a_refusal_is_the_kernels_only_where_it_lacks_something() {
+        let refused = DataplaneError::Refused {
+            program: "weft_connect4".to_owned(),
+            log_tail: String::new(),
+            source: Box::new(ProgramError::NotAttached),
+        };
+        // This one runs the mesh, or may not be asked.
+        assert_eq!((lacking(), refused.is_environment()), (Vec::new(), false));
+        let without = absent(
+            &[("program", ProgramType::Unspecified)],
+            &[("map", MapType::Unspecified)],
+        );
+        assert_eq!(without, ["program", "map"]);
+    }
 
     #[test]
     fn only_what_the_canary_does_can_be_missed() {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::doctor;
+
 /// What lets a daemon start over kernel tables of another layout, and what that does to what runs; both who refuse say it.
 pub const AFTER_A_CHANGED_LAYOUT: &str = "`weft uninstall --kernel-only`: until the next daemon runs nothing is \
      enforced, and programs that listen by then must be started again to be in the mesh (without --kernel-only all workloads must)";
@@ -90,10 +92,12 @@ pub enum DataplaneError {
 }
 
 impl DataplaneError {
-    /// Whether privileges or kernel features are missing (exit code 3) rather than something having failed.
+    /// Whether privileges or kernel features are missing (exit code 3) rather than something having failed. Where a program or a map
+    /// was refused the errno does not say (EINVAL may be a mistake of ours): the kernel is asked what it has.
     pub fn is_environment(&self) -> bool {
         match self {
             Self::Privilege { .. } | Self::NoCgroup2 => true,
+            Self::Refused { .. } | Self::Load { .. } => !doctor::lacking().is_empty(),
             Self::Attach { source, .. } | Self::Bpffs { source, .. } | Self::Cgroup { source, .. } => {
                 source.kind() == io::ErrorKind::PermissionDenied
             }
