@@ -152,8 +152,8 @@ fn after_traffic(
     }
 }
 
-/// Whether the canary does what this program watches: it makes no short-circuit, is no foreign proxy, is in the daemon's network
-/// namespace alone, and nothing of it passes a device. `v6`: IPv6 too.
+/// Whether the canary does what this program watches: it makes no short-circuit, is no foreign proxy, is in the
+/// daemon's network namespace alone, and nothing of it passes a device. `v6`: IPv6 too.
 fn provoked(name: &str, v6: bool) -> bool {
     match name.split_once('@') {
         Some((program, netns)) => program == inbound::SK_LOOKUP && netns == inbound::OWN_NETNS,

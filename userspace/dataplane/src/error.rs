@@ -92,8 +92,9 @@ pub enum DataplaneError {
 }
 
 impl DataplaneError {
-    /// Whether privileges or kernel features are missing (exit code 3) rather than something having failed. Where a program or a map
-    /// was refused the errno does not say (EINVAL may be a mistake of ours): the kernel is asked what it has.
+    /// Whether privileges or kernel features are missing (exit code 3) rather than something having failed. Where a
+    /// program or a map was refused the errno does not say (EINVAL may be a mistake of ours): the kernel is asked what
+    /// it has.
     pub fn is_environment(&self) -> bool {
         match self {
             Self::Privilege { .. } | Self::NoCgroup2 => true,

@@ -7,8 +7,8 @@
 //! without any event, for file systems that have none and for targets of symlinks elsewhere.
 //!
 //! What must never happen is that a mistake of the file system looks like a deletion. Objects go only if the folder was
-//! listed without error and the file was not in it; and another folder than before, the first one of a daemon included, must
-//! have some resource file: an empty one looks like a mount point without its mount.
+//! listed without error and the file was not in it; and another folder than before, the first one of a daemon included,
+//! must have some resource file: an empty one looks like a mount point without its mount.
 
 use std::{
     path::{Path, PathBuf},
@@ -77,10 +77,10 @@ struct Worker<S> {
 // === impl FilesSource ===
 
 impl FilesSource {
-    /// Applies the folder to `store` before it returns, and watches it from then on. What `store` has already of files of the
-    /// folder is removed with those that are not there, as later on. Each batch that changed something (the first one in any
-    /// case) is told to `notify`, after the store's lock was given back; while `notify` is full the watch waits, and it ends
-    /// when `notify` is closed.
+    /// Applies the folder to `store` before it returns, and watches it from then on. What `store` has already of files
+    /// of the folder that are not there is removed, as later on. Each batch that changed something (the first one in
+    /// any case) is told to `notify`, after the store's lock was given back; while `notify` is full the watch waits,
+    /// and it ends when `notify` is closed.
     ///
     /// # Errors
     /// [`SourceError::Folder`]: the folder cannot be read now; the store is as before. [`SourceError::Thread`]: the

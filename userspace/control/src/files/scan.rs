@@ -78,7 +78,8 @@ enum Seen {
 // === impl Folder ===
 
 impl Folder {
-    /// `had`: files that the sink has already, of an earlier daemon. Those of this folder are missed like files that were read.
+    /// `had`: files that the sink has already, of an earlier daemon. Those of this folder are missed like files that
+    /// were read.
     pub fn new(path: &Path, had: Vec<String>) -> Self {
         let earlier = || Known {
             earlier: true,

@@ -18,7 +18,7 @@ use crate::{
 
 /// Store resources in the daemon, where they survive a restart
 ///
-/// Each object is accepted or refused by itself; exit code 2 if any was refused.
+/// Each object is accepted or refused by itself; exit code 2 if any was refused, or is stored and not in force.
 #[derive(Debug, Args)]
 pub struct Apply {
     /// YAML (or JSON) file, folder of YAML files, or `-` for stdin

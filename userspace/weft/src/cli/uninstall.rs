@@ -22,7 +22,8 @@ use crate::{
 
 /// A daemon that was asked to stop has so long; its own drain deadline is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// Its process gets so long to end after its last word; a daemon that has handed over drains for longer, and is not waited for.
+/// Its process gets so long to end after its last word; one that has handed over and still drains is not waited for
+/// longer.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -151,7 +152,8 @@ impl Uninstall {
             return Ok(());
         }
         let error = anyhow!(
-            "nothing is stopped or removed: the running daemon (process {}) has its kernel side elsewhere; say --bpffs {} --cgroup {}",
+            "nothing is stopped or removed: the running daemon (process {}) has its kernel side elsewhere; \
+             say --bpffs {} --cgroup {}",
             status.pid,
             bpffs.display(),
             captured.display()

@@ -472,8 +472,8 @@ impl DaemonControl {
         views.collect()
     }
 
-    /// The object that is meant, in force or applied: kind in any case; without a namespace the mesh-wide one, else that of
-    /// `default`.
+    /// The object that is meant, in force or applied: kind in any case; without a namespace the mesh-wide one, else
+    /// that of `default`.
     fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
         let mut known: Vec<ObjectRef> = self.engine.store().objects().map(|object| object.id.clone()).collect();
         let applied = self.applied().list().map_err(|source| ControlError::Failed {

@@ -81,8 +81,8 @@ impl LastGood {
     }
 }
 
-/// Removes files from the store that were known to an earlier daemon and are in no source any more: another folder's, and applied
-/// objects deleted since.
+/// Removes files from the store that were known to an earlier daemon and are in no source any more: another folder's,
+/// and applied objects deleted since.
 ///
 /// `folder` is the resources folder; which of its own files are gone its source knows, which has read it.
 pub fn forget_stale(store: &mut Store, folder: Option<&Path>, applied: &BTreeSet<String>) {

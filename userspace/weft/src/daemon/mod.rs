@@ -55,7 +55,7 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        // A line that cannot be written (a full disk, a reader that is gone) would be told on stderr too, by a macro that panics.
+        // A line that cannot be written (full disk, reader gone) would be told on stderr too, by a macro that panics.
         .log_internal_errors(false)
         .init();
     capabilities::check()?;

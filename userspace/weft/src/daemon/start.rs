@@ -352,7 +352,8 @@ async fn mesh(
     if handed_over {
         left.clear();
     }
-    // Released with the process: beside a daemon that still drains nothing can start, or be uninstalled. A successor holds it by now.
+    // Kept to the end: beside a daemon that still drains nothing can start, or be uninstalled. A successor holds it by
+    // now.
     let lock = giver.close();
     let lock = (!handed_over).then_some(lock);
     drop(asked);

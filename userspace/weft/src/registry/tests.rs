@@ -204,8 +204,8 @@ async fn what_nobody_enters_is_dropped_after_the_grace() {
     watching.abort();
 }
 
-/// A registry that has taken over a workload which inotify refuses to watch: a folder stands for its cgroup, with a link to itself
-/// where it would be told of processes.
+/// A registry that has taken over a workload which inotify refuses to watch: a folder stands for its cgroup, with a
+/// link to itself where it would be told of processes.
 fn unwatched(dir: &Path) -> (Arc<Registry>, PathBuf) {
     let (records, root) = (dir.join("workloads"), dir.join("root"));
     let cgroup = root.join("default/web/web-1");
