@@ -4,12 +4,6 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use crate::attribute::{Bag, Selector, TextBuffer};
 
-/// Separates the values of dimensions in a key. No header, path or name has it.
-const SEPARATOR: char = '\0';
-
-/// Stands for a value that the request does not have, which is another thing than an empty one.
-const ABSENT: char = '\u{1}';
-
 /// The dimensions of a quota and its limits, of whatever kind.
 #[derive(Debug)]
 pub(crate) struct Dimensions<L> {
@@ -57,25 +51,25 @@ impl<L: Copy> Dimensions<L> {
         }
     }
 
-    /// Appends the request's values: no two combinations have one key.
+    /// Appends the request's values, all of each name: no two combinations have one key.
     pub fn key(&self, bag: &Bag<'_>, key: &mut impl Write) {
         for dimension in &self.selectors {
-            // Buffers grow: writing cannot fail.
-            let _ = match dimension.get(bag) {
-                Some(value) => write!(key, "{value}{SEPARATOR}"),
-                None => write!(key, "{ABSENT}{SEPARATOR}"),
-            };
+            dimension.write_key(bag, key);
         }
     }
 
+    /// An override applies where the request has its values and no others beside them.
     pub fn limit(&self, bag: &Bag<'_>) -> L {
         let applies = |other: &&Override<L>| {
             other.values.iter().zip(&self.selectors).all(|(wanted, dimension)| {
                 let Some(wanted) = wanted else { return true };
-                let mut buffer = TextBuffer::default();
-                dimension
-                    .get(bag)
-                    .is_some_and(|found| found.text(&mut buffer) == wanted)
+                let (mut equal, mut others) = (false, false);
+                dimension.each(bag, &mut |found, _| {
+                    let is_wanted = found.text(&mut TextBuffer::default()) == wanted;
+                    equal |= is_wanted;
+                    others |= !is_wanted;
+                });
+                equal && !others
             })
         };
         self.overrides

@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write,
     hash::{BuildHasher, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -131,14 +130,8 @@ impl Verdicts {
     pub fn key(&self, bag: &Bag<'_>) -> Key {
         let mut text = TextBuffer::default();
         for selector in &self.config.key {
-            // Lengths in front, and a mark behind the last: no two lists of values have one key. Every line counts: who is asked
-            // sees them all.
-            selector.each(bag, &mut |found, _| {
-                let mut value = TextBuffer::default();
-                let found = found.text(&mut value);
-                _ = write!(text, "{}:{found}", found.len());
-            });
-            _ = write!(text, "-");
+            // Every line counts: who is asked sees them all.
+            selector.write_key(bag, &mut text);
         }
         Key {
             generation: bag.generation,

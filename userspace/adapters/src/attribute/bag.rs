@@ -1,6 +1,6 @@
 //! The bag itself: views over what the proxy already has, and typed values out of them.
 
-use std::{fmt, net::IpAddr};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 use super::{Attribute, Headers};
 use crate::record::FlowProtocol;
@@ -134,18 +134,12 @@ impl<'a> RequestView<'a> {
         self.path.split_once('?').map_or(self.path, |(path, _)| path)
     }
 
-    /// First value of a query parameter, as received (not percent-decoded); empty for one without `=`.
-    pub fn query_param(&self, name: &str) -> Option<&'a str> {
-        self.query_params(name).next()
-    }
-
-    /// All values of a query parameter.
-    pub(super) fn query_params(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        let query = self.path.split_once('?').map(|(_, query)| query);
-        let pairs = query.into_iter().flat_map(|query| query.split('&'));
-        pairs
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .filter(move |(key, _)| *key == name)
+    /// All values of a query parameter; empty for one without `=`. Names and values are decoded as servers decode them: `+` is a
+    /// space, `%XX` a byte, what is no UTF-8 then is U+FFFD. Allocates only for what is encoded.
+    pub(crate) fn query_params(&self, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+        let query = self.path.split_once('?').map_or("", |(_, query)| query);
+        form_urlencoded::parse(query.as_bytes())
+            .filter(move |(key, _)| key == name)
             .map(|(_, value)| value)
     }
 

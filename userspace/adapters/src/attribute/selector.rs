@@ -1,10 +1,14 @@
 //! Which value of a request an adapter looks at: an attribute, one header, one query parameter, one cookie.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Attribute, Bag, Value};
+use super::{Attribute, Bag, TextBuffer, Value};
 
 /// Resolved when configuration is loaded; a request only indexes by it.
 ///
@@ -15,7 +19,7 @@ pub enum Selector {
     Attribute(Attribute),
     /// By lower-case name.
     Header(String),
-    /// Its raw value, not percent-decoded.
+    /// By its decoded name; its value is decoded, too.
     Query(String),
     Cookie(String),
 }
@@ -33,18 +37,8 @@ pub struct UnknownSelector {
 // === impl Selector ===
 
 impl Selector {
-    /// The value; `None`: this request has none.
-    pub fn get<'a>(&self, bag: &Bag<'a>) -> Option<Value<'a>> {
-        Some(match self {
-            Self::Attribute(attribute) => bag.get(*attribute)?,
-            Self::Header(name) => Value::Str(bag.header(name)?),
-            Self::Query(name) => Value::Str(bag.request?.query_param(name)?),
-            Self::Cookie(name) => Value::Str(bag.request?.cookie(name)?),
-        })
-    }
-
     /// Shows every value that the request has under this name (each line of a header, each parameter, each cookie), and whether
-    /// it is text: bytes that are no UTF-8 are shown as U+FFFD. Allocates for these only.
+    /// it is text: bytes that are no UTF-8 are shown as U+FFFD. Allocates for these only, and for parameters that are encoded.
     pub fn each(&self, bag: &Bag<'_>, visit: &mut dyn FnMut(Value<'_>, bool)) {
         match (self, bag.request) {
             (Self::Attribute(attribute), _) => {
@@ -54,11 +48,25 @@ impl Selector {
             }
             (_, None) => {}
             (Self::Header(name), Some(request)) => request.headers.values(name, &mut |value| show(value, visit)),
-            (Self::Query(name), Some(request)) => request
-                .query_params(name)
-                .for_each(|value| visit(Value::Str(value), true)),
+            (Self::Query(name), Some(request)) => request.query_params(name).for_each(|value| {
+                // One that holds U+FFFD by itself, encoded, is taken for broken.
+                let is_text = matches!(value, Cow::Borrowed(_)) || !value.contains(char::REPLACEMENT_CHARACTER);
+                visit(Value::Str(&value), is_text);
+            }),
             (Self::Cookie(name), Some(request)) => request.cookies(name, &mut |value| show(value, visit)),
         }
+    }
+
+    /// Appends every value to the key of something that is kept: lengths in front, and a mark behind the last, so that no two lists
+    /// of values are written alike.
+    pub(crate) fn write_key(&self, bag: &Bag<'_>, key: &mut impl Write) {
+        // Buffers grow: writing cannot fail.
+        self.each(bag, &mut |found, _| {
+            let mut buffer = TextBuffer::default();
+            let found = found.text(&mut buffer);
+            _ = write!(key, "{}:{found}", found.len());
+        });
+        _ = key.write_char('-');
     }
 }
 
@@ -119,29 +127,66 @@ fn show(value: &[u8], visit: &mut dyn FnMut(Value<'_>, bool)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attribute::tests::with_bag;
+    use crate::attribute::tests::{with_bag, with_path};
+
+    /// What a selector shows, and whether it is text.
+    fn shown(selector: &Selector, bag: &Bag<'_>) -> Vec<(String, bool)> {
+        let mut shown = Vec::new();
+        selector.each(bag, &mut |value, is_text| shown.push((value.to_string(), is_text)));
+        shown
+    }
 
     /// The request is `GET /a/b?c=d`.
     #[test]
-    fn a_selector_leads_to_its_value() {
-        let headers = [("x-user", "ann"), ("cookie", "a=1; session=\"s\"; b=2")];
+    fn a_selector_leads_to_its_values() {
+        let headers = [
+            ("x-user", "ann"),
+            ("X-User", "bob"),
+            ("cookie", "a=1; session=\"s\"; b=2"),
+        ];
         for (text, expect) in [
-            ("request.method", Some("GET")),
-            ("source.principal", Some("default/client")),
-            ("source.ip", None),
-            ("request.headers[\"X-User\"]", Some("ann")),
-            ("request.headers[x-user]", Some("ann")),
-            ("request.headers[x-other]", None),
-            ("request.query_params[\"c\"]", Some("d")),
-            ("request.query_params[\"d\"]", None),
-            ("request.cookies[\"session\"]", Some("s")),
-            ("request.cookies[b]", Some("2")),
-            ("request.cookies[x]", None),
+            ("request.method", &["GET"][..]),
+            ("source.principal", &["default/client"]),
+            ("source.ip", &[]),
+            ("request.headers[\"X-User\"]", &["ann", "bob"]),
+            ("request.headers[x-user]", &["ann", "bob"]),
+            ("request.headers[x-other]", &[]),
+            ("request.query_params[\"c\"]", &["d"]),
+            ("request.query_params[\"d\"]", &[]),
+            ("request.cookies[\"session\"]", &["s"]),
+            ("request.cookies[b]", &["2"]),
+            ("request.cookies[x]", &[]),
         ] {
             let selector: Selector = text.parse().unwrap();
-            let found = with_bag(&headers, |bag| selector.get(&bag).map(|value| value.to_string()));
-            assert_eq!(found.as_deref(), expect, "{text}");
+            let expect: Vec<_> = expect.iter().map(|value| ((*value).to_owned(), true)).collect();
+            assert_eq!(with_bag(&headers, |bag| shown(&selector, &bag)), expect, "{text}");
             assert_eq!(selector.to_string().parse(), Ok(selector));
+        }
+    }
+
+    #[test]
+    fn parameters_are_found_however_they_are_encoded() {
+        let selector: Selector = "request.query_params[user]".parse().unwrap();
+        for (path, expect) in [
+            ("/?user=bob", &[("bob", true)][..]),
+            ("/?user=%62ob", &[("bob", true)]),
+            ("/?us%65r=bob", &[("bob", true)]),
+            ("/?us%65r=%62%6f%62", &[("bob", true)]),
+            ("/?user=a+b%20c", &[("a b c", true)]),
+            ("/?user=a&x=1&user=b", &[("a", true), ("b", true)]),
+            ("/?user", &[("", true)]),
+            ("/?user=%zz%4", &[("%zz%4", true)]),
+            ("/?user=%ff", &[("\u{fffd}", false)]),
+            ("/?%75ser=1%00", &[("1\0", true)]),
+            ("/?User=bob", &[]),
+            ("/user=bob", &[]),
+        ] {
+            let found = with_path(path, |bag| shown(&selector, &bag));
+            let expect: Vec<_> = expect
+                .iter()
+                .map(|(value, text)| ((*value).to_owned(), *text))
+                .collect();
+            assert_eq!(found, expect, "{path}");
         }
     }
 

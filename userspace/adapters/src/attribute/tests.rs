@@ -29,6 +29,14 @@ pub(crate) fn with_bag<T>(headers: &[(&str, &str)], body: impl FnOnce(Bag<'_>) -
     })
 }
 
+/// The same request with another path.
+pub(crate) fn with_path<T>(path: &str, body: impl FnOnce(Bag<'_>) -> T) -> T {
+    with_bag(&[], |bag| {
+        let request = bag.request.map(|request| RequestView { path, ..request });
+        body(Bag { request, ..bag })
+    })
+}
+
 /// The same request with a header of these lines, of any bytes.
 pub(crate) fn with_lines<T>(name: &str, lines: &[&[u8]], body: impl FnOnce(Bag<'_>) -> T) -> T {
     let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();

@@ -1,9 +1,6 @@
 use super::*;
 use crate::{
-    attribute::{
-        RequestView,
-        tests::{with_bag, with_lines},
-    },
+    attribute::tests::{with_bag, with_lines, with_path},
     pipeline::CheckResult,
     provider::tests::{Server, until},
 };
@@ -154,6 +151,11 @@ fn every_query_parameter_of_a_name_is_looked_up() {
         ("/?k=bad", true, true),
         ("/?k=good&k=bad", true, false),
         ("/?k=bad&k=good", true, false),
+        ("/?k=%62ad", true, true),
+        ("/?%6b=bad", true, true),
+        ("/?k=good&%6B=b%61d", true, false),
+        ("/?k=ba%64+", false, false),
+        ("/?k=bad%ff", false, false),
         ("/?k", false, false),
         ("/", false, false),
     ] {
@@ -161,10 +163,7 @@ fn every_query_parameter_of_a_name_is_looked_up() {
             let list = list(&format!(
                 r#"{{"value": "request.query_params[k]", "entries": ["bad"], "blacklist": {blacklist}}}"#
             ));
-            with_bag(&[], |bag| {
-                let request = bag.request.map(|request| RequestView { path, ..request });
-                status(&list, &Bag { request, ..bag }).is_some() == blacklist
-            })
+            with_path(path, |bag| status(&list, &bag).is_some() == blacklist)
         });
         assert_eq!(found, [blacklisted, whitelisted], "{path}");
     }

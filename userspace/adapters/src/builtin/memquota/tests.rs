@@ -1,7 +1,10 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use super::*;
-use crate::{attribute::tests::with_bag, pipeline::CheckResult};
+use crate::{
+    attribute::tests::{with_bag, with_path},
+    pipeline::CheckResult,
+};
 
 fn quota(json: &str) -> MemQuota {
     MemQuota::new("q", serde_json::from_str(json).unwrap(), None).unwrap()
@@ -14,6 +17,10 @@ fn ask(quota: &MemQuota, headers: &[(&str, &str)]) -> Option<Deny> {
         Checking::Ready(CheckResult::Deny(deny)) => Some(*deny),
         _ => panic!("a quota in memory asks nobody and changes nothing"),
     })
+}
+
+fn allows(quota: &MemQuota, bag: &Bag<'_>) -> bool {
+    matches!(quota.check(bag), Checking::Ready(CheckResult::Allow))
 }
 
 /// How many of 20 requests are granted.
@@ -73,6 +80,33 @@ fn dimensions_are_counted_apart_and_absent_is_not_empty() {
     assert_eq!(granted(&quota, &[]), 2);
     assert_eq!(quota.cells("u"), Some(4));
     assert_eq!(quota.cells("v"), None);
+}
+
+/// Nobody gets a count, or a limit, of somebody else's by a further value or by how values are written.
+#[test]
+fn all_values_of_a_dimension_count() {
+    let quota = quota(
+        r#"{"quotas": [{"name": "u", "max_amount": 2, "valid_duration": "1h",
+            "dimensions": {"a": "request.query_params[a]", "b": "request.query_params[b]"},
+            "overrides": [{"dimensions": {"a": "vip"}, "max_amount": 4}]}]}"#,
+    );
+    let granted = |path| with_path(path, |bag| (0..20).filter(|_| allows(&quota, &bag)).count());
+    for (path, expect) in [
+        ("/?a=1&b=2", 2),
+        ("/?%61=%31&b=2", 0),
+        ("/?a=1&a=2", 2),
+        ("/?a=1&a=3", 2),
+        ("/?a=1-1:2", 2),
+        ("/?a=1%00&b=2", 2),
+        ("/?a=vip&a=1", 2),
+        ("/?a=1&a=vip", 2),
+        ("/?a=v%69p", 4),
+        ("/?a=vip&a=vip", 4),
+        ("/?a=", 2),
+        ("/", 2),
+    ] {
+        assert_eq!(granted(path), expect, "{path}");
+    }
 }
 
 #[test]
