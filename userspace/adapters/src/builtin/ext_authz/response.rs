@@ -22,9 +22,9 @@ pub(super) fn result(response: CheckResponse, rule: Option<&ObjectRef>) -> Resul
         Some(HttpResponse::Error(_)) => Err(format!("the service could not judge: {message}")),
         Some(HttpResponse::Ok(ok)) if code == 0 => allow(ok),
         None if code == 0 => Ok(CheckResult::Allow),
-        Some(HttpResponse::Denied(denied)) if code != 0 => deny(denied, message, rule),
+        Some(HttpResponse::Denied(denied)) if code != 0 => Ok(deny(denied, message, rule)),
         // Envoy goes by the status, too.
-        None | Some(HttpResponse::Ok(_)) => deny(DeniedHttpResponse::default(), message, rule),
+        None | Some(HttpResponse::Ok(_)) => Ok(deny(DeniedHttpResponse::default(), message, rule)),
         Some(HttpResponse::Denied(_)) => Err("the service allows, with the answer of a denial".to_owned()),
     }
 }
@@ -51,29 +51,25 @@ fn allow(ok: OkHttpResponse) -> Result<CheckResult, String> {
     })
 }
 
-fn deny(denied: DeniedHttpResponse, message: String, rule: Option<&ObjectRef>) -> Result<CheckResult, String> {
-    let status = match denied.status {
-        // 0: the service leaves it to us.
-        None => DEFAULT_DENY_STATUS,
-        Some(status) if status.code == 0 => DEFAULT_DENY_STATUS,
-        Some(status) => u16::try_from(status.code)
-            .ok()
-            .filter(|code| (300..600).contains(code))
-            .ok_or_else(|| format!("it denies with HTTP status {}, expected 300 to 599", status.code))?,
-    };
+/// What is refused stays refused: what is unfit about the answer is left out.
+fn deny(denied: DeniedHttpResponse, message: String, rule: Option<&ObjectRef>) -> CheckResult {
+    // 0: the service leaves it to us.
+    let status = denied
+        .status
+        .and_then(|status| u16::try_from(status.code).ok())
+        .filter(|code| (300..600).contains(code))
+        .unwrap_or(DEFAULT_DENY_STATUS);
     let message = match message.is_empty() {
         true => REFUSED.to_owned(),
         false => message,
     };
     let mut deny = Deny::new(status, message).by(rule.cloned());
-    for option in denied.headers {
-        let (name, value) = named(option)?;
-        deny.headers.push((name, value));
-    }
+    let headers = denied.headers.into_iter();
+    deny.headers = headers.filter_map(|option| named(option).ok()).collect();
     if !denied.body.is_empty() {
         deny.body = Some(denied.body.into());
     }
-    Ok(CheckResult::Deny(Box::new(deny)))
+    CheckResult::Deny(Box::new(deny))
 }
 
 /// For the endpoint's answer. `append` is the older field and wins, as in Envoy.

@@ -257,6 +257,33 @@ fn a_denial_is_told_with_status_headers_and_body() {
     assert_eq!(adapter.outage.failures.get(), 0);
 }
 
+/// Also where the failure policy is open.
+#[test]
+fn what_is_unfit_about_a_denial_is_left_out() {
+    for (code, expect) in [(404, 404), (0, 403), (200, 403), (-1, 403), (70_000, 403)] {
+        let service = Service::start(move |_| {
+            Answer::Say(CheckResponse {
+                status: status(7, "no"),
+                http_response: Some(HttpResponse::Denied(DeniedHttpResponse {
+                    status: Some(HttpStatus { code }),
+                    headers: vec![
+                        option("a b", "1", None, 0),
+                        option("x-a", "1\r\nx-b: 2", None, 0),
+                        option("Transfer-Encoding", "chunked", None, 0),
+                        option("x-why", "7", None, 0),
+                    ],
+                    body: String::new(),
+                })),
+            })
+        });
+        let adapter = service.adapter(json!({"failure_policy": "open"}));
+        let (why, seven) = header("x-why", "7");
+        let expect = Deny::new(expect, "no").with_header(why, seven);
+        assert_eq!(ask(&adapter, &[]), CheckResult::Deny(Box::new(expect)), "{code}");
+        assert_eq!(adapter.outage.failures.get(), 0);
+    }
+}
+
 #[test]
 fn where_there_is_no_verdict_the_failure_policy_applies() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0")
@@ -294,8 +321,6 @@ fn where_there_is_no_verdict_the_failure_policy_applies() {
     let no_verdicts = [
         (0, HttpResponse::Error(DeniedHttpResponse::default())),
         (0, denial(403)),
-        (7, denial(200)),
-        (7, denial(-1)),
         (0, ok(vec![option("a b", "1", None, 0)], &[])),
         (0, ok(vec![option("x-a", "1\r\nx-b: 2", None, 0)], &[])),
         (0, ok(vec![option("Transfer-Encoding", "chunked", None, 0)], &[])),

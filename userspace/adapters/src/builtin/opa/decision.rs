@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use weft_policy::ObjectRef;
 
 use crate::{
@@ -50,6 +50,7 @@ pub(super) fn result(said: Option<Value>, check_method: &str, rule: Option<&Obje
             allowed,
             ..Decision::default()
         },
+        Some(Value::Object(object)) if object.get("allowed") == Some(&Value::Bool(false)) => refusal(&object),
         Some(object @ Value::Object(_)) => {
             serde_json::from_value(object).map_err(|error| format!("`{check_method}` is no decision: {error}"))?
         }
@@ -61,13 +62,32 @@ pub(super) fn result(said: Option<Value>, check_method: &str, rule: Option<&Obje
     };
     match decision.allowed {
         true => allow(decision),
-        false => deny(decision, check_method, rule),
+        false => Ok(deny(decision, check_method, rule)),
+    }
+}
+
+/// What is refused stays refused: what is no field of a decision, or of another type, is left out.
+fn refusal(object: &Map<String, Value>) -> Decision {
+    let text = |name: &str| object.get(name).and_then(Value::as_str).map(str::to_owned);
+    let headers = object.get("headers").and_then(Value::as_object);
+    let status = object.get("http_status").and_then(Value::as_u64);
+    Decision {
+        reason: text("reason"),
+        headers: headers
+            .into_iter()
+            .flatten()
+            .filter_map(|(name, values)| Some((name.clone(), Values::deserialize(values).ok()?)))
+            .collect(),
+        body: text("body"),
+        http_status: status.and_then(|status| u16::try_from(status).ok()),
+        ..Decision::default()
     }
 }
 
 fn allow(decision: Decision) -> Result<CheckResult, String> {
     let mut directives = Directives::default();
-    for (name, value) in pairs(decision.headers)? {
+    for pair in pairs(decision.headers) {
+        let (name, value) = pair?;
         let again = directives
             .request
             .iter()
@@ -80,7 +100,8 @@ fn allow(decision: Decision) -> Result<CheckResult, String> {
     for name in decision.request_headers_to_remove {
         directives.request.push(HeaderOperation::Remove(checked(&name)?));
     }
-    for (name, value) in pairs(decision.response_headers_to_add)? {
+    for pair in pairs(decision.response_headers_to_add) {
+        let (name, value) = pair?;
         directives.response.push(HeaderOperation::Append(name, value));
     }
     Ok(match directives.is_empty() {
@@ -89,34 +110,32 @@ fn allow(decision: Decision) -> Result<CheckResult, String> {
     })
 }
 
-fn deny(decision: Decision, check_method: &str, rule: Option<&ObjectRef>) -> Result<CheckResult, String> {
-    let status = decision.http_status.unwrap_or(DEFAULT_DENY_STATUS);
-    if !(300..600).contains(&status) {
-        return Err(format!("it refuses with HTTP status {status}, expected 300 to 599"));
-    }
+/// Headers that are unfit are left out, an unfit status is the usual one.
+fn deny(decision: Decision, check_method: &str, rule: Option<&ObjectRef>) -> CheckResult {
+    let status = decision.http_status.filter(|status| (300..600).contains(status));
     let reason = decision
         .reason
         .unwrap_or_else(|| format!("policy `{check_method}` refuses"));
-    let mut deny = Deny::new(status, reason).by(rule.cloned());
-    deny.headers = pairs(decision.headers)?;
+    let mut deny = Deny::new(status.unwrap_or(DEFAULT_DENY_STATUS), reason).by(rule.cloned());
+    deny.headers = pairs(decision.headers).filter_map(Result::ok).collect();
     deny.body = decision.body.map(Into::into);
-    Ok(CheckResult::Deny(Box::new(deny)))
+    CheckResult::Deny(Box::new(deny))
 }
 
-fn pairs(headers: BTreeMap<String, Values>) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-    let mut pairs = Vec::new();
-    for (name, values) in headers {
+/// Each value with its name; an error: why it is none.
+fn pairs(headers: BTreeMap<String, Values>) -> impl Iterator<Item = Result<(HeaderName, HeaderValue), String>> {
+    headers.into_iter().flat_map(|(name, values)| {
         let values = match values {
             Values::One(value) => vec![value],
             Values::Many(values) => values,
         };
-        for value in values {
-            let value =
-                HeaderValue::try_from(value).map_err(|_| format!("header `{name}` gets a value that is none"))?;
-            pairs.push((checked(&name)?, value));
-        }
-    }
-    Ok(pairs)
+        values.into_iter().map(move |value| pair(&name, value))
+    })
+}
+
+fn pair(name: &str, value: String) -> Result<(HeaderName, HeaderValue), String> {
+    let value = HeaderValue::try_from(value).map_err(|_| format!("header `{name}` gets a value that is none"))?;
+    Ok((checked(name)?, value))
 }
 
 fn checked(name: &str) -> Result<HeaderName, String> {

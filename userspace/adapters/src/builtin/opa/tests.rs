@@ -107,6 +107,33 @@ fn a_decision_changes_headers_and_makes_the_answer() {
     assert_eq!(ask(&opa, &[]), CheckResult::Deny(Box::new(expect)));
 }
 
+/// Also where the failure policy is open.
+#[test]
+fn what_is_unfit_about_a_refusal_is_left_out() {
+    let default = "policy `data.p.r` refuses";
+    let why = |deny: Deny| deny.with_header(HeaderName::from_static("x-why"), HeaderValue::from_static("7"));
+    for (rest, expect) in [
+        (r#""http_status": 200"#, Deny::new(403, default)),
+        (r#""http_status": -1"#, Deny::new(403, default)),
+        (r#""http_status": "404", "reason": "no""#, Deny::new(403, "no")),
+        (r#""http_status": 404, "dynamic_metadata": {}"#, Deny::new(404, default)),
+        (r#""reason": ["no"], "body": 1"#, Deny::new(403, default)),
+        (
+            r#""headers": {"Content-Length": "0", "x-a": "1\n2", "a b": "1", "x-n": 1, "x-why": "7"}"#,
+            why(Deny::new(403, default)),
+        ),
+        (r#""headers": {"x-why": ["7", "\n"]}"#, why(Deny::new(403, default))),
+        (r#""headers": "x-why", "http_status": 404"#, Deny::new(404, default)),
+    ] {
+        let opa = adapter(
+            json!({"policy": [format!("package p\nr := {{\"allowed\": false, {rest}}}")], "check_method": "data.p.r",
+            "timeout": "1s", "failure_policy": "open"}),
+        );
+        assert_eq!(ask(&opa, &[]), CheckResult::Deny(Box::new(expect)), "{rest}");
+        assert_eq!(opa.outage.failures.get(), 0);
+    }
+}
+
 #[test]
 fn where_the_policy_fails_the_failure_policy_applies() {
     let endless = "r if { input.request.method == \"GET\"; count([1 | some i in numbers.range(1, 5000); some j in numbers.range(1, 5000); i + j > 0]) > 0 }";
@@ -114,8 +141,8 @@ fn where_the_policy_fails_the_failure_policy_applies() {
         "r := 1",
         "r := \"yes\"",
         "r := {\"allow\": true}",
+        "r := {\"allowed\": \"false\"}",
         "r := {\"allowed\": true, \"dynamic_metadata\": {}}",
-        "r := {\"allowed\": false, \"http_status\": 200}",
         "r := {\"allowed\": true, \"headers\": {\"Content-Length\": \"0\"}}",
         "r := {\"allowed\": true, \"headers\": {\"x-a\": \"1\\n2\"}}",
         "r := {\"allowed\": true, \"request_headers_to_remove\": [\"host\"]}",
