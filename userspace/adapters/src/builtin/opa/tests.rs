@@ -70,6 +70,55 @@ fn what_the_rule_says_is_the_verdict() {
     }
 }
 
+/// As in OPA: no client can make a policy fail by text that a function cannot read.
+#[test]
+fn what_a_function_cannot_read_is_undefined_and_another_rule_decides() {
+    let opa = policy(
+        r#"
+        r if to_number(input.request.headers["x-level"]) > 5
+        r if net.cidr_contains("10.0.0.0/8", input.request.headers["x-ip"])
+        r if input.request.headers["x-user"] == "ann"
+        "#,
+    );
+    for (headers, expect) in [
+        (&[("x-level", "6")][..], CheckResult::Allow),
+        (&[("x-level", "many"), ("x-user", "ann")], CheckResult::Allow),
+        (
+            &[("x-level", "many"), ("x-user", "bob")],
+            refused("policy `data.p.r` refuses"),
+        ),
+        (&[("x-level", "many"), ("x-ip", "10.1.2.3")], CheckResult::Allow),
+        (&[("x-ip", "10.1.2"), ("x-user", "ann")], CheckResult::Allow),
+        (
+            &[("x-ip", "10.1.2"), ("x-user", "bob")],
+            refused("policy `data.p.r` refuses"),
+        ),
+    ] {
+        assert_eq!(ask(&opa, headers), expect, "{headers:?}");
+        assert_eq!(opa.outage.failures.get(), 0);
+    }
+}
+
+/// The first request fails while everybody is valid.
+#[test]
+fn what_a_failed_request_replaced_is_as_before_for_the_next() {
+    let opa = policy(
+        r#"
+        valid(user) if user == "ann"
+        everybody(_) := true
+        items(text) := ["a"] if text == "conflict"
+        items(text) := ["b"] if text == "conflict"
+        r if valid(input.request.headers["x-user"])
+        r if items(input.request.headers["x-items"])[_] == "c" with valid as everybody
+        "#,
+    );
+    let failing = [("x-user", "bob"), ("x-items", "conflict")];
+    assert!(matches!(ask(&opa, &failing), CheckResult::Unjudged(_)));
+    assert_eq!(ask(&opa, &[("x-user", "bob")]), refused("policy `data.p.r` refuses"));
+    assert_eq!(ask(&opa, &[("x-user", "ann")]), CheckResult::Allow);
+    assert_eq!(opa.outage.failures.get(), 1);
+}
+
 #[test]
 fn a_decision_changes_headers_and_makes_the_answer() {
     let opa = policy(
