@@ -1,9 +1,9 @@
 //! Verdicts of somebody who is far away, kept for a while: shared by all workers, bounded, and dead at once when the
 //! configuration changes.
 //!
-//! Which attributes a verdict depends on only its giver knows, so the operator declares them. The key is their values, and
-//! each shard belongs to one generation of the configuration: whoever comes with a later one empties it first, and what was
-//! asked under an earlier one is not kept.
+//! Which attributes a verdict depends on only its giver knows, so the operator declares them. The key is their values, behind
+//! those of `ALWAYS`, and each shard belongs to one generation of the configuration: whoever comes with a later one empties it
+//! first, and what was asked under an earlier one is not kept.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 
 use crate::{
-    attribute::{Bag, Selector, TextBuffer},
+    attribute::{Attribute, Bag, Selector, TextBuffer},
     duration,
     error::AdapterError,
     pipeline::CheckResult,
@@ -32,6 +32,14 @@ pub const DEFAULT_MAX_ENTRIES: usize = 10_000;
 /// Bound on `max_entries`.
 pub const MAX_ENTRIES: usize = 1_000_000;
 
+/// What every verdict depends on: one adapter may guard many services, and what is allowed at one is not at another.
+const ALWAYS: [Attribute; 4] = [
+    Attribute::DestinationNamespace,
+    Attribute::DestinationService,
+    Attribute::DestinationPort,
+    Attribute::RequestHost,
+];
+
 /// Locks that workers spread over.
 const SHARDS: usize = 16;
 
@@ -39,7 +47,8 @@ const SHARDS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Everything that the verdict depends on. Requests that are equal in these get the same verdict.
+    /// Everything that the verdict depends on, beside service, port and host. Requests that are equal in these get the same
+    /// verdict.
     pub key: Vec<Selector>,
     /// Default [`DEFAULT_TTL`].
     #[serde(default = "default_ttl", deserialize_with = "duration::deserialize")]
@@ -129,6 +138,9 @@ impl Verdicts {
 
     pub fn key(&self, bag: &Bag<'_>) -> Key {
         let mut text = TextBuffer::default();
+        for attribute in ALWAYS {
+            Selector::Attribute(attribute).write_key(bag, &mut text);
+        }
         for selector in &self.config.key {
             // Every line counts: who is asked sees them all.
             selector.write_key(bag, &mut text);

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{attribute::tests::with_bag, pipeline::Deny};
+use crate::{
+    attribute::{DestinationView, RequestView, tests::with_bag},
+    pipeline::Deny,
+};
 
 fn verdicts(json: &str) -> Verdicts {
     Verdicts::new(serde_json::from_str(json).unwrap(), CacheMetrics::default())
@@ -27,6 +30,38 @@ fn equal_requests_share_a_verdict_until_it_expires() {
     assert_eq!(verdicts.get(&same, now + Duration::from_secs(1)), None);
     assert_eq!(verdicts.get(&key(&verdicts, 1, &[("x-user", "bob")]), now), None);
     assert_eq!(verdicts.looked_up(), (1, 3));
+}
+
+#[test]
+fn services_ports_and_hosts_share_no_verdict() {
+    let verdicts = verdicts(r#"{"key": ["source.principal"]}"#);
+    let now = Instant::now();
+    with_bag(&[], |bag| {
+        verdicts.put(verdicts.key(&bag), &CheckResult::Allow, now);
+        assert_eq!(verdicts.get(&verdicts.key(&bag), now), Some(CheckResult::Allow));
+        let at = |destination| Bag { destination, ..bag };
+        let shop = bag.destination;
+        let host = |host| Bag {
+            request: bag.request.map(|request| RequestView { host, ..request }),
+            ..bag
+        };
+        for other in [
+            at(DestinationView {
+                namespace: "bank",
+                ..shop
+            }),
+            at(DestinationView {
+                service: Some("db"),
+                ..shop
+            }),
+            at(DestinationView { service: None, ..shop }),
+            at(DestinationView { port: 81, ..shop }),
+            host("admin"),
+            Bag { request: None, ..bag },
+        ] {
+            assert_eq!(verdicts.get(&verdicts.key(&other), now), None);
+        }
+    });
 }
 
 #[test]
