@@ -3,6 +3,7 @@
 //! See this folder's README for the page an operator reads.
 
 use std::{
+    cell::Cell,
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -30,7 +31,7 @@ pub use config::{
     Algorithm, Config, DEFAULT_CONNECTION_POOL_SIZE, DEFAULT_REDIS_SERVER_URL, DEFAULT_TIMEOUT, MAX_BUCKETS,
     MAX_CONNECTION_POOL_SIZE, MAX_TIMEOUT, MAX_VALID_DURATION, MIN_VALID_DURATION, Override, Quota,
 };
-use server::Server;
+use server::{Server, Used};
 
 /// Said to the client, who need not know what is behind.
 const UNAVAILABLE: &str = "the quota cannot be counted at present";
@@ -123,9 +124,10 @@ impl RedisQuota {
 
     async fn ask(&self, charges: Vec<Charge<'_>>) -> CheckResult {
         let question = self.question();
+        let used = Cell::new(None);
         let asking = async {
             for charge in &charges {
-                if let Err(exhausted) = self.charge(charge, &question).await? {
+                if let Err(exhausted) = self.charge(charge, &question, &used).await? {
                     return Ok(self.exhausted(&charge.quota.name, &exhausted));
                 }
             }
@@ -138,7 +140,9 @@ impl RedisQuota {
             }
             Ok(Err(error)) => self.outage.failed(&error.to_string()),
             Err(_late) => {
-                self.server.give_up();
+                if let Some(used) = used.get() {
+                    self.server.give_up(used);
+                }
                 self.outage.failed(&format!("no answer within {:?}", self.timeout))
             }
         }
@@ -149,7 +153,12 @@ impl RedisQuota {
         format!("{:x}-{:x}", self.process, self.asked.fetch_add(1, Ordering::Relaxed))
     }
 
-    async fn charge(&self, charge: &Charge<'_>, question: &str) -> RedisResult<Result<(), Exhausted>> {
+    async fn charge(
+        &self,
+        charge: &Charge<'_>,
+        question: &str,
+        used: &Cell<Option<Used>>,
+    ) -> RedisResult<Result<(), Exhausted>> {
         let script = match charge.quota.window {
             Window::Fixed(_) => &self.fixed,
             Window::Rolling(..) => &self.rolling,
@@ -162,7 +171,7 @@ impl RedisQuota {
             Window::Rolling(buckets, length) => call.arg(buckets).arg(length.to_string()),
         };
         call.arg(self.keep.to_string());
-        let (granted, wait) = self.server.run(&call).await?;
+        let (granted, wait) = self.server.run(&call, used).await?;
         Ok(match (granted, charge.most) {
             (1, _) => Ok(()),
             (_, 0) => Err(Exhausted(None)),

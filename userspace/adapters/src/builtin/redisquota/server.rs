@@ -1,11 +1,18 @@
 //! The connections to Redis: some for each worker, made when they are needed.
 
 use std::{
+    cell::Cell,
     fmt,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, ScriptInvocation, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
+    aio::MultiplexedConnection,
+};
 use tokio::sync::Mutex;
 
 use crate::per_thread::PerThread;
@@ -29,6 +36,13 @@ struct Connection {
     connection: MultiplexedConnection,
 }
 
+/// The connection that a question went over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Used {
+    slot: usize,
+    number: usize,
+}
+
 // === impl Server ===
 
 impl Server {
@@ -42,46 +56,55 @@ impl Server {
         }
     }
 
-    /// Runs a script. If the connection turns out to be lost, once more on a new one: only for scripts that notice.
+    /// Runs a script. If the connection turns out to be lost, or to lead to a server that is no primary any more, once
+    /// more on a new one: only for scripts that notice. Meanwhile `used` says which connection the question is on.
     ///
     /// # Errors
     /// Redis cannot be reached, or says no.
     ///
     /// # Cancel safety
     /// The script may have run.
-    pub async fn run(&self, script: &ScriptInvocation<'_>) -> RedisResult<(i64, i64)> {
+    pub async fn run(&self, script: &ScriptInvocation<'_>, used: &Cell<Option<Used>>) -> RedisResult<(i64, i64)> {
+        used.set(None);
         let slots = self.slots();
-        let slot = match &slots[..] {
+        let index = match slots.len() {
             // No word that all workers write to where there is no choice.
-            [only] => only,
-            slots => &slots[self.next.fetch_add(1, Ordering::Relaxed) % slots.len()],
+            1 => 0,
+            several => self.next.fetch_add(1, Ordering::Relaxed) % several,
         };
+        let slot = &slots[index];
         let (mut connection, reused) = self.connection(slot).await?;
+        let number = connection.number;
+        used.set(Some(Used { slot: index, number }));
         match script.invoke_async(&mut connection.connection).await {
             Err(error) if reused && is_lost(&error) => {
-                let mut slot_now = slot.lock().await;
-                if slot_now.as_ref().is_some_and(|now| now.number == connection.number) {
-                    *slot_now = None;
-                }
-                drop(slot_now);
+                used.set(None);
+                forget(&mut slot.lock().await, number);
                 let (mut connection, _) = self.connection(slot).await?;
+                let number = connection.number;
+                used.set(Some(Used { slot: index, number }));
                 script.invoke_async(&mut connection.connection).await
             }
             answer => answer,
         }
     }
 
-    /// This worker's connections did not answer in time: they may be dead.
-    pub fn give_up(&self) {
-        for slot in self.slots().iter() {
-            // One that is locked is being made.
-            if let Ok(mut slot) = slot.try_lock() {
-                *slot = None;
-            }
+    /// This worker's connection did not answer in time: it may be dead.
+    pub fn give_up(&self, used: Used) {
+        let slots = self.slots();
+        // One that is locked is being made: it is another one.
+        if let Ok(mut slot) = slots[used.slot].try_lock() {
+            forget(&mut slot, used.number);
         }
     }
 
-    fn slots(&self) -> std::sync::Arc<Vec<Slot>> {
+    /// How many connections there have been.
+    #[cfg(test)]
+    pub fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    fn slots(&self) -> Arc<Vec<Slot>> {
         self.workers
             .get_or(|| (0..self.pool_size.max(1)).map(|_| Mutex::new(None)).collect())
     }
@@ -116,6 +139,20 @@ impl fmt::Debug for Server {
     }
 }
 
+/// Unless there is another one in its place already.
+fn forget(slot: &mut Option<Connection>, number: usize) {
+    if slot.as_ref().is_some_and(|now| now.number == number) {
+        *slot = None;
+    }
+}
+
+/// A new connection may do better. A primary that was demoted stays where it is and refuses to write; its name, or the address
+/// before it, leads to another one.
 fn is_lost(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_connection_dropped()
+    error.is_io_error()
+        || error.is_connection_dropped()
+        || error.is_unrecoverable_error()
+        || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+        // As Redis before 7 says it of a script.
+        || error.detail().is_some_and(|detail| detail.contains("READONLY"))
 }

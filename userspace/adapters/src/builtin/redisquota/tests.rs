@@ -2,7 +2,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, atomic::AtomicU16, mpsc},
     thread,
 };
 
@@ -269,7 +269,8 @@ fn a_question_whose_answer_was_lost_is_repeated_and_charged_once() {
         with_runtime(|runtime| {
             // Connected, and with an answer that is not the one to lose.
             let question = refused_question(&through, count);
-            let refused = through.server.run(&question);
+            let used = Cell::new(None);
+            let refused = through.server.run(&question, &used);
             assert_eq!(runtime.block_on(refused).unwrap().0, 0);
             assert_eq!(ask_in(runtime, &through, &[]), CheckResult::Allow);
         });
@@ -308,6 +309,79 @@ fn a_worker_reconnects_to_a_redis_that_came_back() {
         assert_eq!(ask_in(runtime, &adapter, &[]), CheckResult::Allow);
     });
     assert_eq!(adapter.outage.failures.get(), 0);
+}
+
+/// Passes on what is said between each client and the Redis at the port that holds when it comes.
+fn relay(target: Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let pass = |mut from: TcpStream, mut to: TcpStream| {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    };
+    thread::spawn(move || {
+        while let Ok((client, _)) = listener.accept() {
+            let server = TcpStream::connect(("127.0.0.1", target.load(Ordering::SeqCst))).unwrap();
+            let (asks, answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || pass(asks, server));
+            thread::spawn(move || pass(answers, client));
+        }
+    });
+    port
+}
+
+/// It still answers, but writes nothing.
+#[test]
+fn a_worker_leaves_a_primary_that_was_demoted() {
+    let (Some(demoted), Some(primary)) = (Redis::start(None), Redis::start(None)) else {
+        return;
+    };
+    let target = Arc::new(AtomicU16::new(demoted.port));
+    let port = relay(Arc::clone(&target));
+    let adapter =
+        adapter(json!({"redis_server_url": format!("127.0.0.1:{port}"), "timeout": "20s", "quotas": [fixed(5)]}));
+    with_runtime(|runtime| {
+        assert_eq!(ask_in(runtime, &adapter, &[]), CheckResult::Allow);
+        // Of nobody, so that there is nothing to load.
+        let _: () = redis::cmd("REPLICAOF")
+            .arg("127.0.0.1")
+            .arg(1)
+            .query(&mut demoted.client())
+            .unwrap();
+        target.store(primary.port, Ordering::SeqCst);
+        for _ in 0..2 {
+            assert_eq!(ask_in(runtime, &adapter, &[]), CheckResult::Allow);
+        }
+    });
+    assert_eq!(primary.client().get::<_, i64>(FIXED_COUNT).unwrap(), 2);
+    assert_eq!((adapter.outage.failures.get(), adapter.server.made()), (0, 2));
+}
+
+#[test]
+fn only_the_connection_that_did_not_answer_is_given_up() {
+    let Some(redis) = Redis::start(None) else { return };
+    let adapter = adapter(
+        json!({"redis_server_url": format!("127.0.0.1:{}", redis.port), "timeout": "20s",
+        "connection_pool_size": 2, "quotas": [fixed(5)]}),
+    );
+    with_runtime(|runtime| {
+        let run = || {
+            let used = Cell::new(None);
+            let question = refused_question(&adapter, FIXED_COUNT);
+            runtime.block_on(adapter.server.run(&question, &used)).unwrap();
+            used.get().unwrap()
+        };
+        let (one, _other) = (run(), run());
+        assert_eq!(adapter.server.made(), 2);
+        // Who learns late that it did not answer does not mean the one in its place.
+        for _ in 0..2 {
+            adapter.server.give_up(one);
+            for _ in 0..2 {
+                run();
+            }
+            assert_eq!(adapter.server.made(), 3);
+        }
+    });
 }
 
 #[test]
