@@ -143,15 +143,8 @@ impl<'a> RequestView<'a> {
             .map(|(_, value)| value)
     }
 
-    /// First value of a cookie, without quotes around it.
-    pub fn cookie(&self, name: &str) -> Option<&'a str> {
-        let line = self.headers.get("cookie")?;
-        let value = cookies(line.as_bytes(), name).next()?;
-        std::str::from_utf8(value).ok()
-    }
-
-    /// Shows all values of a cookie, in all lines.
-    pub(super) fn cookies(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+    /// Shows all values of a cookie, in all lines, without quotes around them.
+    pub(crate) fn cookies(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
         self.headers
             .values("cookie", &mut |line| cookies(line, name).for_each(&mut *visit));
     }

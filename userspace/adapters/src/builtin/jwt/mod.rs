@@ -3,6 +3,7 @@
 //! See this folder's README for the page an operator reads.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -55,9 +56,12 @@ struct Trusted {
 
 /// A token and where it was.
 struct Found<'a> {
-    token: &'a str,
+    token: Cow<'a, str>,
     location: &'a Location,
 }
+
+/// A place has more than one value, or one that is no text: nobody knows what the service takes for the token.
+struct Ambiguous;
 
 // === impl Jwt ===
 
@@ -108,19 +112,22 @@ impl Jwt {
         })
     }
 
-    fn find<'a>(&'a self, request: &RequestView<'a>) -> Option<Found<'a>> {
-        self.config.from.iter().find_map(|location| {
+    /// What the first place has that has something.
+    fn find<'a>(&'a self, request: &RequestView<'a>) -> Result<Option<Found<'a>>, Ambiguous> {
+        for location in &self.config.from {
             let token = match location {
-                Location::Header(header) => {
-                    let value = request.headers.get(&header.name)?;
-                    let (prefix, token) = value.split_at_checked(header.prefix.len())?;
-                    prefix.eq_ignore_ascii_case(&header.prefix).then_some(token.trim())?
-                }
-                Location::Cookie(name) => request.cookie(name)?,
-                Location::Query(name) => request.query_param(name)?,
+                Location::Header(header) => only_line(request, &header.name)?
+                    .and_then(|line| line.split_at_checked(header.prefix.len()))
+                    .filter(|(prefix, _)| prefix.eq_ignore_ascii_case(&header.prefix))
+                    .map(|(_, token)| Cow::Borrowed(token.trim())),
+                Location::Cookie(name) => only_cookie(request, name)?.map(Cow::Owned),
+                Location::Query(name) => only_parameter(request, name)?,
             };
-            Some(Found { token, location })
-        })
+            if let Some(token) = token {
+                return Ok(Some(Found { token, location }));
+            }
+        }
+        Ok(None)
     }
 
     fn verify(&self, token: &str, now: Duration) -> Result<Result<Arc<Verified>, BadToken>, NoKeys> {
@@ -145,13 +152,18 @@ impl Jwt {
             // Tokens are a matter of requests.
             return Checking::ALLOW;
         };
-        let Some(found) = self.find(&request) else {
-            return match self.config.allow_missing {
-                true => allow(self.without_claims.clone()),
-                false => self.unauthorized("the request has no token", None),
-            };
+        let found = match self.find(&request) {
+            Ok(Some(found)) => found,
+            Ok(None) if self.config.allow_missing => return allow(self.without_claims.clone()),
+            Ok(None) => return self.unauthorized("the request has no token", None),
+            Err(Ambiguous) => {
+                return self.unauthorized(
+                    "there are several tokens, or one that is no text",
+                    Some("invalid_token"),
+                );
+            }
         };
-        match self.verify(found.token, now) {
+        match self.verify(&found.token, now) {
             Ok(Ok(verified)) => {
                 let removal = self.config.remove_token.then(|| removal(&found, &request));
                 if removal.is_none() && verified.headers.is_empty() {
@@ -212,6 +224,35 @@ impl Trusted {
     }
 }
 
+fn only_line<'a>(request: &RequestView<'a>, name: &str) -> Result<Option<&'a str>, Ambiguous> {
+    let mut lines = 0;
+    request.headers.values(name, &mut |_| lines += 1);
+    match lines {
+        0 => Ok(None),
+        1 => request.headers.get(name).map(Some).ok_or(Ambiguous),
+        _ => Err(Ambiguous),
+    }
+}
+
+fn only_cookie(request: &RequestView<'_>, name: &str) -> Result<Option<String>, Ambiguous> {
+    let mut only = None;
+    request.cookies(name, &mut |value| {
+        only = Some(match (&only, std::str::from_utf8(value)) {
+            (None, Ok(text)) => Ok(text.to_owned()),
+            _ => Err(Ambiguous),
+        });
+    });
+    only.transpose()
+}
+
+fn only_parameter<'a>(request: &RequestView<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Ambiguous> {
+    let mut values = request.query_params(name);
+    match (values.next(), values.next()) {
+        (only, None) => Ok(only),
+        _ => Err(Ambiguous),
+    }
+}
+
 fn allow(request: Vec<HeaderOperation>) -> Checking<'static> {
     if request.is_empty() {
         return Checking::ALLOW;
@@ -230,13 +271,23 @@ fn removal(found: &Found<'_>, request: &RequestView<'_>) -> HeaderOperation {
             Err(_) => HeaderOperation::Remove(header::AUTHORIZATION), // validated: a header's name
         },
         Location::Cookie(name) => {
-            let cookies = request.headers.get("cookie").unwrap_or_default();
-            let others: Vec<&str> = cookies
-                .split(';')
-                .map(str::trim)
-                .filter(|pair| pair.split_once('=').is_none_or(|(key, _)| key.trim() != name))
-                .collect();
-            match HeaderValue::try_from(others.join("; ")) {
+            let mut others = Vec::new();
+            request.headers.values("cookie", &mut |line| {
+                for pair in line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+                    let key = pair
+                        .iter()
+                        .position(|byte| *byte == b'=')
+                        .map(|end| pair[..end].trim_ascii());
+                    if pair.is_empty() || key == Some(name.as_bytes()) {
+                        continue;
+                    }
+                    if !others.is_empty() {
+                        others.extend_from_slice(b"; ");
+                    }
+                    others.extend_from_slice(pair);
+                }
+            });
+            match HeaderValue::try_from(others) {
                 Ok(value) if !value.is_empty() => HeaderOperation::Replace(header::COOKIE, value),
                 _ => HeaderOperation::Remove(header::COOKIE),
             }

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    attribute::tests::with_bag,
+    attribute::tests::{with_bag, with_lines},
     provider::tests::{Server, until},
 };
 
@@ -377,12 +377,60 @@ fn tokens_are_looked_for_in_order_and_removed_where_found() {
     let removing = jwt(json!({"jwks": jwks(&[&issuer]), "from": locations, "remove_token": true}));
     let only = format!("session={token}");
     for (headers, expect) in [
-        (("x-token", token.as_str()), remove("x-token")),
-        (("cookie", &cookie), set("cookie", "a=1; b=2")),
-        (("cookie", &only), remove("cookie")),
+        (vec![("x-token", token.as_str())], remove("x-token")),
+        (vec![("cookie", cookie.as_str())], set("cookie", "a=1; b=2")),
+        (vec![("cookie", only.as_str())], remove("cookie")),
+        (
+            vec![("cookie", "c=3"), ("cookie", cookie.as_str())],
+            set("cookie", "c=3; a=1; b=2"),
+        ),
     ] {
-        assert_eq!(operations(answer(&removing, &[headers], "/", NOW)), [expect]);
+        assert_eq!(operations(answer(&removing, &headers, "/", NOW)), [expect]);
     }
+}
+
+/// The service may read another one than we do, also where requests without a token may pass.
+#[test]
+fn several_tokens_in_one_place_and_those_that_are_no_text_are_refused() {
+    let issuer = Issuer::ed25519("a", 1);
+    let token = issuer.token(json!({"exp": NOW + 1}));
+    let locations = json!([{"header": {"name": "authorization", "prefix": "Bearer "}}, {"cookie": "session"},
+        {"query": "access_token"}]);
+    let jwt = jwt(json!({"jwks": jwks(&[&issuer]), "from": locations, "allow_missing": true}));
+    let (bearer, cookie) = (format!("Bearer {token}"), format!("session={token}"));
+    let (bearer, cookie) = (bearer.as_str(), cookie.as_str());
+    let twice = format!("{cookie}; session=forged");
+    for (headers, path) in [
+        (vec![("authorization", bearer), ("authorization", "Bearer forged")], "/"),
+        (
+            vec![("authorization", "Basic YTpi"), ("authorization", "Bearer forged")],
+            "/",
+        ),
+        (vec![("cookie", cookie), ("cookie", "session=forged")], "/"),
+        (vec![("cookie", twice.as_str())], "/"),
+        (vec![], format!("/?access_token={token}&access_token=forged").as_str()),
+        (vec![], format!("/?access_token={token}&%61ccess_token=forged").as_str()),
+    ] {
+        let CheckResult::Deny(deny) = answer(&jwt, &headers, path, NOW) else {
+            panic!("{headers:?} {path} is refused");
+        };
+        assert_eq!(deny.status, 401);
+    }
+    for (name, line) in [
+        ("authorization", &b"Bearer \xff"[..]),
+        ("authorization", b"\xff"),
+        ("cookie", b"a=1; session=\xff"),
+    ] {
+        with_lines(name, &[line], |bag| {
+            let checking = jwt.check_at(&bag, Duration::from_secs(NOW));
+            assert!(matches!(checking, Checking::Ready(CheckResult::Deny(_))), "{line:?}");
+        });
+    }
+    assert_eq!(
+        answer(&jwt, &[("cookie", "a=1"), ("cookie", cookie)], "/", NOW),
+        CheckResult::Allow
+    );
+    assert_eq!(answer(&jwt, &[("cookie", "a=\"1")], "/", NOW), CheckResult::Allow);
 }
 
 #[test]
