@@ -11,9 +11,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, OwnedMutexGuard},
+    time::timeout,
+};
 
-use crate::per_thread::PerThread;
+use crate::per_thread::{CONNECT_WAIT, PerThread};
 
 /// Largest answer, in bytes, as gRPC's libraries have it.
 pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
@@ -32,8 +36,10 @@ pub(crate) const FRAME: usize = 5;
 pub struct Channel {
     address: Address,
     /// The lock is held while a thread's connection is made: its other calls then wait for that one.
-    connections: PerThread<Mutex<Option<SendRequest<Full<Bytes>>>>>,
+    connections: PerThread<Mutex<Option<Sender>>>,
 }
+
+type Sender = SendRequest<Full<Bytes>>;
 
 /// `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,10 +128,10 @@ impl Channel {
     ) -> Result<A, CallError> {
         let frame = frame(message);
         let calling = async {
-            let (sender, reused) = self.sender().await?;
+            let (sender, reused) = self.sender(deadline).await?;
             match self.exchange(sender, method, headers, frame.clone(), deadline).await {
                 Err(CallError::Exchange(_)) if reused => {
-                    let (sender, _) = self.sender().await?;
+                    let (sender, _) = self.sender(deadline).await?;
                     self.exchange(sender, method, headers, frame, deadline).await
                 }
                 answer => answer,
@@ -137,32 +143,24 @@ impl Channel {
         A::decode(answer).map_err(|error| CallError::Malformed(error.to_string()))
     }
 
-    /// This thread's connection, and whether it was there before.
-    async fn sender(&self) -> Result<(SendRequest<Full<Bytes>>, bool), CallError> {
-        let connection = self.connections.get_or(Mutex::default);
-        let mut connection = connection.lock().await;
-        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+    /// This thread's connection, and whether it was there before. One attempt serves all calls that wait, and goes on when
+    /// the one that began it is given up.
+    async fn sender(&self, deadline: Duration) -> Result<(Sender, bool), CallError> {
+        let place = self.connections.get_or(Mutex::default).lock_owned().await;
+        if let Some(sender) = place.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok((sender.clone(), true));
         }
-        let stream = self.address.connect().await.map_err(CallError::Connect)?;
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_WAIT)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(stream))
+        let connecting = tokio::spawn(connect(self.address.clone(), place, deadline.max(CONNECT_WAIT)));
+        let sender = connecting
             .await
-            .map_err(CallError::Exchange)?;
-        // Ends with the last sender, or the connection. What went wrong those learn whose calls it was.
-        tokio::spawn(async move { _ = driver.await });
-        *connection = Some(sender.clone());
+            .map_err(|error| CallError::Connect(io::Error::other(error)))??;
         Ok((sender, false))
     }
 
     /// One exchange; the message in the answer.
     async fn exchange(
         &self,
-        mut sender: SendRequest<Full<Bytes>>,
+        mut sender: Sender,
         method: &'static str,
         headers: &HeaderMap,
         frame: Bytes,
@@ -217,6 +215,32 @@ impl fmt::Debug for Channel {
             .field("address", &self.address)
             .finish_non_exhaustive()
     }
+}
+
+/// Connects, and puts the connection into its place, which stays locked meanwhile.
+async fn connect(
+    address: Address,
+    mut place: OwnedMutexGuard<Option<Sender>>,
+    wait: Duration,
+) -> Result<Sender, CallError> {
+    let connecting = async {
+        let stream = address.connect().await.map_err(CallError::Connect)?;
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WAIT)
+            .keep_alive_while_idle(true)
+            .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .await
+            .map_err(CallError::Exchange)
+    };
+    let (sender, driver) = timeout(wait, connecting)
+        .await
+        .unwrap_or(Err(CallError::Timeout(wait)))?;
+    // Ends with the last sender, or the connection. What went wrong those learn whose calls it was.
+    tokio::spawn(async move { _ = driver.await });
+    *place = Some(sender.clone());
+    Ok(sender)
 }
 
 fn frame(message: &impl Message) -> Bytes {

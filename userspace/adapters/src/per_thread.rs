@@ -4,7 +4,12 @@ use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     thread::{self, ThreadId},
+    time::Duration,
 };
+
+/// How long connecting may take at least, however short requests wait. Shorter: under load, or where a server answers
+/// slowly, no attempt ever succeeds. Longer: requests wait as long for a server that vanished while it was connected to.
+pub(crate) const CONNECT_WAIT: Duration = Duration::from_secs(3);
 
 /// Made at a thread's first look, while the others go on: only putting it in its place excludes them. Entries of threads that
 /// have ended stay: their number is that of the daemon's workers.

@@ -99,7 +99,7 @@ impl RedisQuota {
         let (client, address) = config.client()?;
         Ok(Self {
             name: name.to_owned(),
-            server: Server::new(client, config.connection_pool_size),
+            server: Server::new(client, config.connection_pool_size, config.timeout),
             timeout: config.timeout,
             keep: 2 * config.timeout.as_millis().max(500),
             fixed: Script::new(include_str!("fixed_window.lua")),

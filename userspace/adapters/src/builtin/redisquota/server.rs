@@ -7,26 +7,32 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use redis::{
     AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
     aio::MultiplexedConnection,
 };
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::JoinError,
+};
 
-use crate::per_thread::PerThread;
+use crate::per_thread::{CONNECT_WAIT, PerThread};
 
 pub(super) struct Server {
     client: Client,
     pool_size: usize,
+    /// Longest that connecting may take.
+    connect_wait: Duration,
     workers: PerThread<Vec<Slot>>,
     made: AtomicUsize,
     next: AtomicUsize,
 }
 
 /// Locked while its connection is made: other requests then wait for that one.
-type Slot = Mutex<Option<Connection>>;
+type Slot = Arc<Mutex<Option<Connection>>>;
 
 /// Requests share it, and are answered in order.
 #[derive(Clone)]
@@ -46,10 +52,12 @@ pub(super) struct Used {
 // === impl Server ===
 
 impl Server {
-    pub fn new(client: Client, pool_size: usize) -> Self {
+    /// `timeout` is that of requests.
+    pub fn new(client: Client, pool_size: usize, timeout: Duration) -> Self {
         Self {
             client,
             pool_size,
+            connect_wait: timeout.max(CONNECT_WAIT),
             workers: PerThread::default(),
             made: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
@@ -106,27 +114,20 @@ impl Server {
 
     fn slots(&self) -> Arc<Vec<Slot>> {
         self.workers
-            .get_or(|| (0..self.pool_size.max(1)).map(|_| Mutex::new(None)).collect())
+            .get_or(|| (0..self.pool_size.max(1)).map(|_| Slot::default()).collect())
     }
 
-    /// The slot's connection, and whether it was there before.
+    /// The slot's connection, and whether it was there before. One attempt serves all requests that wait, and goes on when
+    /// the one that began it is given up.
     async fn connection(&self, slot: &Slot) -> RedisResult<(Connection, bool)> {
-        let mut slot = slot.lock().await;
-        if let Some(connection) = &*slot {
+        let place = Arc::clone(slot).lock_owned().await;
+        if let Some(connection) = place.as_ref() {
             return Ok((connection.clone(), true));
         }
-        // The adapter's own timeout is for everything.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None);
-        let connection = Connection {
-            number: self.made.fetch_add(1, Ordering::Relaxed),
-            connection: self
-                .client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?,
-        };
-        Ok((slot.insert(connection).clone(), false))
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let connecting = tokio::spawn(connect(self.client.clone(), number, place, self.connect_wait));
+        let ended = |error: JoinError| RedisError::from((ErrorKind::Io, "connecting ended", error.to_string()));
+        Ok((connecting.await.map_err(ended)??, false))
     }
 }
 
@@ -137,6 +138,23 @@ impl fmt::Debug for Server {
             .field("pool_size", &self.pool_size)
             .finish_non_exhaustive()
     }
+}
+
+/// Connects, and puts the connection into its place, which stays locked meanwhile.
+async fn connect(
+    client: Client,
+    number: usize,
+    mut place: OwnedMutexGuard<Option<Connection>>,
+    wait: Duration,
+) -> RedisResult<Connection> {
+    // For answers the adapter's own timeout holds.
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(wait))
+        .set_response_timeout(None);
+    let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let connection = Connection { number, connection };
+    *place = Some(connection.clone());
+    Ok(connection)
 }
 
 /// Unless there is another one in its place already.

@@ -4,6 +4,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, atomic::AtomicU16, mpsc},
     thread,
+    time::Instant,
 };
 
 use redis::Commands;
@@ -311,8 +312,9 @@ fn a_worker_reconnects_to_a_redis_that_came_back() {
     assert_eq!(adapter.outage.failures.get(), 0);
 }
 
-/// Passes on what is said between each client and the Redis at the port that holds when it comes.
-fn relay(target: Arc<AtomicU16>) -> u16 {
+/// Passes on what is said between each client and the Redis at the port that holds when it comes, which seems to answer after
+/// `wait` for the first time.
+fn relay(target: Arc<AtomicU16>, wait: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let pass = |mut from: TcpStream, mut to: TcpStream| {
@@ -324,7 +326,10 @@ fn relay(target: Arc<AtomicU16>) -> u16 {
             let server = TcpStream::connect(("127.0.0.1", target.load(Ordering::SeqCst))).unwrap();
             let (asks, answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
             thread::spawn(move || pass(asks, server));
-            thread::spawn(move || pass(answers, client));
+            thread::spawn(move || {
+                thread::sleep(wait);
+                pass(answers, client);
+            });
         }
     });
     port
@@ -337,7 +342,7 @@ fn a_worker_leaves_a_primary_that_was_demoted() {
         return;
     };
     let target = Arc::new(AtomicU16::new(demoted.port));
-    let port = relay(Arc::clone(&target));
+    let port = relay(Arc::clone(&target), Duration::ZERO);
     let adapter =
         adapter(json!({"redis_server_url": format!("127.0.0.1:{port}"), "timeout": "20s", "quotas": [fixed(5)]}));
     with_runtime(|runtime| {
@@ -355,6 +360,21 @@ fn a_worker_leaves_a_primary_that_was_demoted() {
     });
     assert_eq!(primary.client().get::<_, i64>(FIXED_COUNT).unwrap(), 2);
     assert_eq!((adapter.outage.failures.get(), adapter.server.made()), (0, 2));
+}
+
+/// Else no request would ever live to see its connection.
+#[test]
+fn connecting_goes_on_when_the_request_that_began_it_is_gone() {
+    let Some(redis) = Redis::start(None) else { return };
+    let port = relay(Arc::new(AtomicU16::new(redis.port)), Duration::from_secs(1));
+    let adapter =
+        adapter(json!({"redis_server_url": format!("127.0.0.1:{port}"), "timeout": "300ms", "quotas": [fixed(5)]}));
+    with_runtime(|runtime| {
+        let begin = Instant::now();
+        while ask_in(runtime, &adapter, &[]) != CheckResult::Allow {
+            assert!(begin.elapsed() < Duration::from_secs(30), "it never connects");
+        }
+    });
 }
 
 #[test]
