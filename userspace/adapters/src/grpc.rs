@@ -143,8 +143,8 @@ impl Channel {
         A::decode(answer).map_err(|error| CallError::Malformed(error.to_string()))
     }
 
-    /// This thread's connection, and whether it was there before. One attempt serves all calls that wait, and goes on when
-    /// the one that began it is given up.
+    /// This thread's connection, and whether it was there before. One attempt serves all calls that wait, and goes on
+    /// when the one that began it is given up.
     async fn sender(&self, deadline: Duration) -> Result<(Sender, bool), CallError> {
         let place = self.connections.get_or(Mutex::default).lock_owned().await;
         if let Some(sender) = place.as_ref().filter(|sender| !sender.is_closed()) {

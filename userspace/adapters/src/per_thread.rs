@@ -8,7 +8,7 @@ use std::{
 };
 
 /// How long connecting may take at least, however short requests wait. Shorter: under load, or where a server answers
-/// slowly, no attempt ever succeeds. Longer: requests wait as long for a server that vanished while it was connected to.
+/// slowly, no attempt ever succeeds. Longer: requests wait for as long for a server that vanished meanwhile.
 pub(crate) const CONNECT_WAIT: Duration = Duration::from_secs(3);
 
 /// Made at a thread's first look, while the others go on: only putting it in its place excludes them. Entries of threads that

@@ -9,7 +9,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
-/// Largest answer that is read, in bytes: it is only read so that the connection can be used again.
+/// Largest answer that is read, in bytes: it says little, and the connection can be used again behind it.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// A server, and the connection to it.
@@ -52,7 +52,8 @@ impl Poster {
         }
     }
 
-    /// Success is any 2xx. A connection that was closed meanwhile is replaced, and the message sent again.
+    /// Success is any 2xx; what the server says beside, nothing if that is too long. A connection that was closed
+    /// meanwhile is replaced, and the message sent again.
     ///
     /// # Errors
     /// [`PostError`]; the message may have arrived.
@@ -61,7 +62,7 @@ impl Poster {
         content_type: &'static str,
         headers: &HeaderMap,
         body: Bytes,
-    ) -> Result<(), PostError> {
+    ) -> Result<Bytes, PostError> {
         let limit = self.timeout;
         let posted = timeout(limit, self.deliver(content_type, headers, body)).await;
         let posted = posted.unwrap_or(Err(PostError::Timeout(limit)));
@@ -71,7 +72,12 @@ impl Poster {
         posted
     }
 
-    async fn deliver(&mut self, content_type: &'static str, headers: &HeaderMap, body: Bytes) -> Result<(), PostError> {
+    async fn deliver(
+        &mut self,
+        content_type: &'static str,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Bytes, PostError> {
         if let Some(mut sender) = self.connection.take()
             && sender.ready().await.is_ok()
         {
@@ -96,7 +102,7 @@ impl Poster {
         content_type: &'static str,
         headers: &HeaderMap,
         body: Bytes,
-    ) -> Result<(), PostError> {
+    ) -> Result<Bytes, PostError> {
         let path = self
             .url
             .path_and_query()
@@ -115,12 +121,12 @@ impl Poster {
         );
         let response = sender.send_request(request).await.map_err(PostError::Exchange)?;
         let status = response.status();
-        let whole = Limited::new(response.into_body(), MAX_ANSWER).collect().await.is_ok();
-        if whole {
+        let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
+        if answer.is_some() {
             self.connection = Some(sender);
         }
         match status.is_success() {
-            true => Ok(()),
+            true => Ok(answer.map(|answer| answer.to_bytes()).unwrap_or_default()),
             false => Err(PostError::Status(status)),
         }
     }

@@ -134,8 +134,8 @@ impl<'a> RequestView<'a> {
         self.path.split_once('?').map_or(self.path, |(path, _)| path)
     }
 
-    /// All values of a query parameter; empty for one without `=`. Names and values are decoded as servers decode them: `+` is a
-    /// space, `%XX` a byte, what is no UTF-8 then is U+FFFD. Allocates only for what is encoded.
+    /// All values of a query parameter; empty for one without `=`. Names and values are decoded as servers decode them: `+`
+    /// is a space, `%XX` a byte, what is no UTF-8 then is U+FFFD. Allocates only for what is encoded.
     pub(crate) fn query_params(&self, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
         let query = self.path.split_once('?').map_or("", |(_, query)| query);
         form_urlencoded::parse(query.as_bytes())

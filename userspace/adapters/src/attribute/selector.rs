@@ -37,8 +37,9 @@ pub struct UnknownSelector {
 // === impl Selector ===
 
 impl Selector {
-    /// Shows every value that the request has under this name (each line of a header, each parameter, each cookie), and whether
-    /// it is text: bytes that are no UTF-8 are shown as U+FFFD. Allocates for these only, and for parameters that are encoded.
+    /// Shows every value that the request has under this name (each line of a header, each parameter, each cookie), and
+    /// whether it is text: bytes that are no UTF-8 are shown as U+FFFD. Allocates for these only, and for parameters that
+    /// are encoded.
     pub fn each(&self, bag: &Bag<'_>, visit: &mut dyn FnMut(Value<'_>, bool)) {
         match (self, bag.request) {
             (Self::Attribute(attribute), _) => {
@@ -57,8 +58,8 @@ impl Selector {
         }
     }
 
-    /// Appends every value to the key of something that is kept: lengths in front, and a mark behind the last, so that no two lists
-    /// of values are written alike.
+    /// Appends every value to the key of something that is kept: lengths in front, and a mark behind the last, so that no
+    /// two lists of values are written alike.
     pub(crate) fn write_key(&self, bag: &Bag<'_>, key: &mut impl Write) {
         // Buffers grow: writing cannot fail.
         self.each(bag, &mut |found, _| {

@@ -251,20 +251,22 @@ async fn call(
     message: &impl Message,
     limit: Duration,
 ) -> Result<u64, String> {
-    let answer: ExportResponse = channel
-        .call(method, headers, message, limit)
-        .await
-        .map_err(|error| error.to_string())?;
-    let partial = answer.partial_success.unwrap_or_default();
-    Ok(u64::try_from(partial.rejected).unwrap_or_default())
+    let answer: Result<ExportResponse, _> = channel.call(method, headers, message, limit).await;
+    answer.map(rejected).map_err(|error| error.to_string())
 }
 
 async fn post(poster: &mut Poster, headers: &HeaderMap, message: &impl Message) -> Result<u64, String> {
-    poster
+    let answer = poster
         .post("application/x-protobuf", headers, message.encode_to_vec().into())
         .await
-        .map(|()| 0)
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    // Whoever says success, and something else beside, took it all.
+    Ok(ExportResponse::decode(answer).map(rejected).unwrap_or_default())
+}
+
+fn rejected(answer: ExportResponse) -> u64 {
+    let partial = answer.partial_success.unwrap_or_default();
+    u64::try_from(partial.rejected).unwrap_or_default()
 }
 
 fn scope() -> Scope {

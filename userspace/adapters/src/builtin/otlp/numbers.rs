@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::proto::{DELTA, Data, Histogram, HistogramPoint, KeyValue, Metric, NumberPoint, Sum};
+use super::{
+    proto::{DELTA, Data, Histogram, HistogramPoint, KeyValue, Metric, NumberPoint, Sum},
+    spans::method,
+};
 use crate::record::{Destination, EdgeDelta, Flow, L7, Peer};
 
 /// Bounds of the request duration, in seconds, as the semantic conventions advise.
@@ -10,7 +13,8 @@ pub(super) const BOUNDS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
-/// Series that are kept between two sends at most: clients can make up methods. Requests of further ones are not counted.
+/// Series that are kept between two sends at most: servers can make up statuses. Requests of further ones are not
+/// counted.
 pub(super) const MAX_SERIES: usize = 10_000;
 
 /// What is counted apart.
@@ -55,7 +59,7 @@ impl Numbers {
     #[must_use]
     pub fn on_request(&mut self, flow: &Flow, l7: &L7) -> bool {
         let mut labels = ends(&flow.source, &flow.destination);
-        labels.push(("http.request.method", Label::Text(l7.method.clone())));
+        labels.push(("http.request.method", Label::Text(method(&l7.method).to_owned())));
         labels.push(("http.response.status_code", Label::Number(l7.status)));
         labels.push(("weft.protocol", Label::Text(flow.protocol.as_str().to_owned())));
         labels.push(("weft.verdict", Label::Text(flow.verdict.as_str().to_owned())));

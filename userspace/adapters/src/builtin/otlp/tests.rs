@@ -53,7 +53,7 @@ fn receiver(protocol: Protocol, rejected: i64) -> (String, mpsc::Receiver<Came>)
                         tokio::spawn(async move { http.serve_connection(stream, service).await });
                     }
                     Protocol::Http => {
-                        let service = service_fn(move |request| http(request, sender.clone()));
+                        let service = service_fn(move |request| http(request, sender.clone(), rejected));
                         let http = hyper::server::conn::http1::Builder::new();
                         tokio::spawn(async move { http.serve_connection(stream, service).await });
                     }
@@ -94,12 +94,16 @@ impl Collect {
         let _ = self
             .sender
             .send((self.path.clone(), self.authorization.clone(), message));
-        std::future::ready(Ok(tonic::Response::new(ExportResponse {
-            partial_success: Some(PartialSuccess {
-                rejected: self.rejected,
-                error_message: String::new(),
-            }),
-        })))
+        std::future::ready(Ok(tonic::Response::new(partly(self.rejected))))
+    }
+}
+
+fn partly(rejected: i64) -> ExportResponse {
+    ExportResponse {
+        partial_success: Some(PartialSuccess {
+            rejected,
+            error_message: String::new(),
+        }),
     }
 }
 
@@ -130,12 +134,16 @@ async fn grpc(
     })
 }
 
-async fn http(request: Request<Incoming>, sender: mpsc::Sender<Came>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn http(
+    request: Request<Incoming>,
+    sender: mpsc::Sender<Came>,
+    rejected: i64,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     assert_eq!(request.headers()["content-type"], "application/x-protobuf");
     let (path, authorization) = (request.uri().path().to_owned(), authorization(&request));
     let message = request.into_body().collect().await.unwrap().to_bytes().to_vec();
     let _ = sender.send((path, authorization, message));
-    Ok(Response::new(Full::default()))
+    Ok(Response::new(Full::new(partly(rejected).encode_to_vec().into())))
 }
 
 fn exporter(mut config: serde_json::Value) -> (Exporter, ExportMetrics) {
@@ -349,17 +357,20 @@ fn requests_and_connections_are_metrics_over_both_protocols() {
 
 #[test]
 fn what_the_receiver_rejects_or_never_gets_is_counted() {
-    let (endpoint, came) = receiver(Protocol::Grpc, 1);
-    let (mut exporter, counted) = exporter(json!({"endpoint": endpoint, "signals": ["traces"]}));
-    send(
-        &mut exporter,
-        &[flow(traced(true)), flow(traced(true)), flow(traced(true))],
-    );
-    came.recv_timeout(LONG).unwrap();
-    assert_eq!(
-        (counted.sent.get(), counted.dropped.get(), counted.failures.get()),
-        (2, 1, 0)
-    );
+    for (protocol, name) in [(Protocol::Grpc, "grpc"), (Protocol::Http, "http")] {
+        let (endpoint, came) = receiver(protocol, 1);
+        let (mut exporter, counted) = exporter(json!({"endpoint": endpoint, "protocol": name, "signals": ["traces"]}));
+        send(
+            &mut exporter,
+            &[flow(traced(true)), flow(traced(true)), flow(traced(true))],
+        );
+        came.recv_timeout(LONG).unwrap();
+        assert_eq!(
+            (counted.sent.get(), counted.dropped.get(), counted.failures.get()),
+            (2, 1, 0),
+            "{name}"
+        );
+    }
 
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for protocol in ["grpc", "http"] {
@@ -374,6 +385,49 @@ fn what_the_receiver_rejects_or_never_gets_is_counted() {
     }
 }
 
+/// As the conventions say it: clients make no series, and no names, by methods that they make up.
+#[test]
+fn methods_that_nobody_knows_are_one() {
+    let with = |method: &str| {
+        let mut flow = traced(true);
+        flow.l7.as_mut().unwrap().method = method.to_owned();
+        flow
+    };
+    let span = |method: &str| {
+        let flow = with(method);
+        let (l7, trace) = (
+            flow.l7.as_ref().unwrap(),
+            flow.l7.as_ref().unwrap().trace.as_ref().unwrap(),
+        );
+        let span = spans::span(&flow, l7, trace);
+        let methods = shown(&span.attributes)
+            .into_iter()
+            .filter(|pair| pair.contains("method"));
+        (span.name, methods.collect::<Vec<_>>())
+    };
+    assert_eq!(
+        span("PATCH"),
+        ("PATCH".to_owned(), vec!["http.request.method=PATCH".to_owned()])
+    );
+    let (name, methods) = span("BREW");
+    assert_eq!(name, "HTTP");
+    assert_eq!(
+        methods,
+        ["http.request.method=_OTHER", "http.request.method_original=BREW"]
+    );
+    let mut numbers = Numbers::default();
+    for method in ["BREW", "get", "MOO"] {
+        let flow = with(method);
+        assert!(numbers.on_request(&flow, flow.l7.as_ref().unwrap()));
+    }
+    let metrics = numbers.take(0, 1);
+    let Some(Data::Histogram(histogram)) = &metrics[0].data else {
+        panic!("{metrics:?}");
+    };
+    assert_eq!((histogram.data_points.len(), histogram.data_points[0].count), (1, 3));
+    assert!(shown(&histogram.data_points[0].attributes).contains(&"http.request.method=_OTHER".to_owned()));
+}
+
 #[test]
 fn series_are_bounded() {
     let mut numbers = Numbers::default();
@@ -385,13 +439,12 @@ fn series_are_bounded() {
         },
     );
     for number in 0..numbers::MAX_SERIES + 5 {
-        let method = format!("M{number}");
-        request.l7.as_mut().unwrap().method = method;
+        request.l7.as_mut().unwrap().status = u16::try_from(number).unwrap();
         let taken = numbers.on_request(&request, request.l7.as_ref().unwrap());
         assert_eq!(taken, number < numbers::MAX_SERIES);
     }
     // Those that there are go on, and connections are another matter.
-    request.l7.as_mut().unwrap().method = "M0".to_owned();
+    request.l7.as_mut().unwrap().status = 0;
     assert!(numbers.on_request(&request, request.l7.as_ref().unwrap()));
     assert!(numbers.on_edge(&edge));
 }

@@ -17,6 +17,13 @@ use crate::record::{Destination, FlowProtocol, Peer, Side};
 /// Istio's word for what is not known.
 pub(super) const UNKNOWN: &str = "unknown";
 
+/// Stands for every number that its protocol does not know; printed as `other`. A server makes numbers up as it likes,
+/// and each would be a series.
+const OTHER: u16 = u16::MAX;
+
+/// The last status that gRPC knows, UNAUTHENTICATED.
+const LAST_GRPC_STATUS: u16 = 16;
+
 /// The two ends of an edge, and who tells.
 #[derive(Debug, Clone)]
 pub(super) struct EdgeLabels {
@@ -53,6 +60,9 @@ struct Spiffe<'a> {
     namespace: &'a str,
     account: Option<&'a str>,
 }
+
+/// A status, or [`OTHER`].
+struct Number(u16);
 
 /// Parts one after the other.
 struct Joined<'a>(&'a [&'a str]);
@@ -154,12 +164,29 @@ impl EncodeLabelSet for EdgeLabels {
 
 // === impl RequestLabels ===
 
+impl RequestLabels {
+    /// The label of an HTTP status; 0: there was no answer.
+    pub fn code(status: u16) -> u16 {
+        match status {
+            0 | 100..=599 => status,
+            _ => OTHER,
+        }
+    }
+
+    pub fn grpc_status(status: u16) -> u16 {
+        match status {
+            ..=LAST_GRPC_STATUS => status,
+            _ => OTHER,
+        }
+    }
+}
+
 impl EncodeLabelSet for RequestLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), fmt::Error> {
         self.edge.encode(encoder)?;
-        label(encoder, "response_code", &u64::from(self.code))?;
+        label(encoder, "response_code", &Number(self.code))?;
         if let Some(status) = self.grpc_status {
-            label(encoder, "grpc_response_status", &u64::from(status))?;
+            label(encoder, "grpc_response_status", &Number(status))?;
         }
         // Envoy's flag for a request that an authorisation filter refused.
         label(encoder, "response_flags", &if self.denied { "UAEX" } else { "-" })
@@ -249,6 +276,15 @@ impl EncodeLabelValue for Spiffe<'_> {
                 Joined(&["spiffe://", self.trust_domain, "/ns/", self.namespace, "/sa/", account]).encode(encoder)
             }
             None => UNKNOWN.encode(encoder),
+        }
+    }
+}
+
+impl EncodeLabelValue for Number {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
+        match self.0 {
+            OTHER => "other".encode(encoder),
+            known => u64::from(known).encode(encoder),
         }
     }
 }

@@ -6,7 +6,12 @@
 //! open events and requests that were let through though a rule would deny them. Other open and close events count
 //! nothing here.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric},
@@ -58,6 +63,13 @@ pub const BUCKETS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// What was not updated for as long makes room for what is new, where there is none. Shorter: what happens seldom begins
+/// anew again and again. Longer: after many services have come and gone new ones are not counted for as long.
+pub const IDLE: Duration = Duration::from_secs(3600);
+
+/// How often is looked for what is idle.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
 type Counters<L> = Family<L, Counter>;
 type Histograms = Family<RequestLabels, Histogram, fn() -> Histogram>;
 
@@ -86,11 +98,16 @@ pub struct Prometheus {
     tcp_rtt: Family<EdgeLabels, Latency>,
     denied: Counters<DenyLabels>,
     audited: Counters<DenyLabels>,
+    /// When those that have series were last updated.
+    edges: HashMap<EdgeLabels, Instant>,
+    denies: HashMap<DenyLabels, Instant>,
+    next_look: Option<Instant>,
 }
 
 /// The series of one set of labels.
 #[derive(Debug)]
 struct RequestSeries {
+    updated: Instant,
     requests: Counter,
     durations: Histogram,
     request_bytes: Histogram,
@@ -142,6 +159,9 @@ impl Prometheus {
             tcp_rtt: Family::default(),
             denied: Family::default(),
             audited: Family::default(),
+            edges: HashMap::new(),
+            denies: HashMap::new(),
+            next_look: None,
         };
         adapter.register(registry);
         Ok(adapter)
@@ -268,19 +288,75 @@ impl Prometheus {
         );
     }
 
-    fn on_flow(&mut self, flow: &Flow) {
+    fn report_at(&mut self, batch: &[Record], now: Instant) {
+        self.make_room(now);
+        for record in batch {
+            match record {
+                Record::Flow(flow) => self.on_flow(flow, now),
+                Record::Edge(edge) => self.on_edge(edge, now),
+                Record::EdgesRead(_) => {}
+            }
+        }
+    }
+
+    /// Where there is none: what is idle goes, and begins at nought should it come again.
+    fn make_room(&mut self, now: Instant) {
+        if self.room.used < self.room.max || self.next_look.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next_look = now.checked_add(LOOK_EVERY);
+        let is_idle = |updated: &Instant| now.saturating_duration_since(*updated) >= IDLE;
+        let room = &mut self.room;
+        let sizes = [&self.durations, &self.request_bytes, &self.response_bytes];
+        for (labels, _) in self.known.extract_if(|_, series| is_idle(&series.updated)) {
+            room.free(self.requests.remove(&labels));
+            for family in sizes {
+                room.free(family.remove(&labels));
+            }
+        }
+        let counters = [
+            &self.tcp_sent,
+            &self.tcp_received,
+            &self.tcp_opened,
+            &self.tcp_closed,
+            &self.tcp_refused,
+            &self.tcp_denied,
+            &self.tcp_resets,
+            &self.tcp_retransmits,
+            &self.tcp_segments_sent,
+            &self.tcp_segments_received,
+        ];
+        for (labels, _) in self.edges.extract_if(|_, updated| is_idle(updated)) {
+            for family in counters {
+                room.free(family.remove(&labels));
+            }
+            for family in [&self.tcp_connect, &self.tcp_rtt] {
+                room.free(family.remove(&labels));
+            }
+        }
+        for (labels, _) in self.denies.extract_if(|_, updated| is_idle(updated)) {
+            for family in [&self.denied, &self.audited] {
+                room.free(family.remove(&labels));
+            }
+        }
+    }
+
+    fn on_flow(&mut self, flow: &Flow, now: Instant) {
         if let (FlowEvent::Request, Some(l7)) = (flow.event, &flow.l7) {
-            self.on_request(flow, l7);
+            self.on_request(flow, l7, now);
         }
         let count = match (flow.verdict, flow.event) {
             (FlowVerdict::Deny, FlowEvent::Request | FlowEvent::Deny) => &self.denied,
             (FlowVerdict::Audit, FlowEvent::Request | FlowEvent::Open) => &self.audited,
             _ => return,
         };
-        self.room.update(count, &deny_labels(flow), |metric| metric.inc());
+        let labels = deny_labels(flow);
+        if self.room.update(count, &labels, |metric| metric.inc()) {
+            self.denies.insert(labels, now);
+        }
     }
 
-    fn on_request(&mut self, flow: &Flow, l7: &L7) {
+    fn on_request(&mut self, flow: &Flow, l7: &L7, now: Instant) {
         let labels = RequestLabels {
             edge: EdgeLabels {
                 reporter: flow.reporter,
@@ -289,11 +365,12 @@ impl Prometheus {
                 protocol: flow.protocol,
                 trust_domain: self.trust_domain.clone(),
             },
-            code: l7.status,
-            grpc_status: l7.grpc_status,
+            code: RequestLabels::code(l7.status),
+            grpc_status: l7.grpc_status.map(RequestLabels::grpc_status),
             denied: flow.verdict == FlowVerdict::Deny,
         };
-        if let Some(series) = self.known.get(&labels) {
+        if let Some(series) = self.known.get_mut(&labels) {
+            series.updated = now;
             return series.count(l7);
         }
         let (millis, request_bytes, response_bytes) = figures(l7);
@@ -304,15 +381,16 @@ impl Prometheus {
             .update(&self.request_bytes, &labels, |metric| metric.observe(request_bytes));
         self.room
             .update(&self.response_bytes, &labels, |metric| metric.observe(response_bytes));
-        if let Some(series) = self.series(&labels) {
+        if let Some(series) = self.series(&labels, now) {
             self.known.insert(labels, series);
         }
     }
 
     /// `None`: there was no room for one of them.
-    fn series(&self, labels: &RequestLabels) -> Option<RequestSeries> {
+    fn series(&self, labels: &RequestLabels, updated: Instant) -> Option<RequestSeries> {
         let of = |family: &Histograms| family.get(labels).map(|metric| metric.clone());
         Some(RequestSeries {
+            updated,
             requests: self.requests.get(labels).map(|metric| metric.clone())?,
             durations: of(&self.durations)?,
             request_bytes: of(&self.request_bytes)?,
@@ -322,7 +400,7 @@ impl Prometheus {
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
     /// request instead. What is no TCP has no name there.
-    fn on_edge(&mut self, edge: &EdgeDelta) {
+    fn on_edge(&mut self, edge: &EdgeDelta, now: Instant) {
         if matches!(
             edge.protocol,
             FlowProtocol::Udp | FlowProtocol::Dccp | FlowProtocol::Sctp
@@ -352,17 +430,21 @@ impl Prometheus {
             (&self.tcp_segments_sent, edge.segments_received),
             (&self.tcp_segments_received, edge.segments_sent),
         ];
+        let mut has_series = false;
         for (family, grown) in opaque.chain(all) {
             if grown > 0 {
-                self.room.update(family, &labels, |metric| {
+                has_series |= self.room.update(family, &labels, |metric| {
                     metric.inc_by(grown);
                 });
             }
         }
         for (family, grown) in [(&self.tcp_connect, &edge.connect), (&self.tcp_rtt, &edge.rtt)] {
             if grown.count() > 0 {
-                self.room.update(family, &labels, |metric| metric.add(grown));
+                has_series |= self.room.update(family, &labels, |metric| metric.add(grown));
             }
+        }
+        if has_series {
+            self.edges.insert(labels, now);
         }
     }
 }
@@ -373,13 +455,7 @@ impl Report for Prometheus {
     }
 
     fn report(&mut self, batch: &[Record]) {
-        for record in batch {
-            match record {
-                Record::Flow(flow) => self.on_flow(flow),
-                Record::Edge(edge) => self.on_edge(edge),
-                Record::EdgesRead(_) => {}
-            }
-        }
+        self.report_at(batch, Instant::now());
     }
 }
 
@@ -405,8 +481,8 @@ fn figures(l7: &L7) -> (f64, f64, f64) {
 
 impl Room {
     /// Updates a series; a new one is made only where there is room. Only the adapter makes series, so that the
-    /// count needs no lock.
-    fn update<L, M, C, T>(&mut self, family: &Family<L, M, C>, labels: &L, update: impl FnOnce(&M) -> T)
+    /// count needs no lock. `false`: there was none.
+    fn update<L, M, C, T>(&mut self, family: &Family<L, M, C>, labels: &L, update: impl FnOnce(&M) -> T) -> bool
     where
         L: Clone + Hash + Eq + EncodeLabelSet,
         M: EncodeMetric + TypedMetric,
@@ -414,15 +490,24 @@ impl Room {
     {
         if let Some(metric) = family.get(labels) {
             update(&metric);
-            return;
+            return true;
         }
         if self.used >= self.max {
             self.overflow.inc();
-            return;
+            return false;
         }
         self.used += 1;
         self.series.inc();
         update(&family.get_or_create(labels));
+        true
+    }
+
+    /// A series was `removed`, or was not there.
+    fn free(&mut self, removed: bool) {
+        if removed {
+            self.used -= 1;
+            self.series.dec();
+        }
     }
 }
 

@@ -425,6 +425,81 @@ fn series_beyond_the_cap_are_not_made_but_counted() {
     assert_eq!(value(&text, &["weft_metrics_overflow_total"]), "8");
 }
 
+/// Else nothing new would be counted after many services have come and gone.
+#[test]
+fn what_is_idle_makes_room_for_what_is_new_where_there_is_none() {
+    let connection = |source: &str| {
+        let mut edge = edge(FlowProtocol::Tcp);
+        edge.source = peer(source);
+        Record::Edge(edge)
+    };
+    let refusal = |source: &str| {
+        flow(Flow {
+            event: FlowEvent::Deny,
+            verdict: FlowVerdict::Deny,
+            l7: None,
+            ..request(source, 0)
+        })
+    };
+    let answer = |source: &str| flow(request(source, 200));
+    let cases: [(&str, usize, &dyn Fn(&str) -> Record); 3] = [
+        ("istio_requests_total", 4, &answer),
+        ("istio_tcp_sent_bytes_total", 12, &connection),
+        ("weft_flow_denied_total", 1, &refusal),
+    ];
+    for (name, series, record) in cases {
+        let mut registry = Registry::default();
+        let config = Config {
+            max_series: series,
+            ..Config::default()
+        };
+        let mut adapter = Prometheus::new(&config, &mut registry).unwrap();
+        let begin = Instant::now();
+        let mut told = |source: &str, after: Duration| {
+            adapter.report_at(&[record(source)], begin + after);
+            encode(&registry).unwrap()
+        };
+        let has = |text: &str, source: &str| {
+            let source = format!("=\"{source}\"");
+            text.lines()
+                .any(|line| line.starts_with(name) && line.contains(&source))
+        };
+        let text = told("old", Duration::ZERO);
+        assert!(has(&text, "old"), "{text}");
+        // Still in use.
+        let text = told("old", LOOK_EVERY);
+        assert!(has(&text, "old"), "{text}");
+        let text = told("new", IDLE);
+        assert!(has(&text, "old") && !has(&text, "new"), "{text}");
+        assert_eq!(value(&text, &["weft_metrics_overflow_total"]), series.to_string());
+        let text = told("new", IDLE + LOOK_EVERY);
+        assert!(!has(&text, "old") && has(&text, "new"), "{text}");
+        assert_eq!(value(&text, &["weft_metrics_series"]), series.to_string());
+    }
+}
+
+/// A server makes no series by numbers that it makes up.
+#[test]
+fn numbers_that_no_protocol_knows_are_one_series() {
+    let grpc = |status| {
+        let mut grpc = request("client", 200);
+        grpc.protocol = FlowProtocol::Grpc;
+        grpc.l7.as_mut().unwrap().grpc_status = Some(status);
+        flow(grpc)
+    };
+    let http = |status| flow(request("client", status));
+    let records = [grpc(16), grpc(17), grpc(999), http(599), http(600), http(999), http(99)];
+    let text = scrape(Config::default(), &records);
+    for (label, expect) in [
+        (r#"grpc_response_status="16""#, "1"),
+        (r#"grpc_response_status="other""#, "2"),
+        (r#"response_code="599""#, "1"),
+        (r#"response_code="other""#, "3"),
+    ] {
+        assert_eq!(value(&text, &["istio_requests_total", label]), expect, "{label}");
+    }
+}
+
 #[test]
 fn names_that_hold_quotes_cannot_break_the_exposition() {
     let odd = Flow {

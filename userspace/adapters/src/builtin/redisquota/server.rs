@@ -117,8 +117,8 @@ impl Server {
             .get_or(|| (0..self.pool_size.max(1)).map(|_| Slot::default()).collect())
     }
 
-    /// The slot's connection, and whether it was there before. One attempt serves all requests that wait, and goes on when
-    /// the one that began it is given up.
+    /// The slot's connection, and whether it was there before. One attempt serves all requests that wait, and goes on
+    /// when the one that began it is given up.
     async fn connection(&self, slot: &Slot) -> RedisResult<(Connection, bool)> {
         let place = Arc::clone(slot).lock_owned().await;
         if let Some(connection) = place.as_ref() {
@@ -164,8 +164,8 @@ fn forget(slot: &mut Option<Connection>, number: usize) {
     }
 }
 
-/// A new connection may do better. A primary that was demoted stays where it is and refuses to write; its name, or the address
-/// before it, leads to another one.
+/// A new connection may do better. A primary that was demoted stays where it is and refuses to write; its name, or the
+/// address before it, leads to another one.
 fn is_lost(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_connection_dropped()

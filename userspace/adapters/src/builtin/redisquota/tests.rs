@@ -312,8 +312,8 @@ fn a_worker_reconnects_to_a_redis_that_came_back() {
     assert_eq!(adapter.outage.failures.get(), 0);
 }
 
-/// Passes on what is said between each client and the Redis at the port that holds when it comes, which seems to answer after
-/// `wait` for the first time.
+/// Passes on what is said between each client and the Redis at the port that holds when it comes, which seems to answer
+/// after `wait` for the first time.
 fn relay(target: Arc<AtomicU16>, wait: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -95,7 +95,7 @@ impl Export for Zipkin {
             .post("application/json", &HeaderMap::new(), batch.into())
             .await
         {
-            Ok(()) => {
+            Ok(_) => {
                 self.metrics.sent.inc_by(spans);
                 self.failing = false;
             }
