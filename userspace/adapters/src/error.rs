@@ -24,6 +24,11 @@ pub enum AdapterError {
         #[source]
         source: io::Error,
     },
+    #[error("start the thread that writes an access log")]
+    LogThread {
+        #[source]
+        source: io::Error,
+    },
     #[error("read module `{}`", path.display())]
     ReadModule {
         path: PathBuf,

@@ -1,9 +1,9 @@
 //! Verdicts of somebody who is far away, kept for a while: shared by all workers, bounded, and dead at once when the
 //! configuration changes.
 //!
-//! Which attributes a verdict depends on only its giver knows, so the operator declares them. The key is their values, behind
-//! those of `ALWAYS`, and each shard belongs to one generation of the configuration: whoever comes with a later one empties it
-//! first, and what was asked under an earlier one is not kept.
+//! Which attributes a verdict depends on only its giver knows, so the operator declares them. The key is their values,
+//! behind those of `ALWAYS`, and each shard belongs to one generation of the configuration: whoever comes with a later
+//! one empties it first, and what was asked under an earlier one is not kept.
 
 use std::{
     collections::HashMap,

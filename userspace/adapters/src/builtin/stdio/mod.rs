@@ -1,16 +1,11 @@
 //! Report adapter that writes the access log: one line a request (and, where asked for, a connection).
 //!
-//! Lines of a batch are written at once. A log that cannot be written loses lines, which are counted, and nothing else.
+//! Lines of a batch are written at once, by a thread of the log's own. A log that cannot be written, or not as fast as lines
+//! come, loses lines, which are counted, and nothing else.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::time::Instant;
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use tracing::warn;
 
 use crate::{
     error::AdapterError,
@@ -22,9 +17,12 @@ use crate::{
 
 mod config;
 mod template;
+mod writer;
 
 pub use config::{Config, DEFAULT_TEMPLATE, Format, Level};
 pub use template::{Template, TemplateError};
+pub use writer::MAX_QUEUED;
+use writer::{Output, Writer};
 
 /// Longest line. What comes from clients (path, user agent) may be long; a log is no place to store it.
 pub const MAX_LINE: usize = 8 * 1024;
@@ -34,20 +32,10 @@ pub const MAX_LINE: usize = 8 * 1024;
 pub struct Stdio {
     name: String,
     config: Config,
-    output: Output,
+    writer: Writer,
     /// Lines of the batch at hand.
     buffer: String,
     lines: u64,
-    written: Counter,
-    lost: Counter,
-    /// The last write failed: said once, not for every batch.
-    failing: bool,
-}
-
-#[derive(Debug)]
-enum Output {
-    Stdout,
-    File { path: PathBuf, file: File },
 }
 
 // === impl Stdio ===
@@ -72,31 +60,20 @@ impl Stdio {
         Self::open("stdio", config, written, lost)
     }
 
-    /// Makes the adapter `name` and opens its file; counts lines that were written and that could not be.
+    /// Makes the adapter `name`, opens its file and starts its thread; counts lines that were written and that could not
+    /// be.
     ///
     /// # Errors
-    /// [`AdapterError::OpenLog`], or [`AdapterError::Config`]: a parameter makes no sense.
+    /// [`AdapterError::OpenLog`], [`AdapterError::LogThread`], or [`AdapterError::Config`]: a parameter makes no sense.
     pub fn open(name: &str, config: Config, written: Counter, lost: Counter) -> Result<Self, AdapterError> {
         config.validate()?;
-        let output = match &config.path {
-            None => Output::Stdout,
-            Some(path) => Output::File {
-                path: path.clone(),
-                file: open(path).map_err(|source| AdapterError::OpenLog {
-                    path: path.clone(),
-                    source,
-                })?,
-            },
-        };
+        let output = Output::open(config.path.as_deref())?;
         Ok(Self {
             name: name.to_owned(),
             config,
-            output,
+            writer: Writer::start(output, written, lost)?,
             buffer: String::new(),
             lines: 0,
-            written,
-            lost,
-            failing: false,
         })
     }
 
@@ -116,27 +93,6 @@ impl Stdio {
         self.buffer.push('\n');
         self.lines += 1;
     }
-
-    fn write_out(&mut self) {
-        if self.buffer.is_empty() {
-            return;
-        }
-        match self.output.write(self.buffer.as_bytes()) {
-            Ok(()) => {
-                self.written.inc_by(self.lines);
-                self.failing = false;
-            }
-            Err(error) => {
-                self.lost.inc_by(self.lines);
-                if !self.failing {
-                    warn!(%error, output = ?self.output, "access log: lines are lost until it can be written again");
-                }
-                self.failing = true;
-            }
-        }
-        self.buffer.clear();
-        self.lines = 0;
-    }
 }
 
 impl Report for Stdio {
@@ -150,40 +106,18 @@ impl Report for Stdio {
                 self.push(flow);
             }
         }
-        self.write_out();
-    }
-}
-
-// === impl Output ===
-
-impl Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write_all(bytes)?;
-                out.flush()
-            }
-            Self::File { path, file } => {
-                if moved(path, file) {
-                    *file = open(path)?;
-                }
-                file.write_all(bytes)
-            }
+        if self.lines > 0 {
+            self.writer
+                .write(std::mem::take(&mut self.buffer), std::mem::take(&mut self.lines));
         }
     }
-}
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
+    fn flush(&mut self) {
+        self.writer.flush();
+    }
 
-/// The path does not lead to the open file any more.
-fn moved(path: &Path, file: &File) -> bool {
-    match (std::fs::metadata(path), file.metadata()) {
-        (Ok(there), Ok(here)) => (there.dev(), there.ino()) != (here.dev(), here.ino()),
-        (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
-        _ => false,
+    fn wait(&mut self, deadline: Instant) {
+        self.writer.wait(deadline);
     }
 }
 

@@ -1,13 +1,17 @@
 use std::{
+    error::Error,
     fs,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use weft_policy::ObjectRef;
 
 use super::*;
 use crate::record::{Destination, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Side};
+
+const LONG: Duration = Duration::from_secs(20);
 
 fn request(status: u16) -> Flow {
     Flow {
@@ -67,6 +71,13 @@ fn connection(event: FlowEvent) -> Flow {
     }
 }
 
+/// Tells the adapter, and waits until it is written.
+fn tell(adapter: &mut Stdio, batch: &[Record]) {
+    adapter.report(batch);
+    adapter.flush();
+    adapter.wait(Instant::now() + LONG);
+}
+
 /// What a log of these parameters holds after the flows.
 fn log(json: &str, flows: impl IntoIterator<Item = Flow>) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -77,7 +88,7 @@ fn log(json: &str, flows: impl IntoIterator<Item = Flow>) -> String {
     };
     let mut adapter = Stdio::new(config, &mut Registry::default()).unwrap();
     let batch: Vec<_> = flows.into_iter().map(|flow| Record::Flow(Arc::new(flow))).collect();
-    adapter.report(&batch);
+    tell(&mut adapter, &batch);
     fs::read_to_string(path).unwrap()
 }
 
@@ -206,9 +217,9 @@ fn a_rotated_log_is_reopened() {
         ..Config::default()
     };
     let mut adapter = Stdio::new(config, &mut Registry::default()).unwrap();
-    adapter.report(&[Record::Flow(Arc::new(request(200)))]);
+    tell(&mut adapter, &[Record::Flow(Arc::new(request(200)))]);
     fs::rename(&path, folder.path().join("access.log.1")).unwrap();
-    adapter.report(&[Record::Flow(Arc::new(request(404)))]);
+    tell(&mut adapter, &[Record::Flow(Arc::new(request(404)))]);
     assert_eq!(fs::read_to_string(folder.path().join("access.log.1")).unwrap(), "200\n");
     assert_eq!(fs::read_to_string(&path).unwrap(), "404\n");
 }
@@ -219,12 +230,50 @@ fn lines_that_cannot_be_written_are_counted() {
         path: Some("/dev/full".into()),
         ..Config::default()
     };
-    let mut adapter = Stdio::new(config, &mut Registry::default()).unwrap();
-    adapter.report(&[
-        Record::Flow(Arc::new(request(200))),
-        Record::Flow(Arc::new(request(200))),
-    ]);
-    assert_eq!((adapter.lost.get(), adapter.written.get()), (2, 0));
+    let (written, lost) = (Counter::default(), Counter::default());
+    let mut adapter = Stdio::open("log", config, written.clone(), lost.clone()).unwrap();
+    let record = Record::Flow(Arc::new(request(200)));
+    tell(&mut adapter, &[record.clone(), record]);
+    assert_eq!((lost.get(), written.get()), (2, 0));
+}
+
+/// Its reader takes nothing; other adapters are told meanwhile.
+#[test]
+fn a_log_that_stalls_loses_its_own_lines_and_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let config = Config {
+        path: Some(path.clone()),
+        ..Config::default()
+    };
+    let (written, lost) = (Counter::default(), Counter::default());
+    let open = || Stdio::open("log", config.clone(), written.clone(), lost.clone());
+    let error = open().unwrap_err();
+    assert_eq!(
+        error.source().unwrap().to_string(),
+        "it is a pipe that nobody reads, or a socket"
+    );
+
+    // Opened for both, it needs no writer.
+    let reader = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut adapter = open().unwrap();
+    let mut long = request(200);
+    long.l7.as_mut().unwrap().path = "x".repeat(MAX_LINE);
+    // Three of them are more than the queue and the pipe hold.
+    let batch = vec![Record::Flow(Arc::new(long)); MAX_QUEUED / MAX_LINE / 2];
+    for _ in 0..3 {
+        adapter.report(&batch);
+    }
+    assert!(lost.get() >= batch.len() as u64, "{}", lost.get());
+    adapter.flush();
+    adapter.wait(Instant::now());
+    assert_eq!(written.get(), 0);
+    // What waited fails now, and the thread goes on.
+    drop(reader);
+    adapter.flush();
+    adapter.wait(Instant::now() + LONG);
+    assert_eq!(written.get() + lost.get(), 3 * batch.len() as u64);
 }
 
 #[test]
