@@ -456,7 +456,7 @@ mod tests {
         };
         let pipeline = Pipeline::new(vec![fixed("a", with("1")), fixed("later", with("2"))]);
         let directives = ask(&pipeline).unwrap();
-        let mut headers = http::HeaderMap::new();
+        let mut headers = HeaderMap::new();
         for operation in &directives.request {
             operation.apply(&mut headers);
         }

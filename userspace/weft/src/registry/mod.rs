@@ -170,7 +170,7 @@ impl Registry {
             .live
             .get(name)
             .ok_or_else(|| RegistryError::NotFound { name: name.to_owned() })?;
-        if !cgroup::is_populated(&entry.record.cgroup) {
+        if !is_populated(&entry.record.cgroup) {
             self.remove(&mut inner, name);
             drop(inner);
             self.changed();
@@ -282,7 +282,7 @@ impl Registry {
             tracing::warn!(workload = name, %error, "workload not watched; it is looked at");
         });
         tracing::info!(workload = name, "workload taken over");
-        let populated = cgroup::is_populated(&record.cgroup);
+        let populated = is_populated(&record.cgroup);
         let mut inner = self.lock();
         inner.insert(record, watch.ok());
         if populated && let Some(entry) = inner.live.get_mut(&name) {

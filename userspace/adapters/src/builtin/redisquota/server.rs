@@ -87,7 +87,7 @@ impl Server {
         match script.invoke_async(&mut connection.connection).await {
             Err(error) if reused && is_lost(&error) => {
                 used.set(None);
-                forget(&mut slot.lock().await, number);
+                forget(&mut *slot.lock().await, number);
                 let (mut connection, _) = self.connection(slot).await?;
                 let number = connection.number;
                 used.set(Some(Used { slot: index, number }));

@@ -189,7 +189,7 @@ async fn ended(module: &str, during: impl AsyncFnOnce(&dyn Fn(&str) -> i64)) -> 
     during(&count).await;
     last.on_end(&end());
     drop(last);
-    until("the instance is gone", || Arc::strong_count(&shared) == 1).await;
+    until("the instance is gone", || Arc::strong_count(&defined) == 1).await;
     (count("done"), count("log"), count("delete"))
 }
 
