@@ -268,7 +268,6 @@ fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) ->
             AdapterFailure::Open => FailurePolicy::Open,
             AdapterFailure::Closed => FailurePolicy::Closed,
         },
-        ..PluginConfig::default()
     }
 }
 

@@ -442,7 +442,8 @@ fn what_is_idle_makes_room_for_what_is_new_where_there_is_none() {
         })
     };
     let answer = |source: &str| flow(request(source, 200));
-    let cases: [(&str, usize, &dyn Fn(&str) -> Record); 3] = [
+    type Make<'m> = &'m dyn Fn(&str) -> Record;
+    let cases: [(&str, usize, Make<'_>); 3] = [
         ("istio_requests_total", 4, &answer),
         ("istio_tcp_sent_bytes_total", 12, &connection),
         ("weft_flow_denied_total", 1, &refusal),
