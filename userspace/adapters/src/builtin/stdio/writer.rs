@@ -135,6 +135,9 @@ impl Writer {
         if let Some(flushed) = self.flushed.take() {
             let left = deadline.saturating_duration_since(Instant::now());
             self.hangs = flushed.recv_timeout(left).is_err();
+            if self.hangs {
+                warn!("access log: nobody takes what is written; should that stay so, the last records are lost");
+            }
         }
     }
 }
