@@ -1,8 +1,13 @@
 //! Upgraded connections.
 
+use std::time::Duration;
+
 use http::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 use weft_adapters::FlowVerdict;
 
 use crate::support::{
@@ -85,7 +90,8 @@ async fn a_tunnel_is_cut_when_what_it_was_asked_with_is_denied() {
     stream.write_all(b"more").await.unwrap();
     read_until(&mut stream, "more").await;
     mesh.publish(&open.with_access(allow_paths("/public")));
-    let cut = stream.read_u8().await.unwrap_err().kind();
+    let cut = timeout(Duration::from_secs(20), stream.read_u8()).await;
+    let cut = cut.expect("it is cut").unwrap_err().kind();
     assert_eq!(cut, std::io::ErrorKind::ConnectionReset);
     let flow = mesh.flow().await;
     assert_eq!(flow.verdict, FlowVerdict::Deny);

@@ -4,10 +4,11 @@ use std::{
     rc::Rc,
     sync::Arc,
     thread::{self, ThreadId},
+    time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
 use weft_adapters::{
     Bag, Chain, Chains, Check, CheckResult, Checking, Directives, FilterFactory, HeaderOperation, Lent, Pipeline, Step,
     StreamFilter, StreamInfo, builtin::MemQuota,
@@ -274,12 +275,18 @@ async fn filters_are_warmed_on_each_worker_before_any_request_and_when_they_come
     };
     // Of two workers.
     let mut mesh = Mesh::filtered(&spec, everywhere(&first));
-    let on = [warmed.recv().await.unwrap(), warmed.recv().await.unwrap()];
+    let on = warmed_on(&mut warmed).await;
     assert_ne!(on[0], on[1]);
     mesh.publish_chains(&spec, everywhere(&second));
-    let again = [later.recv().await.unwrap(), later.recv().await.unwrap()];
+    let again = warmed_on(&mut later).await;
     assert_ne!(again[0], again[1]);
     assert!(again.iter().all(|thread| on.contains(thread)), "{again:?} {on:?}");
+}
+
+/// The threads of two workers.
+async fn warmed_on(told: &mut mpsc::UnboundedReceiver<ThreadId>) -> [ThreadId; 2] {
+    let both = async { [told.recv().await.unwrap(), told.recv().await.unwrap()] };
+    timeout(Duration::from_secs(20), both).await.expect("both are warmed")
 }
 
 /// Tells on which threads it is warmed.
