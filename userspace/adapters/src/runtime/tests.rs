@@ -16,6 +16,7 @@ use crate::{
     reporter::ReporterThread,
 };
 
+mod beside;
 mod remote;
 mod wasm;
 

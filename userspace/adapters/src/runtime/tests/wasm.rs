@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{HeaderMap, Request, request};
+use http::{Request, request};
 
 use super::*;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     stream::{Direction, FilterFactory, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep},
 };
 
-fn module(name: &str) -> PathBuf {
+pub(super) fn module(name: &str) -> PathBuf {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/wasm/{name}.wasm"));
     assert!(
         file.is_file(),
@@ -27,7 +27,7 @@ fn module(name: &str) -> PathBuf {
     file
 }
 
-fn auth(wasm: &str, rest: &str) -> String {
+pub(super) fn auth(wasm: &str, rest: &str) -> String {
     format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: auth, namespace: shop}}\n\
          spec: {{backend: wasm, target: {{services: [web]}}, wasm: {{{wasm}}}, {rest}}}\n"
@@ -49,7 +49,7 @@ fn factory(chains: &Chains) -> Option<Arc<dyn FilterFactory>> {
     chains.of(Some(&name), Some(&name))?.filters.first().cloned()
 }
 
-fn info(id: u64) -> Rc<StreamInfo> {
+pub(super) fn info(id: u64) -> Rc<StreamInfo> {
     let address = SocketAddr::from(([10, 0, 0, 1], 80));
     Rc::new(StreamInfo {
         id,
@@ -93,7 +93,7 @@ fn status(chains: &Chains, id: u64, headers: &[(&str, &str)]) -> u16 {
 }
 
 const TOKEN: (&str, &str) = ("authorization", "Bearer s3cret");
-const PARAMS: &str = "params: {tokens: {s3cret: alice}}";
+pub(super) const PARAMS: &str = "params: {tokens: {s3cret: alice}}";
 
 #[test]
 fn an_unchanged_module_goes_on_and_one_that_cannot_run_leaves_it_in_force() {
@@ -152,7 +152,7 @@ fn what_never_ran_is_decided_by_the_failure_policy() {
     assert!(!world.state("auth").earlier);
 }
 
-fn generations(list: &[(&str, &str, &str)], rest: &str) -> String {
+pub(super) fn generations(list: &[(&str, &str, &str)], rest: &str) -> String {
     let list: Vec<String> = list
         .iter()
         .map(|(name, filter, share)| format!("{{name: {name}, module: {}, {share}}}", module(filter).display()))
@@ -275,7 +275,7 @@ fn a_generation_that_fails_at_a_low_rate_is_rolled_back() {
 }
 
 /// Traps at its first tick, and lets requests pass before.
-const TICKS: &str = r#"(module
+pub(super) const TICKS: &str = r#"(module
   (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
   (memory (export "memory") 1)
   (func (export "proxy_abi_version_0_2_1"))
@@ -315,67 +315,6 @@ fn a_generation_that_fails_at_ticks_is_rolled_back() {
     assert!(asked.is_ok(), "{state:?}");
     let why = state.generations[1].rolled_back.clone().unwrap_or_default();
     assert!(why.starts_with("fails on "), "{why}");
-}
-
-#[test]
-fn what_is_in_force_works_before_any_request() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("ticks.wasm");
-    fs::write(&file, wat::parse_str(TICKS).unwrap()).unwrap();
-    let mut world = World::new();
-    let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "priority: 0"));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        chains.warm();
-        let ticked = async {
-            // Each of its ticks traps.
-            while world.state("auth").generations[0].stats.failed_beside == 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), ticked).await.unwrap();
-    });
-    assert_eq!(world.state("auth").generations[0].stats.streams, 0);
-}
-
-/// Holds bodies, and answers at the trailers where what it held has six bytes.
-const GATHERS: &str = r#"(module
-  (import "env" "proxy_get_buffer_status" (func $status (param i32 i32 i32) (result i32)))
-  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "proxy_abi_version_0_2_1"))
-  (func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 1))
-  (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
-    (drop (call $status (i32.const 0) (i32.const 8) (i32.const 12)))
-    (if (i32.eq (i32.load (i32.const 8)) (i32.const 6)) (then
-      (drop (call $respond (i32.const 200) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
-        (i32.const 0) (i32.const -1)))))
-    (i32.const 0)))"#;
-
-#[test]
-fn a_shadow_that_gathers_a_body_has_it_at_the_trailers() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("gathers.wasm");
-    fs::write(&file, wat::parse_str(GATHERS).unwrap()).unwrap();
-    let mut world = World::new();
-    let text = generations(
-        &[("v1", "header-auth", "weight: 1"), ("v2", "trap", "shadow: true")],
-        PARAMS,
-    );
-    let text = text.replace(module("trap").to_str().unwrap(), file.to_str().unwrap());
-    let chains = world.apply("auth", &text);
-    let mut filter = stream(&chains, 1).unwrap();
-    for piece in ["abc", "def"] {
-        // The one in force holds nothing.
-        let mut body = BytesMut::from(piece);
-        assert!(matches!(filter.on_request_body(&mut body, false), Step::Continue));
-    }
-    let step = filter.on_request_trailers(&mut HeaderMap::new(), &mut BytesMut::new());
-    assert!(matches!(step, Step::Continue));
-    assert_eq!(world.state("auth").generations[1].stats.local_responses, 1);
 }
 
 #[test]
@@ -640,76 +579,4 @@ fn a_module_is_one_generation_and_a_closed_adapter_never_looks_away() {
         world.state("auth").generations[1].rolled_back.is_some(),
         "it is remembered"
     );
-}
-
-/// Each request adds the configuration's first byte to shared data and is answered with all of it, behind what the VM was
-/// configured with and what its environment says.
-const SHARING: &str = r#"(module
-  (import "env" "proxy_get_buffer_bytes" (func $bytes (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_shared_data" (func $get (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_set_shared_data" (func $set (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (global $free (mut i32) (i32.const 4096))
-  (func (export "proxy_abi_version_0_2_1"))
-  (func (export "malloc") (param i32) (result i32)
-    (global.get $free) (global.set $free (i32.add (global.get $free) (local.get 0))))
-  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
-    ;; At 1024: what the VM was configured with, 2 bytes, and `Z=1`.
-    (drop (call $bytes (i32.const 6) (i32.const 0) (i32.const 2) (i32.const 0) (i32.const 4)))
-    (memory.copy (i32.const 1024) (i32.load (i32.const 0)) (i32.const 2))
-    (drop (call $environ (i32.const 8) (i32.const 1026)))
-    (i32.const 1))
-  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $length i32)
-    (drop (call $bytes (i32.const 7) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 4)))
-    (if (i32.eqz (call $get (i32.const 16) (i32.const 1) (i32.const 8) (i32.const 12) (i32.const 20)))
-      (then
-        (local.set $length (i32.load (i32.const 12)))
-        (memory.copy (i32.const 1029) (i32.load (i32.const 8)) (local.get $length))))
-    (i32.store8 (i32.add (i32.const 1029) (local.get $length)) (i32.load8_u (i32.load (i32.const 0))))
-    (local.set $length (i32.add (local.get $length) (i32.const 1)))
-    (drop (call $set (i32.const 16) (i32.const 1) (i32.const 1029) (local.get $length) (i32.const 0)))
-    (drop (call $respond (i32.const 200) (i32.const 0) (i32.const 0) (i32.const 1024)
-      (i32.add (local.get $length) (i32.const 5)) (i32.const 0) (i32.const 0) (i32.const -1)))
-    (i32.const 1)))"#;
-
-#[test]
-fn adapters_of_a_namespace_share_data_where_they_name_the_same_vm() {
-    let folder = tempfile::tempdir().unwrap();
-    let module = folder.path().join("sharing.wasm");
-    fs::write(&module, wat::parse_str(SHARING).unwrap()).unwrap();
-    let object = |name: &str, namespace: &str, id: &str| {
-        format!(
-            "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-             spec: {{backend: wasm, target: all, params: {name}, wasm: {{module: {}, \
-             vm: {{id: {id}, configuration: vm, environment: {{Z: \"1\"}}}}}}}}\n",
-            module.display()
-        )
-    };
-    let mut world = World::new();
-    let objects = [
-        ("a", "shop", "one"),
-        ("b", "shop", "one"),
-        ("c", "shop", "other"),
-        ("d", "bank", "one"),
-    ];
-    let text = objects
-        .map(|(name, namespace, id)| object(name, namespace, id))
-        .join("---\n");
-    let chains = world.apply("all", &text);
-    let name = service("web");
-    let filters = &chains.of(Some(&name), Some(&name)).unwrap().filters;
-    let said: Vec<String> = ["a", "b", "c", "d", "a"]
-        .iter()
-        .map(|name| {
-            let filter = filters.iter().find(|filter| filter.name().ends_with(name)).unwrap();
-            let mut filter = filter.stream(&info(1)).unwrap();
-            match filter.on_request_headers(&mut head(&[]), true) {
-                Step::Respond(response) => String::from_utf8(response.body().to_vec()).unwrap(),
-                other => panic!("{other:?}"),
-            }
-        })
-        .collect();
-    assert_eq!(said, ["vmZ=1a", "vmZ=1ab", "vmZ=1c", "vmZ=1d", "vmZ=1aba"]);
 }
