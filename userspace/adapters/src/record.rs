@@ -202,9 +202,19 @@ impl Record {
     }
 }
 
+/// RFC 9110, 9.3, and RFC 5789.
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
+];
+
 // === impl L7 ===
 
 impl L7 {
+    /// The method, if it is one that HTTP defines: clients may write any word there, and names and series are made of it.
+    pub fn known_method(&self) -> Option<&str> {
+        METHODS.contains(&&*self.method).then_some(&*self.method)
+    }
+
     /// The server failed: a status of 5xx, or one of gRPC other than OK.
     pub fn is_error(&self) -> bool {
         self.status >= 500 || self.grpc_status.is_some_and(|status| status != 0)

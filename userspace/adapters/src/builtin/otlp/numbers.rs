@@ -59,7 +59,7 @@ impl Numbers {
     #[must_use]
     pub fn on_request(&mut self, flow: &Flow, l7: &L7) -> bool {
         let mut labels = ends(&flow.source, &flow.destination);
-        labels.push(("http.request.method", Label::Text(method(&l7.method).to_owned())));
+        labels.push(("http.request.method", Label::Text(method(l7).to_owned())));
         labels.push(("http.response.status_code", Label::Number(l7.status)));
         labels.push(("weft.protocol", Label::Text(flow.protocol.as_str().to_owned())));
         labels.push(("weft.verdict", Label::Text(flow.verdict.as_str().to_owned())));

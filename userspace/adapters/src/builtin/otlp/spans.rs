@@ -8,14 +8,6 @@ use crate::{
     trace::Trace,
 };
 
-/// Methods that the conventions know; clients make up others.
-const METHODS: [&str; 9] = [
-    "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
-];
-
-/// What stands for all other methods.
-const OTHER: &str = "_OTHER";
-
 pub(super) fn span(flow: &Flow, l7: &L7, trace: &Trace) -> Span {
     let ended = flow.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let failed = l7.is_error() || flow.verdict == FlowVerdict::Deny;
@@ -28,10 +20,7 @@ pub(super) fn span(flow: &Flow, l7: &L7, trace: &Trace) -> Span {
             .unwrap_or_default(),
         name: match flow.protocol {
             FlowProtocol::Grpc => l7.path.trim_start_matches('/').to_owned(),
-            _ => match method(&l7.method) {
-                OTHER => "HTTP".to_owned(),
-                known => known.to_owned(),
-            },
+            _ => l7.known_method().unwrap_or("HTTP").to_owned(),
         },
         kind: CLIENT,
         start_time_unix_nano: nanos(ended.saturating_sub(l7.duration)),
@@ -47,11 +36,8 @@ pub(super) fn span(flow: &Flow, l7: &L7, trace: &Trace) -> Span {
 }
 
 /// The method as an attribute: of few values.
-pub(super) fn method(method: &str) -> &str {
-    match METHODS.contains(&method) {
-        true => method,
-        false => OTHER,
-    }
+pub(super) fn method(l7: &L7) -> &str {
+    l7.known_method().unwrap_or("_OTHER")
 }
 
 pub(super) fn nanos(since: Duration) -> u64 {
@@ -66,7 +52,7 @@ fn attributes(flow: &Flow, l7: &L7) -> Vec<KeyValue> {
     };
     let address = destination.address.to_string();
     let mut attributes = vec![
-        KeyValue::text("http.request.method", method(&l7.method)),
+        KeyValue::text("http.request.method", method(l7)),
         KeyValue::int("http.response.status_code", l7.status),
         KeyValue::text("url.path", path),
         KeyValue::text("server.address", destination.service.as_deref().unwrap_or(&address)),
@@ -79,7 +65,7 @@ fn attributes(flow: &Flow, l7: &L7) -> Vec<KeyValue> {
         KeyValue::text("weft.source.account", source.account.as_str()),
         KeyValue::text("weft.destination.namespace", destination.namespace.as_str()),
     ];
-    if method(&l7.method) == OTHER {
+    if l7.known_method().is_none() {
         attributes.push(KeyValue::text("http.request.method_original", l7.method.as_str()));
     }
     if let Some(service) = &source.service {

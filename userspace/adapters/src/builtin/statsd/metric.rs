@@ -8,12 +8,6 @@ use weft_policy::ObjectRef;
 use super::config::Kind;
 use crate::record::{Destination, EdgeDelta, Flow, FlowProtocol, FlowVerdict, L7, Peer, Side};
 
-/// Methods that keep their name. Clients may write any word there; others share one name, so that they cannot make names
-/// without end.
-const METHODS: [&str; 9] = [
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
-];
-
 macro_rules! metrics {
     ($($metric:ident = $name:literal, $kind:ident, $labels:expr;)*) => {
         /// A series of numbers that can be sent.
@@ -154,7 +148,7 @@ labels! {
     DestinationPort = "destination.port" => |subject| Some(subject.destination.port.to_string().into()),
     Protocol = "protocol" => |subject| Some(subject.protocol.as_str().into()),
     Verdict = "verdict" => |subject| Some(subject.verdict.as_str().into()),
-    Method = "method" => |subject| subject.l7.map(|l7| method(&l7.method).into()),
+    Method = "method" => |subject| subject.l7.map(|l7| l7.known_method().unwrap_or("other").into()),
     Status = "status" => |subject| subject.l7.map(|l7| l7.status.to_string().into()),
     GrpcStatus = "grpc_status" => |subject| subject.l7.and_then(|l7| l7.grpc_status).map(|code| code.to_string().into()),
     RuleKind = "rule.kind" => |subject| subject.rule.map(|rule| rule.kind.as_str().into()),
@@ -188,8 +182,4 @@ impl<'a> Subject<'a> {
             rule: None,
         }
     }
-}
-
-fn method(given: &str) -> &str {
-    if METHODS.contains(&given) { given } else { "other" }
 }
