@@ -107,7 +107,8 @@ impl Registry {
     }
 
     fn has_unwatched(&self) -> bool {
-        self.lock().live.values().any(|entry| entry.watch.is_none())
+        let inner = self.lock();
+        inner.watched.len() < inner.live.len()
     }
 
     /// They are watched from now on, if that can be had by now.
