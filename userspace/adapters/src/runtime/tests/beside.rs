@@ -6,16 +6,14 @@ use bytes::BytesMut;
 use http::HeaderMap;
 
 use super::{
-    wasm::{PARAMS, TICKS, auth, generations, head, info, module, stream},
+    wasm::{PARAMS, TICKS, auth, generations, head, info, module, stream, written},
     *,
 };
 use crate::stream::Step;
 
 #[test]
 fn what_is_in_force_works_before_any_request() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("ticks.wasm");
-    fs::write(&file, wat::parse_str(TICKS).unwrap()).unwrap();
+    let (_folder, file) = written(TICKS);
     let mut world = World::new();
     let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "priority: 0"));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -51,9 +49,7 @@ const GATHERS: &str = r#"(module
 
 #[test]
 fn a_shadow_that_gathers_a_body_has_it_at_the_trailers() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("gathers.wasm");
-    fs::write(&file, wat::parse_str(GATHERS).unwrap()).unwrap();
+    let (_folder, file) = written(GATHERS);
     let mut world = World::new();
     let text = generations(
         &[("v1", "header-auth", "weight: 1"), ("v2", "trap", "shadow: true")],
@@ -106,9 +102,7 @@ const SHARING: &str = r#"(module
 
 #[test]
 fn adapters_of_a_namespace_share_data_where_they_name_the_same_vm() {
-    let folder = tempfile::tempdir().unwrap();
-    let module = folder.path().join("sharing.wasm");
-    fs::write(&module, wat::parse_str(SHARING).unwrap()).unwrap();
+    let (_folder, module) = written(SHARING);
     let object = |name: &str, namespace: &str, id: &str| {
         format!(
             "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}, namespace: {namespace}}}\n\

@@ -27,6 +27,14 @@ pub(super) fn module(name: &str) -> PathBuf {
     file
 }
 
+/// A module written as text, in a folder that goes with the first.
+pub(super) fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("filter.wasm");
+    fs::write(&file, wat::parse_str(text).unwrap()).unwrap();
+    (folder, file)
+}
+
 pub(super) fn auth(wasm: &str, rest: &str) -> String {
     format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: auth, namespace: shop}}\n\
@@ -284,9 +292,7 @@ pub(super) const TICKS: &str = r#"(module
 
 #[test]
 fn a_generation_that_fails_at_ticks_is_rolled_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("ticks.wasm");
-    fs::write(&file, wat::parse_str(TICKS).unwrap()).unwrap();
+    let (_folder, file) = written(TICKS);
     let mut world = World::new();
     let text = generations(
         &[("v1", "deny-path", "weight: 50"), ("v2", "trap", "weight: 50")],
