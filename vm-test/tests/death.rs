@@ -26,9 +26,12 @@ fn mesh(lab: &Lab) -> Result<[Server; 3]> {
         lab.nginx(Nginx::service("loose").port(80, 8082))?,
     ];
     for service in ["web", "strict", "loose"] {
-        poll::until("friend to be allowed everywhere", || {
-            let answer = lab.run("friend").curl(&format!("http://{service}/"))?;
+        poll::until("friend alone to be allowed everywhere", || {
+            let url = format!("http://{service}/");
+            let answer = lab.run("friend").curl(&url)?;
             ensure!((answer.code, answer.http) == (0, 200), "{service}: {answer:?}");
+            let stranger = lab.run("stranger").curl(&url)?;
+            ensure!(stranger.code == curl::COULD_NOT_CONNECT, "{service}: {stranger:?}");
             Ok(())
         })?;
     }

@@ -11,10 +11,10 @@ const EPERM: i64 = 1;
 #[test]
 fn of_two_clients_one_is_allowed_and_one_is_denied_with_the_rule_named() {
     lab_test("two-clients", |lab| {
-        lab.daemon()?;
         let route = resources::tcp_route("web-port", &[8080]);
         let target = resources::allow("friend-may", "friend", "web", ("TCPRoute", "web-port"));
         lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
         poll::until("friend to be allowed", || {
             let friend = lab.run("friend").curl("http://web/")?;
@@ -44,10 +44,10 @@ fn of_two_clients_one_is_allowed_and_one_is_denied_with_the_rule_named() {
 #[test]
 fn the_account_decides_and_not_the_service_name() {
     lab_test("account", |lab| {
-        lab.daemon()?;
         let route = resources::tcp_route("web-port", &[8080]);
         let target = resources::allow("reader-may", "reader", "web", ("TCPRoute", "web-port"));
         lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
         poll::until("account reader to be allowed", || {
             let answer = lab.run("client").account("reader").curl("http://web/")?;
@@ -86,10 +86,10 @@ fn every_address_of_the_endpoint_meets_the_same_verdict() {
 #[test]
 fn a_tcp_route_allows_its_port_and_no_other() {
     lab_test("ports", |lab| {
-        lab.daemon()?;
         let route = resources::tcp_route("one-port", &[8081]);
         let target = resources::allow("client-may", "client", "web", ("TCPRoute", "one-port"));
         lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(81, 8081).port(82, 8082))?;
         poll::until("port 81 to be allowed", || {
             let answer = lab.run("client").curl("http://web:81/")?;

@@ -143,11 +143,11 @@ fn a_remote_workload_is_known_by_its_address() {
     ] {
         hosts_test(name, 3, |hosts| {
             let [a, b, c] = hosts.all();
-            b.daemon_with(flags)?;
             know_as_peer(a, b)?;
             let route = resources::tcp_route("web-port", &[8080]);
             let target = resources::allow("peer-may", "peer", "web", ("TCPRoute", "web-port"));
             b.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
+            b.daemon_with(flags)?;
             let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
             for url in endpoints(b) {
                 poll::until("the peer to be allowed", || {

@@ -12,8 +12,8 @@ fn access(path: &str) -> String {
 #[test]
 fn a_request_is_answered_or_refused_with_403_that_names_the_rule() {
     lab_test("l7", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &access("/public"))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
         let client = lab.run("client");
         poll::until("GET /public to be allowed", || {
@@ -47,8 +47,8 @@ fn a_request_is_answered_or_refused_with_403_that_names_the_rule() {
 #[test]
 fn http2_without_tls_is_judged_by_the_same_rules() {
     lab_test("h2c", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &access("/public"))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080).http2())?;
         let client = lab.run("client");
         poll::until("HTTP/2 to be allowed", || {
@@ -68,8 +68,8 @@ fn http2_without_tls_is_judged_by_the_same_rules() {
 #[test]
 fn an_edited_policy_holds_for_the_next_request_of_a_running_connection() {
     lab_test("reload", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &access("/public"))?;
+        lab.daemon()?;
         let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
         let client = lab.run("client");
         poll::until("GET /public to be allowed", || {
@@ -122,8 +122,8 @@ fn an_edited_policy_holds_for_the_next_request_of_a_running_connection() {
 #[test]
 fn an_http_rule_does_not_open_the_port_to_other_protocols() {
     lab_test("not-http", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &access("/public"))?;
+        lab.daemon()?;
         let traffic = lab.traffic()?;
         let mut server =
             lab.run("web")

@@ -84,8 +84,8 @@ fn a_service_is_reached_by_datagrams_of_connected_and_unconnected_sockets() {
 #[test]
 fn a_denied_sender_is_told_at_once_on_both_kinds_of_socket() {
     lab_test("udp-deny", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &only("friend"))?;
+        lab.daemon()?;
         let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
         let mut targets: Vec<String> = FAMILIES.iter().map(|host| format!("{host}:7007")).collect();
         targets.extend(vips(lab, "echo")?.into_iter().map(|vip| format!("{vip}:7")));
@@ -117,8 +117,8 @@ fn a_denied_sender_is_told_at_once_on_both_kinds_of_socket() {
 #[test]
 fn a_port_that_another_account_sent_from_before_carries_no_verdict_over() {
     lab_test("udp-port", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &only("friend"))?;
+        lab.daemon()?;
         let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
         for host in FAMILIES {
             let from = |account: &str, port: &str| -> Result<Value> {
@@ -144,8 +144,8 @@ fn a_port_that_another_account_sent_from_before_carries_no_verdict_over() {
 #[test]
 fn answers_pass_under_default_deny_and_nothing_else_of_the_answering_side() {
     lab_test("udp-answers", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &only("friend"))?;
+        lab.daemon()?;
         let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
         let _friend = echo(lab, "friend", "8:7008/udp", "[::]:7008")?;
         for host in FAMILIES {
@@ -439,8 +439,8 @@ const LITE: &str = "import socket\n\
 #[test]
 fn udp_lite_is_judged_as_udp() {
     lab_test("udp-lite", |lab| {
-        lab.daemon()?;
         lab.resource("access.yaml", &only("friend"))?;
+        lab.daemon()?;
         let _echo = echo(lab, "echo", "7:7007/udp", "[::]:7007")?;
         let told = |account: &str| {
             let output = lab.run(account).output(["python3", "-c", LITE])?.ok()?;

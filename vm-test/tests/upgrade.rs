@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, thread, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use vm_test::{Actor, Lab, Nginx, Running, Server, lab_test, poll, process, resources};
+use vm_test::{Actor, Lab, Nginx, Running, Server, curl, lab_test, poll, process, resources};
 
 /// `web` needs no L7, `api` does, `echo` is opaque bytes through the proxy. Of them, `friend` may use what is public.
 fn mesh(lab: &Lab) -> Result<(Vec<Server>, Running)> {
@@ -32,9 +32,11 @@ fn mesh(lab: &Lab) -> Result<(Vec<Server>, Running)> {
     let mut echo = echo.start([traffic.as_str(), "serve-echo", "127.0.0.1:7007"])?;
     echo.line(1)?;
     for url in ["http://web/public", "http://api/public"] {
-        poll::until("friend to be allowed", || {
+        poll::until("friend alone to be allowed", || {
             let answer = lab.run("friend").curl(url)?;
             ensure!((answer.code, answer.http) == (0, 200), "{url}: {answer:?}");
+            let stranger = lab.run("stranger").curl(url)?;
+            ensure!(stranger.code == curl::COULD_NOT_CONNECT, "{url}: {stranger:?}");
             Ok(())
         })?;
     }
