@@ -32,6 +32,7 @@ mod host;
 mod http_stream;
 mod inbox;
 mod kept;
+mod known;
 mod memory;
 mod metric;
 mod module;

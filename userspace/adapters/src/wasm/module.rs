@@ -1,10 +1,6 @@
 //! A module: checked and compiled once, for all plugins and workers.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
-};
+use std::{fmt, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::{ExternType, Module as Compiled};
@@ -15,6 +11,7 @@ use super::{
     config::{Capabilities, PluginConfig},
     engine::engine,
     error::WasmError,
+    known::known,
     plugin::Plugin,
     services::Services,
 };
@@ -27,9 +24,9 @@ pub const MAX_MODULE: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Module(Arc<Loaded>);
 
-struct Loaded {
+pub(super) struct Loaded {
     compiled: Compiled,
-    digest: Digest,
+    pub digest: Digest,
     abi: AbiVersion,
 }
 
@@ -40,8 +37,8 @@ pub struct Digest([u8; 32]);
 // === impl Module ===
 
 impl Module {
-    /// Checks and compiles `bytes`: milliseconds to seconds, so never on a worker. What is in use already is not compiled
-    /// again.
+    /// Checks and compiles `bytes`: milliseconds to seconds, so never on a worker. What is in use, or was until recently, is
+    /// not compiled again.
     ///
     /// # Errors
     /// It is no WebAssembly, no proxy-wasm module of a known version, imports what no proxy-wasm host has, or is larger
@@ -54,29 +51,11 @@ impl Module {
             });
         }
         let digest = Digest::of(bytes);
-        if let Some(module) = cached(digest) {
-            return Ok(module);
+        if let Some(loaded) = known().find(digest) {
+            return Ok(Self(loaded));
         }
-        let compiled = Compiled::from_binary(engine()?, bytes).map_err(|error| WasmError::Garbage {
-            reason: format!("{error:#}"),
-        })?;
-        let exports = |version: &AbiVersion| {
-            let marker = compiled.get_export(version.marker());
-            matches!(marker, Some(ExternType::Func(_)))
-        };
-        let abi = AbiVersion::ALL.into_iter().find(exports).ok_or(WasmError::Abi)?;
-        if !matches!(compiled.get_export("memory"), Some(ExternType::Memory(_))) {
-            return Err(WasmError::Export {
-                name: "memory",
-                reason: "there is none, but the host has to reach it".into(),
-            });
-        }
-        // Finds what cannot be linked before anything runs.
-        calls::linker(&compiled, abi, &Capabilities::All)?
-            .instantiate_pre(&compiled)
-            .map_err(calls::link_error)?;
-        let loaded = Arc::new(Loaded { compiled, digest, abi });
-        keep(&loaded);
+        let loaded = Arc::new(Loaded::new(bytes, digest)?);
+        known().keep(&loaded);
         Ok(Self(loaded))
     }
 
@@ -115,21 +94,36 @@ impl fmt::Debug for Module {
     }
 }
 
-/// Modules in use.
-fn modules() -> &'static Mutex<HashMap<Digest, Weak<Loaded>>> {
-    static MODULES: OnceLock<Mutex<HashMap<Digest, Weak<Loaded>>>> = OnceLock::new();
-    MODULES.get_or_init(Mutex::default)
-}
+// === impl Loaded ===
 
-fn cached(digest: Digest) -> Option<Module> {
-    let modules = modules().lock().unwrap_or_else(PoisonError::into_inner);
-    modules.get(&digest).and_then(Weak::upgrade).map(Module)
-}
+impl Loaded {
+    pub fn new(bytes: &[u8], digest: Digest) -> Result<Self, WasmError> {
+        let compiled = Compiled::from_binary(engine()?, bytes).map_err(|error| WasmError::Garbage {
+            reason: format!("{error:#}"),
+        })?;
+        let exports = |version: &AbiVersion| {
+            let marker = compiled.get_export(version.marker());
+            matches!(marker, Some(ExternType::Func(_)))
+        };
+        let abi = AbiVersion::ALL.into_iter().find(exports).ok_or(WasmError::Abi)?;
+        if !matches!(compiled.get_export("memory"), Some(ExternType::Memory(_))) {
+            return Err(WasmError::Export {
+                name: "memory",
+                reason: "there is none, but the host has to reach it".into(),
+            });
+        }
+        // Finds what cannot be linked before anything runs.
+        calls::linker(&compiled, abi, &Capabilities::All)?
+            .instantiate_pre(&compiled)
+            .map_err(calls::link_error)?;
+        Ok(Self { compiled, digest, abi })
+    }
 
-fn keep(loaded: &Arc<Loaded>) {
-    let mut modules = modules().lock().unwrap_or_else(PoisonError::into_inner);
-    modules.retain(|_, module| module.strong_count() > 0);
-    modules.insert(loaded.digest, Arc::downgrade(loaded));
+    /// Bytes of its machine code and what belongs to it.
+    pub fn size(&self) -> usize {
+        let image = self.compiled.image_range();
+        image.end.addr() - image.start.addr()
+    }
 }
 
 // === impl Digest ===
