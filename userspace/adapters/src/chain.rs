@@ -139,10 +139,7 @@ impl std::fmt::Debug for Filters {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        rc::Rc,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::{
@@ -207,7 +204,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
 
-        fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
             None
         }
     }

@@ -11,7 +11,6 @@
 
 use std::{
     net::SocketAddr,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -32,7 +31,7 @@ pub trait FilterFactory: Send + Sync {
     fn warm(&self) {}
 
     /// A filter for one request; `None`: it does not look at this one.
-    fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>>;
+    fn stream(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>>;
 
     /// Whether it refuses connections whose bytes nobody can read as HTTP, unless their port is declared so: it has not seen
     /// what they carry.
@@ -41,13 +40,13 @@ pub trait FilterFactory: Send + Sync {
     }
 
     /// A filter for one connection whose bytes nobody reads as HTTP; `None`: it does not look at this one.
-    fn tcp(&self, _info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+    fn tcp(&self, _info: &Arc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
         None
     }
 }
 
-/// What is known of a stream beside what it carries.
-#[derive(Debug, Clone)]
+/// What is known of a stream beside what it carries. Its filters share one.
+#[derive(Debug)]
 pub struct StreamInfo {
     /// Unique in this process.
     pub id: u64,

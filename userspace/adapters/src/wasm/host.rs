@@ -135,7 +135,7 @@ pub(super) type Property = (Box<[u8]>, Box<[u8]>);
 
 /// One request or connection.
 pub(super) struct Stream {
-    pub info: StreamInfo,
+    pub info: Arc<StreamInfo>,
     pub request: RequestHead,
     pub response: ResponseHead,
     pub request_trailers: HeaderMap,
@@ -327,7 +327,7 @@ impl Point {
 // === impl Stream ===
 
 impl Stream {
-    pub fn new(info: StreamInfo) -> Self {
+    pub fn new(info: Arc<StreamInfo>) -> Self {
         Self {
             info,
             request: RequestHead::default(),

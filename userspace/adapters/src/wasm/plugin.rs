@@ -190,14 +190,14 @@ impl FilterFactory for Plugin {
         }
     }
 
-    fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+    fn stream(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         match self.inner.take().and_then(|worker| HttpStream::begin(worker, info)) {
             Some(stream) => Some(Box::new(stream)),
             None => self.inner.failed().map(|failed| Box::new(failed) as _),
         }
     }
 
-    fn tcp(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+    fn tcp(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
         match self.inner.take().and_then(|worker| TcpStream::begin(worker, info)) {
             Some(stream) => Some(Box::new(stream)),
             None => self.inner.failed().map(|failed| Box::new(failed) as _),

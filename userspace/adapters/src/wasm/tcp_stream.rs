@@ -3,6 +3,7 @@
 use std::{
     mem,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -38,12 +39,12 @@ pub(super) struct TcpStream {
 
 impl TcpStream {
     /// `None`: the instance fails on it.
-    pub fn begin(worker: Rc<Worker>, info: &StreamInfo) -> Option<Self> {
+    pub fn begin(worker: Rc<Worker>, info: &Arc<StreamInfo>) -> Option<Self> {
         let context = worker.next_context();
         worker.enter(|vm| {
             let host = vm.host();
             host.counters.streams.add(1);
-            host.streams.insert(context, Box::new(Stream::new(info.clone())));
+            host.streams.insert(context, Box::new(Stream::new(Arc::clone(info))));
             vm.create_context(context)
         })?;
         Some(Self {

@@ -34,7 +34,6 @@ mod tcp;
 
 use std::{
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -79,10 +78,10 @@ impl Patience {
 fn running<F: ?Sized>(
     picked: &Picked,
     info: impl FnOnce() -> StreamInfo,
-    make: impl Fn(&dyn FilterFactory, &Rc<StreamInfo>) -> Option<Box<F>>,
+    make: impl Fn(&dyn FilterFactory, &Arc<StreamInfo>) -> Option<Box<F>>,
 ) -> Option<Vec<Running<F>>> {
     let factories = &picked.chain.as_ref().filter(|chain| !chain.filters.is_empty())?.filters;
-    let info = Rc::new(info());
+    let info = Arc::new(info());
     let made = |factory: &Arc<dyn FilterFactory>| {
         Some(Running {
             filter: make(&**factory, &info)?,

@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -43,7 +42,7 @@ impl FilterFactory for Ask {
         "ask"
     }
 
-    fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+    fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         Some(Box::new(Asking {
             upstreams: self.upstreams.clone(),
             protocol: self.protocol,

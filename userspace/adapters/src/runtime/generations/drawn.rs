@@ -1,7 +1,6 @@
 //! A request in the generation that it drew; and how it is drawn, of requests and connections.
 
 use std::{
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -15,7 +14,7 @@ use crate::stream::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamIn
 /// The generation that a stream is in.
 pub(super) struct Draw {
     set: Arc<Set>,
-    pub info: Rc<StreamInfo>,
+    pub info: Arc<StreamInfo>,
     at: usize,
     /// Bits of those that it was given to.
     tried: u32,
@@ -38,11 +37,11 @@ pub(super) struct Passes;
 
 impl Draw {
     /// `None`: none runs.
-    pub fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
+    pub fn new(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Option<Self> {
         let at = set.draw(info.id, 0)?;
         Some(Self {
             set: Arc::clone(set),
-            info: Rc::clone(info),
+            info: Arc::clone(info),
             at,
             tried: 1 << at,
             told: false,
@@ -82,7 +81,7 @@ impl Draw {
 
 impl Drawn {
     /// `None`: none runs.
-    pub fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
+    pub fn new(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Option<Self> {
         let draw = Draw::new(set, info)?;
         Some(Self {
             filter: filter(&draw),

@@ -13,12 +13,9 @@ mod rollback;
 mod shadow;
 mod tcp;
 
-use std::{
-    rc::Rc,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -138,7 +135,7 @@ impl FilterFactory for Generations {
         made.for_each(|made| made.plugin.warm());
     }
 
-    fn stream(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+    fn stream(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         let set = &self.set;
         if !set.protocols.http {
             return None;
@@ -154,7 +151,7 @@ impl FilterFactory for Generations {
         }
     }
 
-    fn tcp(&self, info: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+    fn tcp(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
         if !self.set.protocols.tcp {
             return None;
         }

@@ -5,7 +5,6 @@
 //! meanwhile it misses, but for the body that it is gathering.
 
 use std::{
-    rc::Rc,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker},
 };
@@ -69,7 +68,7 @@ impl Shadowed {
     }
 
     /// Those that look at this request.
-    pub fn shadows(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Vec<Shadow> {
+    pub fn shadows(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Vec<Shadow> {
         let shadows = set.shadows().filter_map(|(at, made)| {
             Some(Shadow {
                 set: Arc::clone(set),

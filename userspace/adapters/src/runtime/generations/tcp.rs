@@ -4,7 +4,6 @@
 //! passed, is followed by another generation; shadows see copies, change nothing, and hold up nobody.
 
 use std::{
-    rc::Rc,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
@@ -64,7 +63,7 @@ fn way(from: Direction) -> usize {
 
 impl Shadowed {
     /// `None`: nobody looks.
-    pub fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
+    pub fn new(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Option<Self> {
         let (drawn, shadows) = (Drawn::new(set, info), Shadow::all(set, info));
         (drawn.is_some() || !shadows.is_empty()).then_some(Self {
             drawn,
@@ -141,7 +140,7 @@ impl TcpFilter for Shadowed {
 
 impl Drawn {
     /// `None`: none runs.
-    fn new(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Option<Self> {
+    fn new(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Option<Self> {
         let draw = Draw::new(set, info)?;
         Some(Self {
             filter: filter(&draw),
@@ -169,7 +168,7 @@ impl Drawn {
 
 impl Shadow {
     /// Those that look at this connection.
-    fn all(set: &Arc<Set>, info: &Rc<StreamInfo>) -> Vec<Self> {
+    fn all(set: &Arc<Set>, info: &Arc<StreamInfo>) -> Vec<Self> {
         let shadows = set.shadows().filter_map(|(at, made)| {
             Some(Self {
                 set: Arc::clone(set),

@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    rc::Rc,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
@@ -57,9 +56,9 @@ fn factory(chains: &Chains) -> Option<Arc<dyn FilterFactory>> {
     chains.of(Some(&name), Some(&name))?.filters.first().cloned()
 }
 
-pub(super) fn info(id: u64) -> Rc<StreamInfo> {
+pub(super) fn info(id: u64) -> Arc<StreamInfo> {
     let address = SocketAddr::from(([10, 0, 0, 1], 80));
-    Rc::new(StreamInfo {
+    Arc::new(StreamInfo {
         id,
         began: SystemTime::now(),
         source: Arc::new(Peer {

@@ -4,7 +4,6 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
-    rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -64,8 +63,8 @@ fn local<F: Future>(future: F) -> F::Output {
     tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), future)
 }
 
-fn info() -> Rc<StreamInfo> {
-    Rc::new(StreamInfo {
+fn info() -> Arc<StreamInfo> {
+    Arc::new(StreamInfo {
         id: 7,
         began: SystemTime::now(),
         source: Arc::new(Peer {

@@ -1,7 +1,6 @@
 //! Which filters are called, when, and with what.
 
 use std::{
-    rc::Rc,
     sync::Arc,
     thread::{self, ThreadId},
     time::Duration,
@@ -308,7 +307,7 @@ impl FilterFactory for Warm {
         let _ended = self.0.send(thread::current().id());
     }
 
-    fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+    fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         None
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -194,14 +193,14 @@ impl FilterFactory for Script {
         self.name
     }
 
-    fn stream(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+    fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
         Some(Box::new(Scripted {
             script: self.clone(),
             waiting: None,
         }))
     }
 
-    fn tcp(&self, _: &Rc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
+    fn tcp(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn TcpFilter>> {
         let (open, act, resume) = self.tcp.clone()?;
         Some(Box::new(TcpScripted {
             script: self.clone(),
