@@ -24,6 +24,7 @@ mod context;
 mod exchange;
 mod foreign;
 mod life;
+mod property;
 
 /// A module that `cargo xtask build --filters` made.
 fn filter(name: &str) -> Module {

@@ -1,0 +1,60 @@
+//! What filters may ask about a stream.
+
+use super::*;
+
+/// Answers each request with the property that the configuration names, or with 404.
+const PROPERTY: &str = r#"(module
+  (import "env" "proxy_get_buffer_bytes" (func $bytes (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (global $free (mut i32) (i32.const 1024))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32)
+    (global.get $free) (global.set $free (i32.add (global.get $free) (local.get 0))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (drop (call $bytes (i32.const 7) (i32.const 0) (i32.const 1000) (i32.const 0) (i32.const 4)))
+    (if (call $property (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.const 8) (i32.const 12))
+      (then (drop (call $respond (i32.const 404) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+        (i32.const 0) (i32.const -1))))
+      (else (drop (call $respond (i32.const 200) (i32.const 0) (i32.const 0) (i32.load (i32.const 8))
+        (i32.load (i32.const 12)) (i32.const 0) (i32.const 0) (i32.const -1)))))
+    (i32.const 1)))"#;
+
+#[test]
+fn properties_have_envoys_names() {
+    let module = Module::compile(&text(PROPERTY)).expect("a filter");
+    let number = |number: u64| number.to_le_bytes().to_vec();
+    for (path, expected) in [
+        ("request\0path", Some(b"/a/b?c=d".to_vec())),
+        ("request\0url_path", Some(b"/a/b".to_vec())),
+        ("request\0query", Some(b"c=d".to_vec())),
+        ("request\0method", Some(b"GET".to_vec())),
+        ("request\0host", Some(b"cart".to_vec())),
+        ("request\0scheme", Some(b"http".to_vec())),
+        ("request\0protocol", Some(b"HTTP/1.1".to_vec())),
+        ("request\0headers\0X-One", Some(b"1".to_vec())),
+        ("request\0headers\0x-two", None),
+        ("request\0size", Some(number(12))),
+        ("response\0code", None),
+        ("connection\0id", Some(number(7))),
+        ("source\0address", Some(b"10.0.0.1:40000".to_vec())),
+        ("source\0port", Some(number(40_000))),
+        ("source\0service", Some(b"web".to_vec())),
+        ("destination\0port", Some(number(80))),
+        ("upstream\0address", Some(b"10.0.0.2:8080".to_vec())),
+        ("cluster_name", Some(b"cart".to_vec())),
+        ("plugin_name", Some(b"test".to_vec())),
+        ("plugin_root_id", Some(Vec::new())),
+        ("a\0b\0c\0d\0e\0f\0g\0h\0i\0j", None),
+        ("", None),
+    ] {
+        let plugin = plugin(&module, config(path));
+        let mut head = get("/a/b?c=d", &[("x-one", "1"), ("content-length", "12")]);
+        let Step::Respond(response) = stream(&plugin).on_request_headers(&mut head, true) else {
+            panic!("{path:?}: no answer");
+        };
+        let found = (response.status() == 200).then(|| response.body().to_vec());
+        assert_eq!(found, expected, "{path:?}");
+    }
+}
