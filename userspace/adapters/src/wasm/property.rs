@@ -14,15 +14,47 @@ use super::host::{Host, Stream};
 /// Segments of a path that are looked at.
 const MAX_SEGMENTS: usize = 8;
 
+/// First segments that are the proxy's, also where it knows nothing under them: nothing that a filter sets can be read there, or
+/// it would pass for what the proxy says. Envoy's.
+const ROOTS: &[&[u8]] = &[
+    b"cluster_metadata",
+    b"cluster_name",
+    b"connection",
+    b"connection_id",
+    b"destination",
+    b"filter_state",
+    b"listener_direction",
+    b"listener_metadata",
+    b"metadata",
+    b"node",
+    b"plugin_name",
+    b"plugin_root_id",
+    b"plugin_vm_id",
+    b"request",
+    b"response",
+    b"route_metadata",
+    b"route_name",
+    b"source",
+    b"upstream",
+    b"upstream_filter_state",
+    b"upstream_host_metadata",
+    b"xds",
+];
+
+/// What filters have set is there too, as in Envoy with [`SET_PREFIX`] before its name.
+const FILTER_STATE: &[u8] = b"filter_state\0";
+
+const SET_PREFIX: &[u8] = b"wasm.";
+
 /// The value of the property at `path`, whose segments have zero bytes between them; `None`: there is none.
 pub(super) fn get(host: &Host, path: &[u8]) -> Option<Vec<u8>> {
     let path = path.strip_suffix(b"\0").unwrap_or(path);
-    let stream = host.stream();
-    if let Some(stream) = stream {
-        let set = stream.properties.iter().find(|(name, _)| **name == *path);
-        if let Some((_, value)) = set {
-            return Some(value.to_vec());
-        }
+    if let Some(name) = path.strip_prefix(FILTER_STATE) {
+        return set_by_filters(host, name.strip_prefix(SET_PREFIX).unwrap_or(name));
+    }
+    let root = path.split(|byte| *byte == 0).next().unwrap_or_default();
+    if !ROOTS.contains(&root) {
+        return set_by_filters(host, path);
     }
     let mut segments = [""; MAX_SEGMENTS];
     let mut count = 0;
@@ -31,7 +63,12 @@ pub(super) fn get(host: &Host, path: &[u8]) -> Option<Vec<u8>> {
         count += 1;
     }
     let path = &segments[..count];
-    of_plugin(host, path).or_else(|| of_stream(stream?, path))
+    of_plugin(host, path).or_else(|| of_stream(host.stream()?, path))
+}
+
+fn set_by_filters(host: &Host, name: &[u8]) -> Option<Vec<u8>> {
+    let mut set = host.stream()?.properties.iter();
+    set.find(|(known, _)| **known == *name).map(|(_, value)| value.to_vec())
 }
 
 fn of_plugin(host: &Host, path: &[&str]) -> Option<Vec<u8>> {

@@ -51,7 +51,7 @@ fn set_property(caller: &mut Caller<'_, Host>, path: (u32, u32), value: (u32, u3
     Ok(set(host, path, value)?)
 }
 
-/// Sets a property of the stream at hand, where [`property::get`] finds it before any other.
+/// Sets a property of the stream at hand. Under a name that is the proxy's nobody finds it: SDKs end the module on an error.
 pub(super) fn set(host: &mut Host, path: &[u8], value: &[u8]) -> Result<(), Status> {
     let path = path.strip_suffix(b"\0").unwrap_or(path);
     let no_room = |_| Status::InternalFailure;

@@ -58,3 +58,52 @@ fn properties_have_envoys_names() {
         assert_eq!(found, expected, "{path:?}");
     }
 }
+
+/// The same, after it has set that property.
+fn sets_and_asks() -> String {
+    let with_call = PROPERTY.replace(
+        r#"(memory (export "memory") 1)"#,
+        r#"(import "env" "proxy_set_property" (func $set (param i32 i32 i32 i32) (result i32)))
+           (memory (export "memory") 1) (data (i32.const 64) "alice")"#,
+    );
+    with_call.replace(
+        "(if (call $property",
+        "(if (call $set (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.const 64) (i32.const 5)) (then unreachable))
+         (if (call $property",
+    )
+}
+
+#[test]
+fn what_filters_set_does_not_pass_for_what_the_proxy_says() {
+    let module = Module::compile(&text(&sets_and_asks())).expect("a filter");
+    for (path, expected) in [
+        ("user", Some("alice")),
+        ("my\0own\0name", Some("alice")),
+        ("source\0account", Some("web")),
+        ("source\0nothing", None),
+        ("request\0headers\0x-user", None),
+        ("filter_state\0wasm.user", None),
+        ("node\0id", None),
+        ("plugin_name", Some("test")),
+    ] {
+        let plugin = plugin(&module, config(path));
+        let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+        assert_eq!((status == 200).then_some(&*body), expected, "{path:?}");
+        assert_eq!(plugin.stats().traps, 0);
+    }
+}
+
+#[test]
+fn what_filters_set_is_in_the_filter_state() {
+    // Asks for another name than it sets: one segment before it, and `wasm.`.
+    let asks = sets_and_asks().replace(
+        "(if (call $set (i32.load (i32.const 0)) (i32.load (i32.const 4))",
+        "(if (call $set (i32.add (i32.load (i32.const 0)) (i32.const 18)) (i32.const 4)",
+    );
+    let plugin = plugin(
+        &Module::compile(&text(&asks)).expect("a filter"),
+        config("filter_state\0wasm.user"),
+    );
+    let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+    assert_eq!((status, &*body), (200, "alice"));
+}
