@@ -49,5 +49,7 @@ pub use runtime::{
     AdapterCounts, AdapterRuntime, AdapterState, Ahead, GenerationError, GenerationMetrics, GenerationState,
     RuntimeMetrics, WasmHost, compile_ahead,
 };
-pub use stream::{Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep};
+pub use stream::{
+    Direction, FilterFactory, FilterState, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
+};
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};

@@ -21,6 +21,11 @@ use http::{HeaderMap, Response, request, response};
 
 use crate::record::{Destination, FlowProtocol, Peer};
 
+mod state;
+
+pub use state::FilterState;
+pub(crate) use state::{Room, Saved};
+
 /// Makes the filters of one adapter. One value serves all workers.
 pub trait FilterFactory: Send + Sync {
     /// Name of the adapter, as the operator wrote it.
@@ -57,6 +62,8 @@ pub struct StreamInfo {
     /// What the client dialled.
     pub original: SocketAddr,
     pub protocol: FlowProtocol,
+    /// What its filters tell each other.
+    pub state: FilterState,
 }
 
 /// What becomes of a stream after a filter was called.
@@ -184,4 +191,31 @@ pub enum TcpStep {
     Continue,
     Pause,
     Reset,
+}
+
+// === impl StreamInfo ===
+
+impl StreamInfo {
+    /// The same stream, for a filter that must not change it: what that one sets, the others do not see.
+    pub(crate) fn apart(self: &Arc<Self>) -> Arc<Self> {
+        self.with(FilterState::over(self))
+    }
+
+    /// The same stream, for whoever goes on after its end, with room of its own for what filters have set: theirs is free again.
+    pub(crate) fn outlived(&self, room: impl Fn(usize) -> Option<Room>) -> Arc<Self> {
+        self.with(self.state.copy(room))
+    }
+
+    fn with(&self, state: FilterState) -> Arc<Self> {
+        Arc::new(Self {
+            id: self.id,
+            began: self.began,
+            source: Arc::clone(&self.source),
+            source_address: self.source_address,
+            destination: Arc::clone(&self.destination),
+            original: self.original,
+            protocol: self.protocol,
+            state,
+        })
+    }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use ::http::HeaderValue;
 use tokio::net::TcpStream;
-use weft_adapters::{Destination, FlowProtocol, Peer, StreamInfo};
+use weft_adapters::{Destination, FilterState, FlowProtocol, Peer, StreamInfo};
 
 use crate::{
     context::ConnContext,
@@ -79,6 +79,7 @@ impl Conn {
             destination: Arc::clone(&picked.destination),
             original: self.context.original,
             protocol,
+            state: FilterState::default(),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
 
 mod beside;
 mod remote;
+mod state;
 mod wasm;
 
 struct World {

@@ -130,9 +130,6 @@ pub(super) enum Point {
     Upstream,
 }
 
-/// Path and value.
-pub(super) type Property = (Box<[u8]>, Box<[u8]>);
-
 /// One request or connection.
 pub(super) struct Stream {
     pub info: Arc<StreamInfo>,
@@ -159,10 +156,8 @@ pub(super) struct Stream {
     pub waker: [Option<Waker>; 2],
     /// Answers to call-outs that wait for the stream to lend what it holds.
     pub events: VecDeque<Event>,
-    /// What filters set, by path.
-    pub properties: Vec<Property>,
-    /// Room for these, if there are any.
-    pub kept: Option<Hold>,
+    /// So many properties it has added to those of the stream.
+    pub properties: usize,
     pub end: Option<StreamEnd>,
     /// `proxy_done` may be said.
     pub closing: bool,
@@ -186,7 +181,12 @@ impl Host {
     pub fn wait_for_done(&mut self, context: u32) -> Option<u32> {
         let (closing, last) = &mut self.closing;
         *last += 1;
-        self.streams.get_mut(&context)?.waits = Some(*last);
+        let stream = self.streams.get_mut(&context)?;
+        stream.waits = Some(*last);
+        // What the other filters' instances have given room for must not be up to this one.
+        stream.info = stream
+            .info
+            .outlived(|bytes| Some(Box::new(self.kept.hold(bytes).ok()?)));
         closing.insert(*last, context);
         let (_, oldest) = closing.first_key_value()?;
         (closing.len() > MAX_CLOSING).then_some(*oldest)
@@ -345,8 +345,7 @@ impl Stream {
             settled: false,
             waker: [None, None],
             events: VecDeque::new(),
-            properties: Vec::new(),
-            kept: None,
+            properties: 0,
             end: None,
             closing: false,
             waits: None,

@@ -67,8 +67,7 @@ pub(super) fn get(host: &Host, path: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn set_by_filters(host: &Host, name: &[u8]) -> Option<Vec<u8>> {
-    let mut set = host.stream()?.properties.iter();
-    set.find(|(known, _)| **known == *name).map(|(_, value)| value.to_vec())
+    host.stream()?.info.state.get(name)
 }
 
 fn of_plugin(host: &Host, path: &[&str]) -> Option<Vec<u8>> {

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use http::{HeaderMap, request, response};
 
 use super::{Made, Set};
-use crate::stream::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use crate::stream::{FilterFactory, Lent, Saved, Step, StreamEnd, StreamFilter, StreamInfo};
 
 /// The generation that a stream is in.
 pub(super) struct Draw {
@@ -26,8 +26,16 @@ pub(super) struct Draw {
 pub(super) struct Drawn {
     draw: Draw,
     filter: Box<dyn StreamFilter>,
-    /// The request's head as it came, while another generation could still take it; whether that is all.
-    head: Option<(Box<request::Parts>, bool)>,
+    /// What another generation begins with, while one could still take the request.
+    before: Option<Before>,
+}
+
+/// A request as it came.
+struct Before {
+    head: Box<request::Parts>,
+    /// That is all.
+    end: bool,
+    state: Saved,
 }
 
 /// Stands in for a filter that cannot be made and whose failure policy is `open`.
@@ -57,9 +65,10 @@ impl Draw {
         self.set.draw(self.info.id, self.tried)
     }
 
-    /// Gives it to another one; `false`: there is none.
-    pub fn again(&mut self) -> bool {
+    /// Gives it to another one, with what filters had set when it came; `false`: there is none.
+    pub fn again(&mut self, before: &Saved) -> bool {
         let Some(next) = self.other() else { return false };
+        self.info.state.restore(before);
         self.at = next;
         self.tried |= 1 << next;
         self.told = false;
@@ -86,23 +95,23 @@ impl Drawn {
         Some(Self {
             filter: filter(&draw),
             draw,
-            head: None,
+            before: None,
         })
     }
 
     /// After a call about the request's head: as long as the filter has failed on it, gives it to another generation.
     fn settle(&mut self, head: &mut request::Parts, mut step: Step) -> Step {
         while self.tell() {
-            let Some((copy, end)) = &self.head else { break };
-            if !self.draw.again() {
+            let Some(before) = &self.before else { break };
+            if !self.draw.again(&before.state) {
                 break;
             }
-            head.clone_from(copy);
+            head.clone_from(&before.head);
             self.filter = filter(&self.draw);
-            step = self.filter.on_request_headers(head, *end);
+            step = self.filter.on_request_headers(head, before.end);
         }
         if !matches!(step, Step::Pause) {
-            self.head = None;
+            self.before = None;
         }
         step
     }
@@ -121,7 +130,11 @@ impl Drawn {
 impl StreamFilter for Drawn {
     fn on_request_headers(&mut self, head: &mut request::Parts, end: bool) -> Step {
         if self.draw.other().is_some() {
-            self.head = Some((Box::new(head.clone()), end));
+            self.before = Some(Before {
+                head: Box::new(head.clone()),
+                end,
+                state: self.draw.info.state.save(),
+            });
         }
         let step = self.filter.on_request_headers(head, end);
         self.settle(head, step)

@@ -74,7 +74,7 @@ impl Shadowed {
                 set: Arc::clone(set),
                 at,
                 made: Arc::clone(made),
-                filter: made.plugin.stream(info)?,
+                filter: made.plugin.stream(&info.apart())?,
                 over: false,
                 answered: false,
                 held: None,

@@ -150,8 +150,9 @@ impl Drawn {
 
     /// A new connection: as long as the filter fails on it, gives it to another generation.
     fn connection(&mut self) -> TcpStep {
+        let before = self.draw.info.state.save();
         let mut step = self.filter.on_connection();
-        while self.tell() && self.draw.again() {
+        while self.tell() && self.draw.again(&before) {
             self.filter = filter(&self.draw);
             step = self.filter.on_connection();
         }
@@ -174,7 +175,7 @@ impl Shadow {
                 set: Arc::clone(set),
                 at,
                 made: Arc::clone(made),
-                filter: made.plugin.tcp(info)?,
+                filter: made.plugin.tcp(&info.apart())?,
                 over: false,
                 reset: false,
                 waits: false,

@@ -13,7 +13,7 @@ use http::{Request, request};
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{Direction, FilterFactory, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep},
+    stream::{Direction, FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep},
 };
 
 pub(super) fn module(name: &str) -> PathBuf {
@@ -51,7 +51,7 @@ fn connection(chains: &Chains, id: u64) -> Option<Box<dyn TcpFilter>> {
     factory(chains)?.tcp(&info(id))
 }
 
-fn factory(chains: &Chains) -> Option<Arc<dyn FilterFactory>> {
+pub(super) fn factory(chains: &Chains) -> Option<Arc<dyn FilterFactory>> {
     let name = service("web");
     chains.of(Some(&name), Some(&name))?.filters.first().cloned()
 }
@@ -76,6 +76,7 @@ pub(super) fn info(id: u64) -> Arc<StreamInfo> {
         }),
         original: address,
         protocol: FlowProtocol::Http,
+        state: FilterState::default(),
     })
 }
 
@@ -379,7 +380,7 @@ const CLOSES_AFTER_FOUR: &str = "(global.set $bytes (i32.add (global.get $bytes)
     (i32.const 0)";
 
 /// Generations v1, v2 of filters on connections.
-fn tcp_generations(folder: &Path, list: &[(&str, &str)], rest: &str) -> String {
+pub(super) fn tcp_generations(folder: &Path, list: &[(&str, &str)], rest: &str) -> String {
     let write = |(at, (text, share)): (usize, &(&str, &str))| {
         let file = folder.join(format!("v{}.wasm", at + 1));
         fs::write(&file, wat::parse_str(text).unwrap()).unwrap();

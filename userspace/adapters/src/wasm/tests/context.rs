@@ -228,7 +228,7 @@ fn a_command_starts_with_its_environment_and_exits() {
 }
 
 /// Never done with a request.
-const NEVER_DONE: &str = r#"(module
+pub(super) const NEVER_DONE: &str = r#"(module
   (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
   (memory (export "memory") 1)
@@ -254,7 +254,7 @@ fn of_contexts_that_are_never_done_the_oldest_ends() {
 }
 
 /// Sets 64 properties of 16 KiB, and answers 200; 500 where one cannot be set.
-const PROPERTIES: &str = r#"(module
+pub(super) const PROPERTIES: &str = r#"(module
   (import "env" "proxy_set_property" (func $set (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)

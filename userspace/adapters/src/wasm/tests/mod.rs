@@ -14,7 +14,7 @@ use http::{Request, Response, request, response};
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{FilterFactory, Step, StreamEnd, StreamFilter, StreamInfo},
+    stream::{FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo},
     upstreams::{NoUpstreams, Upstreams},
 };
 
@@ -25,6 +25,7 @@ mod exchange;
 mod foreign;
 mod life;
 mod property;
+mod state;
 
 /// A module that `cargo xtask build --filters` made.
 fn filter(name: &str) -> Module {
@@ -83,6 +84,7 @@ fn info() -> Arc<StreamInfo> {
         }),
         original: SocketAddr::from((Ipv4Addr::new(240, 240, 0, 2), 80)),
         protocol: FlowProtocol::Http,
+        state: FilterState::default(),
     })
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Answers each request with the property that the configuration names, or with 404.
-const PROPERTY: &str = r#"(module
+pub(super) const PROPERTY: &str = r#"(module
   (import "env" "proxy_get_buffer_bytes" (func $bytes (param i32 i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_send_local_response" (func $respond (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
