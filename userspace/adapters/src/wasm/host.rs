@@ -140,6 +140,7 @@ pub(super) struct Stream {
     /// What the callback at hand may read and change: the body, or bytes of a connection.
     pub body: BytesMut,
     /// What of the above is there by now.
+    pub has_request: bool,
     pub has_response: bool,
     /// What the callback at hand lent.
     pub lent: Option<Point>,
@@ -221,7 +222,7 @@ impl Host {
         }
         let stream = self.stream()?;
         match kind {
-            MapKind::RequestHeaders => Some(MapRef::Request(&stream.request)),
+            MapKind::RequestHeaders if stream.has_request => Some(MapRef::Request(&stream.request)),
             MapKind::RequestTrailers => Some(MapRef::Plain(&stream.request_trailers)),
             MapKind::ResponseHeaders if stream.has_response => Some(MapRef::Response(&stream.response)),
             MapKind::ResponseTrailers => Some(MapRef::Plain(&stream.response_trailers)),
@@ -233,7 +234,9 @@ impl Host {
     pub fn map_mut(&mut self, kind: MapKind) -> Option<MapMut<'_>> {
         let stream = self.stream_mut()?;
         let (point, map) = match kind {
-            MapKind::RequestHeaders => (Point::RequestHeaders, MapMut::Request(&mut stream.request)),
+            MapKind::RequestHeaders if stream.has_request => {
+                (Point::RequestHeaders, MapMut::Request(&mut stream.request))
+            }
             MapKind::RequestTrailers => (Point::RequestTrailers, MapMut::Plain(&mut stream.request_trailers)),
             MapKind::ResponseHeaders if stream.has_response => {
                 (Point::ResponseHeaders, MapMut::Response(&mut stream.response))
@@ -335,6 +338,7 @@ impl Stream {
             request_trailers: HeaderMap::new(),
             response_trailers: HeaderMap::new(),
             body: BytesMut::new(),
+            has_request: false,
             has_response: false,
             lent: None,
             held: [None; 2],

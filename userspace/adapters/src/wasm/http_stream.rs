@@ -281,7 +281,10 @@ fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
     match lent {
         Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
         _ if changed => {}
-        Lent::RequestHeaders(head) => stream.request.swap(head),
+        Lent::RequestHeaders(head) => {
+            stream.has_request = true;
+            stream.request.swap(head);
+        }
         Lent::ResponseHeaders(head) => {
             stream.has_response = true;
             stream.response.swap(head);

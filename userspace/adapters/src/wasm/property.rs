@@ -83,7 +83,7 @@ fn of_plugin(host: &Host, path: &[&str]) -> Option<Vec<u8>> {
 fn of_stream(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
     let info = &stream.info;
     match path {
-        ["request", rest @ ..] => of_request(stream, rest),
+        ["request", rest @ ..] if stream.has_request => of_request(stream, rest),
         ["response", rest @ ..] => of_response(stream, rest),
         ["connection", "id"] => number(info.id),
         ["source", "address"] => text(&info.source_address.to_string()),

@@ -1,6 +1,9 @@
 //! What filters may ask about a stream.
 
+use bytes::BytesMut;
+
 use super::*;
+use crate::stream::{Direction, TcpStep};
 
 /// Answers each request with the property that the configuration names, or with 404.
 pub(super) const PROPERTY: &str = r#"(module
@@ -106,4 +109,36 @@ fn what_filters_set_is_in_the_filter_state() {
     );
     let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
     assert_eq!((status, &*body), (200, "alice"));
+}
+
+/// Traps where a request is found before there is one.
+const NO_REQUEST: &str = r#"(module
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value" (func $value (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_size" (func $size (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "request\00method")
+  (data (i32.const 32) ":method")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func $method (result i32) (call $property (i32.const 16) (i32.const 14) (i32.const 0) (i32.const 4)))
+  (func $nothing
+    (if (i32.ne (call $method) (i32.const 1)) (then unreachable))
+    (if (i32.ne (call $value (i32.const 0) (i32.const 32) (i32.const 7) (i32.const 0) (i32.const 4)) (i32.const 1))
+      (then unreachable))
+    (if (i32.or (call $size (i32.const 0) (i32.const 8)) (i32.load (i32.const 8))) (then unreachable)))
+  (func (export "proxy_on_context_create") (param i32 i32) (call $nothing))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (call $method))
+  (func (export "proxy_on_new_connection") (param i32) (result i32) (call $nothing) (i32.const 0))
+  (func (export "proxy_on_downstream_data") (param i32 i32 i32) (result i32) (call $nothing) (i32.const 0)))"#;
+
+#[test]
+fn a_connection_has_no_request_and_a_request_none_before_its_head() {
+    let plugin = plugin(&Module::compile(&text(NO_REQUEST)).expect("a filter"), config(""));
+    let mut connection = plugin.tcp(&info()).expect("a filter");
+    assert_eq!(connection.on_connection(), TcpStep::Continue);
+    let step = connection.on_data(Direction::Downstream, &mut BytesMut::from("abc"), true);
+    assert_eq!(step, TcpStep::Continue);
+    goes_on(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
+    assert_eq!(plugin.stats().traps, 0);
 }
