@@ -7,9 +7,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderMap, HeaderName, Version, header};
+use http::{HeaderName, Version, header};
 
-use super::host::{Host, Stream};
+use super::{
+    headers::MapRef,
+    host::{Host, Stream},
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Segments of a path that are looked at.
 const MAX_SEGMENTS: usize = 8;
@@ -117,10 +122,10 @@ fn of_request(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
         ["host"] => request.authority().map(|host| host.as_bytes().to_vec()),
         ["scheme"] => text(request.scheme().as_str()),
         ["method"] => text(request.method.as_str()),
-        ["headers", name] => header_of(&request.headers, name),
+        ["headers", name] => value_of(MapRef::Request(request), name),
         ["referer"] => header_text(header::REFERER),
         ["useragent" | "user_agent"] => header_text(header::USER_AGENT),
-        ["id"] => header_of(&request.headers, "x-request-id"),
+        ["id"] => header_text(X_REQUEST_ID),
         ["protocol"] => text(match request.version {
             Version::HTTP_10 => "HTTP/1.0",
             Version::HTTP_2 => "HTTP/2",
@@ -150,8 +155,8 @@ fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
                 stream.has_response.then_some(stream.response.status.as_u16())?,
             )),
         },
-        ["headers", name] => header_of(&stream.response.headers, name),
-        ["trailers", name] => header_of(&stream.response_trailers, name),
+        ["headers", name] if stream.has_response => value_of(MapRef::Response(&stream.response), name),
+        ["trailers", name] => value_of(MapRef::Plain(&stream.response_trailers), name),
         ["grpc_status"] => {
             let (headers, trailers) = (&stream.response.headers, &stream.response_trailers);
             let status = trailers.get("grpc-status").or_else(|| headers.get("grpc-status"))?;
@@ -163,8 +168,9 @@ fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
     }
 }
 
-fn header_of(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
-    Some(headers.get(name)?.as_bytes().to_vec())
+/// As the map answers it.
+fn value_of(map: MapRef<'_>, name: &str) -> Option<Vec<u8>> {
+    Some(map.get(name.as_bytes())?.as_bytes().to_vec())
 }
 
 fn text(text: &str) -> Option<Vec<u8>> {

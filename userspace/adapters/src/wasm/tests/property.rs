@@ -1,6 +1,7 @@
 //! What filters may ask about a stream.
 
 use bytes::BytesMut;
+use http::{HeaderValue, StatusCode};
 
 use super::*;
 use crate::stream::{Direction, TcpStep};
@@ -38,6 +39,14 @@ fn properties_have_envoys_names() {
         ("request\0protocol", Some(b"HTTP/1.1".to_vec())),
         ("request\0headers\0X-One", Some(b"1".to_vec())),
         ("request\0headers\0x-two", None),
+        ("request\0headers\0:path", Some(b"/a/b?c=d".to_vec())),
+        ("request\0headers\0:method", Some(b"GET".to_vec())),
+        ("request\0headers\0:authority", Some(b"cart".to_vec())),
+        ("request\0headers\0:scheme", Some(b"http".to_vec())),
+        ("request\0headers\0host", Some(b"cart".to_vec())),
+        ("request\0headers\0:status", None),
+        ("request\0id", Some(b"r1".to_vec())),
+        ("response\0headers\0:status", None),
         ("request\0size", Some(number(12))),
         ("response\0code", None),
         ("connection\0id", Some(number(7))),
@@ -53,12 +62,33 @@ fn properties_have_envoys_names() {
         ("", None),
     ] {
         let plugin = plugin(&module, config(path));
-        let mut head = get("/a/b?c=d", &[("x-one", "1"), ("content-length", "12")]);
+        let mut head = get(
+            "/a/b?c=d",
+            &[("x-one", "1"), ("content-length", "12"), ("x-request-id", "r1")],
+        );
         let Step::Respond(response) = stream(&plugin).on_request_headers(&mut head, true) else {
             panic!("{path:?}: no answer");
         };
         let found = (response.status() == 200).then(|| response.body().to_vec());
         assert_eq!(found, expected, "{path:?}");
+    }
+}
+
+#[test]
+fn the_status_is_among_the_headers_of_an_answer() {
+    let asks = PROPERTY.replace("proxy_on_request_headers", "proxy_on_response_headers");
+    let module = Module::compile(&text(&asks)).expect("a filter");
+    for (path, expected) in [
+        ("response\0headers\0:status", Some("404")),
+        ("response\0headers\0X-One", Some("1")),
+        ("response\0headers\0:path", None),
+    ] {
+        let plugin = plugin(&module, config(path));
+        let mut head = ok();
+        head.status = StatusCode::NOT_FOUND;
+        head.headers.insert("x-one", HeaderValue::from_static("1"));
+        let (status, body) = answered(stream(&plugin).on_response_headers(&mut head, true));
+        assert_eq!((status == 200).then_some(&*body), expected, "{path:?}");
     }
 }
 
