@@ -51,5 +51,6 @@ pub use runtime::{
 };
 pub use stream::{
     Direction, FilterFactory, FilterState, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
+    TrafficDirection,
 };
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};

@@ -55,6 +55,9 @@ pub trait FilterFactory: Send + Sync {
 pub struct StreamInfo {
     /// Unique in this process.
     pub id: u64,
+    /// Of the client's connection, which all its requests have. Unique in this process.
+    pub connection: u64,
+    pub direction: TrafficDirection,
     pub began: SystemTime,
     pub source: Arc<Peer>,
     pub source_address: SocketAddr,
@@ -64,6 +67,15 @@ pub struct StreamInfo {
     pub protocol: FlowProtocol,
     /// What its filters tell each other.
     pub state: FilterState,
+}
+
+/// For whom the proxy took a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficDirection {
+    /// For whom it was opened to: it came in where that is.
+    Inbound,
+    /// For the client.
+    Outbound,
 }
 
 /// What becomes of a stream after a filter was called.
@@ -209,6 +221,8 @@ impl StreamInfo {
     fn with(&self, state: FilterState) -> Arc<Self> {
         Arc::new(Self {
             id: self.id,
+            connection: self.connection,
+            direction: self.direction,
             began: self.began,
             source: Arc::clone(&self.source),
             source_address: self.source_address,

@@ -1,6 +1,7 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
 use std::{
+    cell::OnceCell,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
@@ -14,7 +15,7 @@ use std::{
 
 use ::http::HeaderValue;
 use tokio::net::TcpStream;
-use weft_adapters::{Destination, FilterState, FlowProtocol, Peer, StreamInfo};
+use weft_adapters::{Destination, FilterState, FlowProtocol, Peer, StreamInfo, TrafficDirection};
 
 use crate::{
     context::ConnContext,
@@ -35,6 +36,8 @@ use crate::{
 
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
 
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
 /// What every request of a connection shares.
 pub(crate) struct Conn {
     pub(crate) worker: Rc<Worker>,
@@ -50,6 +53,9 @@ pub(crate) struct Conn {
     netns: Option<Arc<Netns>>,
     /// It came from outside that namespace to the address that it was accepted at.
     arrived: bool,
+    direction: TrafficDirection,
+    /// Given when a filter first looks.
+    id: OnceCell<u64>,
 }
 
 // === impl Conn ===
@@ -73,6 +79,8 @@ impl Conn {
     pub(crate) fn stream_info(&self, picked: &Picked, protocol: FlowProtocol) -> StreamInfo {
         StreamInfo {
             id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
+            connection: *self.id.get_or_init(|| NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed)),
+            direction: self.direction,
             began: SystemTime::now(),
             source: Arc::clone(&self.source),
             source_address: self.peer,
@@ -111,8 +119,9 @@ pub(crate) fn spawn(
     let Some((local, context)) = captured(worker, &stream, peer) else {
         return;
     };
-    // What is sent to our outbound port was accepted there. A link-local address says nothing without its device.
-    let arrived = local == context.original
+    let direction = direction(local, context.original);
+    // A link-local address says nothing without its device.
+    let arrived = direction == TrafficDirection::Inbound
         && !peer.ip().is_loopback()
         && !matches!(peer.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
     let source = worker.peers.of(&worker.snapshots.load(), &context);
@@ -125,6 +134,8 @@ pub(crate) fn spawn(
         stop,
         netns: netns.cloned(),
         arrived,
+        direction,
+        id: OnceCell::new(),
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);
@@ -136,6 +147,15 @@ pub(crate) fn spawn(
             served.await;
         }
     });
+}
+
+/// What is sent to our outbound port was accepted there; what came in, at the address that was dialled.
+fn direction(local: SocketAddr, original: SocketAddr) -> TrafficDirection {
+    if local == original {
+        TrafficDirection::Inbound
+    } else {
+        TrafficDirection::Outbound
+    }
 }
 
 /// Where it was accepted, and where it wanted to go; `None` (counted): nobody captured it, or it wanted to come here.
@@ -198,4 +218,19 @@ async fn begin(conn: Rc<Conn>, mut stream: Socket) -> Option<Pin<Box<dyn Future<
         Spoken::Http2 => Box::pin(http::server::serve_http2(conn, stream)),
         Spoken::Tls | Spoken::Opaque => Box::pin(tcp::serve(conn, stream)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_accepted_where_it_was_sent_to_came_in() {
+        let endpoint = SocketAddr::from(([10, 0, 0, 2], 8080));
+        assert_eq!(direction(endpoint, endpoint), TrafficDirection::Inbound);
+        for ours in [[127, 0, 0, 1], [10, 0, 0, 2]] {
+            let ours = SocketAddr::from((ours, 15001));
+            assert_eq!(direction(ours, endpoint), TrafficDirection::Outbound);
+        }
+    }
 }

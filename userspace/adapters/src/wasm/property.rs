@@ -13,6 +13,7 @@ use super::{
     headers::MapRef,
     host::{Host, Stream},
 };
+use crate::stream::TrafficDirection;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -90,7 +91,13 @@ fn of_stream(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
     match path {
         ["request", rest @ ..] if stream.has_request => of_request(stream, rest),
         ["response", rest @ ..] => of_response(stream, rest),
-        ["connection", "id"] => number(info.id),
+        ["connection", "id"] | ["connection_id"] => number(info.connection),
+        // What comes encrypted passes as bytes; nobody has shown the proxy a certificate.
+        ["connection", "mtls"] => truth(false),
+        ["listener_direction"] => number(match info.direction {
+            TrafficDirection::Inbound => 1,
+            TrafficDirection::Outbound => 2,
+        }),
         ["source", "address"] => text(&info.source_address.to_string()),
         ["source", "port"] => port(info.source_address),
         ["source", "namespace"] => text(&info.source.namespace),
@@ -175,6 +182,10 @@ fn value_of(map: MapRef<'_>, name: &str) -> Option<Vec<u8>> {
 
 fn text(text: &str) -> Option<Vec<u8>> {
     Some(text.as_bytes().to_vec())
+}
+
+fn truth(truth: bool) -> Option<Vec<u8>> {
+    Some(vec![u8::from(truth)])
 }
 
 fn number(number: u64) -> Option<Vec<u8>> {

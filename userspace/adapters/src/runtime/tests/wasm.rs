@@ -13,7 +13,10 @@ use http::{Request, request};
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{Direction, FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep},
+    stream::{
+        Direction, FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
+        TrafficDirection,
+    },
 };
 
 pub(super) fn module(name: &str) -> PathBuf {
@@ -60,6 +63,8 @@ pub(super) fn info(id: u64) -> Arc<StreamInfo> {
     let address = SocketAddr::from(([10, 0, 0, 1], 80));
     Arc::new(StreamInfo {
         id,
+        connection: id,
+        direction: TrafficDirection::Outbound,
         began: SystemTime::now(),
         source: Arc::new(Peer {
             namespace: "shop".into(),

@@ -14,7 +14,7 @@ use http::{Request, Response, request, response};
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo},
+    stream::{FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TrafficDirection},
     upstreams::{NoUpstreams, Upstreams},
 };
 
@@ -68,6 +68,8 @@ fn local<F: Future>(future: F) -> F::Output {
 fn info() -> Arc<StreamInfo> {
     Arc::new(StreamInfo {
         id: 7,
+        connection: 3,
+        direction: TrafficDirection::Outbound,
         began: SystemTime::now(),
         source: Arc::new(Peer {
             namespace: "shop".into(),

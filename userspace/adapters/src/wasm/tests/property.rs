@@ -49,7 +49,10 @@ fn properties_have_envoys_names() {
         ("response\0headers\0:status", None),
         ("request\0size", Some(number(12))),
         ("response\0code", None),
-        ("connection\0id", Some(number(7))),
+        ("connection\0id", Some(number(3))),
+        ("connection_id", Some(number(3))),
+        ("connection\0mtls", Some(vec![0])),
+        ("listener_direction", Some(number(2))),
         ("source\0address", Some(b"10.0.0.1:40000".to_vec())),
         ("source\0port", Some(number(40_000))),
         ("source\0service", Some(b"web".to_vec())),
@@ -139,6 +142,23 @@ fn what_filters_set_is_in_the_filter_state() {
     );
     let (status, body) = answered(stream(&plugin).on_request_headers(&mut get("/", &[]), true));
     assert_eq!((status, &*body), (200, "alice"));
+}
+
+#[test]
+fn what_came_in_is_inbound() {
+    let Some(mut inbound) = Arc::into_inner(info()) else {
+        panic!("it is shared")
+    };
+    inbound.direction = TrafficDirection::Inbound;
+    let plugin = plugin(
+        &Module::compile(&text(PROPERTY)).expect("a filter"),
+        config("listener_direction"),
+    );
+    let mut filter = plugin.stream(&Arc::new(inbound)).expect("a filter");
+    let Step::Respond(response) = filter.on_request_headers(&mut get("/", &[]), true) else {
+        panic!("no answer");
+    };
+    assert_eq!(&response.body()[..], 1_u64.to_le_bytes());
 }
 
 /// Traps where a request is found before there is one.

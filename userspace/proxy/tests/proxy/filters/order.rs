@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
 use weft_adapters::{
     Bag, Chain, Chains, Check, CheckResult, Checking, Directives, FilterFactory, HeaderOperation, Lent, Pipeline, Step,
-    StreamFilter, StreamInfo, builtin::MemQuota,
+    StreamFilter, StreamInfo, TrafficDirection, builtin::MemQuota,
 };
 use weft_policy::{AppProtocol, ServiceName};
 
@@ -308,6 +308,42 @@ impl FilterFactory for Warm {
     }
 
     fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn filters_are_told_the_connection_of_a_request_and_its_direction() {
+    let server = echo1().await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let chain = Chain {
+        filters: vec![Arc::new(Tells(tell)) as _],
+        ..Chain::default()
+    };
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::filtered(&spec, Chains::everywhere(chain));
+    let mut clients = [H1::new(mesh.dial(0).await).await, H1::new(mesh.dial(0).await).await];
+    let mut connections = Vec::new();
+    for client in [0, 1, 0] {
+        assert_eq!(clients[client].get("/").await.status, StatusCode::OK);
+        let (connection, direction) = told.recv().await.unwrap();
+        assert_eq!(direction, TrafficDirection::Outbound);
+        connections.push(connection);
+    }
+    assert_eq!(connections[0], connections[2]);
+    assert_ne!(connections[0], connections[1]);
+}
+
+/// Tells what it is told, and does not look.
+struct Tells(mpsc::UnboundedSender<(u64, TrafficDirection)>);
+
+impl FilterFactory for Tells {
+    fn name(&self) -> &str {
+        "tells"
+    }
+
+    fn stream(&self, info: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        let _ended = self.0.send((info.connection, info.direction));
         None
     }
 }
