@@ -8,7 +8,8 @@ pub mod reporter {
     pub const SOURCE: u8 = 0;
     /// The accepting end.
     pub const DESTINATION: u8 = 1;
-    /// A packet hook of a device (tc): bytes are those of whole packets, as the network layer sees them.
+    /// A packet hook of a device (tc): bytes are those of whole frames, headers included (a packet that is cut into
+    /// segments later has them once); "sent" is from who began the flow. Nothing is told of a flow's end.
     pub const DEVICE: u8 = 2;
 }
 

@@ -84,6 +84,8 @@ pub enum Side {
     Source,
     /// The kernel, on the server's side.
     Destination,
+    /// The kernel, at a device between them: packets, whose ends need not be on this machine.
+    Device,
     /// The proxy between them.
     Proxy,
 }
@@ -156,7 +158,7 @@ pub struct L7 {
 }
 
 /// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read, told
-/// by one of its ends.
+/// by one of its ends, or by a device between them: who adds up what several tell counts twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeDelta {
     pub reporter: Side,
@@ -165,19 +167,19 @@ pub struct EdgeDelta {
     /// HTTP: a proxy looks at its requests, and tells of each by a [`Flow`].
     pub protocol: FlowProtocol,
     pub verdict: FlowVerdict,
-    /// Connections established.
+    /// Connections established, or flows of datagrams begun.
     pub opened: u64,
-    /// Connections ended, in whatever way.
+    /// Connections ended, in whatever way; where that is seen ([`Side::sees_ends`]).
     pub closed: u64,
     /// Connections that the destination did not accept.
     pub refused: u64,
-    /// Connections that policy refused.
+    /// Connections, or flows of datagrams, that policy refused.
     pub denied: u64,
     /// Connections that ended by a reset, or by giving up.
     pub reset: u64,
-    /// Payload bytes from source to destination.
+    /// Payload bytes from source to destination; told by a device, those of whole frames.
     pub bytes_sent: u64,
-    /// Payload bytes from destination to source.
+    /// Payload bytes from destination to source; told by a device, those of whole frames.
     pub bytes_received: u64,
     /// Segments from source to destination, as this end counts them.
     pub segments_sent: u64,
@@ -229,8 +231,15 @@ impl Side {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Device => "device",
             Self::Proxy => "proxy",
         }
+    }
+
+    /// Whether it is told where connections of this protocol end, so that it is known how many live. Flows of datagrams
+    /// have no end, and a device does not know which packet is a connection's last.
+    pub fn sees_ends(self, protocol: FlowProtocol) -> bool {
+        self != Self::Device && protocol.is_tcp()
     }
 }
 
@@ -273,6 +282,14 @@ impl FlowProtocol {
             Self::Sctp => "sctp",
             Self::Http => "http",
             Self::Grpc => "grpc",
+        }
+    }
+
+    /// TCP, or what is spoken over it.
+    pub fn is_tcp(self) -> bool {
+        match self {
+            Self::Tcp | Self::Http | Self::Grpc => true,
+            Self::Udp | Self::Dccp | Self::Sctp => false,
         }
     }
 }

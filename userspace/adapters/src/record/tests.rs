@@ -132,7 +132,7 @@ fn the_names_in_code_are_those_of_the_json() {
     for event in [FlowEvent::Open, FlowEvent::Close, FlowEvent::Deny, FlowEvent::Request] {
         assert_eq!(event.as_str(), json(event));
     }
-    for side in [Side::Source, Side::Destination, Side::Proxy] {
+    for side in [Side::Source, Side::Destination, Side::Device, Side::Proxy] {
         assert_eq!(side.as_str(), json(side));
     }
     for verdict in [FlowVerdict::Allow, FlowVerdict::Deny, FlowVerdict::Audit] {
@@ -141,9 +141,23 @@ fn the_names_in_code_are_those_of_the_json() {
     for protocol in [
         FlowProtocol::Tcp,
         FlowProtocol::Udp,
+        FlowProtocol::Dccp,
+        FlowProtocol::Sctp,
         FlowProtocol::Http,
         FlowProtocol::Grpc,
     ] {
         assert_eq!(protocol.as_str(), json(protocol));
     }
+}
+
+#[test]
+fn only_the_ends_of_a_connection_see_it_end() {
+    for side in [Side::Source, Side::Destination] {
+        assert!(
+            side.sees_ends(FlowProtocol::Tcp) && side.sees_ends(FlowProtocol::Http),
+            "{side:?}"
+        );
+        assert!(!side.sees_ends(FlowProtocol::Udp), "{side:?}");
+    }
+    assert!(!Side::Device.sees_ends(FlowProtocol::Tcp));
 }

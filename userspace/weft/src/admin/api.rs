@@ -410,7 +410,7 @@ pub struct EdgesView {
     pub events_dropped: u64,
 }
 
-/// One edge as one of its ends tells it.
+/// One edge as one of its ends tells it, or a device between them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeView {
     pub reporter: Side,

@@ -31,7 +31,8 @@ mod table;
 ///
 /// In a terminal it refreshes until `q`; `<` and `>` choose the column that sorts, `r` reverses, the space bar holds. Elsewhere,
 /// with --once or as JSON it prints one sample. RETRANS, RESETS and DENIED count since the daemon's start; times are of the
-/// sample, or since the start where it has none. OUT is from source to destination.
+/// sample, or since the start where it has none. OUT is from source to destination. What only a device (`weft daemon --device`) has
+/// seen is counted by whole frames, and OPEN is 0 there, as it is for datagrams.
 #[derive(Debug, Args)]
 pub struct Top {
     /// Seconds between two looks; the daemon reads the kernel once a second
@@ -40,7 +41,7 @@ pub struct Top {
     /// Print one sample and end
     #[arg(long)]
     once: bool,
-    /// JSON: one object, every edge by every end that tells of it
+    /// JSON: one object, every edge by each that tells of it (`reporter`: source, destination, device)
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::time::{MissedTickBehavior, interval};
-use weft_abi::{EdgeCounters, EdgeKey, RuleCounters, action, identity, protocol, reporter};
+use weft_abi::{EdgeCounters, EdgeKey, RuleCounters, action, identity};
 use weft_adapters::{Destination, EdgeDelta, FlowProtocol, FlowVerdict, Peer, Record, Reporter, Side};
 use weft_dataplane::{Edge, KernelError, RuleUse};
 use weft_policy::ObjectRef;
@@ -326,9 +326,11 @@ impl Reader {
     }
 }
 
-/// Whether connections of it are open: their last counts are to come. (A denial opens nothing, a datagram closes nothing.)
+/// Whether connections of it are open: their last counts are to come. (A denial opens nothing; datagrams and devices close
+/// nothing.)
 fn lives(key: &EdgeKey, counters: &EdgeCounters) -> bool {
-    key.protocol == protocol::TCP && key.verdict != action::DENY && counters.opened > counters.closed
+    let sees_ends = kernel::side(key.reporter).sees_ends(kernel::flow_protocol(key.protocol));
+    sees_ends && key.verdict != action::DENY && counters.opened > counters.closed
 }
 
 // === impl Names ===
@@ -366,23 +368,22 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
     if key.destination == identity::PROXY {
         return None;
     }
-    if key.reporter == reporter::DEVICE && key.verdict != action::DENY {
-        // What passes a device is told by the sockets at its ends, where they are ours.
-        return None;
-    }
     let denied = key.verdict == action::DENY;
     let proxied = match key.verdict {
         action::REDIRECT => true,
         action::AUDIT => names.proxied,
         _ => key.source == identity::PROXY,
     };
-    let at_source = key.reporter == reporter::SOURCE;
-    // The kernel counts what an end sent; this tells what the source did.
-    let by_source = |sent, received| if at_source { (sent, received) } else { (received, sent) };
+    let reporter = kernel::side(key.reporter);
+    // The kernel counts what an end sent, at a device what the source did; this tells what the source did.
+    let by_source = |sent, received| match reporter {
+        Side::Destination => (received, sent),
+        Side::Source | Side::Device | Side::Proxy => (sent, received),
+    };
     let (bytes_sent, bytes_received) = by_source(grown.bytes_sent, grown.bytes_received);
     let (segments_sent, segments_received) = by_source(grown.segments_sent, grown.segments_received);
     Some(EdgeDelta {
-        reporter: if at_source { Side::Source } else { Side::Destination },
+        reporter,
         source: Arc::clone(&names.source),
         destination: Arc::clone(&names.destination),
         protocol: match kernel::flow_protocol(key.protocol) {
@@ -412,6 +413,7 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
 #[cfg(test)]
 mod tests {
     use prometheus_client::encoding::text::encode;
+    use weft_abi::{protocol, reporter};
     use weft_policy::{ObjectState, ObjectStatus, RuleId, Snapshot};
 
     use super::*;
@@ -444,6 +446,60 @@ mod tests {
         InForce {
             snapshot: Arc::new(snapshot),
             ..InForce::default()
+        }
+    }
+
+    /// From identity 300 to port 80 of 301.
+    fn edge(protocol: u8, reporter: u8) -> EdgeKey {
+        EdgeKey {
+            source: 300,
+            destination: 301,
+            port: 80,
+            protocol,
+            verdict: action::ALLOW,
+            reporter,
+            ..EdgeKey::default()
+        }
+    }
+
+    #[test]
+    fn whoever_tells_of_an_edge_says_what_its_source_sent() {
+        let grown = EdgeCounters {
+            opened: 1,
+            bytes_sent: 10,
+            bytes_received: 20,
+            ..EdgeCounters::ZERO
+        };
+        for (reporter, side, bytes) in [
+            (reporter::SOURCE, Side::Source, (10, 20)),
+            (reporter::DESTINATION, Side::Destination, (20, 10)),
+            (reporter::DEVICE, Side::Device, (10, 20)),
+        ] {
+            let key = edge(protocol::UDP, reporter);
+            let told = delta(&key, &Names::of(&InForce::default(), &key, None), &grown).expect("an edge");
+            assert_eq!((told.reporter, told.protocol), (side, FlowProtocol::Udp));
+            assert_eq!(
+                (told.opened, (told.bytes_sent, told.bytes_received)),
+                (1, bytes),
+                "{side:?}"
+            );
+        }
+    }
+
+    /// Else an edge whose ends nobody sees would stay for good.
+    #[test]
+    fn only_where_ends_are_seen_does_an_edge_live_by_its_connections() {
+        let open = EdgeCounters {
+            opened: 1,
+            ..EdgeCounters::ZERO
+        };
+        for (key, expect) in [
+            (edge(protocol::TCP, reporter::SOURCE), true),
+            (edge(protocol::TCP, reporter::DESTINATION), true),
+            (edge(protocol::TCP, reporter::DEVICE), false),
+            (edge(protocol::UDP, reporter::SOURCE), false),
+        ] {
+            assert_eq!(lives(&key, &open), expect, "{key:?}");
         }
     }
 

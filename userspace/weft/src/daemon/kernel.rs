@@ -110,6 +110,15 @@ pub fn flow_protocol(number: u8) -> FlowProtocol {
     }
 }
 
+/// Who told of it.
+pub fn side(number: u8) -> Side {
+    match number {
+        reporter::SOURCE => Side::Source,
+        reporter::DEVICE => Side::Device,
+        _ => Side::Destination,
+    }
+}
+
 fn protocol_of(number: u8) -> Protocol {
     if number == protocol::UDP {
         Protocol::Udp
@@ -194,7 +203,7 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
     Some(Flow {
         time: clock.time(event.time_ns),
         event: kind,
-        reporter: if at_source { Side::Source } else { Side::Destination },
+        reporter: side(event.reporter),
         verdict: match (denied, event.verdict) {
             (true, _) => FlowVerdict::Deny,
             (false, action::AUDIT) => FlowVerdict::Audit,

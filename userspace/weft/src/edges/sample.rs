@@ -13,11 +13,11 @@ pub struct Sample {
     pub seconds: f64,
     /// Flow events lost since the programs were loaded; counters miss nothing.
     pub events_dropped: u64,
-    /// Every edge, told by every end that saw it.
+    /// Every edge, told by everyone who saw it: its ends, and a device between them.
     pub edges: Vec<Row>,
 }
 
-/// One edge as one of its ends told it.
+/// One edge as one of its ends told it, or a device between them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     pub reporter: Side,
@@ -25,9 +25,9 @@ pub struct Row {
     pub destination: Destination,
     pub protocol: FlowProtocol,
     pub verdict: FlowVerdict,
-    /// Connections that live.
+    /// Connections that live; 0 where nobody sees them end (datagrams, a device).
     pub open: u64,
-    /// Connections established a second, like the following during the sample.
+    /// Connections established, or flows of datagrams begun, a second, like the following during the sample.
     pub opened_per_second: f64,
     /// From source to destination.
     pub sent_per_second: f64,
@@ -85,24 +85,42 @@ impl Sample {
         }
     }
 
-    /// One row an edge: what its destination tells is left out where its source tells it, too.
+    /// One row an edge: what its destination tells is left out where its source tells it, too, and what a device tells where
+    /// an end does. What a device denied no end has seen.
     pub fn once_each(&self) -> Vec<&Row> {
-        fn names(row: &Row) -> (&Peer, (&str, Option<&str>, Option<&str>)) {
-            let to = &row.destination;
-            let names = (to.namespace.as_str(), to.service.as_deref(), to.account.as_deref());
-            (&row.source, names)
-        }
-        let by_source: HashSet<_> = self
-            .edges
-            .iter()
-            .filter(|row| row.reporter == Side::Source)
-            .map(names)
+        let told_by = |side: Side| self.edges.iter().filter(move |row| row.reporter == side);
+        let by_source: HashSet<_> = told_by(Side::Source).map(names).collect();
+        let by_ends: HashSet<_> = told_by(Side::Source)
+            .chain(told_by(Side::Destination))
+            .filter(|row| row.verdict != FlowVerdict::Deny)
+            .map(workloads)
             .collect();
         self.edges
             .iter()
-            .filter(|row| row.reporter == Side::Source || !by_source.contains(&names(row)))
+            .filter(|row| match row.reporter {
+                Side::Source => true,
+                Side::Destination | Side::Proxy => !by_source.contains(&names(row)),
+                Side::Device => row.verdict == FlowVerdict::Deny || !by_ends.contains(&workloads(row)),
+            })
             .collect()
     }
+}
+
+fn names(row: &Row) -> (&Peer, (&str, Option<&str>, Option<&str>)) {
+    let to = &row.destination;
+    let names = (to.namespace.as_str(), to.service.as_deref(), to.account.as_deref());
+    (&row.source, names)
+}
+
+/// Not by service: of what is reached by its own address a device may know one where the end does not.
+fn workloads(row: &Row) -> (&Peer, &str, Option<&str>, bool) {
+    let to = &row.destination;
+    (
+        &row.source,
+        to.namespace.as_str(),
+        to.account.as_deref(),
+        row.protocol.is_tcp(),
+    )
 }
 
 fn key(edge: &EdgeView) -> Key<'_> {
@@ -127,7 +145,7 @@ impl Row {
             destination: edge.destination.clone(),
             protocol: edge.protocol,
             verdict: edge.verdict,
-            open: total.open(),
+            open: total.open(edge.reporter, edge.protocol),
             opened_per_second: rate(grown.opened),
             sent_per_second: rate(grown.bytes_sent),
             received_per_second: rate(grown.bytes_received),
@@ -279,5 +297,49 @@ pub(crate) mod tests {
             .map(|row| (row.reporter, row.source.account.as_str()))
             .collect();
         assert_eq!(shown, [(Side::Source, "a"), (Side::Destination, "unknown")]);
+    }
+
+    #[test]
+    fn what_a_device_tells_is_shown_where_no_end_tells_it() {
+        let by = |reporter, source| EdgeDelta {
+            reporter,
+            ..delta(source, 1)
+        };
+        let mut by_address = by(Side::Destination, "remote");
+        by_address.destination = Arc::new(Destination {
+            service: None,
+            ..(*by_address.destination).clone()
+        });
+        let denied = EdgeDelta {
+            verdict: FlowVerdict::Deny,
+            denied: 1,
+            ..by(Side::Device, "remote")
+        };
+        let datagrams = EdgeDelta {
+            protocol: FlowProtocol::Udp,
+            ..by(Side::Device, "remote")
+        };
+        let edges = [
+            by_address,
+            by(Side::Device, "remote"),
+            denied,
+            datagrams,
+            by(Side::Device, "forwarded"),
+        ];
+        let look = view(1, &edges);
+        let sample = Sample::between(&look, &look);
+        let shown: Vec<_> = sample
+            .once_each()
+            .into_iter()
+            .map(|row| (row.reporter, row.source.account.as_str(), row.protocol, row.verdict))
+            .collect();
+        let (tcp, udp) = (FlowProtocol::Tcp, FlowProtocol::Udp);
+        let expected = [
+            (Side::Destination, "remote", tcp, FlowVerdict::Allow),
+            (Side::Device, "remote", tcp, FlowVerdict::Deny),
+            (Side::Device, "remote", udp, FlowVerdict::Allow),
+            (Side::Device, "forwarded", tcp, FlowVerdict::Allow),
+        ];
+        assert_eq!(shown, expected);
     }
 }

@@ -105,9 +105,10 @@ impl EdgeStore {
             entry.totals.add(&delta);
             entry.changed = now;
         }
-        state
-            .edges
-            .retain(|_, entry| now.saturating_sub(entry.changed) < STALE_AFTER || entry.totals.open() > 0);
+        state.edges.retain(|key, entry| {
+            let is_fresh = now.saturating_sub(entry.changed) < STALE_AFTER;
+            is_fresh || entry.totals.open(key.reporter, key.protocol) > 0
+        });
     }
 }
 
@@ -188,6 +189,29 @@ mod tests {
         ]);
         assert_eq!(store.view().edges.len(), 1);
         report.report(&[Record::EdgesRead(start + STALE_AFTER * 3)]);
+        assert_eq!(store.view().edges, []);
+    }
+
+    #[test]
+    fn an_edge_whose_ends_nobody_sees_goes_ten_minutes_after_its_last_news() {
+        let store = Arc::new(EdgeStore::default());
+        let mut report = EdgeReport::new(Arc::clone(&store));
+        let start = Instant::now();
+        let datagrams = EdgeDelta {
+            protocol: FlowProtocol::Udp,
+            ..delta("a", 1)
+        };
+        let packets = EdgeDelta {
+            reporter: Side::Device,
+            ..delta("a", 1)
+        };
+        report.report(&[
+            Record::Edge(Box::new(datagrams)),
+            Record::Edge(Box::new(packets)),
+            Record::EdgesRead(start),
+        ]);
+        assert_eq!(store.view().edges.len(), 2);
+        report.report(&[Record::EdgesRead(start + STALE_AFTER * 2)]);
         assert_eq!(store.view().edges, []);
     }
 }

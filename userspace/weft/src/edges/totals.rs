@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 use weft_abi::{LATENCY_BUCKETS, LatencyHistogram, latency_bound_us};
-use weft_adapters::EdgeDelta;
+use weft_adapters::{EdgeDelta, FlowProtocol, Side};
 
 /// Counters of an edge; fields as in [`EdgeDelta`], "sent" is from source to destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +67,13 @@ impl EdgeTotals {
         }
     }
 
-    /// Connections that live.
-    pub fn open(&self) -> u64 {
-        self.opened.saturating_sub(self.closed)
+    /// Connections that live, told by `reporter`; none where no end of one is seen.
+    pub fn open(&self, reporter: Side, protocol: FlowProtocol) -> u64 {
+        if reporter.sees_ends(protocol) {
+            self.opened.saturating_sub(self.closed)
+        } else {
+            0
+        }
     }
 }
 

@@ -88,14 +88,15 @@ impl EdgeLabels {
         match self.reporter {
             Side::Source => "source",
             Side::Destination => "destination",
+            Side::Device => "device",
             Side::Proxy => "waypoint",
         }
     }
 
-    /// Nothing is encrypted yet. A source cannot tell (Istio says `unknown` there).
+    /// Nothing is encrypted yet. A source cannot tell (Istio says `unknown` there), and packets do not.
     fn security_policy(&self) -> &'static str {
         match self.reporter {
-            Side::Source => UNKNOWN,
+            Side::Source | Side::Device => UNKNOWN,
             Side::Destination | Side::Proxy => "none",
         }
     }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use time::{OffsetDateTime, macros::format_description};
-use weft_adapters::{FlowProtocol, FlowVerdict};
+use weft_adapters::{FlowProtocol, FlowVerdict, Side};
 
 use crate::{
     edges::{Row, Sample},
@@ -253,7 +253,8 @@ fn source(row: &Row) -> String {
     ))
 }
 
-/// `default/web:80 http`; a destination outside the mesh has no port of its own.
+/// `default/web:80 http`; a destination outside the mesh has no port of its own. What a device tells is of another kind: whole
+/// frames, and no ends.
 fn destination(row: &Row) -> String {
     let to = &row.destination;
     let name = match to.service.as_deref().or(to.account.as_deref()) {
@@ -268,7 +269,11 @@ fn destination(row: &Row) -> String {
         FlowProtocol::Tcp => String::new(),
         other => format!(" {}", other.as_str()),
     };
-    printable(&format!("{name}{port}{protocol}"))
+    let teller = match row.reporter {
+        Side::Device => " by device",
+        Side::Source | Side::Destination | Side::Proxy => "",
+    };
+    printable(&format!("{name}{port}{protocol}{teller}"))
 }
 
 fn rate(per_second: f64) -> String {
@@ -308,6 +313,26 @@ default/b         default/web:80  allow      50.0   101  500 B  97.7 KiB        
 default/a         default/web:80  allow       1.0     6   10 B   2.0 KiB        96 µs  128 µs    96 µs  128 µs        0       0       0
 default/stranger  default/web:80  DENY        0.0     0    0 B       0 B            -       -        -       -        0       0       5";
         assert_eq!(View::new(false).lines(&sample(), None).join("\n"), expected);
+    }
+
+    #[test]
+    fn what_a_device_tells_says_so() {
+        let packets = EdgeDelta {
+            reporter: Side::Device,
+            protocol: FlowProtocol::Udp,
+            ..delta("a", 4)
+        };
+        let look = view(1, &[packets]);
+        let lines = View::new(false).lines(&Sample::between(&look, &look), None);
+        let cells: Vec<&str> = lines[1]
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        assert_eq!(
+            cells[..5],
+            ["default/a", "default/web:80 udp by device", "allow", "0.0", "0"]
+        );
     }
 
     #[test]
