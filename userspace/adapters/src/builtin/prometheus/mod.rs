@@ -2,9 +2,9 @@
 //!
 //! What counts where, so that nothing counts twice: `istio_requests_*` come from request events; `istio_tcp_*` come from
 //! the kernel's edges only, opaque connections through the proxy included; `weft_tcp_*` from all edges of TCP, those with
-//! requests included; `weft_flow_denied_total` comes from deny events and refused requests, `weft_flow_audited_total` from
-//! open events and requests that were let through though a rule would deny them. Other open and close events count
-//! nothing here.
+//! requests included; `weft_udp_*` from those of UDP; `weft_flow_denied_total` comes from deny events and refused requests,
+//! `weft_flow_audited_total` from open events and requests that were let through though a rule would deny them. Other open
+//! and close events count nothing here.
 
 use std::{
     collections::HashMap,
@@ -96,6 +96,10 @@ pub struct Prometheus {
     tcp_segments_received: Counters<EdgeLabels>,
     tcp_connect: Family<EdgeLabels, Latency>,
     tcp_rtt: Family<EdgeLabels, Latency>,
+    udp_sent: Counters<EdgeLabels>,
+    udp_received: Counters<EdgeLabels>,
+    udp_opened: Counters<EdgeLabels>,
+    udp_denied: Counters<EdgeLabels>,
     denied: Counters<DenyLabels>,
     audited: Counters<DenyLabels>,
     /// When those that have series were last updated.
@@ -157,6 +161,10 @@ impl Prometheus {
             tcp_segments_received: Family::default(),
             tcp_connect: Family::default(),
             tcp_rtt: Family::default(),
+            udp_sent: Family::default(),
+            udp_received: Family::default(),
+            udp_opened: Family::default(),
+            udp_denied: Family::default(),
             denied: Family::default(),
             audited: Family::default(),
             edges: HashMap::new(),
@@ -247,6 +255,22 @@ impl Prometheus {
                 "Segments received by the destination",
                 &self.tcp_segments_received,
             ),
+            (
+                "weft_udp_sent_bytes",
+                "Bytes of datagrams sent by the destination",
+                &self.udp_sent,
+            ),
+            (
+                "weft_udp_received_bytes",
+                "Bytes of datagrams received by the destination",
+                &self.udp_received,
+            ),
+            ("weft_udp_flows_opened", "Flows of datagrams begun", &self.udp_opened),
+            (
+                "weft_udp_flows_denied",
+                "Flows of datagrams that policy refused",
+                &self.udp_denied,
+            ),
         ] {
             add(registry, name, help, metric);
         }
@@ -325,6 +349,10 @@ impl Prometheus {
             &self.tcp_retransmits,
             &self.tcp_segments_sent,
             &self.tcp_segments_received,
+            &self.udp_sent,
+            &self.udp_received,
+            &self.udp_opened,
+            &self.udp_denied,
         ];
         for (labels, _) in self.edges.extract_if(|_, updated| is_idle(updated)) {
             for family in counters {
@@ -399,14 +427,9 @@ impl Prometheus {
     }
 
     /// Istio's `istio_tcp_*` speak of connections whose requests nobody looks at: an edge known as HTTP is counted by
-    /// request instead. What is no TCP has no name there.
+    /// request instead. Datagrams have no name there, so they have ours. Edges that differ by port or verdict alone are one
+    /// series, their sum: neither is a label of Istio's.
     fn on_edge(&mut self, edge: &EdgeDelta, now: Instant) {
-        if matches!(
-            edge.protocol,
-            FlowProtocol::Udp | FlowProtocol::Dccp | FlowProtocol::Sctp
-        ) {
-            return;
-        }
         let labels = EdgeLabels {
             reporter: edge.reporter,
             source: edge.source.clone(),
@@ -414,6 +437,19 @@ impl Prometheus {
             protocol: edge.protocol,
             trust_domain: self.trust_domain.clone(),
         };
+        let has_series = match edge.protocol {
+            FlowProtocol::Tcp | FlowProtocol::Http | FlowProtocol::Grpc => self.on_connections(edge, &labels),
+            FlowProtocol::Udp => self.on_datagrams(edge, &labels),
+            // Judged, never carried: `weft_flow_denied_total` has what was refused.
+            FlowProtocol::Dccp | FlowProtocol::Sctp => false,
+        };
+        if has_series {
+            self.edges.insert(labels, now);
+        }
+    }
+
+    /// Whether there was room for one of them.
+    fn on_connections(&mut self, edge: &EdgeDelta, labels: &EdgeLabels) -> bool {
         // Istio counts from the server's point of view: "sent" is the response's direction.
         let opaque = [
             (&self.tcp_sent, edge.bytes_received),
@@ -430,22 +466,24 @@ impl Prometheus {
             (&self.tcp_segments_sent, edge.segments_received),
             (&self.tcp_segments_received, edge.segments_sent),
         ];
-        let mut has_series = false;
-        for (family, grown) in opaque.chain(all) {
-            if grown > 0 {
-                has_series |= self.room.update(family, &labels, |metric| {
-                    metric.inc_by(grown);
-                });
-            }
-        }
+        let mut has_series = self.room.add(labels, opaque.chain(all));
         for (family, grown) in [(&self.tcp_connect, &edge.connect), (&self.tcp_rtt, &edge.rtt)] {
             if grown.count() > 0 {
-                has_series |= self.room.update(family, &labels, |metric| metric.add(grown));
+                has_series |= self.room.update(family, labels, |metric| metric.add(grown));
             }
         }
-        if has_series {
-            self.edges.insert(labels, now);
-        }
+        has_series
+    }
+
+    /// The same, from the same point of view.
+    fn on_datagrams(&mut self, edge: &EdgeDelta, labels: &EdgeLabels) -> bool {
+        let all = [
+            (&self.udp_sent, edge.bytes_received),
+            (&self.udp_received, edge.bytes_sent),
+            (&self.udp_opened, edge.opened),
+            (&self.udp_denied, edge.denied),
+        ];
+        self.room.add(labels, all.into_iter())
     }
 }
 
@@ -500,6 +538,18 @@ impl Room {
         self.series.inc();
         update(&family.get_or_create(labels));
         true
+    }
+
+    /// Adds what has grown. `false`: there was room for none of it, or nothing has.
+    fn add<'a, L>(&mut self, labels: &L, grown: impl Iterator<Item = (&'a Counters<L>, u64)>) -> bool
+    where
+        L: Clone + Hash + Eq + EncodeLabelSet + 'a,
+    {
+        let mut has_series = false;
+        for (family, by) in grown.filter(|(_, by)| *by > 0) {
+            has_series |= self.update(family, labels, |metric| metric.inc_by(by));
+        }
+        has_series
     }
 
     /// A series was `removed`, or was not there.

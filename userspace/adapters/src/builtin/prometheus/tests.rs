@@ -221,6 +221,58 @@ fn an_opaque_connection_through_the_proxy_is_counted_once() {
 }
 
 #[test]
+fn flows_of_datagrams_are_counted_from_the_servers_point_of_view() {
+    let mut other_port = edge(FlowProtocol::Udp);
+    other_port.destination = destination(9090);
+    let text = scrape(
+        Config::default(),
+        &[Record::Edge(edge(FlowProtocol::Udp)), Record::Edge(other_port)],
+    );
+    for (name, expect) in [
+        ("weft_udp_sent_bytes_total", "40"),
+        ("weft_udp_received_bytes_total", "20"),
+        ("weft_udp_flows_opened_total", "4"),
+        ("weft_udp_flows_denied_total", "10"),
+    ] {
+        let labels = [
+            name,
+            r#"reporter="destination""#,
+            r#"request_protocol="udp""#,
+            r#"destination_service="web.shop.mesh""#,
+        ];
+        assert_eq!(value(&text, &labels), expect, "{name}: both ports in one series");
+    }
+}
+
+#[test]
+fn what_a_device_tells_is_a_series_of_its_own() {
+    let by_device = |protocol| {
+        let mut edge = edge(protocol);
+        edge.reporter = Side::Device;
+        Record::Edge(edge)
+    };
+    let text = scrape(
+        Config::default(),
+        &[
+            Record::Edge(edge(FlowProtocol::Tcp)),
+            by_device(FlowProtocol::Tcp),
+            by_device(FlowProtocol::Udp),
+        ],
+    );
+    for (name, reporter) in [
+        ("istio_tcp_sent_bytes_total", "destination"),
+        ("istio_tcp_sent_bytes_total", "device"),
+        ("weft_udp_sent_bytes_total", "device"),
+    ] {
+        assert_eq!(
+            value(&text, &[name, &format!(r#"reporter="{reporter}""#)]),
+            "20",
+            "{name} by the {reporter}"
+        );
+    }
+}
+
+#[test]
 fn http_and_udp_edges_are_no_istio_tcp() {
     for (protocol, connections) in [
         (FlowProtocol::Http, true),
@@ -235,6 +287,7 @@ fn http_and_udp_edges_are_no_istio_tcp() {
         );
         assert_eq!(has("weft_tcp_retransmits_total"), connections, "{text}");
         assert_eq!(has("weft_tcp_rtt_seconds_count"), connections, "{text}");
+        assert_eq!(has("weft_udp_flows_opened_total"), !connections, "{text}");
     }
 }
 
@@ -428,11 +481,13 @@ fn series_beyond_the_cap_are_not_made_but_counted() {
 /// Else nothing new would be counted after many services have come and gone.
 #[test]
 fn what_is_idle_makes_room_for_what_is_new_where_there_is_none() {
-    let connection = |source: &str| {
-        let mut edge = edge(FlowProtocol::Tcp);
+    let by = |source: &str, protocol| {
+        let mut edge = edge(protocol);
         edge.source = peer(source);
         Record::Edge(edge)
     };
+    let connection = |source: &str| by(source, FlowProtocol::Tcp);
+    let datagrams = |source: &str| by(source, FlowProtocol::Udp);
     let refusal = |source: &str| {
         flow(Flow {
             event: FlowEvent::Deny,
@@ -443,9 +498,10 @@ fn what_is_idle_makes_room_for_what_is_new_where_there_is_none() {
     };
     let answer = |source: &str| flow(request(source, 200));
     type Make<'m> = &'m dyn Fn(&str) -> Record;
-    let cases: [(&str, usize, Make<'_>); 3] = [
+    let cases: [(&str, usize, Make<'_>); 4] = [
         ("istio_requests_total", 4, &answer),
         ("istio_tcp_sent_bytes_total", 12, &connection),
+        ("weft_udp_sent_bytes_total", 4, &datagrams),
         ("weft_flow_denied_total", 1, &refusal),
     ];
     for (name, series, record) in cases {
@@ -511,24 +567,35 @@ fn names_that_hold_quotes_cannot_break_the_exposition() {
     value(&text, &["istio_requests_total", r#"source_workload="a\"b\\c\nd""#]);
 }
 
-#[test]
-fn every_registered_metric_is_used() {
-    let deny = Flow {
+/// What makes a series in every family, 22 of them.
+fn everything() -> Vec<Record> {
+    let denied = Flow {
         verdict: FlowVerdict::Deny,
         ..request("client", 403)
     };
+    let audited = Flow {
+        event: FlowEvent::Open,
+        verdict: FlowVerdict::Audit,
+        l7: None,
+        ..request("client", 0)
+    };
+    vec![
+        flow(denied),
+        flow(audited),
+        Record::Edge(edge(FlowProtocol::Tcp)),
+        Record::Edge(edge(FlowProtocol::Udp)),
+    ]
+}
+
+#[test]
+fn every_registered_metric_is_used() {
     let config = Config {
-        max_series: 18,
+        max_series: 22,
         ..Config::default()
     };
-    let text = scrape(
-        config,
-        &[
-            flow(deny),
-            Record::Edge(edge(FlowProtocol::Tcp)),
-            flow(request("other", 200)),
-        ],
-    );
+    let mut records = everything();
+    records.push(flow(request("other", 200)));
+    let text = scrape(config, &records);
     for name in text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
@@ -566,7 +633,8 @@ fn the_page_is_complete() {
     {
         serde_json::from_str::<Config>(example).unwrap();
     }
-    for line in scrape(Config::default(), &[])
+    // A family without series is not in the text.
+    for line in scrape(Config::default(), &everything())
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
     {
