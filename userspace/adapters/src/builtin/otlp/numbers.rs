@@ -198,13 +198,13 @@ impl Counted {
 
     fn description(self) -> &'static str {
         match self {
-            Self::Opened => "Connections established",
+            Self::Opened => "Connections established, and flows of datagrams begun",
             Self::Closed => "Connections ended",
             Self::Refused => "Connections that the destination did not accept",
-            Self::Denied => "Connections that policy refused",
+            Self::Denied => "Connections and flows of datagrams that policy refused",
             Self::Reset => "Connections ended by a reset, or by giving up",
-            Self::Sent => "Payload from source to destination",
-            Self::Received => "Payload from destination to source",
+            Self::Sent => "Payload from source to destination; by a device, whole frames",
+            Self::Received => "Payload from destination to source; by a device, whole frames",
             Self::Retransmits => "Segments that the reporting end sent again",
         }
     }

@@ -81,7 +81,7 @@ const DENY: &[Label] = &[
     Label::RuleName,
 ];
 
-/// Both ends report an edge, each what it saw: without the first label it would count twice.
+/// Both ends report an edge, and a device between them, each what it saw: without the first label it would count twice.
 const EDGE: &[Label] = &[
     Label::Reporter,
     Label::SourceNamespace,

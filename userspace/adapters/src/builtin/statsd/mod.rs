@@ -139,7 +139,8 @@ impl Statsd {
                 self.sample(metric, &subject, mean_ms(grown), grown.count());
             }
         }
-        if edge.opened != edge.closed {
+        // Else it would only grow.
+        if edge.opened != edge.closed && edge.reporter.sees_ends(edge.protocol) {
             self.gauge(
                 &subject,
                 i64::try_from(edge.opened)

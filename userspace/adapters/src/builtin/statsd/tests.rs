@@ -5,7 +5,11 @@ use std::{
 };
 
 use super::*;
-use crate::{metrics::ReportMetrics, record::samples, reporter::Report};
+use crate::{
+    metrics::ReportMetrics,
+    record::{FlowProtocol, Side, samples},
+    reporter::Report,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -129,6 +133,36 @@ fn connections_that_no_proxy_saw_are_counted_and_gauged() {
             format!("connections_closed.{labels}:2|c"),
             format!("connections.{labels}:0|g"),
         ]
+    );
+}
+
+#[test]
+fn flows_of_datagrams_are_counted_and_not_gauged() {
+    let datagrams = EdgeDelta {
+        protocol: FlowProtocol::Udp,
+        closed: 0,
+        rtt: LatencyHistogram::default(),
+        ..samples::edge()
+    };
+    let packets = EdgeDelta {
+        reporter: Side::Device,
+        protocol: FlowProtocol::Tcp,
+        ..datagrams.clone()
+    };
+    let lines = |labels: &str| {
+        [
+            format!("connections_opened.{labels}:3|c"),
+            format!("sent_bytes.{labels}:1000|c"),
+            format!("received_bytes.{labels}:2000|c"),
+        ]
+    };
+    let expected = [
+        lines("source.default.client.default.web.udp"),
+        lines("device.default.client.default.web.tcp"),
+    ];
+    assert_eq!(
+        Receiver::new("{}").lines(&[edge(datagrams), edge(packets)]),
+        expected.concat()
     );
 }
 
