@@ -128,7 +128,7 @@ fn a_syn_that_comes_again_goes_to_the_proxy_again() {
             Ok(flows
                 .iter()
                 .filter(|flow| {
-                    flow["event"] == "open" && flow["reporter"] == "destination" && flow["destination"]["port"] == 8080
+                    flow["event"] == "open" && flow["reporter"] == "device" && flow["destination"]["port"] == 8080
                 })
                 .count())
         };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vm_test::{Lab, Running, poll};
 
-/// One edge as one end tells it.
+/// One edge as one end tells it, or a device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub reporter: &'static str,
@@ -89,6 +89,20 @@ impl Key {
         }
     }
 
+    pub fn udp(self) -> Self {
+        Self {
+            protocol: "udp",
+            ..self
+        }
+    }
+
+    pub fn by_device(self) -> Self {
+        Self {
+            reporter: "device",
+            ..self
+        }
+    }
+
     pub fn denied(self) -> Self {
         Self {
             verdict: "deny",
@@ -157,7 +171,7 @@ fn key(edge: &Value) -> Result<Key> {
         name.unwrap_or("outside").to_owned()
     };
     Ok(Key {
-        reporter: one_of(&edge["reporter"], &["source", "destination"])?,
+        reporter: one_of(&edge["reporter"], &["source", "destination", "device"])?,
         source: name(&edge["source"]),
         destination: name(&edge["destination"]),
         port: u16::try_from(edge["destination"]["port"].as_u64().context("a port")?)?,
@@ -166,13 +180,22 @@ fn key(edge: &Value) -> Result<Key> {
     })
 }
 
-/// Waits until the daemon's edges are exactly `wanted`, no more and no fewer. Segments cannot be known beforehand: they
-/// went both ways wherever bytes did. A connection has at least one sample of its round trip time.
+/// Waits until the daemon's edges are exactly `wanted`, no more and no fewer.
 pub fn expect(lab: &Lab, wanted: &Edges) -> Result<Value> {
+    expect_where(lab, wanted, |_| true)
+}
+
+/// The same of those that `matter`. Segments cannot be known beforehand: they went both ways wherever bytes of TCP did. A
+/// connection has at least one sample of its round trip time.
+pub fn expect_where(lab: &Lab, wanted: &Edges, matter: impl Fn(&Key) -> bool) -> Result<Value> {
     poll::until("the edges to be what the programs did", || {
         let view = view(lab)?;
         let mut found = Edges::new();
         for edge in edges_of(&view)? {
+            let key = key(edge)?;
+            if !matter(&key) {
+                continue;
+            }
             let counts = Counts {
                 opened: total(edge, "opened")?,
                 closed: total(edge, "closed")?,
@@ -184,13 +207,13 @@ pub fn expect(lab: &Lab, wanted: &Edges) -> Result<Value> {
                 connects: samples(edge, "connect")?,
             };
             let (out, back) = (total(edge, "segments_sent")?, total(edge, "segments_received")?);
-            let began = counts.opened > 0;
+            let began = counts.opened > 0 && key.protocol != "udp";
             ensure!(
                 (!began || (out > 0 && back > 0)) && (counts.denied == 0 || (out, back) == (0, 0)),
                 "{out} segments and {back} back: {edge}"
             );
             ensure!(samples(edge, "rtt")? >= counts.closed, "round trip times: {edge}");
-            ensure!(found.insert(key(edge)?, counts).is_none(), "twice: {edge}");
+            ensure!(found.insert(key, counts).is_none(), "twice: {edge}");
         }
         let mut wrong = Vec::new();
         for key in wanted.keys().chain(found.keys()) {
@@ -209,15 +232,30 @@ pub fn retransmits(view: &Value) -> Result<u64> {
     edges_of(view)?.into_iter().map(|edge| total(edge, "retransmits")).sum()
 }
 
+/// Segments that the ends told of have sent, each told by the end that sent it.
+pub fn segments(view: &Value) -> Result<u64> {
+    let sent = |edge: &Value| match edge["reporter"].as_str() {
+        Some("source") => total(edge, "segments_sent"),
+        Some("destination") => total(edge, "segments_received"),
+        _ => Ok(0),
+    };
+    edges_of(view)?.into_iter().map(sent).sum()
+}
+
 /// Segments sent again in the lab's network namespace, as the kernel counts them for everybody.
 pub fn retransmits_of_kernel(lab: &Lab) -> Result<u64> {
+    tcp_of_kernel(lab, "RetransSegs")
+}
+
+/// A counter of TCP in the lab's network namespace (RFC 4022 has their names).
+pub fn tcp_of_kernel(lab: &Lab, counter: &str) -> Result<u64> {
     let text = lab.outside(["cat", "/proc/net/snmp"])?.ok()?.stdout;
     let mut tcp = text.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (tcp.next().context("names")?, tcp.next().context("values")?);
-    let place = names.split(' ').position(|name| name == "RetransSegs");
+    let place = names.split(' ').position(|name| name == counter);
     let value = values
         .split(' ')
-        .nth(place.context("RetransSegs")?)
+        .nth(place.with_context(|| format!("no counter {counter}"))?)
         .context("a value")?;
     value.parse().context("a number")
 }

@@ -1,5 +1,6 @@
 //! The kernel's counters say what programs themselves sent and received, exactly, on every path, at both ends.
 
+mod datagrams;
 mod edges;
 mod limits;
 mod living;
@@ -111,14 +112,29 @@ fn by_proxy(port: u16, listening: u16) -> (Key, Key) {
 fn direct_connections_are_counted_exactly_at_both_ends() {
     lab_test("count-direct", |lab| {
         lab.daemon()?;
-        let before = edges::retransmits_of_kernel(lab)?;
+        let (before, sent_before) = (
+            edges::retransmits_of_kernel(lab)?,
+            edges::tcp_of_kernel(lab, "OutSegs")?,
+        );
         let view = transfers(lab, true, |port, listening| {
             (Key::source("bulk", port), Key::destination("client", "bulk", listening))
         })?;
         // Nobody else speaks TCP in this namespace, and both ends of everything tell.
+        let resent = edges::retransmits_of_kernel(lab)? - before;
         ensure!(
-            edges::retransmits(&view)? == edges::retransmits_of_kernel(lab)? - before,
-            "{view}"
+            edges::retransmits(&view)? == resent,
+            "{resent} segments sent again: {view}"
+        );
+        // All segments but those that no connection sends: the answer to a SYN, what TIME_WAIT answers, a reset. OutSegs
+        // leaves out those sent again.
+        let (told, sent) = (
+            edges::segments(&view)?,
+            edges::tcp_of_kernel(lab, "OutSegs")? - sent_before + resent,
+        );
+        let others = 4 * (TRANSFERS * FAMILIES.len()) as u64;
+        ensure!(
+            told <= sent && sent - told <= others,
+            "{told} segments told, {sent} sent: {view}"
         );
         metrics_agree(lab, &view)
     });

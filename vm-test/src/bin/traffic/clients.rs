@@ -281,12 +281,7 @@ pub fn hold(target: &str) -> Result<bool> {
 /// Sends one datagram from local port `port` (0: any) and waits for its echo.
 pub fn udp_echo(target: &str, port: u16) -> Result<bool> {
     let address = resolve(target)?;
-    let any: SocketAddr = if address.is_ipv4() {
-        ([0, 0, 0, 0], port).into()
-    } else {
-        ([0u16; 8], port).into()
-    };
-    let socket = UdpSocket::bind(any).context("bind")?;
+    let socket = datagrams_to(address, port)?;
     // Sooner than whoever looks whether it is answered yet loses patience: a policy may cut it between its two ways.
     socket.set_read_timeout(Some(poll::scaled(LOST)))?;
     let mut buffer = [0; 16];
@@ -308,11 +303,7 @@ const LOST: Duration = Duration::from_secs(1);
 /// Keeps one connected socket to an echo server: sends each line of its input and tells what came back.
 pub fn udp_hold(target: &str) -> Result<bool> {
     let address = resolve(target)?;
-    let any: SocketAddr = match address {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-    };
-    let socket = UdpSocket::bind(any).context("bind")?;
+    let socket = datagrams_to(address, 0)?;
     socket.connect(address).context("connect")?;
     socket.set_read_timeout(Some(LOST))?;
     println!("{}", json!({"local": socket.local_addr()?.to_string()}));
@@ -329,6 +320,49 @@ pub fn udp_hold(target: &str) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Datagrams that a flow is made of.
+pub struct Datagrams {
+    pub count: u64,
+    /// Of each.
+    pub bytes: u64,
+}
+
+/// Sends datagrams from local port `port`, each when the one before has come back; tells how many bytes went both ways.
+pub fn udp_echoes(target: &str, connected: bool, port: u16, datagrams: &Datagrams) -> Result<bool> {
+    let address = resolve(target)?;
+    let socket = datagrams_to(address, port)?;
+    if connected {
+        socket.connect(address).context("connect")?;
+    }
+    socket.set_read_timeout(Some(poll::scaled(SILENCE)))?;
+    let datagram = vec![b'x'; usize::try_from(datagrams.bytes).context("a buffer of that size")?];
+    let mut buffer = vec![0; datagram.len() + 1];
+    let (mut sent, mut received) = (0, 0);
+    for _ in 0..datagrams.count {
+        let written = if connected {
+            socket.send(&datagram)
+        } else {
+            socket.send_to(&datagram, address)
+        };
+        sent += written.context("send")?;
+        received += socket.recv_from(&mut buffer).context("receive the echo")?.0;
+    }
+    println!(
+        "{}",
+        json!({"ok": sent == received, "sent": sent, "received": received})
+    );
+    Ok(sent == received)
+}
+
+/// A socket at `port` (0: any) that can send to `address`.
+fn datagrams_to(address: SocketAddr, port: u16) -> Result<UdpSocket> {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], port).into(),
+        SocketAddr::V6(_) => ([0u16; 8], port).into(),
+    };
+    UdpSocket::bind(any).context("bind")
 }
 
 fn dial(target: &str) -> Result<TcpStream> {

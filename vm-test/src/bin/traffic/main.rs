@@ -7,7 +7,9 @@
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
-//! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket), `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
+//! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket),
+//! `udp-echoes connected|unconnected TARGET PORT COUNT BYTES` (from this port, so many datagrams of so many bytes),
+//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
 //! `torture` have words of their own; `actor PORT...` does what its input says.
 
@@ -84,6 +86,22 @@ fn run(words: &[&str]) -> Result<bool> {
         ["udp-echo", target] => clients::udp_echo(target, 0),
         ["udp-echo", target, port] => clients::udp_echo(target, port.parse().context("read the port")?),
         ["udp-hold", target] => clients::udp_hold(target),
+        [
+            "udp-echoes",
+            kind @ ("connected" | "unconnected"),
+            target,
+            port,
+            count,
+            bytes,
+        ] => clients::udp_echoes(
+            target,
+            kind == "connected",
+            port.parse().context("read the port")?,
+            &clients::Datagrams {
+                count: number(count)?,
+                bytes: number(bytes)?,
+            },
+        ),
         ["serve-torture", address, port, dir, bytes] => torture::serve(address, number(port)?, &place(dir, bytes)?),
         ["torture", host, dir, bytes] => torture::client(host, &place(dir, bytes)?),
         ["actor", ref ports @ ..] => actor::act(ports),
