@@ -99,7 +99,7 @@ pub struct WasmLimits {
 pub struct WasmRollback {
     /// Requests that it fails on (traps, takes too long, does not start) within a second.
     pub failures: u64,
-    /// Time a request, in percent of theirs, above theirs.
+    /// Time a request (in callbacks, or held), in percent of theirs, above theirs.
     pub slower_percent: u64,
     /// Requests that it answers itself, in percent of its requests, above theirs.
     pub denies_percent: u64,

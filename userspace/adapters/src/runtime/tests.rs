@@ -19,6 +19,7 @@ use crate::{
 mod beside;
 mod remote;
 mod state;
+mod waits;
 mod wasm;
 
 struct World {

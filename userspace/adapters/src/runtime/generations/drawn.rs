@@ -2,14 +2,18 @@
 
 use std::{
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::BytesMut;
 use http::{HeaderMap, request, response};
 
-use super::{Made, Set};
+use super::{Made, Set, waits::Hold};
 use crate::stream::{FilterFactory, Lent, Saved, Step, StreamEnd, StreamFilter, StreamInfo};
+
+/// Ways of [`Draw::hold`].
+const REQUEST: usize = 0;
+const ANSWER: usize = 1;
 
 /// The generation that a stream is in.
 pub(super) struct Draw {
@@ -20,6 +24,8 @@ pub(super) struct Draw {
     tried: u32,
     /// The failure was told.
     told: bool,
+    /// How long the one at hand keeps it waiting.
+    hold: Hold,
 }
 
 /// The filter of one generation; of another one, where it fails before anything has passed.
@@ -53,6 +59,7 @@ impl Draw {
             at,
             tried: 1 << at,
             told: false,
+            hold: Hold::default(),
         })
     }
 
@@ -68,6 +75,7 @@ impl Draw {
     /// Gives it to another one, with what filters had set when it came; `false`: there is none.
     pub fn again(&mut self, before: &Saved) -> bool {
         let Some(next) = self.other() else { return false };
+        self.leave();
         self.info.state.restore(before);
         self.at = next;
         self.tried |= 1 << next;
@@ -83,6 +91,26 @@ impl Draw {
         self.told = true;
         self.set.failed(self.at);
         true
+    }
+
+    /// The one at hand holds something on this way that is whole; or nothing such any more.
+    pub fn hold(&mut self, way: usize, holds: bool) {
+        if let Some(made) = self.set.made(self.at) {
+            self.hold.set(way, holds, self.info.id, &made.waits);
+        }
+    }
+
+    /// The stream is the one's at hand no more.
+    fn leave(&mut self) {
+        if let Some(made) = self.set.made(self.at) {
+            self.hold.leave(self.info.id, &made.waits);
+        }
+    }
+}
+
+impl Drop for Draw {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -110,7 +138,9 @@ impl Drawn {
             self.filter = filter(&self.draw);
             step = self.filter.on_request_headers(head, before.end);
         }
-        if !matches!(step, Step::Pause) {
+        let holds = matches!(step, Step::Pause);
+        self.draw.hold(REQUEST, holds);
+        if !holds {
             self.before = None;
         }
         step
@@ -121,8 +151,10 @@ impl Drawn {
         self.draw.tell(self.filter.has_failed())
     }
 
-    fn told(&mut self, step: Step) -> Step {
+    /// After a call about something else. `whole`: nothing more of it is to come.
+    fn told(&mut self, way: usize, whole: bool, step: Step) -> Step {
         self.tell();
+        self.draw.hold(way, whole && matches!(step, Step::Pause));
         step
     }
 }
@@ -142,37 +174,42 @@ impl StreamFilter for Drawn {
 
     fn on_request_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
         let step = self.filter.on_request_body(body, end);
-        self.told(step)
+        self.told(REQUEST, end, step)
     }
 
     fn on_request_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
         let step = self.filter.on_request_trailers(trailers, body);
-        self.told(step)
+        self.told(REQUEST, true, step)
     }
 
     fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
         let step = self.filter.on_response_headers(head, end);
-        self.told(step)
+        self.told(ANSWER, true, step)
     }
 
     fn on_response_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
         let step = self.filter.on_response_body(body, end);
-        self.told(step)
+        self.told(ANSWER, end, step)
     }
 
     fn on_response_trailers(&mut self, trailers: &mut HeaderMap, body: &mut BytesMut) -> Step {
         let step = self.filter.on_response_trailers(trailers, body);
-        self.told(step)
+        self.told(ANSWER, true, step)
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, lent: Lent<'_>) -> Poll<Step> {
         let Lent::RequestHeaders(head) = lent else {
+            let way = way(&lent);
             let polled = self.filter.poll_resume(cx, lent);
             self.tell();
-            return polled;
+            let step = ready!(polled);
+            if !matches!(step, Step::Pause) {
+                self.draw.hold(way, false);
+            }
+            return Poll::Ready(step);
         };
         loop {
-            let step = std::task::ready!(self.filter.poll_resume(cx, Lent::RequestHeaders(head)));
+            let step = ready!(self.filter.poll_resume(cx, Lent::RequestHeaders(head)));
             match self.settle(head, step) {
                 // Of the next generation, which must be asked too.
                 Step::Pause => {}
@@ -194,6 +231,13 @@ impl StreamFilter for Drawn {
 impl StreamFilter for Passes {
     fn has_failed(&self) -> bool {
         true
+    }
+}
+
+fn way(lent: &Lent<'_>) -> usize {
+    match lent {
+        Lent::RequestHeaders(_) | Lent::RequestBody(_) | Lent::RequestTrailers(..) => REQUEST,
+        Lent::ResponseHeaders(_) | Lent::ResponseBody(_) | Lent::ResponseTrailers(..) => ANSWER,
     }
 }
 

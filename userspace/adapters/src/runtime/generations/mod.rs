@@ -12,6 +12,7 @@ mod metrics;
 mod rollback;
 mod shadow;
 mod tcp;
+mod waits;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -22,7 +23,7 @@ use tokio::sync::Notify;
 use weft_policy::{WasmProtocols, WasmRollback};
 
 pub use self::metrics::GenerationMetrics;
-use self::{drawn::Drawn, ledger::Ledger, shadow::Shadowed};
+use self::{drawn::Drawn, ledger::Ledger, shadow::Shadowed, waits::Waits};
 use super::GenerationError;
 use crate::{
     background::Task,
@@ -70,6 +71,8 @@ pub(super) struct Made {
     why: Mutex<Option<String>>,
     /// Requests and connections that it failed on since the last look.
     failures: AtomicU64,
+    /// How long it keeps requests waiting, as one of several.
+    waits: Waits,
     /// Requests that it, a shadow, would have answered (connections that it would have ended) and the others did not, or the
     /// other way round.
     disagreed: AtomicU64,
@@ -319,6 +322,7 @@ impl Made {
             out: AtomicBool::new(out.is_some()),
             why: Mutex::new(out),
             failures: AtomicU64::new(0),
+            waits: Waits::default(),
             disagreed: AtomicU64::new(0),
         }
     }

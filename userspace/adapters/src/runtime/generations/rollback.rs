@@ -1,8 +1,9 @@
 //! When a generation is taken out.
 //!
-//! A burst of failures counts at once, on the worker that met them. Latency, denies and failures are compared with those of the
-//! generations before it in the list, once both had [`ENOUGH`] requests: so the first generation is never rolled back, and one
-//! that does better than an old one is not either. Failures that are no chance any more do not wait for as many of its own.
+//! A burst of failures counts at once, on the worker that met them. Latency (in callbacks, and held), denies and failures are
+//! compared with those of the generations before it in the list, once both had [`ENOUGH`] requests: so the first generation is
+//! never rolled back, and one that does better than an old one is not either. Failures that are no chance any more do not wait
+//! for as many of its own.
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
@@ -12,7 +13,7 @@ use std::{
 use tokio::sync::Notify;
 use weft_policy::WasmRollback;
 
-use super::{Generation, Set};
+use super::{Generation, Set, waits::Waited};
 use crate::{
     background::{self, Task},
     error::AdapterError,
@@ -34,6 +35,23 @@ const FAILS_AT_LEAST: f64 = 10.0;
 /// Less is no difference in the time a request takes, whatever it is in percent.
 const SLOWER_AT_LEAST: Duration = Duration::from_micros(100);
 
+/// Less is no difference in the time a request is kept waiting, whatever it is in percent: other programs on a busy machine cost
+/// as much.
+const WAITS_AT_LEAST: Duration = Duration::from_millis(5);
+
+/// Nor is what is less than so many standard errors of that difference: a few requests that met a slow answer are chance.
+const WAITS_ERRORS: f64 = 3.0;
+
+/// What a generation has done up to a look.
+#[derive(Debug, Clone, Copy, Default)]
+struct Figures {
+    stats: Stats,
+    /// Of waits that are over.
+    waited: Waited,
+    /// Of those that go on.
+    waiting: Waited,
+}
+
 /// What happened since the last comparison.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Seen {
@@ -41,7 +59,9 @@ struct Seen {
     denies: u64,
     /// On requests, and beside them.
     failures: u64,
+    /// In callbacks.
     time: Duration,
+    waited: Waited,
 }
 
 /// Looks at them until the set goes; `None`: there is nothing to look at.
@@ -52,14 +72,14 @@ pub(super) fn watch(set: &Arc<Set>) -> Result<Option<Task>, AdapterError> {
     if set.all.len() < 2 {
         return Ok(None);
     }
-    let now: Vec<Stats> = set.all.iter().map(stats).collect();
+    let now: Vec<Figures> = set.all.iter().map(Figures::of).collect();
     let windows = vec![now; set.all.len()];
     let (set, news) = (Arc::downgrade(set), Arc::clone(&set.news));
     background::spawn(look(set, news, windows)).map(Some)
 }
 
 /// `windows`: what all had done when the comparison of each with those before it began.
-async fn look(set: Weak<Set>, news: Arc<Notify>, mut windows: Vec<Vec<Stats>>) {
+async fn look(set: Weak<Set>, news: Arc<Notify>, mut windows: Vec<Vec<Figures>>) {
     loop {
         let told = tokio::time::timeout(WATCH, news.notified()).await.is_ok();
         // Not held while waiting: the set's plugins end with their last request.
@@ -80,8 +100,8 @@ async fn look(set: Weak<Set>, news: Arc<Notify>, mut windows: Vec<Vec<Stats>>) {
     }
 }
 
-fn compare(set: &Set, rollback: &WasmRollback, windows: &mut [Vec<Stats>]) {
-    let now: Vec<Stats> = set.all.iter().map(stats).collect();
+fn compare(set: &Set, rollback: &WasmRollback, windows: &mut [Vec<Figures>]) {
+    let now: Vec<Figures> = set.all.iter().map(Figures::of).collect();
     for (at, window) in windows.iter_mut().enumerate() {
         let since = |at: usize| Seen::between(&window[at], &now[at]);
         let looks = |at: &usize| set.all[*at].gets_requests();
@@ -106,15 +126,29 @@ fn compare(set: &Set, rollback: &WasmRollback, windows: &mut [Vec<Stats>]) {
     }
 }
 
-fn stats(generation: &Generation) -> Stats {
-    let made = generation.made.as_ref();
-    made.map_or(Stats::default(), |made| made.plugin.stats())
+// === impl Figures ===
+
+impl Figures {
+    fn of(generation: &Generation) -> Self {
+        let Ok(made) = &generation.made else {
+            return Self::default();
+        };
+        let (waited, waiting) = made.waits.look();
+        Self {
+            stats: made.plugin.stats(),
+            waited,
+            waiting,
+        }
+    }
 }
 
 // === impl Seen ===
 
 impl Seen {
-    fn between(before: &Stats, now: &Stats) -> Self {
+    fn between(before: &Figures, now: &Figures) -> Self {
+        // Who waits still has no end to be counted at, and may never have: it counts with what it has waited by now.
+        let waited = now.waited.since(before.waited).plus(now.waiting);
+        let (before, now) = (&before.stats, &now.stats);
         let failed = now.failed_streams.saturating_sub(before.failed_streams);
         Self {
             // Where there was no instance, there was no stream in it.
@@ -122,6 +156,7 @@ impl Seen {
             denies: now.local_responses.saturating_sub(before.local_responses),
             failures: failed + now.failed_beside.saturating_sub(before.failed_beside),
             time: now.callback_time.saturating_sub(before.callback_time),
+            waited,
         }
     }
 
@@ -131,7 +166,18 @@ impl Seen {
             denies: self.denies + other.denies,
             failures: self.failures + other.failures,
             time: self.time + other.time,
+            waited: self.waited.plus(other.waited),
         }
+    }
+
+    /// Seconds a request in callbacks.
+    fn computes(&self) -> f64 {
+        self.time.as_secs_f64() / self.streams as f64
+    }
+
+    /// Seconds a request that it is held, and in callbacks.
+    fn keeps(&self) -> f64 {
+        self.waited.mean() + self.computes()
     }
 
     /// Why it is to go for its failures, in words. Those before it had requests.
@@ -159,17 +205,26 @@ impl Seen {
                 denies(before)
             ));
         }
-        let mean = |seen: &Self| seen.time.as_secs_f64() / seen.streams as f64;
-        let limit = mean(before) * (1.0 + rollback.slower_percent as f64 / 100.0);
-        if mean(self) > limit && mean(self) - mean(before) > SLOWER_AT_LEAST.as_secs_f64() {
-            let us = |seen: &Self| mean(seen) * 1e6;
+        let times = 1.0 + rollback.slower_percent as f64 / 100.0;
+        let (own, theirs) = (self.computes(), before.computes());
+        if own > theirs * times && own - theirs > SLOWER_AT_LEAST.as_secs_f64() {
             return Some(format!(
                 "takes {:.0} us a request, those before it {:.0} us",
-                us(self),
-                us(before)
+                own * 1e6,
+                theirs * 1e6
             ));
         }
-        None
+        let (own, theirs) = (self.keeps(), before.keeps());
+        let error = (self.waited.error_squared() + before.waited.error_squared()).sqrt();
+        let least = WAITS_AT_LEAST.as_secs_f64().max(WAITS_ERRORS * error);
+        let longer = own > theirs * times && own - theirs > least;
+        longer.then(|| {
+            format!(
+                "keeps a request waiting for {:.0} ms on average, those before it for {:.0} ms",
+                own * 1e3,
+                theirs * 1e3
+            )
+        })
     }
 }
 
@@ -181,8 +236,21 @@ mod tests {
         Seen {
             streams,
             denies,
-            failures: 0,
             time: Duration::from_micros(us * streams),
+            ..Seen::default()
+        }
+    }
+
+    /// Requests of which so many waited for so long, and the others not at all.
+    fn waited(requests: u64, of_these: u64, ms: u64) -> Seen {
+        let (of_these, seconds) = (of_these as f64, ms as f64 / 1e3);
+        Seen {
+            waited: Waited {
+                requests,
+                seconds: of_these * seconds,
+                squares: of_these * seconds * seconds,
+            },
+            ..seen(requests, 0, 10)
         }
     }
 
@@ -215,6 +283,62 @@ mod tests {
             let found = now.is_worse_than(&before, &rollback);
             assert_eq!(found.as_deref(), expect, "{now:?} {before:?}");
         }
+    }
+
+    #[test]
+    fn a_generation_that_keeps_requests_waiting_goes() {
+        let rollback = WasmRollback {
+            failures: 3,
+            slower_percent: 100,
+            denies_percent: 10,
+        };
+        let all = |requests, ms| waited(requests, requests, ms);
+        let computing = Seen {
+            time: Duration::from_millis(500 * 1800),
+            ..all(1800, 0)
+        };
+        for (now, before, expect) in [
+            (
+                all(200, 500),
+                all(1800, 2),
+                Some("keeps a request waiting for 500 ms on average, those before it for 2 ms"),
+            ),
+            (all(200, 500), all(1800, 500), None),
+            (all(200, 990), all(1800, 500), None),
+            (all(200, 1), all(1800, 500), None),
+            // Many times as long, and nobody notices.
+            (all(200, 4), all(1800, 0), None),
+            (
+                all(200, 6),
+                all(1800, 0),
+                Some("keeps a request waiting for 6 ms on average, those before it for 0 ms"),
+            ),
+            // Chance, and no chance any more: the same mean.
+            (waited(200, 8, 1000), all(1800, 0), None),
+            (
+                all(200, 40),
+                all(1800, 0),
+                Some("keeps a request waiting for 40 ms on average, those before it for 0 ms"),
+            ),
+            // What the others compute, it asks for.
+            (all(200, 500), computing, None),
+        ] {
+            let found = now.is_worse_than(&before, &rollback);
+            assert_eq!(found.as_deref(), expect, "{now:?} {before:?}");
+        }
+    }
+
+    #[test]
+    fn waits_that_go_on_count_with_those_that_ended_since_the_last_look() {
+        let figures = |waited: Seen, waiting: Seen| Figures {
+            waited: waited.waited,
+            waiting: waiting.waited,
+            ..Figures::default()
+        };
+        let before = figures(waited(10, 10, 1000), waited(4, 4, 1000));
+        let now = figures(waited(14, 14, 2000), waited(2, 2, 500));
+        let found = Seen::between(&before, &now).waited;
+        assert_eq!((found.requests, found.seconds), (4 + 2, 28.0 - 10.0 + 1.0));
     }
 
     #[test]

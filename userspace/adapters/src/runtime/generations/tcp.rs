@@ -94,6 +94,7 @@ impl TcpFilter for Shadowed {
         let step = self.call(|drawn| {
             let step = drawn.filter.on_data(from, data, end);
             drawn.tell();
+            drawn.draw.hold(way, end && step == TcpStep::Pause);
             step
         });
         self.seen[way] = if step == TcpStep::Pause { data.len() } else { 0 };
@@ -108,6 +109,7 @@ impl TcpFilter for Shadowed {
         drawn.tell();
         let step = ready!(polled);
         if step != TcpStep::Pause {
+            drawn.draw.hold(way(from), false);
             // What was held passes on without being shown again.
             self.seen[way(from)] = 0;
         }
@@ -156,6 +158,7 @@ impl Drawn {
             self.filter = filter(&self.draw);
             step = self.filter.on_connection();
         }
+        self.draw.hold(way(Direction::Downstream), step == TcpStep::Pause);
         step
     }
 

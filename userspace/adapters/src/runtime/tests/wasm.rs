@@ -50,7 +50,7 @@ pub(super) fn stream(chains: &Chains, id: u64) -> Option<Box<dyn StreamFilter>> 
 }
 
 /// The filter of connection number `id` to `web`.
-fn connection(chains: &Chains, id: u64) -> Option<Box<dyn TcpFilter>> {
+pub(super) fn connection(chains: &Chains, id: u64) -> Option<Box<dyn TcpFilter>> {
     factory(chains)?.tcp(&info(id))
 }
 
@@ -365,7 +365,7 @@ fn a_shadow_changes_nothing_and_is_compared() {
 }
 
 /// A filter on connections: what it does at a new one, and with the client's bytes.
-fn tcp(connection: &str, data: &str) -> String {
+pub(super) fn tcp(connection: &str, data: &str) -> String {
     format!(
         r#"(module
           (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
@@ -377,23 +377,30 @@ fn tcp(connection: &str, data: &str) -> String {
     )
 }
 
-const PASSES: &str = "(i32.const 0)";
+pub(super) const PASSES: &str = "(i32.const 0)";
 const TRAPS: &str = "unreachable";
 const HOLDS_TWO: &str = "(i32.le_u (local.get 1) (i32.const 2))";
 const CLOSES_AFTER_FOUR: &str = "(global.set $bytes (i32.add (global.get $bytes) (local.get 1)))
     (if (i32.gt_u (global.get $bytes) (i32.const 4)) (then (drop (call $close (i32.const 2)))))
     (i32.const 0)";
 
-/// Generations v1, v2 of filters on connections.
+/// Generations v1, v2, ... of filters on connections.
 pub(super) fn tcp_generations(folder: &Path, list: &[(&str, &str)], rest: &str) -> String {
+    auth(
+        &format!("protocols: [tcp], {rest} {}", texts(folder, list)),
+        "params: {}",
+    )
+}
+
+/// Generations v1, v2, ... of these texts and shares, in this folder.
+pub(super) fn texts(folder: &Path, list: &[(&str, &str)]) -> String {
     let write = |(at, (text, share)): (usize, &(&str, &str))| {
         let file = folder.join(format!("v{}.wasm", at + 1));
         fs::write(&file, wat::parse_str(text).unwrap()).unwrap();
         format!("{{name: v{}, module: {}, {share}}}", at + 1, file.display())
     };
     let list: Vec<String> = list.iter().enumerate().map(write).collect();
-    let wasm = format!("protocols: [tcp], {rest} generations: [{}]", list.join(", "));
-    auth(&wasm, "params: {}")
+    format!("generations: [{}]", list.join(", "))
 }
 
 #[test]
