@@ -311,7 +311,8 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
             lab,
             "guard",
             &filter("deny-path")?,
-            "failurePolicy: open, params: {prefixes: [/admin]}, wasm: {MODULE}",
+            // A trap takes all requests of its instance with it, and those whose head has passed are refused then.
+            "failurePolicy: closed, params: {prefixes: [/admin]}, wasm: {MODULE, instances: request}",
         )?;
         poll::until("the filter", || answers(client, &[], "/admin", 403).map(drop))?;
         let garbage = lab.work().join("garbage.wasm");
@@ -326,19 +327,23 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
         let said = adapter(lab, &["load", "guard", &trap.to_string_lossy(), "--weight", "10"])?;
         ensure!(said.contains("v1 90, v2 10"), "{said}");
         asking.more(300)?;
-        let share = |at: usize| -> Result<u64> {
-            let streams = &shown(lab, "guard")?["generations"][at]["streams"];
-            streams.as_u64().context("requests of a generation")
+        let count = |at: usize, of: &str| -> Result<u64> {
+            let count = &shown(lab, "guard")?["generations"][at][of];
+            count.as_u64().context("a count of a generation")
         };
-        let (old, new) = (share(0)?, share(1)?);
+        let (old, new) = (count(0, "streams")?, count(1, "streams")?);
         // Far beyond six standard deviations.
         ensure!(new * 100 / (old + new) < 30 && new > 0, "{old} {new}");
 
         let told = "%{stderr}%{http_code}\n";
         let words = ["curl", "-s", "-o", "/dev/null", "-H", "x-trap: 1", "-w", told];
-        let asked = client.output(words.iter().copied().chain(["http://web/?[1-200]"]))?;
+        // Refused by v1, which alone knows that it is to be: also what v2 was to judge, and trapped at.
+        let before = count(0, "answers")?;
+        let asked = client.output(words.iter().copied().chain(["http://web/admin?[1-200]"]))?;
         let codes: Vec<&str> = asked.stderr.lines().collect();
-        ensure!(codes == ["200"; 200], "{asked:?}");
+        ensure!(codes == ["403"; 200], "{asked:?}");
+        let (answered, failed) = (count(0, "answers")? - before, count(1, "failed")?);
+        ensure!(answered == 200 && failed >= 3, "v1 {answered}, v2 failed {failed}");
         let v2 = || -> Result<Value> { Ok(shown(lab, "guard")?["generations"][1].clone()) };
         ensure!(
             v2()?["rolled_back"]

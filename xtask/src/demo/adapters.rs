@@ -12,6 +12,8 @@ use super::{mesh::PUBLIC, screen::Screen};
 const COUNTED: u64 = 1000;
 /// Of these, at the generation of 10 %: 100 expected, five standard deviations to each side.
 const RANGE: std::ops::RangeInclusive<u64> = 52..=148;
+/// Requests at which the new generation traps, if it meets them.
+const TRAPPED: usize = 200;
 
 /// A client that asks on and on, over one connection.
 struct Client(Running);
@@ -79,18 +81,23 @@ pub fn hot_load(lab: &Lab, screen: &mut Screen) -> Result<()> {
     )?;
     screen.check(
         "the new one traps, and is rolled back",
-        &format!("weft run --service friend -- curl -H 'x-trap: 1' 'http://shop{PUBLIC}?[1-200]'"),
+        &format!("weft run --service friend -- curl -H 'x-trap: 1' 'http://shop{PUBLIC}/secret?[1-{TRAPPED}]'"),
         || {
-            let url = format!("http://shop{PUBLIC}?[1-200]");
+            // Refused by whoever judges them: the old one only knows how.
+            let refused = |all: &Value| all[0]["answers"].as_u64().context("answers of a generation");
+            let before = refused(&generations(lab)?)?;
+            let url = format!("http://shop{PUBLIC}/secret?[1-{TRAPPED}]");
             let told = "%{stderr}%{http_code}\n";
             let words = ["curl", "-s", "-o", "/dev/null", "-H", "x-trap: 1", "-w", told, &url];
             let asked = lab.run("friend").output(words)?.ok()?;
             let codes: Vec<&str> = asked.stderr.lines().collect();
-            ensure!(codes == ["200"; 200], "{}", asked.stderr);
+            ensure!(codes == ["403"; TRAPPED], "{}", asked.stderr);
             let now = generations(lab)?;
             let why = now[1]["rolled_back"].as_str();
             let why = why.with_context(|| format!("it is not rolled back: {now}"))?;
-            Ok(format!("v2 {why}; v1 answered those requests"))
+            let by_old = refused(&now)? - before;
+            ensure!(usize::try_from(by_old)? == TRAPPED, "v1 judged {by_old}: {now}");
+            Ok(format!("v2 {why}; v1 judged all {by_old}"))
         },
     )?;
     let mut listed = String::new();
@@ -114,12 +121,13 @@ pub fn hot_load(lab: &Lab, screen: &mut Screen) -> Result<()> {
     )
 }
 
+/// What no generation judges is refused. Each request has its own instance: one that traps takes no other with it.
 fn apply(lab: &Lab, module: &Path) -> Result<()> {
     let file = lab.work().join("guard.yaml");
     let text = format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: guard}}\nspec:\n  \
-         target: {{services: [shop]}}\n  backend: wasm\n  failurePolicy: open\n  \
-         params: {{prefixes: [{PUBLIC}/secret]}}\n  wasm: {{module: {}}}\n",
+         target: {{services: [shop]}}\n  backend: wasm\n  failurePolicy: closed\n  \
+         params: {{prefixes: [{PUBLIC}/secret]}}\n  wasm: {{module: {}, instances: request}}\n",
         module.display()
     );
     fs::write(&file, text).context("write guard.yaml")?;
