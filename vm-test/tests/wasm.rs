@@ -24,6 +24,28 @@ const BYTES: &str = r#"(module
       (then (drop (call $close (i32.const 2)))))
     (i32.const 0)))"#;
 
+/// Holds each request until the next tick: up to 50 ms.
+const SLOW: &str = r#"(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+  (import "env" "proxy_set_effective_context" (func $context (param i32) (result i32)))
+  (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (global $last (mut i32) (i32.const 1))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.eqz (call $tick (i32.const 50))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (if (i32.gt_u (local.get 0) (global.get $last)) (then (global.set $last (local.get 0))))
+    (i32.const 1))
+  (func (export "proxy_on_tick") (param i32)
+    (local $next i32)
+    (local.set $next (i32.const 2))
+    (loop $more
+      (if (i32.le_u (local.get $next) (global.get $last)) (then
+        ;; Those that are over are unknown.
+        (if (i32.eqz (call $context (local.get $next))) (then (drop (call $continue (i32.const 0)))))
+        (local.set $next (i32.add (local.get $next) (i32.const 1)))
+        (br $more))))))"#;
+
 /// Applies an Adapter of namespace `default` on service `web`.
 fn apply(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<String> {
     Ok(applied(lab, name, module, rest)?.ok()?.stdout)
@@ -390,6 +412,42 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
             "{shadow}"
         );
         Ok(())
+    });
+}
+
+#[test]
+fn a_new_generation_that_keeps_requests_waiting_is_rolled_back() {
+    with_web("wasm-slow", |lab, client| {
+        let params = "params: {prefixes: [/admin]}, wasm: {MODULE}";
+        apply(lab, "guard", &filter("deny-path")?, params)?;
+        poll::until("the filter", || answers(client, &[], "/admin", 403).map(drop))?;
+        let slow = lab.work().join("slow.wasm");
+        fs::write(&slow, wat::parse_str(SLOW)?).context("write a module")?;
+        let said = adapter(lab, &["load", "guard", &slow.to_string_lossy(), "--weight", "50"])?;
+        ensure!(said.contains("v1 50, v2 50"), "{said}");
+        let told = "%{stderr}%{http_code}\n";
+        let many = ["-Z", "--parallel-max", "50", "http://web/?[1-400]"];
+        let words = ["curl", "-s", "-o", "/dev/null", "-w", told].into_iter().chain(many);
+        poll::until("it is rolled back", || {
+            let asked = client.output(words.clone())?.ok()?;
+            if asked.stderr.lines().any(|code| code != "200") {
+                // No patience helps.
+                return Ok(Err(anyhow!("{asked:?}")));
+            }
+            let v2 = shown(lab, "guard")?["generations"][1].clone();
+            let why = v2["rolled_back"].as_str();
+            ensure!(
+                why.is_some_and(|why| why.starts_with("keeps a request waiting for ")),
+                "{v2}"
+            );
+            Ok(Ok(()))
+        })??;
+        let listed = adapter(lab, &["list", "guard"])?;
+        ensure!(
+            listed.contains("generation v2 ROLLED BACK: keeps a request"),
+            "{listed}"
+        );
+        answers(client, &[], "/admin", 403).map(drop)
     });
 }
 
