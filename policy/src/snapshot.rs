@@ -44,6 +44,8 @@ impl Identity {
     pub const OUTSIDE: Self = Self(3);
     /// First number given to a workload class.
     pub const FIRST: Self = Self(256);
+    /// From here on no account has a number: those of weft's own workloads, and the kernel's marks.
+    pub const OWN: Self = Self(0xffff_ff00);
 }
 
 /// Kind, namespace and name of a resource, as flow events and messages name it.

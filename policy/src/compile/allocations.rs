@@ -194,8 +194,9 @@ impl Allocations {
                 free
             });
             let mut seen = HashSet::new();
+            let given = Identity::FIRST.0..Identity::OWN.0;
             self.identities
-                .retain(|_, identity| *identity >= Identity::FIRST && seen.insert(identity.0));
+                .retain(|_, identity| given.contains(&identity.0) && seen.insert(identity.0));
             index.next_identity = seen.iter().max().map_or(Identity::FIRST.0, |n| n.saturating_add(1));
             let mut seen = HashSet::new();
             self.ports.retain(|_, id| *id > 0 && seen.insert(*id));
@@ -376,18 +377,19 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_file_with_doubles_is_mended() {
-        let json = r#"{"identities": {"a/a": 256, "a/b": 256, "a/c": 3}, "ports": {"x": 7, "y": 7}}"#;
+    fn an_edited_file_with_doubles_and_with_numbers_of_wefts_own_is_mended() {
+        let json =
+            r#"{"identities": {"a/a": 256, "a/b": 256, "a/c": 3, "a/d": 4294967040}, "ports": {"x": 7, "y": 7}}"#;
         let mut allocations: Allocations = serde_json::from_str(json).unwrap();
         let account = |name: &str| Account {
             namespace: "a".into(),
             name: name.into(),
         };
-        let ids: HashSet<_> = ["a", "b", "c"]
+        let ids: HashSet<_> = ["a", "b", "c", "d"]
             .iter()
             .map(|name| allocations.identity(&account(name)))
             .collect();
-        assert_eq!(ids.len(), 3);
-        assert!(ids.iter().all(|id| *id >= Identity::FIRST));
+        assert_eq!(ids.len(), 4);
+        assert!(ids.iter().all(|id| (Identity::FIRST..Identity::OWN).contains(id)));
     }
 }
