@@ -534,6 +534,7 @@ fn what_cannot_be_captured_says_why() {
             capture("b-twice", "pods/p2", &pod.path()),
             capture("c-elsewhere", "/sys/fs/cgroup/elsewhere", &pod.path()),
             capture("d-daemon", ".daemon", &pod.path()),
+            capture("d-canary", ".canary/client", &pod.path()),
             capture("e-none", "pods/none", &pod.path()),
             capture("f-file", "pods/p2/app", Path::new("/etc/hostname")),
         ];
@@ -544,6 +545,7 @@ fn what_cannot_be_captured_says_why() {
             ("b-twice", "it is the cgroup of workload default/a-good"),
             ("c-elsewhere", "it is not below the captured cgroup"),
             ("d-daemon", "it is the daemon's own"),
+            ("d-canary", "it is the daemon's own"),
             ("e-none", "there is no such cgroup"),
             ("f-file", "it is no network namespace"),
         ] {

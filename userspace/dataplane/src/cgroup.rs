@@ -3,6 +3,7 @@
 //! ```text
 //! CGROUP/                           programs are attached here
 //!   .daemon/                        the daemon itself: its sockets are the proxy's
+//!   .canary/                        where `weft doctor` proves that the programs decide
 //!   <namespace>/<service>/<instance>/   one workload of `weft run` each
 //!   anything else/                      workloads whose `capture` names it, at most weft_abi::MAX_DEPTH levels deep
 //! ```
@@ -144,7 +145,7 @@ impl Cgroup {
         if depth == 0 {
             return Err("it is the captured cgroup itself, in which all workloads live".to_owned());
         }
-        if below.starts_with(DAEMON) {
+        if OWN.iter().any(|own| below.starts_with(own)) {
             return Err("it is the daemon's own".to_owned());
         }
         if depth > MAX_DEPTH as usize {

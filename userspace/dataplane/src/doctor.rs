@@ -1,12 +1,14 @@
 //! Proof that hooks are effective, not merely attached, and the price of each.
 //!
-//! A canary process in a cgroup of its own below the captured one makes sockets of every kind; the kernel's run counters
-//! (BPF_ENABLE_STATS, Linux 5.8) tell which programs saw it.
+//! A process of the canary's ([`canary`]) makes connections of every kind and compares what becomes of them with what the policy
+//! table says; the kernel's run counters (BPF_ENABLE_STATS, Linux 5.8) tell which programs ran meanwhile, and how long. Others
+//! make them run too, so runs alone prove nothing where a verdict can.
 
 use std::{
     collections::HashMap,
-    fs, io,
-    net::{TcpListener, TcpStream, UdpSocket},
+    fs::File,
+    io,
+    net::UdpSocket,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -21,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attach,
-    cgroup::{CANARY, Cgroup},
+    canary::{self, Verdict},
+    cgroup::Cgroup,
     error::DataplaneError,
     foreign, inbound,
     loader::pin_name,
@@ -35,10 +38,10 @@ pub struct Hook {
     pub name: String,
     /// Behind a link (or on the sockmap).
     pub attached: bool,
-    /// It ran when the canary did what it watches, or its device had packets; `None`: the canary cannot provoke it, and there
-    /// were none.
+    /// It ran when the canary did what it watches, or its device had packets, and no verdict was wrong in which it has a part;
+    /// `None`: the canary cannot provoke it, and there were none.
     pub effective: Option<bool>,
-    /// Nanoseconds a run, measured over the canary's and everybody's runs meanwhile; `None`: no run.
+    /// Nanoseconds a run, measured over the canary's runs, which go all the way, and everybody's meanwhile; `None`: no run.
     pub ns_per_run: Option<u64>,
 }
 
@@ -53,39 +56,49 @@ pub struct Feature {
     pub used_for: String,
 }
 
-/// How often the canary repeats its round, so that nanoseconds a run mean something.
-const ROUNDS: usize = 50;
-/// A datagram on loopback that takes longer was dropped by somebody's filter.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// What an examination found.
+#[derive(Debug)]
+pub struct Examined {
+    pub hooks: Vec<Hook>,
+    pub verdicts: Vec<Verdict>,
+}
+
+/// The canary is ended after so long: each of its waits is bounded, and all of them together take less.
+const CANARY_BOUND: Duration = Duration::from_secs(90);
+const CANARY_LOOK: Duration = Duration::from_millis(10);
 /// A device is waited for so long to have packets: no canary can send through it.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
 const DEVICE_LOOK: Duration = Duration::from_millis(50);
 /// So many packets that a program did not see are no matter of the moment at which they were counted.
 const UNSEEN: u64 = 8;
 
-/// Runs the canary (`exe` with `arguments`, which must call [`canary`]) and reports every hook.
+/// Runs the canary (`exe` with `arguments` and a path, with which it must call [`canary::prove`]), and reports every hook and what
+/// became of the canary's connections. One at a time on a captured cgroup, whoever examines: others wait.
 ///
 /// # Errors
 ///
-/// The canary's cgroup cannot be made, or statistics cannot be switched on.
-pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> Result<Vec<Hook>, DataplaneError> {
+/// The canary cannot be run, or statistics cannot be switched on.
+pub fn examine(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> Result<Examined, DataplaneError> {
     let os = |what: &'static str| move |source: io::Error| DataplaneError::Os { what, source };
+    let place = canary::place(cgroup);
+    // Its ports are the same for all, a daemon that takes over among them.
+    let one = File::open(&place).map_err(os("open the canary's cgroup (it is made when a daemon starts)"))?;
+    one.lock().map_err(os("wait for another examination"))?;
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| DataplaneError::Os {
         what: "switch on program statistics (BPF_ENABLE_STATS)",
         source: error.io_error,
     })?;
     let before = runs(bpffs)?;
     let devices_before = DevicePackets::of(&before);
-    let path = cgroup.path().join(CANARY);
-    fs::create_dir_all(&path).map_err(os("make the canary's cgroup"))?;
-    let result = run_canary(&path, exe, arguments);
+    let proved = run_canary(&place, exe, arguments);
+    if let Err(error) = canary::forget(bpffs) {
+        tracing::warn!(%error, "what the canary was counted as is left to the next sweep");
+    }
+    let verdicts = proved.map_err(os("run the canary"))?;
     let (devices, after) = after_traffic(bpffs, &before, &devices_before)?;
-    // Empty once the canary has ended; a busy one is removed with the next run.
-    let _ = fs::remove_dir(&path);
-    result.map_err(os("run the canary"))?;
     // Where the canary cannot bind it (no IPv6, or none on loopback) it leaves it out.
     let v6 = UdpSocket::bind(("::1", 0)).is_ok();
-    Ok(after
+    let hooks = after
         .into_iter()
         .map(|now| {
             let (count, time_ns) = before
@@ -94,14 +107,16 @@ pub fn hooks(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> R
                 .map_or((0, 0), |old| (old.count, old.time_ns));
             let ran = now.count - count;
             let unseen = devices.since(&devices_before, &now.name) >= UNSEEN;
+            let proved = ran > 0 && !canary::is_doubtful(&now.name, &verdicts);
             Hook {
                 attached: now.id.is_some(),
-                effective: (ran > 0 || unseen || provoked(&now.name, v6)).then_some(ran > 0),
+                effective: (ran > 0 || unseen || provoked(&now.name, v6)).then_some(proved),
                 ns_per_run: (ran > 0).then(|| (now.time_ns - time_ns) / ran),
                 name: now.name,
             }
         })
-        .collect())
+        .collect();
+    Ok(Examined { hooks, verdicts })
 }
 
 /// Packets of devices on which programs of ours are, by device. Counted within the window in which runs are, so that no packet is
@@ -161,62 +176,37 @@ fn provoked(name: &str, v6: bool) -> bool {
     }
 }
 
-/// The child enters its cgroup before it makes a socket: it is told where by its first line of input.
-fn run_canary(cgroup: &Path, exe: &Path, arguments: &[&str]) -> io::Result<()> {
-    use std::io::Write as _;
+/// What its process says; it is gone afterwards.
+fn run_canary(place: &Path, exe: &Path, arguments: &[&str]) -> io::Result<Vec<Verdict>> {
     let mut child = Command::new(exe)
         .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .arg(place)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    if let Err(error) = fs::write(cgroup.join("cgroup.procs"), child.id().to_string()) {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error);
-    }
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(b"go\n")?;
+    let deadline = Instant::now() + CANARY_BOUND;
+    // What it says fits into a pipe.
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            let late = format!("it did not end within {CANARY_BOUND:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+        }
+        thread::sleep(CANARY_LOOK);
     }
     let output = child.wait_with_output()?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ))
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(io::Error::other(said));
     }
-}
-
-/// What the canary process does: waits to be let go, then a TCP connection with getpeername and a datagram with its
-/// answer, both families, [`ROUNDS`] times.
-///
-/// # Errors
-///
-/// A socket call failed on IPv4; IPv6 may be switched off.
-pub fn canary() -> io::Result<()> {
-    io::stdin().read_line(&mut String::new())?;
-    for _ in 0..ROUNDS {
-        round("127.0.0.1")?;
-        if let Err(error) = round("::1")
-            && error.kind() != io::ErrorKind::AddrNotAvailable
-            && error.raw_os_error() != Some(libc::EAFNOSUPPORT)
-        {
-            return Err(error);
-        }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let verdicts: Vec<_> = said.lines().filter_map(Verdict::read).collect();
+    if verdicts.is_empty() {
+        return Err(io::Error::other("loopback has no address to try it at"));
     }
-    Ok(())
-}
-
-fn round(host: &str) -> io::Result<()> {
-    let listener = TcpListener::bind((host, 0))?;
-    let stream = TcpStream::connect(listener.local_addr()?)?;
-    stream.peer_addr()?;
-    let (receiver, sender) = (UdpSocket::bind((host, 0))?, UdpSocket::bind((host, 0))?);
-    receiver.set_read_timeout(Some(PATIENCE))?;
-    sender.send_to(b"weft", receiver.local_addr()?)?;
-    receiver.recv_from(&mut [0; 8])?;
-    Ok(())
+    Ok(verdicts)
 }
 
 /// What the kernel counted of one program so far.

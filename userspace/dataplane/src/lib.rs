@@ -6,6 +6,7 @@
 
 mod attach;
 mod bpffs;
+mod canary;
 mod cgroup;
 mod connection;
 mod cut;
@@ -28,11 +29,12 @@ mod uninstall;
 mod unrecorded;
 mod verify;
 
+pub use canary::{Verdict, is_canary, prove};
 pub use cgroup::{Cgroup, OWN as OWN_CGROUPS, find_cgroup2, id_of};
 pub use connection::{Connection, Connections};
 pub use cut::{Doomed, Established};
 pub use default_acceleration::DefaultAcceleration;
-pub use doctor::{Feature, Hook, canary, features, hooks};
+pub use doctor::{Examined, Feature, Hook, examine, features};
 pub use error::{AFTER_A_CHANGED_LAYOUT, DataplaneError};
 pub use events::{Events, monotonic_ns};
 pub use inbound::{OWN_NETNS, device_of};

@@ -18,6 +18,7 @@ use weft_abi::{Config, LAYOUT};
 use crate::{
     attach,
     bpffs::{ensure_bpffs, others},
+    canary,
     cgroup::Cgroup,
     default_acceleration::{self, DefaultAcceleration},
     doctor,
@@ -242,7 +243,7 @@ impl Dataplane {
         let netns = Netns::adopt(&mut ebpf, netns_cookie)?;
         let unfit = attach::attach_sk_msg(&mut ebpf).map(|()| selftest::short_circuit(&mut ebpf).err())?;
         let default_acceleration = default_acceleration::here(config.short_circuit, unfit.as_deref())?;
-        let mut publisher = Publisher::adopt(&mut ebpf)?;
+        let mut publisher = Publisher::adopt(&mut ebpf, canary::Cgroups::make(&config.cgroup)?)?;
         let fixed = Config {
             generation: 0,
             daemon_cgroup: config.daemon_cgroup,
@@ -470,12 +471,14 @@ impl Dataplane {
         self.netns.lock().expect("no panic under this lock")
     }
 
-    /// Removes connection records that nobody will ever read and flows that are idle; how many. To be called now and then.
+    /// Removes connection records that nobody will ever read, flows that are idle, and what a daemon that died left of `weft
+    /// doctor`; how many of the former. To be called now and then.
     ///
     /// # Errors
     ///
     /// The kernel refused the read.
     pub fn sweep(&self) -> Result<usize, DataplaneError> {
+        canary::forget(&self.bpffs)?;
         let conns = telemetry::sweep_conns(&self.bpffs.join("maps/conns"))?;
         Ok(conns + telemetry::sweep_flows(&self.bpffs.join("maps/flows"))?)
     }

@@ -21,6 +21,7 @@ use weft_abi::{
 use weft_policy::Snapshot;
 
 use crate::{
+    canary,
     error::DataplaneError,
     sys,
     tables::{ForeignCgroups, Namespaces, Prefix, Tables},
@@ -52,11 +53,12 @@ pub struct Publisher {
     externals: Mirror<KernelMap<MapData, u32, Versioned<External>>, u32, External>,
     workloads_map: KernelMap<MapData, u64, Workload>,
     workloads: HashMap<u64, Workload>,
+    canary: canary::Cgroups,
 }
 
 impl Publisher {
     /// Takes over the tables of the (possibly pinned) maps with what is in them.
-    pub fn adopt(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub fn adopt(ebpf: &mut Ebpf, canary: canary::Cgroups) -> Result<Self, DataplaneError> {
         let config_map: Array<MapData, Config> = take(ebpf, "weft_config")?;
         let config = config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
         let workloads_map: KernelMap<MapData, u64, Workload> = take(ebpf, "weft_workloads")?;
@@ -71,6 +73,7 @@ impl Publisher {
             config,
             workloads_map,
             workloads,
+            canary,
         })
     }
 
@@ -104,7 +107,7 @@ impl Publisher {
 
     /// Whether a publication of this snapshot would change no table. Costs the computing of the tables, and no system call.
     pub fn holds(&self, snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> bool {
-        let desired = Tables::of(snapshot, namespaces, foreign);
+        let desired = Tables::of(snapshot, namespaces, foreign, self.canary);
         self.dests.is(&desired.dests)
             && self.backends.is(&desired.backends)
             && self.policy.is(&desired.policy)
@@ -120,7 +123,7 @@ impl Publisher {
         namespaces: &Namespaces,
         foreign: &ForeignCgroups,
     ) -> Result<Published, DataplaneError> {
-        let desired = Tables::of(snapshot, namespaces, foreign);
+        let desired = Tables::of(snapshot, namespaces, foreign, self.canary);
         let next = self.config.generation + 1;
         let (prefixes, network) = (desired.port_prefixes(), u8::from(desired.network()));
         let wider = (self.config.port_prefixes | prefixes, self.config.network | network);

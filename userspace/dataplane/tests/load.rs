@@ -45,7 +45,9 @@ impl Drop for Place {
         if let Err(error) = uninstall(&self.bpffs) {
             eprintln!("uninstall: {error}");
         }
-        let _ = fs::remove_dir(&self.cgroup);
+        for own in [".canary/client", ".canary/allowed", ".canary/denied", ".canary", ""] {
+            let _ = fs::remove_dir(self.cgroup.join(own));
+        }
     }
 }
 

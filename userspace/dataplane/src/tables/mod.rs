@@ -1,6 +1,7 @@
 //! What the kernel's tables shall hold for a snapshot: pure, compared and written by `publish`.
 
 pub mod addrs;
+pub mod canary;
 pub mod errs;
 pub mod netns;
 pub mod policy;
@@ -22,6 +23,8 @@ use weft_policy::{FailureMode, Snapshot};
 
 pub use addrs::Prefix;
 pub use telemetry::Edge;
+
+use crate::canary::Cgroups;
 
 /// Numbers of namespaces, for the DNS redirection (127.53.X.Y). Only ever appended to while the daemon lives.
 #[derive(Debug, Clone)]
@@ -97,7 +100,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> Self {
+    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups, canary: Cgroups) -> Self {
         let mut tables = Self {
             policy: policy::entries(snapshot),
             addrs: addrs::owners(snapshot),
@@ -126,6 +129,7 @@ impl Tables {
             };
             tables.workloads.insert(*cgroup, entry);
         }
+        canary::fill(canary, &mut tables);
         tables
     }
 

@@ -15,7 +15,7 @@ use weft_abi::{
 };
 use weft_policy::Protocol;
 
-use crate::{error::DataplaneError, sys::monotonic_ns};
+use crate::{canary::is_canary, error::DataplaneError, sys::monotonic_ns};
 
 /// An accepting end reads its record within a round trip; a minute is beyond every retransmission of the handshake.
 const UNCLAIMED_NS: u64 = 60_000_000_000;
@@ -37,8 +37,15 @@ pub struct Edge {
     pub counters: EdgeCounters,
 }
 
-/// Reads the pinned `weft_edges`.
+/// Reads the pinned `weft_edges`, but for what the canary of `weft doctor` did.
 pub fn edges(pin: &Path) -> Result<Vec<Edge>, DataplaneError> {
+    let mut edges = all_edges(pin)?;
+    edges.retain(|edge| !is_canary(edge.key.source));
+    Ok(edges)
+}
+
+/// All of them.
+pub fn all_edges(pin: &Path) -> Result<Vec<Edge>, DataplaneError> {
     let fail = |source: MapError| DataplaneError::Map {
         map: "weft_edges",
         what: "read",
@@ -168,13 +175,6 @@ pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
 
 /// Removes flows that are idle. How many.
 pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map {
-        map: "weft_flows",
-        what: "sweep",
-        source: Box::new(source),
-    };
-    let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
-    let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(fail)?;
     let now = monotonic_ns();
     let idle = |key: &FlowKey, flow: &FlowRecord| {
         let allowed = if key.protocol != u32::from(protocol::TCP) {
@@ -187,17 +187,34 @@ pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
         };
         now.saturating_sub(flow.seen_ns) > allowed
     };
-    let stale: Vec<FlowKey> = map
+    remove_flows(pin, idle)
+}
+
+/// Removes flows whose source `is_its` says so of.
+pub fn forget_flows(pin: &Path, is_its: impl Fn(u32) -> bool) -> Result<(), DataplaneError> {
+    remove_flows(pin, |_, flow| is_its(flow.source)).map(drop)
+}
+
+/// How many.
+fn remove_flows(pin: &Path, goes: impl Fn(&FlowKey, &FlowRecord) -> bool) -> Result<usize, DataplaneError> {
+    let fail = |source: MapError| DataplaneError::Map {
+        map: "weft_flows",
+        what: "sweep",
+        source: Box::new(source),
+    };
+    let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
+    let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(fail)?;
+    let gone: Vec<FlowKey> = map
         .iter()
         .filter_map(Result::ok)
-        .filter(|(key, flow)| idle(key, flow))
+        .filter(|(key, flow)| goes(key, flow))
         .map(|(key, _)| key)
         .collect();
-    for key in &stale {
+    for key in &gone {
         // Gone already is as good.
         let _ = map.remove(key);
     }
-    Ok(stale.len())
+    Ok(gone.len())
 }
 
 /// Address and port out of a key; v4-mapped becomes IPv4.

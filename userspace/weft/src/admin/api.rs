@@ -515,6 +515,8 @@ fn tcp() -> Protocol {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DoctorReport {
     pub hooks: Vec<HookView>,
+    #[serde(default)]
+    pub verdicts: Vec<VerdictView>,
     pub features: Vec<FeatureView>,
     #[serde(default)]
     pub cuts: CutsView,
@@ -533,7 +535,8 @@ pub struct CutView {
     /// The generation that denies what was cut.
     pub generation: u64,
     pub connections: usize,
-    /// Milliseconds from the beginning of its compilation until the kernel drops packets of what it denies.
+    /// Milliseconds from the beginning of its compilation until the kernel drops packets of what it denies. What comes before is
+    /// not in it: `weft apply` reads files, a module is compiled ahead, and another change may be under way.
     pub in_force_ms: f64,
     /// Milliseconds from there on until all these connections were reset.
     pub reset_ms: f64,
@@ -543,10 +546,21 @@ pub struct CutView {
 pub struct HookView {
     pub name: String,
     pub attached: bool,
-    /// Proved by a connection, not only attached; `None`: the canary cannot provoke it.
+    /// The canary made it run, and no verdict was wrong in which it has a part; `None`: the canary cannot provoke it.
     pub effective: Option<bool>,
     /// Mean cost; `None`: it did not run while statistics were on.
     pub ns_per_run: Option<f64>,
+}
+
+/// What became of something that the canary did, beside what the policy table says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictView {
+    /// Protocol, family, and what is to happen.
+    pub name: String,
+    pub ok: bool,
+    /// What happened instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

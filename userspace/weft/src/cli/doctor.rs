@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{admin::api::DoctorReport, error::FAILED};
 
-/// Prove that the kernel hooks work, and say what they cost and which kernel features are missing
+/// Prove that the kernel hooks decide as they should, and say what they cost and which kernel features are missing
 ///
 /// Exit code 1 if something does not work as it should.
 #[derive(Debug, Args)]
@@ -51,6 +51,15 @@ fn print(report: &DoctorReport) -> io::Result<()> {
         ]);
     }
     hooks.write(out, 0)?;
+    let mut verdicts = Table::new(["VERDICT", "RESULT"]);
+    for verdict in &report.verdicts {
+        let result = if verdict.ok { "ok" } else { "PROBLEM" };
+        verdicts.row([verdict.name.clone(), result.to_owned()]);
+    }
+    if !verdicts.is_empty() {
+        writeln!(out)?;
+        verdicts.write(out, 0)?;
+    }
     let mut features = Table::new(["FEATURE", "PRESENT", "USED FOR"]);
     for feature in &report.features {
         features.row([feature.name.clone(), yes(feature.present), feature.used_for.clone()]);

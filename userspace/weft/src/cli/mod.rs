@@ -55,7 +55,10 @@ enum Verb {
     Uninstall(uninstall::Uninstall),
     /// What `weft doctor` runs to prove the hooks
     #[command(name = crate::daemon::doctor::CANARY, hide = true)]
-    Canary,
+    Canary {
+        /// Directory of its cgroups
+        cgroups: PathBuf,
+    },
     /// What `cargo xtask vm-test` runs in each kernel: loads every program, attaches none, prints JSON
     #[command(name = "__verify", hide = true)]
     Verify,
@@ -92,7 +95,12 @@ impl Cli {
                 output::print_json(&weft_dataplane::verify()?)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Verb::Canary => weft_dataplane::canary().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+            Verb::Canary { cgroups } => {
+                for verdict in weft_dataplane::prove(&cgroups)? {
+                    println!("{verdict}");
+                }
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }

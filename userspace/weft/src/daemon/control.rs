@@ -403,6 +403,7 @@ impl Control for DaemonControl {
             .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         report.problems.extend(unrecorded::degraded(&self.engine));
         report.cuts = self.engine.cuts();
+        report.problems.extend(doctor::late(&report.cuts));
         report.features.push(FeatureView {
             name: "sockets in a sockmap as good as others".to_owned(),
             present: self.engine.dataplane.unfit_for_short_circuit().is_none(),

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::admin::api::{CutView, CutsView};
 
+/// What a change denies is dropped and reset within so long, from the beginning of its compilation on: `weft doctor` tells when
+/// the last one was not.
+pub const BOUND: Duration = Duration::from_millis(100);
+
 /// What became of the changes that cut something, since the daemon started.
 #[derive(Default)]
 pub struct Cuts {

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::Notify;
 use weft_abi::{Event, EventKind, action, protocol, reporter, sock_flags};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
-use weft_dataplane::{Events, Listener, ip_addr, monotonic_ns};
+use weft_dataplane::{Events, Listener, ip_addr, is_canary, monotonic_ns};
 use weft_policy::{ObjectRef, Protocol};
 
 use super::engine::{Engine, InForce};
@@ -177,6 +177,9 @@ impl Clock {
 }
 
 fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Option<Flow> {
+    if is_canary(event.source) {
+        return None;
+    }
     let kind = match event.kind {
         // Told when it was judged.
         EventKind::OPEN if event.verdict == action::AUDIT => return None,
