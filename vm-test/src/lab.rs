@@ -273,6 +273,17 @@ impl Lab {
         self.weft(["status", "-o", "json"])?.ok()?.json()
     }
 
+    /// Bytes that the lab's loopback device has received so far: what sockets hand one another past TCP never comes there.
+    ///
+    /// # Errors
+    /// The kernel has no such counter.
+    pub fn loopback_bytes(&self) -> Result<u64> {
+        let text = self.outside(["cat", "/proc/net/dev"])?.ok()?.stdout;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:"));
+        let bytes = line.and_then(|counters| counters.split_whitespace().next()?.parse().ok());
+        bytes.with_context(|| format!("no counters of lo in {text}"))
+    }
+
     /// The daemon's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()

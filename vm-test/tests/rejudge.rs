@@ -8,6 +8,9 @@ const ECONNABORTED: i64 = 103;
 const ECONNRESET: i64 = 104;
 const EPERM: i64 = 1;
 
+/// Short-circuits whatever the daemon's self-test says of this kernel.
+const FORCE: &[&str] = &["--short-circuit", "force"];
+
 /// A client that keeps what it opened and sends a line when told to.
 struct Held(Running, usize);
 
@@ -44,19 +47,17 @@ fn only_friends() -> String {
     format!("{}{tcp}{udp}{rules}", resources::DENY)
 }
 
+fn serve(lab: &Lab, mode: &str, port: &str) -> Result<Running> {
+    let words = [lab.traffic()?.as_str(), mode, "[::]:7007"].map(str::to_owned);
+    let mut server = lab.run("echo").port(port).start(words)?;
+    server.line(1)?;
+    Ok(server)
+}
+
 fn echo(lab: &Lab) -> Result<[Running; 2]> {
-    let traffic = lab.traffic()?;
-    let serve = |mode: &str, port: &str| -> Result<Running> {
-        let mut server = lab
-            .run("echo")
-            .port(port)
-            .start([traffic.as_str(), mode, "[::]:7007"])?;
-        server.line(1)?;
-        Ok(server)
-    };
     Ok([
-        serve("serve-echo", "7:7007/tcp")?,
-        serve("serve-udp-echo", "7:7007/udp")?,
+        serve(lab, "serve-echo", "7:7007/tcp")?,
+        serve(lab, "serve-udp-echo", "7:7007/udp")?,
     ])
 }
 
@@ -114,6 +115,78 @@ fn connections_and_datagrams_that_are_denied_now_are_cut_and_the_others_go_on() 
         );
         Ok(())
     });
+}
+
+/// Has many bytes echoed. Over TCP they would pass the loopback device `legs` times, there and back; on one leg at least they
+/// must not.
+fn past_tcp(lab: &Lab, held: &mut Held, legs: u64) -> Result<()> {
+    let (word, times) = ("0123456789".repeat(1600), 16);
+    let before = lab.loopback_bytes()?;
+    for _ in 0..times {
+        ensure!(held.say(&word)?["ok"] == true, "what came back is not what was sent");
+    }
+    let (carried, said) = (lab.loopback_bytes()? - before, times * word.len() as u64);
+    ensure!(
+        2 * carried < (2 * legs - 1) * said,
+        "it went through TCP: {said} bytes said, {carried} carried"
+    );
+    Ok(())
+}
+
+/// Bytes past TCP meet no packet hook: such connections are cut all the same. `errno`: what is read by those that are.
+fn short_circuits_are_cut(name: &str, yaml: &str, legs: u64, errno: i64) {
+    lab_test(name, |lab| {
+        lab.resource("echo.yaml", yaml)?;
+        lab.daemon_with(FORCE)?;
+        let _echo = serve(lab, "serve-echo", "7:7007/tcp")?;
+        let mut opened = Vec::new();
+        for database in ["ahostsv4", "ahostsv6"] {
+            let host = format!("{}:7", lab.host("echo", database)?);
+            for account in ["friend", "stranger"] {
+                let mut held = poll::until("the echo server to be reached", || {
+                    let mut held = Held::new(lab, account, "hold", &host)?;
+                    ensure!(held.say("before")?["ok"] == true, "{account} {host}");
+                    Ok(held)
+                })?;
+                past_tcp(lab, &mut held, legs)?;
+                opened.push((account, host.clone(), held));
+            }
+        }
+        lab.apply(&only_friends())?;
+        for (account, host, mut held) in opened {
+            if account == "friend" {
+                past_tcp(lab, &mut held, legs).with_context(|| format!("{host}: a friend's"))?;
+                continue;
+            }
+            // The proxy resets its connections by itself, maybe a moment later.
+            let told = poll::until("the stranger to be cut", || {
+                let told = held.say("after")?;
+                ensure!(told["ok"] == false, "{told}");
+                Ok(told)
+            })?;
+            ensure!(told["errno"] == errno, "{host}: reset, not silence: {told}");
+        }
+        lab.flow("the cut with its rule", |flow| {
+            flow["verdict"] == "deny"
+                && flow["source"]["account"] == "stranger"
+                && flow["protocol"] == "tcp"
+                && flow["rule"]["kind"] == "MeshConfig"
+                && flow["reason"].as_str().is_some_and(|reason| reason.contains("denied"))
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn connections_short_circuited_both_ways_that_are_denied_now_are_cut_and_the_others_go_on() {
+    let policy = resources::service_policy("echo", &["acceleration: full"]);
+    short_circuits_are_cut("cut-full", &policy, 2, ECONNABORTED);
+}
+
+#[test]
+fn connections_short_circuited_to_the_proxy_that_are_denied_now_are_cut_and_the_others_go_on() {
+    let through_proxy = resources::through_proxy("echo", "proxy");
+    short_circuits_are_cut("cut-proxy", &through_proxy, 4, ECONNRESET);
 }
 
 #[test]

@@ -263,7 +263,7 @@ struct Round {
 impl Round {
     /// Runs wrk once against a service.
     fn at(lab: &Lab, service: &str) -> Result<Self> {
-        let before = loopback_bytes(lab)?;
+        let before = lab.loopback_bytes()?;
         let words = [
             "wrk",
             "-t1",
@@ -272,7 +272,7 @@ impl Round {
             &format!("http://{service}/"),
         ];
         let said = lab.run("friend").output(words)?.ok()?.stdout;
-        let carried = loopback_bytes(lab)? - before;
+        let carried = (lab.loopback_bytes()? - before) as f64;
         if said.contains("Non-2xx") || said.contains("Socket errors") {
             bail!("not every request was answered: {said}");
         }
@@ -291,15 +291,6 @@ impl Round {
             device_bytes: carried / number(count)?,
         })
     }
-}
-
-/// What the lab's loopback device has received so far.
-fn loopback_bytes(lab: &Lab) -> Result<f64> {
-    let file = format!("/proc/{}/net/dev", lab.daemon_pid()?);
-    let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:"));
-    let bytes = line.and_then(|counters| counters.split_whitespace().next()?.parse().ok());
-    bytes.with_context(|| format!("no counters of lo in {file}"))
 }
 
 fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {

@@ -262,7 +262,7 @@ pub fn greeting(target: &str) -> Result<bool> {
 /// Keeps one connection to an echo server: sends each line of its input and tells what came back.
 pub fn hold(target: &str) -> Result<bool> {
     let stream = dial(target)?;
-    let mut replies = BufReader::new(stream.try_clone()?).lines();
+    let mut replies = BufReader::new(Patient::new(&stream)?).lines();
     println!("{}", json!({"connected": stream.peer_addr()?.to_string()}));
     for line in io::stdin().lines() {
         let line = line?;
