@@ -46,7 +46,7 @@ struct Client(Running, usize);
 impl Client {
     fn new(lab: &Lab, account: &str) -> Result<Self> {
         let traffic = lab.traffic()?;
-        let script = format!("while read target; do {traffic} connect $target; done");
+        let script = format!("while read target; do {traffic} connect \"$target\"; done");
         Ok(Self(lab.run(account).start(["sh", "-c", &script])?, 0))
     }
 
@@ -63,9 +63,10 @@ impl Client {
     }
 }
 
-fn vip(lab: &Lab, service: &str) -> Result<String> {
-    let hosts = lab.run("friend").output(["getent", "ahostsv4", service])?.ok()?.stdout;
-    Ok(hosts.split_whitespace().next().context("an address")?.to_owned())
+/// Where clients of the mesh find `web`, `strict` and `loose`.
+fn vips(lab: &Lab, database: &str) -> Result<[String; 3]> {
+    let vip = |service| anyhow::Ok(format!("{}:80", lab.host(service, database)?));
+    Ok([vip("web")?, vip("strict")?, vip("loose")?])
 }
 
 #[test]
@@ -73,28 +74,41 @@ fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
     lab_test("death", |lab| {
         lab.daemon()?;
         let _servers = mesh(lab)?;
-        let [web, strict, loose] =
-            [vip(lab, "web")?, vip(lab, "strict")?, vip(lab, "loose")?].map(|ip| format!("{ip}:80"));
+        // With the loopback addresses at which the servers are reached as well.
+        let families = [
+            (vips(lab, "ahostsv4")?, ["127.0.0.1", "127.0.0.2"]),
+            (vips(lab, "ahostsv6")?, ["[::1]", "[::1]"]),
+        ];
         let (mut friend, mut stranger) = (Client::new(lab, "friend")?, Client::new(lab, "stranger")?);
-        ensure!(
-            friend.connect(&web)?.is_ok() && stranger.connect(&web)? == Err(1),
-            "before"
-        );
+        for ([web, _, _], _) in &families {
+            ensure!(
+                friend.connect(web)?.is_ok() && stranger.connect(web)? == Err(1),
+                "before, {web}"
+            );
+        }
 
         lab.kill9()?;
-        ensure!(friend.connect(&web)?.is_ok(), "L4-allowed connects");
-        ensure!(stranger.connect(&web)? == Err(1), "denied is denied");
-        ensure!(stranger.connect("127.0.0.1:8080")? == Err(1), "also at the endpoint");
-        ensure!(friend.connect(&strict)?.is_err(), "closed: refused");
-        ensure!(friend.connect(&loose)?.is_ok(), "open: straight to the endpoint");
-        ensure!(
-            friend.connect("127.0.0.2:8082")?.is_ok() && friend.connect("127.0.0.2:8081")?.is_err(),
-            "the same at any address of the server"
-        );
-        ensure!(
-            stranger.connect(&loose)? == Err(1),
-            "open opens nothing to those whom L4 denies"
-        );
+        for ([web, strict, loose], [endpoint, other]) in &families {
+            ensure!(friend.connect(web)?.is_ok(), "L4-allowed connects, {web}");
+            ensure!(stranger.connect(web)? == Err(1), "denied is denied, {web}");
+            ensure!(
+                stranger.connect(&format!("{endpoint}:8080"))? == Err(1),
+                "also at the endpoint, {endpoint}"
+            );
+            ensure!(friend.connect(strict)?.is_err(), "closed: refused, {strict}");
+            ensure!(
+                friend.connect(loose)?.is_ok(),
+                "open: straight to the endpoint, {loose}"
+            );
+            ensure!(
+                friend.connect(&format!("{other}:8082"))?.is_ok() && friend.connect(&format!("{other}:8081"))?.is_err(),
+                "the same at any address of the server, {other}"
+            );
+            ensure!(
+                stranger.connect(loose)? == Err(1),
+                "open opens nothing to those whom L4 denies, {loose}"
+            );
+        }
 
         lab.daemon()?;
         for service in ["web", "strict", "loose"] {
@@ -103,12 +117,14 @@ fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
         }
         let answer = lab.run("friend").curl_with(&["-X", "POST"], "http://strict/")?;
         ensure!(answer.http == 403, "L7 rules are back: {answer:?}");
+        for ([web, _, _], _) in &families {
+            ensure!(
+                stranger.connect(web)? == Err(1) && friend.connect(web)?.is_ok(),
+                "after, {web}"
+            );
+        }
         ensure!(
-            stranger.connect(&web)? == Err(1) && friend.connect(&web)?.is_ok(),
-            "after"
-        );
-        ensure!(
-            vip(lab, "web")? == web.trim_end_matches(":80"),
+            [vips(lab, "ahostsv4")?, vips(lab, "ahostsv6")?] == families.map(|(vips, _)| vips),
             "virtual IPs are stable"
         );
         Ok(())
@@ -179,19 +195,26 @@ fn a_direct_connection_outlives_the_daemon() {
         let mut server = lab
             .run("echo")
             .port("7:7007")
-            .start([traffic.as_str(), "serve-echo", "127.0.0.1:7007"])?;
+            .start([traffic.as_str(), "serve-echo", "[::]:7007"])?;
         server.line(1)?;
-        let mut held = lab.run("client").start([traffic.as_str(), "hold", "echo:7"])?;
-        held.line(1)?;
+        let open = |database: &str| -> Result<Running> {
+            let target = format!("{}:7", lab.host("echo", database)?);
+            let mut held = lab.run("client").start([traffic.as_str(), "hold", target.as_str()])?;
+            held.line(1)?;
+            Ok(held)
+        };
+        let mut all = [open("ahostsv4")?, open("ahostsv6")?];
         for (number, event) in ["before", "killed", "back"].into_iter().enumerate() {
             match event {
                 "killed" => lab.kill9()?,
                 "back" => lab.daemon()?,
                 _ => {}
             }
-            held.say(event)?;
-            let told: serde_json::Value = serde_json::from_str(&held.line(number + 2)?)?;
-            ensure!(told["ok"] == true, "{event}: {told}");
+            for (held, family) in all.iter_mut().zip(["IPv4", "IPv6"]) {
+                held.say(event)?;
+                let told: serde_json::Value = serde_json::from_str(&held.line(number + 2)?)?;
+                ensure!(told["ok"] == true, "{event}, {family}: {told}");
+            }
         }
         Ok(())
     });

@@ -1,5 +1,7 @@
 //! tc on a device: what becomes of flows that no socket's own hooks speak for when policies change and packets come again.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use vm_test::{Actor, Host, Output, Running, census, curl, hosts_test, need, others::Place, poll, resources};
 
@@ -47,13 +49,14 @@ fn gets_only() -> String {
     format!("{}{route}{target}", resources::DENY)
 }
 
-fn address(host: &Host) -> String {
-    format!("{}:8080", host.v4())
+/// Its server, over IPv4 and IPv6.
+fn webs(host: &Host) -> [SocketAddr; 2] {
+    host.addresses().map(|ip| SocketAddr::new(ip, 8080))
 }
 
-fn ready(peer: &mut Actor, host: &Host) -> Result<()> {
+fn ready(peer: &mut Actor, web: SocketAddr) -> Result<()> {
     poll::until("peer's GET to be answered", || {
-        let told = peer.step(&format!("open ready tcp {}", address(host)))?;
+        let told = peer.step(&format!("open ready tcp {web}"))?;
         ensure!(told["ok"] == true, "{told}");
         let told = peer.step("say ready GET")?;
         peer.step("close ready")?;
@@ -70,17 +73,18 @@ fn requests_on_a_connection_that_the_proxy_has_are_refused_and_not_left_hanging(
         let traffic = b.traffic()?;
         let web = b.run("web").port("80:8080");
         let _web = Actor::new(web.start([traffic.as_str(), "actor", "8080"])?)?;
-        b.apply(&gets_only())?;
-        ready(&mut peer, b)?;
-        ensure!(
-            peer.step(&format!("open held tcp {}", address(b)))?["ok"] == true,
-            "open"
-        );
-        ensure!(peer.step("say held POST")?["status"] == 403, "requests are seen");
-        ensure!(peer.step("say held GET")?["status"] == 200, "before");
-        b.apply(&gets_only().replace("name: peer, namespace", "name: nobody, namespace"))?;
-        let told = peer.step("say held GET")?;
-        ensure!(told["status"] == 403, "after: {told}");
+        for web in webs(b) {
+            b.apply(&gets_only())?;
+            ready(&mut peer, web)?;
+            ensure!(peer.step(&format!("open held tcp {web}"))?["ok"] == true, "open {web}");
+            let told = peer.step("say held POST")?;
+            ensure!(told["status"] == 403, "requests are seen, {web}: {told}");
+            let told = peer.step("say held GET")?;
+            ensure!(told["status"] == 200, "before, {web}: {told}");
+            b.apply(&gets_only().replace("name: peer, namespace", "name: nobody, namespace"))?;
+            let told = peer.step("say held GET")?;
+            ensure!(told["status"] == 403, "after, {web}: {told}");
+        }
         Ok(())
     });
 }
@@ -92,26 +96,31 @@ fn a_connection_that_the_proxy_would_have_to_have_now_is_cut() {
         let mut peer = peer(a, b)?;
         let _web = outside_web(b)?;
         b.apply(&any_request())?;
-        ready(&mut peer, b)?;
-        ensure!(
-            peer.step(&format!("open held tcp {}", address(b)))?["ok"] == true,
-            "open"
-        );
-        ensure!(peer.step("say held POST")?["status"] == 200, "before");
+        for web in webs(b) {
+            ready(&mut peer, web)?;
+            let told = peer.step(&format!("open {web} tcp {web}"))?;
+            ensure!(told["ok"] == true, "open {web}: {told}");
+            let told = peer.step(&format!("say {web} POST"))?;
+            ensure!(told["status"] == 200, "before, {web}: {told}");
+        }
         // The route stays where it is, allowing nobody.
         let nobody = any_request().replace("name: peer, namespace", "name: nobody, namespace");
         b.apply(&(nobody + gets_only().trim_start_matches(resources::DENY)))?;
-        peer.begin("say held POST")?;
-        b.flow("the cut", |flow| {
-            flow["verdict"] == "deny"
-                && flow["source"]["account"] == "peer"
-                && flow["reason"]
-                    .as_str()
-                    .is_some_and(|reason| reason.contains("denied now"))
-        })?;
-        let told = peer.end()?;
-        ensure!(told["ok"] == false, "after: {told}");
-        ready(&mut peer, b)
+        for web in webs(b) {
+            peer.begin(&format!("say {web} POST"))?;
+            b.flow("the cut", |flow| {
+                flow["verdict"] == "deny"
+                    && flow["source"]["account"] == "peer"
+                    && flow["destination"]["address"] == web.ip().to_string()
+                    && flow["reason"]
+                        .as_str()
+                        .is_some_and(|reason| reason.contains("denied now"))
+            })?;
+            let told = peer.end()?;
+            ensure!(told["ok"] == false, "after, {web}: {told}");
+            ready(&mut peer, web)?;
+        }
+        Ok(())
     });
 }
 
@@ -122,7 +131,6 @@ fn a_syn_that_comes_again_goes_to_the_proxy_again() {
         let mut peer = peer(a, b)?;
         let _web = outside_web(b)?;
         b.apply(&gets_only())?;
-        ready(&mut peer, b)?;
         let begun = || -> Result<usize> {
             let flows = b.flows()?;
             Ok(flows
@@ -132,25 +140,32 @@ fn a_syn_that_comes_again_goes_to_the_proxy_again() {
                 })
                 .count())
         };
-        let before = begun()?;
-        // No answer to its first SYN finds a way back.
-        let hole = |verb: &str| -> Result<()> {
-            let v4 = a.v4().to_string();
-            b.outside(["ip", "route", verb, "blackhole", &v4])?.ok().map(drop)
-        };
-        hole("add")?;
-        peer.begin(&format!("open held tcp {}", address(b)))?;
-        poll::until("its SYN to have come", || {
-            let now = begun()?;
-            ensure!(now > before, "{now} flows, {before} before");
-            Ok(())
-        })?;
-        hole("del")?;
-        ensure!(peer.end()?["ok"] == true, "its next SYN is answered");
-        ensure!(peer.step("say held POST")?["ok"] == true, "and its request");
-        b.flow("the request, seen by the proxy", |flow| {
-            flow["event"] == "request" && flow["l7"]["method"] == "POST"
-        })?;
+        for (from, web) in a.addresses().into_iter().zip(webs(b)) {
+            ready(&mut peer, web)?;
+            let before = begun()?;
+            // No answer to its first SYN finds a way back.
+            let hole = |verb: &str| -> Result<()> {
+                let from = from.to_string();
+                b.outside(["ip", "route", verb, "blackhole", &from])?.ok().map(drop)
+            };
+            hole("add")?;
+            peer.begin(&format!("open {web} tcp {web}"))?;
+            poll::until("its SYN to have come", || {
+                let now = begun()?;
+                ensure!(now > before, "{now} flows, {before} before");
+                Ok(())
+            })?;
+            hole("del")?;
+            let told = peer.end()?;
+            ensure!(told["ok"] == true, "its next SYN is answered, {web}: {told}");
+            let told = peer.step(&format!("say {web} POST"))?;
+            ensure!(told["ok"] == true, "and its request, {web}: {told}");
+            b.flow("the request, seen by the proxy", |flow| {
+                flow["event"] == "request"
+                    && flow["l7"]["method"] == "POST"
+                    && flow["destination"]["address"] == web.ip().to_string()
+            })?;
+        }
         Ok(())
     });
 }
@@ -162,20 +177,20 @@ fn without_a_daemon_what_it_would_have_to_look_at_gets_through_only_where_that_i
         let mut peer = peer(a, b)?;
         let _web = outside_web(b)?;
         b.apply(&(gets_only() + &resources::selecting_service("web", (80, 8080), "http")))?;
-        ready(&mut peer, b)?;
-        let url = format!("http://{}/", address(b));
-        let curl = || from_outside(a, &url);
-        b.kill9()?;
-        let told = curl()?;
-        ensure!(told.code == curl::TIMED_OUT, "nothing declared: {told:?}");
-
-        b.daemon_with(DEVICE)?;
+        let mut killed = |code: i32, what: &str| -> Result<()> {
+            for web in webs(b) {
+                ready(&mut peer, web)?;
+            }
+            b.kill9()?;
+            for web in webs(b) {
+                let told = from_outside(a, &format!("http://{web}/"))?;
+                ensure!(told.code == code, "{what}: {told:?}");
+            }
+            b.daemon_with(DEVICE)
+        };
+        killed(curl::TIMED_OUT, "nothing declared")?;
         b.apply(&resources::service_policy("web", &["failureMode: open"]))?;
-        ready(&mut peer, b)?;
-        b.kill9()?;
-        let told = curl()?;
-        ensure!(told.code == 0, "open: {told:?}");
-        b.daemon_with(DEVICE)
+        killed(0, "open")
     });
 }
 
@@ -186,23 +201,25 @@ fn a_connection_that_ended_leaves_no_flow_behind() {
         let mut peer = peer(a, b)?;
         let _web = outside_web(b)?;
         b.apply(&any_request())?;
-        ready(&mut peer, b)?;
+        ready(&mut peer, webs(b)[0])?;
         let traffic = b.traffic()?;
         let inside = b.run("inside").port("80:8081");
         let _inside = Actor::new(inside.start([traffic.as_str(), "actor", "8081"])?)?;
         let route = resources::tcp_route("inside-port", &[8081]);
         let allow = resources::allow("peer-inside", "peer", "inside", ("TCPRoute", "inside-port"));
         b.apply(&(route + &allow))?;
-        let target = format!("{}:8081", b.v4());
-        for number in 0..20 {
-            poll::until("a connection to a captured server", || {
-                let told = peer.step(&format!("open c{number} tcp {target}"))?;
-                ensure!(told["ok"] == true, "{told}");
-                let told = peer.step(&format!("say c{number} GET"))?;
-                peer.step(&format!("close c{number}"))?;
-                ensure!(told["status"] == 200, "{told}");
-                Ok(())
-            })?;
+        for ip in b.addresses() {
+            let target = SocketAddr::new(ip, 8081);
+            for number in 0..20 {
+                poll::until("a connection to a captured server", || {
+                    let told = peer.step(&format!("open c{number} tcp {target}"))?;
+                    ensure!(told["ok"] == true, "{told}");
+                    let told = peer.step(&format!("say c{number} GET"))?;
+                    peer.step(&format!("close c{number}"))?;
+                    ensure!(told["status"] == 200, "{told}");
+                    Ok(())
+                })?;
+            }
         }
         // Those to the server outside the mesh are tc's own, and stay until they are idle.
         poll::until("the flows to go", || {
@@ -257,11 +274,13 @@ fn judged_by_the_device(b: &Host) -> Result<Actor> {
 
 /// Nobody's connection to the server on host b does not come about.
 fn refused(a: &Host, b: &Host) -> Result<()> {
-    let answer = from_outside(a, &format!("http://{}/", address(b)))?;
-    ensure!(
-        [curl::TIMED_OUT, curl::COULD_NOT_CONNECT].contains(&answer.code),
-        "it should be refused: {answer:?}"
-    );
+    for web in webs(b) {
+        let answer = from_outside(a, &format!("http://{web}/"))?;
+        ensure!(
+            [curl::TIMED_OUT, curl::COULD_NOT_CONNECT].contains(&answer.code),
+            "it should be refused: {answer:?}"
+        );
+    }
     Ok(())
 }
 
@@ -294,7 +313,7 @@ fn a_program_that_somebody_puts_before_ours_is_told_by_doctor_and_is_behind_afte
         let _web = judged_by_the_device(b)?;
         refused(a, b)?;
         let other = b.other_program("eth0", Place::First)?;
-        let url = format!("http://{}/", address(b));
+        let url = format!("http://{}/", webs(b)[0]);
         // Packets enough while doctor looks.
         let _load = Running::start(a.command([
             "sh",
@@ -339,8 +358,10 @@ fn a_device_that_is_made_again_is_captured_again() {
         refused(a, b)?;
         b.apply(resources::ALLOW)?;
         hosts.plug_again(b)?;
-        let url = format!("http://{}/", address(b));
-        poll::until("the new device to carry", || from_outside(a, &url)?.ok())?;
+        for web in webs(b) {
+            let url = format!("http://{web}/");
+            poll::until("the new device to carry", || from_outside(a, &url)?.ok())?;
+        }
         b.apply(resources::DENY)?;
         poll::until("the new device to be captured", || refused(a, b))?;
         ensure!(b.log().matches("captured again").count() == 1, "one line says so");

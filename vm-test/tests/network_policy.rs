@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use vm_test::{Actor, Lab, Nginx, Running, curl, hosts_test, lab_test, poll, resources};
+use vm_test::{Actor, Host, Lab, Nginx, Running, curl, hosts_test, lab_test, poll, resources};
 
 const EPERM: i64 = 1;
 const ECONNABORTED: i64 = 103;
@@ -159,37 +159,51 @@ fn a_mesh_under_audit_reports_what_its_default_would_deny() {
     });
 }
 
+/// The hosts' addresses of both families, as peers of a NetworkPolicy.
+const SWITCH: &str = "{ipBlock: {cidr: 10.77.1.0/24}}, {ipBlock: {cidr: 'fd77::/64'}}";
+
+/// The same without those of one host.
+fn switch_without(host: &Host) -> String {
+    format!(
+        "{{ipBlock: {{cidr: 10.77.1.0/24, except: [{}/32]}}}}, {{ipBlock: {{cidr: 'fd77::/64', except: ['{}/128']}}}}",
+        host.v4(),
+        host.v6()
+    )
+}
+
 #[test]
 fn address_ranges_with_exceptions_tell_clients_outside_apart() {
     hosts_test("network-range", 3, |hosts| {
         let [a, b, c] = hosts.all();
         b.daemon_with(&["--inbound", "netns"])?;
         let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
-        let excepted = c.v4();
-        b.resource("network.yaml", &policy("web-in", "", &format!(
-            "{{podSelector: {{matchLabels: {{weft.mesh/service: web}}}}, ingress: [{{from: [{{ipBlock: {{cidr: 10.77.1.0/24, \
-             except: [{excepted}/32]}}}}]}}]}}"
-        )))?;
-        let url = format!("http://{}/", SocketAddr::new(b.v4().into(), 8080));
-        let ask = |host: &vm_test::Host| {
-            host.outside([
-                "curl",
-                "-s",
-                "--max-time",
-                "2",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code}",
-                &url,
-            ])
-        };
-        poll::until("the excepted address to be denied", || {
-            let answer = ask(c)?;
-            ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
-            Ok(())
-        })?;
-        ensure!(ask(a)?.ok()?.stdout == "200", "an address of the range");
+        let spec = format!(
+            "{{podSelector: {{matchLabels: {{weft.mesh/service: web}}}}, ingress: [{{from: [{}]}}]}}",
+            switch_without(c)
+        );
+        b.resource("network.yaml", &policy("web-in", "", &spec))?;
+        for ip in b.addresses() {
+            let url = format!("http://{}/", SocketAddr::new(ip, 8080));
+            let ask = |host: &Host| {
+                host.outside([
+                    "curl",
+                    "-s",
+                    "--max-time",
+                    "2",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    &url,
+                ])
+            };
+            poll::until("the excepted address to be denied", || {
+                let answer = ask(c)?;
+                ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
+                Ok(())
+            })?;
+            ensure!(ask(a)?.ok()?.stdout == "200", "an address of the range, {url}");
+        }
         Ok(())
     });
 }
@@ -205,10 +219,6 @@ fn a_range_that_is_new_judges_what_was_there_before_it() {
         let mut outside = Actor::new(Running::start(a.command([traffic.as_str(), "actor", "7007"]))?)?;
         let mut client = Actor::new(b.run("client").start([traffic.as_str(), "actor"])?)?;
         let _web = Actor::new(b.run("web").start([traffic.as_str(), "actor", "7008"])?)?;
-        let (out, back) = (
-            SocketAddr::new(a.v4().into(), 7007),
-            SocketAddr::new(b.v4().into(), 7008),
-        );
         let apply = |ranges: &str| -> Result<()> {
             let select = |service: &str| format!("podSelector: {{matchLabels: {{weft.mesh/service: {service}}}}}");
             let egress = format!(
@@ -221,33 +231,41 @@ fn a_range_that_is_new_judges_what_was_there_before_it() {
             );
             b.apply(&(policy("out", "", &egress) + &policy("in", "", &ingress)))
         };
-        for transport in ["tcp", "udp"] {
+        let flows = || {
+            let families = a.addresses().into_iter().zip(b.addresses());
+            families.flat_map(|(out, back)| {
+                let (out, back) = (SocketAddr::new(out, 7007), SocketAddr::new(back, 7008));
+                [("tcp", out, back), ("udp", out, back)]
+            })
+        };
+        for (transport, out, back) in flows() {
             for (actor, target) in [(&mut client, out), (&mut outside, back)] {
-                let told = actor.step(&format!("open {transport} {transport} {target}"))?;
+                let told = actor.step(&format!("open {transport}-{out} {transport} {target}"))?;
                 ensure!(told["ok"] == true, "{target}: {told}");
-                let told = actor.step(&format!("say {transport} GET"))?;
+                let told = actor.step(&format!("say {transport}-{out} GET"))?;
                 ensure!(told["ok"] == true, "{target}: {told}");
             }
         }
-        apply("{ipBlock: {cidr: 10.77.1.0/24}}")?;
-        for transport in ["tcp", "udp"] {
+        apply(SWITCH)?;
+        for (transport, out, back) in flows() {
             for (actor, target) in [(&mut client, out), (&mut outside, back)] {
-                let told = actor.step(&format!("say {transport} GET"))?;
+                let told = actor.step(&format!("say {transport}-{out} GET"))?;
                 ensure!(told["ok"] == true, "in the range, {transport} to {target}: {told}");
             }
         }
-        apply(&format!("{{ipBlock: {{cidr: 10.77.1.0/24, except: [{}/32]}}}}", a.v4()))?;
-        for (transport, errno) in [("tcp", ECONNABORTED), ("udp", EPERM)] {
-            let told = client.step(&format!("say {transport} GET"))?;
-            ensure!(told["errno"] == errno, "excepted, {transport}: {told}");
+        apply(&switch_without(a))?;
+        for (transport, out, _) in flows() {
+            let say = format!("say {transport}-{out} GET");
+            let told = client.step(&say)?;
+            let errno = if transport == "tcp" { ECONNABORTED } else { EPERM };
+            ensure!(told["errno"] == errno, "excepted, {transport} to {out}: {told}");
+            let told = outside.step(&say)?;
+            let refused = match transport {
+                "tcp" => told["errno"] == ECONNRESET || told["closed"] == true,
+                _ => told["errno"] == ECONNREFUSED,
+            };
+            ensure!(refused, "excepted, {transport} beside {out}: {told}");
         }
-        let told = outside.step("say tcp GET")?;
-        ensure!(
-            told["errno"] == ECONNRESET || told["closed"] == true,
-            "excepted: {told}"
-        );
-        let told = outside.step("say udp GET")?;
-        ensure!(told["errno"] == ECONNREFUSED, "excepted: {told}");
         Ok(())
     });
 }
