@@ -116,15 +116,15 @@ pub fn run(args: &Args) -> Result<()> {
     let mut all = Vec::new();
     let mut wrong = Vec::new();
     for (number, kernel) in kernels.iter().enumerate() {
-        let tests = tests_of(args, number == 0, &tests);
-        let what = if tests.is_empty() {
+        let chosen = tests_of(args, number == 0, &tests);
+        let what = if chosen.is_empty() {
             "programs"
         } else {
             "programs and real traffic"
         };
         let plan = Plan {
             weft: weft.clone(),
-            tests,
+            tests: chosen,
             filter: args.filter.clone(),
             environment: vec![
                 ("WEFT_TEST_BYTES".to_owned(), BYTES.to_string()),
@@ -132,7 +132,8 @@ pub fn run(args: &Args) -> Result<()> {
             ],
         };
         // One kernel's trouble does not hide the other's.
-        let found = steps.step(&format!("Linux {}: {what}", kernel.name), || boot(kernel, &plan))?;
+        let mut found = steps.step(&format!("Linux {}: {what}", kernel.name), || boot(kernel, &plan))?;
+        found.binaries = tests.len();
         wrong.extend(
             found
                 .problems(BUDGETS)

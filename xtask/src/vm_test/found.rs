@@ -15,6 +15,9 @@ pub struct Found {
     /// The distribution's version where `uname -v` has one, else `uname -r`.
     pub version: String,
     pub report: Report,
+    /// Test binaries there are, and how many of them were begun.
+    pub binaries: usize,
+    pub begun: usize,
     /// Binary, test, outcome.
     pub tests: Vec<(String, String, Outcome)>,
     /// What the torture suite told.
@@ -55,6 +58,7 @@ impl Found {
             }
             Event::Binary { target } => {
                 self.words.clear();
+                self.begun += 1;
                 self.broken.push((target, 0));
             }
             Event::Test { name, outcome } => {
@@ -234,6 +238,7 @@ mod tests {
         found.take(Event::Binary {
             target: "cut".to_owned(),
         });
+        assert_eq!(found.begun, 3);
         assert_eq!(
             found.problems(&[]),
             ["test binary killed ended with -1", "test binary cut ended with 0"]
