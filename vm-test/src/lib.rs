@@ -40,6 +40,7 @@ mod pods;
 pub mod poll;
 pub mod process;
 pub mod resources;
+pub mod runs;
 pub mod soak;
 pub mod torture;
 mod workload;

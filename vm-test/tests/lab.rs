@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use vm_test::{Lab, Nginx, census, lab_test, need, process};
+use vm_test::{Lab, Nginx, census, lab_test, need, process, runs::Counting};
 
 #[test]
 fn a_lab_has_a_loopback_of_its_own_and_sees_the_cgroup_file_system() {
@@ -31,6 +31,26 @@ fn the_entries_of_a_daemons_maps_are_counted() {
             count(map)?;
         }
         ensure!(count("nothing").is_err(), "a map that is not there");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_runs_of_a_daemons_program_are_counted() {
+    lab_test("runs", |lab| {
+        lab.daemon()?;
+        let counting = Counting::new()?;
+        let runs = || counting.runs(&lab.bpffs(), "connect4");
+        let before = runs()?;
+        // Nobody listens there.
+        let words = [lab.traffic()?, "connect".into(), "127.0.0.1:9".into()];
+        lab.run("client").output(words)?.exits(1)?;
+        let ran = runs()?.since(before);
+        ensure!(ran.count == 1, "{ran:?}");
+        ensure!(
+            counting.runs(&lab.bpffs(), "nothing").is_err(),
+            "a pin that is not there"
+        );
         Ok(())
     });
 }

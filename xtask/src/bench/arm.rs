@@ -16,7 +16,7 @@ use super::cpu;
 const SLACK: Duration = Duration::from_secs(20);
 
 /// Share of the processors' time that a host may take from a load before its figures are worth nothing.
-const STOLEN: f64 = 0.03;
+pub const STOLEN: f64 = 0.03;
 
 /// How often a load is put on before its figures are taken as they are.
 const TRIES: usize = 3;

@@ -1,57 +1,115 @@
 //! What a connect costs in a small mesh and in a large one: the tables are hashes, so it should be the same.
 //!
 //! Two labs at once, each with a daemon, a server and a client that connects to it by its virtual IP; one has ten policy
-//! entries and the server's service, the other 100,000 entries and 10,000 services beside it. Rounds alternate. A connect
-//! is reset at once (SO_LINGER 0), so that no port runs out. Beside the wall time of connect(), the kernel's own count of
-//! nanoseconds a run of `weft_connect4` (BPF_ENABLE_STATS, on during the rounds of that row only).
+//! entries and the server's service, the other 100,000 entries and 10,000 services beside it. They take turns. A connect
+//! is reset at once (SO_LINGER 0), so that no port runs out. Clients are started once and connect when they are told to:
+//! what is counted from there until they are done are their own connects, by the clock around connect() and by the kernel's
+//! nanoseconds a run of `weft_connect4` (BPF_ENABLE_STATS, on meanwhile).
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Running, poll, process::BOUND, resources};
+use vm_test::{Lab, Running, poll, resources, runs::Counting};
 
-use super::rounds::{Goal, Row};
+use super::{
+    arm::STOLEN,
+    cpu,
+    rounds::{self, Goal, Rounds, Row, Scenario},
+};
 
-/// Sources times ports of the one TrafficTarget that makes the entries.
+/// Sources times ports of the one TrafficTarget that makes the entries, and services beside the server's.
 const SMALL: (usize, u16, usize) = (2, 5, 0);
 const LARGE: (usize, u16, usize) = (100, 1000, 10_000);
 const SERVICES_A_FILE: usize = 1000;
 const SERVER_PORT: u16 = 7007;
 /// What the project aims for.
 const GOAL: f64 = 1.2;
+/// Connects of a client in a round.
+const CONNECTS: u64 = 20_000;
+const QUICK_CONNECTS: u64 = 2_000;
+/// Name of `weft_connect4`'s pin.
+const PROGRAM: &str = "connect4";
+/// Runs of the program that were none of the client's may be this part of them: less than shows.
+const OTHERS: u64 = 100;
 
+struct PolicyScale {
+    connects: u64,
+    large: Mesh,
+    small: Mesh,
+}
+
+/// A mesh, and what a connect in it took, a value a round.
 struct Mesh {
-    lab: Lab,
+    client: Running,
+    /// Lines that it said.
+    told: usize,
     _server: Running,
-    target: String,
+    lab: Lab,
+    wall: Vec<f64>,
+    program: Vec<f64>,
 }
 
 pub fn run(quick: bool) -> Result<Vec<Row>> {
-    let (rounds, connects) = if quick { (3, 2_000) } else { (15, 20_000) };
-    let small = Mesh::start("10", SMALL)?;
-    let large = Mesh::start("100000", LARGE)?;
-    let (mut wall, mut program) = (<[Vec<f64>; 2]>::default(), <[Vec<f64>; 2]>::default());
-    for _ in 0..rounds {
-        wall[0].push(large.connect(connects)?);
-        wall[1].push(small.connect(connects)?);
+    let rounds = if quick {
+        Rounds::new(quick)
+    } else {
+        Rounds {
+            least: 15,
+            most: 21,
+            drops: 3,
+        }
+    };
+    let connects = if quick { QUICK_CONNECTS } else { CONNECTS };
+    let mut both = PolicyScale {
+        connects,
+        small: Mesh::start("10", SMALL, connects)?,
+        large: Mesh::start("100000", LARGE, connects)?,
+    };
+    println!("{connects} connects an arm and round; the peer is the small mesh");
+    rounds::run(&mut both, rounds, |line| println!("{line}"))
+}
+
+// === impl PolicyScale ===
+
+impl Scenario for PolicyScale {
+    fn round(&mut self, number: usize) -> Result<f64> {
+        let (before, began) = (cpu::of_machine()?, Instant::now());
+        let mut order = [&mut self.large, &mut self.small];
+        if number % 2 == 1 {
+            order.reverse();
+        }
+        for mesh in order {
+            mesh.measure(self.connects)?;
+        }
+        let stolen = cpu::of_machine()?.stolen.saturating_sub(before.stolen).as_secs_f64();
+        let all = began.elapsed().as_secs_f64() * cpu::count()? as f64;
+        Ok(if stolen > STOLEN * all { stolen } else { 0.0 })
     }
-    for _ in 0..rounds {
-        program[0].push(large.program(connects)?);
-        program[1].push(small.program(connects)?);
+
+    fn drop_last(&mut self) {
+        for mesh in [&mut self.large, &mut self.small] {
+            mesh.wall.pop();
+            mesh.program.pop();
+        }
     }
-    println!("{rounds} rounds of {connects} connects an arm; the peer is the small mesh");
-    let [large, small] = program;
-    let program = Row::ratio("weft_connect4, a run", "ns", large, small, Goal::AtMost(GOAL));
-    let [large, small] = wall;
-    let wall = Row::ratio("connect(), wall", "ns", large, small, Goal::Told);
-    Ok(vec![program, wall])
+
+    fn rows(&self) -> Vec<Row> {
+        let row = |what: &str, of: fn(&Mesh) -> &[f64]| {
+            let (large, small) = (of(&self.large).to_vec(), of(&self.small).to_vec());
+            Row::ratio(what, "ns", large, small, Goal::AtMost(GOAL))
+        };
+        vec![
+            row("connect(), wall", |mesh| &mesh.wall),
+            row("weft_connect4, a run", |mesh| &mesh.program),
+        ]
+    }
 }
 
 // === impl Mesh ===
 
 impl Mesh {
-    fn start(name: &str, (sources, ports, services): (usize, u16, usize)) -> Result<Self> {
+    fn start(name: &str, (sources, ports, services): (usize, u16, usize), connects: u64) -> Result<Self> {
         let began = Instant::now();
         let lab = Lab::new(&format!("policy-{name}"))?;
         lab.daemon()?;
@@ -90,41 +148,37 @@ impl Mesh {
             sources * usize::from(ports),
             began.elapsed().as_secs_f64()
         );
+        let mut client =
+            lab.run("friend-0")
+                .start([traffic.as_str(), "connect-many", &target, &connects.to_string()])?;
+        client.line(1)?;
         Ok(Self {
-            lab,
+            client,
+            told: 1,
             _server: server,
-            target,
+            lab,
+            wall: Vec::new(),
+            program: Vec::new(),
         })
     }
 
-    fn client(&self, connects: u32) -> Result<Running> {
-        let words = [
-            self.lab.traffic()?,
-            "connect-many".into(),
-            self.target.clone(),
-            connects.to_string(),
-        ];
-        self.lab.run("friend-0").start(words)
-    }
-
-    /// Nanoseconds a connect().
-    fn connect(&self, connects: u32) -> Result<f64> {
-        let told = self.client(connects)?.finish(BOUND)?.ok()?.json()?;
+    /// Has the client connect, which is all that it does in between.
+    fn measure(&mut self, connects: u64) -> Result<()> {
+        let (counting, bpffs) = (Counting::new()?, self.lab.bpffs());
+        let before = counting.runs(&bpffs, PROGRAM)?;
+        self.client.say("")?;
+        self.told += 1;
+        let told: Value = serde_json::from_str(&self.client.line(self.told)?).context("what the client told")?;
+        let ran = counting.runs(&bpffs, PROGRAM)?.since(before);
         ensure!(told["failed"] == 0, "{told}");
-        told["ns"].as_f64().context("nanoseconds")
-    }
-
-    /// Nanoseconds a run of the program while the client connects: the doctor counts all runs during its canary's.
-    fn program(&self, connects: u32) -> Result<f64> {
-        let client = self.client(connects)?;
-        let doctor: Value = self.lab.weft(["doctor", "-o", "json"])?.ok()?.json()?;
-        client.finish(BOUND)?.ok()?;
-        let hooks = doctor["hooks"].as_array().context("hooks")?;
-        let hook = hooks
-            .iter()
-            .find(|hook| hook["name"] == "weft_connect4")
-            .context("weft_connect4")?;
-        hook["ns_per_run"].as_f64().context("it ran")
+        ensure!(
+            (connects..=connects + connects / OTHERS).contains(&ran.count),
+            "weft_connect4 ran {} times at {connects} connects",
+            ran.count
+        );
+        self.wall.push(told["ns"].as_f64().context("nanoseconds")?);
+        self.program.push(ran.time.as_nanos() as f64 / ran.count as f64);
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@
 //! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
 //! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket),
 //! `udp-echoes connected|unconnected TARGET PORT COUNT BYTES` (from this port, so many datagrams of so many bytes),
-//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`: one a line of its input) and exit with 0 if
+//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`, `connect-many`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
 //! `torture` have words of their own; `actor PORT...` does what its input says.
 
