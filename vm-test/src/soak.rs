@@ -34,6 +34,8 @@ pub enum Kind {
     Bulk,
     /// A question and its answer on a connected UDP socket.
     Udp,
+    /// The same on one that is not connected: `sendto`, and the answer must come from whom was asked.
+    Unconnected,
     /// A request on a connection that is kept.
     Http,
 }

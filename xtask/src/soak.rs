@@ -33,8 +33,8 @@ use crate::{
 /// Mixed traffic between three hosts while policies change every second and a daemon is killed and upgraded; everything is
 /// checked. Needs root.
 ///
-/// Short and kept TCP connections, bulk both ways, UDP and HTTP, past the proxy and through it, on one host and between two,
-/// IPv4 and IPv6. Wrong are: a byte, a verdict that fits no policy that may have been in force, a kept connection that outlives
+/// Short and kept TCP connections, bulk both ways, UDP and HTTP, past the proxy and through it, short-circuited or not, on one
+/// host and between two, IPv4 and IPv6. Wrong are: a byte, a verdict that fits no policy that may have been in force, a kept connection that outlives
 /// its denial, and a map, descriptors or memory that grow. Exit 0 only if nothing is. Runs in network namespaces and cgroups of
 /// its own and removes everything, also after Ctrl-C.
 #[derive(clap::Args)]
@@ -140,13 +140,18 @@ fn soak(hosts: &Hosts, args: &Args, seed: u64) -> Result<bool> {
     let silent = silent.concat();
     let forgotten = gauges::await_forgotten(&[a, b]);
     let held = report::tables(&lock(&judge), &done, &gauges);
+    // Connections that are kept are open whenever somebody looks.
+    let short_circuited = gauges[0].newest("rx") > 0;
+    if !short_circuited {
+        println!("  ✗ nothing is short-circuited on host a");
+    }
     for stream in &silent {
         println!("  ✗ never tried: {stream}");
     }
     if let Err(error) = &forgotten {
         println!("  ✗ {error:#}");
     }
-    Ok(held && silent.is_empty() && forgotten.is_ok())
+    Ok(held && short_circuited && silent.is_empty() && forgotten.is_ok())
 }
 
 /// Rows and samples until time is up.

@@ -5,7 +5,7 @@
 //! - `c`: no daemon; its programs are known to `b` by their address, and told apart by the port they ask for.
 //!
 //! `echo` is reached directly, `tunnel` through the proxy as opaque bytes, `web` through it as HTTP; `far` and `far-tunnel` are
-//! `b`'s, as `a` knows them.
+//! `b`'s, as `a` knows them. `fast` and `fast-tunnel` are `a`'s alone, and short-circuited: both ways, and to the proxy.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -25,13 +25,27 @@ pub struct Servers {
 
 /// Flags of each daemon, in the order of the hosts.
 pub const FLAGS: [&[&str]; 2] = [
-    &["--device", "eth0", "--drain", "5", "--access-log", "off"],
+    &[
+        "--device",
+        "eth0",
+        "--drain",
+        "5",
+        "--access-log",
+        "off",
+        // Whatever its self-test says of this kernel: programs of a soak ask for nothing that it warns of.
+        "--short-circuit",
+        "force",
+    ],
     &["--inbound", "netns", "--drain", "5", "--access-log", "off"],
 ];
 
 /// Where echo servers listen: on connections past the proxy, and behind it.
 const ECHO: u16 = 7007;
 const TUNNEL: u16 = 7107;
+const FAST: u16 = 7207;
+const FAST_TUNNEL: u16 = 7307;
+/// Services whose bytes go past TCP.
+const PAST_TCP: [&str; 2] = ["fast", "fast-tunnel"];
 /// On `b`, for the programs of `c`: nobody may, and sometimes.
 const NEVER: u16 = 7008;
 const SOMETIMES: u16 = 7009;
@@ -43,6 +57,7 @@ const WEB: u16 = 8080;
 /// Something does not start.
 pub fn start(hosts: &Hosts) -> Result<Servers> {
     let [a, b, c] = hosts.all();
+    a.resource("fast.yaml", &fast())?;
     for (host, flags) in [a, b].into_iter().zip(FLAGS) {
         host.resource("access.yaml", &access())?;
         host.resource(
@@ -61,6 +76,8 @@ pub fn start(hosts: &Hosts) -> Result<Servers> {
         _echo: vec![
             echo(a, "echo", &[ECHO])?,
             echo(a, "tunnel", &[TUNNEL])?,
+            echo(a, "fast", &[FAST])?,
+            echo(a, "fast-tunnel", &[FAST_TUNNEL])?,
             echo(b, "echo", &[ECHO, NEVER, SOMETIMES])?,
             echo(b, "tunnel", &[TUNNEL])?,
         ],
@@ -86,7 +103,7 @@ fn echo(lab: &Lab, name: &str, ports: &[u16]) -> Result<Running> {
 fn access() -> String {
     let rules = [
         resources::DENY.to_owned(),
-        resources::tcp_route("tcp", &[ECHO, TUNNEL]),
+        resources::tcp_route("tcp", &[ECHO, TUNNEL, FAST, FAST_TUNNEL]),
         resources::tcp_route("udp", &[ECHO]).replace("TCPRoute", "UDPRoute"),
         resources::tcp_route("tcp-sometimes", &[SOMETIMES]),
         resources::tcp_route("udp-sometimes", &[SOMETIMES]).replace("TCPRoute", "UDPRoute"),
@@ -102,6 +119,8 @@ fn may(name: &str, source: &str) -> String {
         ("echo", "TCPRoute", "tcp"),
         ("echo", "UDPRoute", "udp"),
         ("tunnel", "TCPRoute", "tcp"),
+        ("fast", "TCPRoute", "tcp"),
+        ("fast-tunnel", "TCPRoute", "tcp"),
         ("far", "TCPRoute", "tcp"),
         ("far", "UDPRoute", "udp"),
         ("web", "HTTPRouteGroup", "get"),
@@ -121,6 +140,18 @@ pub fn flapper(host: usize, allowed: bool) -> String {
     }
     let plain = |kind, route| resources::allow(&format!("plain-{route}"), who("plain"), "echo", (kind, route));
     own + &plain("TCPRoute", "tcp-sometimes") + &plain("UDPRoute", "udp-sometimes")
+}
+
+/// What is short-circuited on `a`.
+fn fast() -> String {
+    let [full, proxy] = PAST_TCP;
+    [
+        resources::service_policy(full, &["acceleration: full"]),
+        service(proxy, &[("tcp", FAST_TUNNEL)], None),
+        through_proxy(proxy),
+        resources::service_policy(proxy, &["acceleration: proxy"]),
+    ]
+    .concat()
 }
 
 /// `b`'s servers, as `a` knows them.
@@ -221,12 +252,15 @@ fn meshed(host: &Host, index: usize, account: Account) -> Result<Vec<Stream>> {
         &[]
     };
     let all = |kinds: &[Kind]| [kinds, bulk].concat();
-    add("echo", 7, Path::Direct, &all(&[Kind::Held, Kind::Short, Kind::Udp]))?;
+    let echo = [Kind::Held, Kind::Short, Kind::Udp, Kind::Unconnected];
+    add("echo", 7, Path::Direct, &all(&echo))?;
     add("tunnel", 7, Path::Proxied, &all(&[Kind::Held, Kind::Short]))?;
     add("web", 80, Path::Proxied, &[Kind::Http])?;
     if index == 0 {
         add("far", 7, Path::Direct, &all(&[Kind::Held, Kind::Short, Kind::Udp]))?;
         add("far-tunnel", 7, Path::Proxied, &[Kind::Held])?;
+        add("fast", 7, Path::Direct, &all(&[Kind::Held, Kind::Short]))?;
+        add("fast-tunnel", 7, Path::Proxied, &all(&[Kind::Held]))?;
     }
     Ok(streams)
 }
@@ -260,17 +294,18 @@ const PATIENT_MS: u64 = 10_000;
 const SILENT_MS: u64 = 300;
 
 fn stream(host: usize, account: Account, service: &str, path: Path, kind: Kind, target: SocketAddr) -> Stream {
-    // Two cores carry all of it and the daemons: some 3,000 rounds a second in all.
+    // Two cores carry all of it and the daemons: some 3,500 rounds a second in all.
     let every_ms = match (kind, account) {
         (Kind::Bulk, _) => 2_000,
         (_, Account::Stranger) => 200,
         (Kind::Short, _) => 100,
         (Kind::Udp, Account::Flapper) => 10,
+        (Kind::Unconnected, _) => 50,
         (_, _) => 25,
     };
     let bytes = match kind {
         Kind::Bulk => 256 * 1024,
-        Kind::Udp => 1_200,
+        Kind::Udp | Kind::Unconnected => 1_200,
         _ => 4_096,
     };
     let flow = Flow {
@@ -286,6 +321,7 @@ fn stream(host: usize, account: Account, service: &str, path: Path, kind: Kind, 
         account,
         service: service.to_owned(),
         path,
+        past_tcp: PAST_TCP.contains(&service),
         outside: false,
         flow,
     }
@@ -319,7 +355,7 @@ pub fn await_served(hosts: &Hosts, clients: &[Client]) -> Result<()> {
             let target = stream.flow.target.to_string();
             let words = match stream.flow.kind {
                 Kind::Held => vec![host.traffic()?, "half-close".into(), target, "100".into()],
-                Kind::Udp => vec![host.traffic()?, "udp-echo".into(), target],
+                Kind::Udp | Kind::Unconnected => vec![host.traffic()?, "udp-echo".into(), target],
                 Kind::Http => {
                     let service = host.run(stream.account.name());
                     poll::until(&format!("{stream} to be served"), || {

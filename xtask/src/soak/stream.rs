@@ -35,6 +35,8 @@ pub struct Stream {
     pub account: Account,
     pub service: String,
     pub path: Path,
+    /// Its service is short-circuited, as far as `path` allows: both ways, or to the proxy.
+    pub past_tcp: bool,
     /// Of a program outside the mesh: denied, it hears nothing.
     pub outside: bool,
     pub flow: Flow,
@@ -55,12 +57,15 @@ impl Account {
 // === impl Stream ===
 
 impl Stream {
-    /// What is told apart in tables: the path of its bytes.
+    /// What is told apart in tables: the path of its bytes. `full`, `proxy`: short-circuited.
     pub fn way(&self) -> &'static str {
         match (self.path, self.flow.kind) {
             (Path::Direct, Kind::Udp) => "UDP",
+            (Path::Direct, Kind::Unconnected) => "UDP sendto",
+            (Path::Direct, _) if self.past_tcp => "full",
             (Path::Direct, _) => "TCP direct",
             (Path::Proxied, Kind::Http) => "HTTP",
+            (Path::Proxied, _) if self.past_tcp => "proxy",
             (Path::Proxied, _) => "TCP proxied",
         }
     }

@@ -19,6 +19,7 @@ fn stream(account: Account, path: Path, kind: Kind) -> Stream {
         account,
         service: "echo".into(),
         path,
+        past_tcp: false,
         outside: false,
         flow,
     }

@@ -81,7 +81,8 @@ impl Stream<'_> {
                 stream.bulk(connection)
             }),
             Kind::Held => self.sessions::<tcp::Echo>(),
-            Kind::Udp => self.sessions::<udp::Echo>(),
+            Kind::Udp => self.sessions::<udp::Echo<true>>(),
+            Kind::Unconnected => self.sessions::<udp::Echo<false>>(),
             Kind::Http => self.sessions::<http::Client>(),
         }
     }
@@ -138,12 +139,15 @@ impl Stream<'_> {
 
     fn short(&mut self, connection: TcpStream) -> Round {
         let size = self.size();
-        tcp::Conversation::new(connection).round(size)
+        tcp::Conversation::new(connection, self.patience()).round(size)
     }
 
     /// Both directions at once; the end of ours comes back as the end of theirs.
     fn bulk(&mut self, mut connection: TcpStream) -> Round {
-        let size = self.random.between(self.flow.bytes / 2, self.flow.bytes);
+        let (size, patience) = (
+            self.random.between(self.flow.bytes / 2, self.flow.bytes),
+            self.patience(),
+        );
         let mut writer = connection.try_clone().map_err(failure)?;
         thread::scope(|scope| {
             let sent = scope.spawn(move || -> io::Result<()> {
@@ -159,7 +163,7 @@ impl Stream<'_> {
                 writer.shutdown(Shutdown::Write)
             });
             let mut checker = Checker::default();
-            let received = tcp::read_to_end(&mut connection, &mut checker);
+            let received = tcp::read_to_end(&mut connection, patience, &mut checker);
             if received.is_err() {
                 // Ends a writer that waits for room.
                 let _ = connection.shutdown(Shutdown::Both);

@@ -19,16 +19,14 @@ pub const CHUNK: usize = 16 * 1024;
 /// A connection to an echo server, from its first byte on.
 pub struct Conversation {
     stream: TcpStream,
+    patience: Duration,
     sent: Pattern,
     received: Checker,
     buffer: Vec<u8>,
 }
 
 /// A connection that is kept.
-pub struct Echo {
-    conversation: Conversation,
-    patience: Duration,
-}
+pub struct Echo(Conversation);
 
 /// Shortest wait that a socket knows: zero would be for ever.
 const SHORTEST: Duration = Duration::from_micros(1);
@@ -36,9 +34,11 @@ const SHORTEST: Duration = Duration::from_micros(1);
 // === impl Conversation ===
 
 impl Conversation {
-    pub fn new(stream: TcpStream) -> Self {
+    /// `patience`: the read timeout that `stream` has.
+    pub fn new(stream: TcpStream, patience: Duration) -> Self {
         Self {
             stream,
+            patience,
             sent: Pattern::default(),
             received: Checker::default(),
             buffer: Vec::new(),
@@ -52,11 +52,9 @@ impl Conversation {
         self.sent.fill(&mut self.buffer);
         self.stream.write_all(&self.buffer).map_err(failure)?;
         while self.received.bytes() < until {
-            match self.stream.read(&mut self.buffer) {
-                Ok(0) => return Err(Outcome::Closed),
-                Ok(read) => self.received.take(&self.buffer[..read]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(failure(error)),
+            match receive(&mut self.stream, self.patience, &mut self.buffer)? {
+                0 => return Err(Outcome::Closed),
+                read => self.received.take(&self.buffer[..read]),
             }
         }
         match self.received.first_wrong() {
@@ -90,34 +88,41 @@ impl Kept for Echo {
     const CONNECTS: bool = true;
 
     fn open(stream: &mut Stream<'_>) -> Result<Self, Outcome> {
-        let conversation = Conversation::new(stream.dial()?);
-        Ok(Self {
-            conversation,
-            patience: stream.patience(),
-        })
+        Ok(Self(Conversation::new(stream.dial()?, stream.patience())))
     }
 
     fn round(&mut self, stream: &mut Stream<'_>) -> Round {
         let size = stream.size();
-        self.conversation.round(size)
+        self.0.round(size)
     }
 
     fn idle(&mut self, pause: Duration) -> Result<(), Outcome> {
-        self.conversation.quiet(pause)?;
-        let whole = self.conversation.stream.set_read_timeout(Some(self.patience));
+        self.0.quiet(pause)?;
+        let whole = self.0.stream.set_read_timeout(Some(self.0.patience));
         whole.map_err(failure)
     }
 }
 
 /// All that comes until the other side is done.
-pub fn read_to_end(stream: &mut TcpStream, checker: &mut Checker) -> Result<(), Outcome> {
+pub fn read_to_end(stream: &mut TcpStream, patience: Duration, checker: &mut Checker) -> Result<(), Outcome> {
     let mut buffer = vec![0; CHUNK];
     loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(read) => checker.take(&buffer[..read]),
+        match receive(stream, patience, &mut buffer)? {
+            0 => return Ok(()),
+            read => checker.take(&buffer[..read]),
+        }
+    }
+}
+
+/// The next bytes. A blocking read of a socket in a sockmap says EAGAIN at any wake-up without data (`clients::Patient`): that is
+/// silence only where `patience`, its timeout, is over.
+fn receive(stream: &mut TcpStream, patience: Duration, buffer: &mut [u8]) -> Result<usize, Outcome> {
+    let start = Instant::now();
+    loop {
+        match stream.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failure(error)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && start.elapsed() < patience => {}
+            result => return result.map_err(failure),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Questions and answers on a connected UDP socket.
+//! Questions and answers on a UDP socket, connected or not.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -10,7 +10,7 @@ use vm_test::{pattern::Pattern, soak::Outcome};
 
 use super::{Round, Stream, failure, session::Kept};
 
-pub struct Echo {
+pub struct Echo<const CONNECTED: bool> {
     socket: UdpSocket,
     /// Of this socket, so that no two datagrams of it are alike.
     sent: Pattern,
@@ -18,7 +18,7 @@ pub struct Echo {
 
 // === impl Echo ===
 
-impl Kept for Echo {
+impl<const CONNECTED: bool> Kept for Echo<CONNECTED> {
     const CONNECTS: bool = false;
 
     fn open(stream: &mut Stream<'_>) -> Result<Self, Outcome> {
@@ -28,7 +28,9 @@ impl Kept for Echo {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = UdpSocket::bind(any).map_err(failure)?;
-        socket.connect(target).map_err(failure)?;
+        if CONNECTED {
+            socket.connect(target).map_err(failure)?;
+        }
         socket.set_read_timeout(Some(stream.patience())).map_err(failure)?;
         Ok(Self {
             socket,
@@ -40,9 +42,19 @@ impl Kept for Echo {
         let size = stream.size();
         let mut question = vec![0; usize::try_from(size).unwrap_or(1)];
         self.sent.fill(&mut question);
-        self.socket.send(&question).map_err(failure)?;
         let mut answer = vec![0; question.len() + 1];
-        let read = self.socket.recv(&mut answer).map_err(failure)?;
+        let read = if CONNECTED {
+            self.socket.send(&question).map_err(failure)?;
+            self.socket.recv(&mut answer).map_err(failure)?
+        } else {
+            let target = stream.flow.target;
+            self.socket.send_to(&question, target).map_err(failure)?;
+            let (read, from) = self.socket.recv_from(&mut answer).map_err(failure)?;
+            if (from.ip(), from.port()) != (target.ip(), target.port()) {
+                return Err(Outcome::Wrong(0));
+            }
+            read
+        };
         if answer[..read] == question {
             return Ok(size);
         }
