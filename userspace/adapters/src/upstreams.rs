@@ -23,8 +23,8 @@ pub trait Upstreams: Send + Sync {
     fn knows(&self, upstream: &str) -> bool;
 
     /// Calls `upstream`. The request's URI has scheme, authority and path as the filter wrote them; the authority need not
-    /// be the upstream's name. Called and polled on a worker's thread, inside its `LocalSet`; dropping the future, or the
-    /// body, cancels the call. No time limit: the caller drops what takes too long.
+    /// be the upstream's name. Called and polled on a worker's thread, inside its `LocalRuntime`; dropping the future, or
+    /// the body, cancels the call. No time limit: the caller drops what takes too long.
     fn call(&self, upstream: &str, request: Request<CallBody>, protocol: CallProtocol) -> Calling;
 }
 

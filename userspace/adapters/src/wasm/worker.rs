@@ -59,8 +59,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Puts an instance to work. What it wants beside streams (ticks, queues, answers to calls) needs tokio's
-    /// current-thread runtime with a `LocalSet`, in which a worker of the proxy runs; outside a runtime nothing of that
-    /// comes.
+    /// `LocalRuntime`, in which a worker of the proxy runs; outside a runtime nothing of that comes.
     pub fn new(plugin: Arc<Inner>, vm: Vm) -> Rc<Self> {
         let worker = Rc::new(Self::of(plugin, vm));
         if has_tasks() {
@@ -282,7 +281,7 @@ impl Drop for Worker {
     }
 }
 
-/// Whether local tasks can be had here.
+/// Whether local tasks can be had here. Whatever runs filters on one thread is a `LocalRuntime`.
 fn has_tasks() -> bool {
     Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)
 }

@@ -2,17 +2,18 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc::sync_channel},
     thread,
     time::Duration,
 };
 
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot},
-    task::{JoinHandle, LocalSet},
+    task::JoinHandle,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -211,36 +212,54 @@ fn by_worker(listeners: Vec<NetnsListeners>) -> Vec<Vec<TcpListener>> {
     workers
 }
 
-fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatch) -> std::io::Result<WorkerThread> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let sockets = {
-        let _inside = runtime.enter();
-        sockets
-            .into_iter()
-            .map(tokio::net::TcpListener::from_std)
-            .collect::<Result<Vec<_>, _>>()?
-    };
+/// Returns once the worker has its runtime and its listeners are in it.
+fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatch) -> io::Result<WorkerThread> {
     let (tell, ended) = oneshot::channel();
     let (changes, changed) = mpsc::unbounded_channel();
+    let (tell_start, started) = sync_channel(1);
     let thread = thread::Builder::new()
         .name(format!("weft-proxy-{index}"))
-        .spawn(move || {
-            let report = run(&runtime, sockets, shared, changed, stop);
-            let _nobody_drains = tell.send(report);
+        .spawn(move || match begin(sockets) {
+            Ok((runtime, sockets)) => {
+                let _nobody_waits = tell_start.send(Ok(()));
+                let report = run(runtime, sockets, shared, changed, stop);
+                let _nobody_drains = tell.send(report);
+            }
+            Err(error) => {
+                let _nobody_waits = tell_start.send(Err(error));
+            }
         })?;
-    Ok(WorkerThread { thread, ended, changes })
+    let started: Result<io::Result<()>, _> = started.recv();
+    match started.unwrap_or_else(|_panicked| Err(io::Error::other("its thread has ended"))) {
+        Ok(()) => Ok(WorkerThread { thread, ended, changes }),
+        Err(error) => {
+            join(thread);
+            Err(error)
+        }
+    }
 }
 
-/// A worker's life. Dropping the [`LocalSet`] at its end cuts what is left: no task outlives it.
+/// What a worker's thread has to have, made on it: this runtime never leaves its thread.
+fn begin(sockets: Vec<TcpListener>) -> io::Result<(LocalRuntime, Vec<tokio::net::TcpListener>)> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    let inside = runtime.enter();
+    let sockets = sockets.into_iter().map(tokio::net::TcpListener::from_std);
+    let sockets = sockets.collect::<io::Result<Vec<_>>>()?;
+    drop(inside);
+    Ok((runtime, sockets))
+}
+
+/// A worker's life. Dropping the runtime at its end cuts what is left: no task outlives it.
 fn run(
-    runtime: &Runtime,
+    runtime: LocalRuntime,
     sockets: Vec<tokio::net::TcpListener>,
     shared: Shared,
     mut changed: mpsc::UnboundedReceiver<Change>,
     mut stop: StopWatch,
 ) -> DrainReport {
-    let tasks = LocalSet::new();
-    tasks.block_on(runtime, async {
+    runtime.block_on(async {
         let worker = Worker::new(shared, stop.clone());
         callout::enter(&worker);
         let mut accepting = Accepting::new(Rc::clone(&worker), stop.clone());
@@ -311,5 +330,55 @@ impl Accepting {
                 self.loops.retain(|accepting| !accepting.is_finished());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        os::{
+            fd::{BorrowedFd, OwnedFd},
+            unix::fs::OpenOptionsExt,
+        },
+    };
+
+    use weft_adapters::{ReportMetrics, ReporterThread};
+
+    use super::*;
+    use crate::{context::ConnContext, watch::SnapshotPublisher};
+
+    struct Nobody;
+
+    impl Origin for Nobody {
+        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
+            Ok(None)
+        }
+
+        fn receives_past_tcp(&self, _: BorrowedFd<'_>) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_worker_that_cannot_serve_its_listener_does_not_start() {
+        let (_reporting, mut reporters) = ReporterThread::start(Vec::new(), 1, ReportMetrics::default()).unwrap();
+        let shared = Shared {
+            config: Arc::default(),
+            snapshots: SnapshotPublisher::new(Arc::default(), Arc::default()).watch(),
+            origin: Arc::new(Nobody),
+            reporter: reporters.remove(0),
+            metrics: Arc::default(),
+            listeners: Vec::new(),
+        };
+        // epoll waits for no file.
+        let file = File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open("/proc/self/exe")
+            .unwrap();
+        let listener = TcpListener::from(OwnedFd::from(file));
+        let error = spawn(0, vec![listener], shared, StopSignal::new().watch()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
     }
 }

@@ -18,9 +18,9 @@ fn what_is_in_force_works_before_any_request() {
     let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "priority: 0"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(tokio::runtime::LocalOptions::default())
         .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async {
+    runtime.block_on(async {
         chains.warm();
         let ticked = async {
             // Each of its ticks traps.

@@ -307,7 +307,7 @@ fn a_generation_that_fails_at_ticks_is_rolled_back() {
     let chains = world.apply("auth", &text);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(tokio::runtime::LocalOptions::default())
         .unwrap();
     let asked = async {
         let mut id = 0;
@@ -319,9 +319,7 @@ fn a_generation_that_fails_at_ticks_is_rolled_back() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let asked = tokio::task::LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(20), asked).await
-    });
+    let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), asked).await });
     let state = world.state("auth");
     assert!(asked.is_ok(), "{state:?}");
     let why = state.generations[1].rolled_back.clone().unwrap_or_default();

@@ -61,8 +61,8 @@ fn plugin_with(module: &Module, config: PluginConfig, upstreams: Arc<dyn Upstrea
 
 /// Runs as a worker of the proxy does: on one thread, with local tasks.
 fn local<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), future)
+    let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
+    runtime.block_on(future)
 }
 
 fn info() -> Arc<StreamInfo> {
