@@ -5,6 +5,7 @@
 
 mod adapter;
 mod network;
+mod path;
 mod wasm;
 
 use std::{
@@ -24,6 +25,7 @@ pub use self::adapter::{
 };
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
+pub use self::path::PathPattern;
 pub use self::wasm::{
     MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
     WasmProtocols, WasmRollback, WasmVm,
@@ -387,7 +389,7 @@ pub struct HttpMatch {
     /// Empty: every method.
     pub methods: Vec<String>,
     /// Anchored at the start (SMI).
-    pub path: Option<Regex>,
+    pub path: Option<PathPattern>,
     /// Lower-case header names. Of one that comes more than once all values must match: nobody knows which one a server takes.
     pub headers: Vec<(String, Regex)>,
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::{
     decode::{Value, one_of, shorten},
     resource::{Body, KindInfo, NameRule, Scope, Spec},
-    snapshot::HttpMatch,
+    snapshot::{HttpMatch, PathPattern},
     yaml::Data,
 };
 
@@ -74,7 +74,7 @@ fn decode_match(item: Value<'_>, with_headers: bool) -> Option<HttpMatch> {
             if regex.is_some() {
                 lint_path(&value);
             }
-            regex.map(Some)
+            regex.map(|regex| Some(PathPattern::new(regex)))
         }
         None => Some(None),
     };

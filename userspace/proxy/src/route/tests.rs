@@ -4,8 +4,8 @@ use std::{
 };
 
 use weft_policy::{
-    Acceleration, Class, Endpoint, HttpMatch, HttpRequestView, Identity, L7, Listener, RuleId, ServiceName, Split,
-    SplitBackend,
+    Acceleration, Class, Endpoint, HttpMatch, HttpRequestView, Identity, L7, Listener, PathPattern, RuleId,
+    ServiceName, Split, SplitBackend,
 };
 
 use super::*;
@@ -148,7 +148,7 @@ fn a_split_with_matches_concerns_matching_requests_only() {
         vec![HttpMatch {
             name: "beta".into(),
             methods: vec![],
-            path: Some(regex::Regex::new("^/beta").unwrap()),
+            path: Some(PathPattern::new(regex::Regex::new("^(?:/beta)").unwrap())),
             headers: vec![],
         }]
     };

@@ -8,8 +8,8 @@ use std::{
 
 use weft_policy::{
     Acceleration, AccessDefault, AccessPolicy, AccessRule, Account, AppProtocol, Class, ClassPolicy, Endpoint,
-    EndpointOwner, HttpMatch, Identity, Isolation, L7, Listener, NetworkAllow, ObjectRef, Protocol, RuleId, Service,
-    ServiceName, ServicePort, Snapshot, Split, SplitBackend, Workload,
+    EndpointOwner, HttpMatch, Identity, Isolation, L7, Listener, NetworkAllow, ObjectRef, PathPattern, Protocol,
+    RuleId, Service, ServiceName, ServicePort, Snapshot, Split, SplitBackend, Workload,
 };
 
 /// default/client, who calls in every test.
@@ -276,7 +276,7 @@ pub fn allow_paths(prefix: &str) -> Access {
     Access::Matching(vec![HttpMatch {
         name: "paths".into(),
         methods: vec!["GET".into()],
-        path: Some(regex::Regex::new(&format!("^(?:{prefix})")).unwrap()),
+        path: Some(PathPattern::new(regex::Regex::new(&format!("^(?:{prefix})")).unwrap())),
         headers: Vec::new(),
     }])
 }
