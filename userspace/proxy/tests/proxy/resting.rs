@@ -9,6 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{sleep, timeout},
 };
+use weft_proxy::limits::RETIRED_DRAIN;
 
 use crate::support::{
     H1, Mesh, Port, Spec,
@@ -142,6 +143,21 @@ async fn a_drain_closes_connections_that_rest() {
     read_until(&mut client, "web").await;
     until_resting(&mesh, 1).await;
     let report = mesh.workers.take().unwrap().drain(Duration::from_secs(60)).await;
+    assert_eq!((report.finished, report.cut), (1, 0));
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "a FIN, no reset");
+}
+
+/// They were told of its retirement before, and went on.
+#[tokio::test]
+async fn a_retired_proxy_closes_connections_that_rest_before_its_deadline() {
+    let server = Server::named("web").await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = mesh.dial(0).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    read_until(&mut client, "web").await;
+    until_resting(&mesh, 1).await;
+    let deadline = RETIRED_DRAIN + Duration::from_secs(1);
+    let report = mesh.workers.take().unwrap().retire(deadline).await;
     assert_eq!((report.finished, report.cut), (1, 0));
     assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "a FIN, no reset");
 }

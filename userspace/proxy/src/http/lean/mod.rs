@@ -41,6 +41,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::AsyncWriteExt,
+    task::coop::unconstrained,
     time::{Instant, sleep},
 };
 use weft_adapters::trace;
@@ -106,8 +107,11 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
     }
     drop(prefix);
     let mut stop = conn.stop.clone();
-    let mut draining = pin!(stop.reached(Phase::Drain));
+    // Both wake this task, once it has polled them, and need no poll before: that takes locks. Past tokio's budget, for one that
+    // is used up would put the first poll off.
+    let mut draining = pin!(unconstrained(stop.reached(Phase::Drain)));
     let mut idle = pin!(sleep(IDLE_TIMEOUT));
+    let mut polled = false;
     loop {
         let mut input = match came.take() {
             Some(input) => input,
@@ -117,15 +121,23 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
                     if let Poll::Ready(read) = worker.buffers.poll_read(&mut socket, cx) {
                         return Poll::Ready(read.ok());
                     }
-                    // Set for when the connection was new; requests that came since have moved it.
-                    while idle.as_mut().poll(cx).is_ready() {
-                        let left = IDLE_TIMEOUT.saturating_sub(clock.idle_for().unwrap_or_default());
-                        if left.is_zero() {
-                            return Poll::Ready(None);
+                    if !polled || idle.is_elapsed() {
+                        // Set for when the connection was new; requests that came since have moved it.
+                        while Pin::new(&mut unconstrained(idle.as_mut())).poll(cx).is_ready() {
+                            let left = IDLE_TIMEOUT.saturating_sub(clock.idle_for().unwrap_or_default());
+                            if left.is_zero() {
+                                return Poll::Ready(None);
+                            }
+                            idle.as_mut().reset(Instant::now() + left);
                         }
-                        idle.as_mut().reset(Instant::now() + left);
                     }
-                    draining.as_mut().poll(cx).map(|()| None)
+                    // A phase before the drain has used the wake-up.
+                    let told = !polled || conn.stop.has_reached(Phase::Retire);
+                    polled = true;
+                    match told && draining.as_mut().poll(cx).is_ready() {
+                        true => Poll::Ready(None),
+                        false => Poll::Pending,
+                    }
                 });
                 match read.await {
                     Some(input) if !input.is_empty() => input,
