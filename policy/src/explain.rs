@@ -428,7 +428,10 @@ impl Snapshot {
             true => judged.said,
             false => self.say(judged.decision),
         };
-        let object = |decision: Decision| decision.rule.and_then(|rule| self.rule(rule)).cloned();
+        let object = |decision: Decision| {
+            let object = decision.rule.and_then(|rule| self.rule(rule));
+            object.map(|object| (**object).clone())
+        };
         Explanation {
             why: format!("{said}; {way}"),
             verdict: judged.decision.verdict,

@@ -67,7 +67,7 @@ impl Snapshot {
     }
 
     /// The object behind a rule number, also of rules that are gone (events about them may still come).
-    pub fn rule(&self, rule: RuleId) -> Option<&ObjectRef> {
+    pub fn rule(&self, rule: RuleId) -> Option<&Arc<ObjectRef>> {
         self.rules.get(&rule)
     }
 

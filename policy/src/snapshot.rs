@@ -197,7 +197,8 @@ pub struct Snapshot {
     pub network: Network,
     /// What the classes stand for, also those that are gone.
     pub classes: BTreeMap<Class, ClassName>,
-    pub rules: HashMap<RuleId, ObjectRef>,
+    /// Shared with each event that tells of them.
+    pub rules: HashMap<RuleId, Arc<ObjectRef>>,
     /// In the order in which they look at a request.
     pub adapters: Vec<Arc<Adapter>>,
     pub statuses: Vec<ObjectStatus>,
@@ -282,7 +283,7 @@ pub struct Endpoint {
 #[derive(Debug, Clone, Serialize)]
 pub struct Split {
     pub rule: RuleId,
-    pub object: ObjectRef,
+    pub object: Arc<ObjectRef>,
     /// Requests must match one of these to be split; empty: all are. Others go to the root's own endpoints.
     #[serde(skip)]
     pub matches: Vec<HttpMatch>,

@@ -185,7 +185,7 @@ fn assemble(
             .collect(),
         rules: allocations
             .rules()
-            .map(|(object, rule)| (*rule, object.clone()))
+            .map(|(object, rule)| (*rule, Arc::new(object.clone())))
             .collect(),
         by_vip,
         statuses: report.statuses(),

@@ -44,7 +44,7 @@ pub struct Flow {
     /// Why, in words an operator understands.
     pub reason: String,
     /// The object that decided; `None`, in JSON `null`, where nothing had to decide.
-    pub rule: Option<ObjectRef>,
+    pub rule: Option<Arc<ObjectRef>>,
     pub source: Arc<Peer>,
     pub destination: Arc<Destination>,
     pub protocol: FlowProtocol,

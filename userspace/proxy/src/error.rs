@@ -1,6 +1,6 @@
 //! What can go wrong when the proxy is started, and on its data path.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use weft_policy::{ObjectRef, ServiceName};
 
@@ -46,10 +46,10 @@ pub enum DataError {
     #[error("service {}/{} has no port {port}/tcp", service.namespace, service.name)]
     PortUnknown { service: ServiceName, port: u16 },
     #[error("{split} has no backend: all its weights are zero")]
-    NoBackend { split: Box<ObjectRef> },
+    NoBackend { split: Arc<ObjectRef> },
     #[error("{split}: backend {}/{} does not exist or lacks the port", backend.namespace, backend.name)]
     BackendMissing {
-        split: Box<ObjectRef>,
+        split: Arc<ObjectRef>,
         backend: ServiceName,
     },
     #[error("service {}/{} port {port}: no endpoint is ready{}", service.namespace, service.name, waited_text(*.waited))]

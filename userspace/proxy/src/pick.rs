@@ -23,7 +23,7 @@ pub(crate) struct Picked {
     pub(crate) identity: Identity,
     pub(crate) destination: Arc<Destination>,
     /// The TrafficSplit that chose it.
-    pub(crate) split: Option<ObjectRef>,
+    pub(crate) split: Option<Arc<ObjectRef>>,
     /// The adapters that look at it; `None`: nobody does.
     pub(crate) chain: Option<Arc<Chain>>,
 }

@@ -169,21 +169,21 @@ pub(crate) fn audit_words(why: &str) -> String {
 }
 
 /// The object behind a rule number.
-pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<ObjectRef> {
+pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<Arc<ObjectRef>> {
     rule.and_then(|rule| snapshot.rule(rule)).cloned()
 }
 
 /// An adapter, named as the rule that decided.
-pub(crate) fn adapter(name: &str) -> ObjectRef {
+pub(crate) fn adapter(name: &str) -> Arc<ObjectRef> {
     let (namespace, name) = match name.split_once('/') {
         Some((namespace, name)) => (Some(namespace.to_owned()), name),
         None => (None, name),
     };
-    ObjectRef {
+    Arc::new(ObjectRef {
         kind: "Adapter".into(),
         namespace,
         name: name.into(),
-    }
+    })
 }
 
 /// Tells the reporters of an opaque connection's event.
@@ -191,7 +191,7 @@ pub(crate) fn adapter(name: &str) -> ObjectRef {
 pub(crate) struct TcpFlow {
     pub(crate) source: Arc<Peer>,
     pub(crate) destination: Arc<Destination>,
-    pub(crate) rule: Option<ObjectRef>,
+    pub(crate) rule: Option<Arc<ObjectRef>>,
 }
 
 // === impl TcpFlow ===

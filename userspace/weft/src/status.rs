@@ -139,7 +139,7 @@ fn split_view(split: &Split) -> SplitView {
         missing: backend.port.is_none(),
     });
     SplitView {
-        rule: split.object.clone(),
+        rule: (*split.object).clone(),
         backends: backends.collect(),
     }
 }

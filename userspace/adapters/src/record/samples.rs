@@ -63,11 +63,11 @@ pub(crate) fn refused() -> Flow {
     let mut flow = request();
     flow.verdict = FlowVerdict::Deny;
     flow.reason = "TrafficTarget default/t allows other requests only".into();
-    flow.rule = Some(ObjectRef {
+    flow.rule = Some(Arc::new(ObjectRef {
         kind: "TrafficTarget".into(),
         namespace: Some("default".into()),
         name: "t".into(),
-    });
+    }));
     if let Some(l7) = &mut flow.l7 {
         l7.status = 403;
     }

@@ -7,11 +7,11 @@ fn denied() -> Flow {
         reporter: Side::Source,
         verdict: FlowVerdict::Deny,
         reason: "no rule allows it".into(),
-        rule: Some(ObjectRef {
+        rule: Some(Arc::new(ObjectRef {
             kind: "MeshConfig".into(),
             namespace: None,
             name: "mesh".into(),
-        }),
+        })),
         source: Arc::new(Peer {
             namespace: "default".into(),
             service: Some("client".into()),
@@ -39,11 +39,11 @@ fn request() -> Flow {
         reporter: Side::Proxy,
         verdict: FlowVerdict::Allow,
         reason: "allowed".into(),
-        rule: Some(ObjectRef {
+        rule: Some(Arc::new(ObjectRef {
             kind: "TrafficTarget".into(),
             namespace: Some("default".into()),
             name: "t".into(),
-        }),
+        })),
         protocol: FlowProtocol::Http,
         l7: Some(L7 {
             method: "GET".into(),

@@ -75,7 +75,7 @@ pub(crate) struct Asked {
 struct Told {
     verdict: FlowVerdict,
     reason: String,
-    rule: Option<ObjectRef>,
+    rule: Option<Arc<ObjectRef>>,
     /// `None`: no endpoint was picked.
     destination: Option<Arc<Destination>>,
 }
@@ -154,18 +154,18 @@ impl Exchange {
         picked.unwrap_or_else(|| self.conn.unpicked())
     }
 
-    pub(crate) fn set_rule(&self, rule: Option<ObjectRef>) {
+    pub(crate) fn set_rule(&self, rule: Option<Arc<ObjectRef>>) {
         self.told.borrow_mut().rule = rule;
     }
 
     /// The endpoint that was picked may be asked.
-    pub(crate) fn allowed(&self, rule: Option<ObjectRef>) {
+    pub(crate) fn allowed(&self, rule: Option<Arc<ObjectRef>>) {
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Allow, rule);
     }
 
     /// It may be asked all the same: what would have denied it is audited.
-    pub(crate) fn audited(&self, rule: Option<ObjectRef>, why: &str) {
+    pub(crate) fn audited(&self, rule: Option<Arc<ObjectRef>>, why: &str) {
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Audit, rule);
         told.reason = report::audit_words(why);
@@ -293,7 +293,7 @@ impl Exchange {
     }
 
     /// Rules deny now what they allowed, and it is cut.
-    pub(crate) fn denied_later(&self, rule: Option<ObjectRef>, why: &str) {
+    pub(crate) fn denied_later(&self, rule: Option<Arc<ObjectRef>>, why: &str) {
         self.outcome.set(RequestOutcome::Denied);
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Deny, rule);

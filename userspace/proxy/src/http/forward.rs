@@ -221,7 +221,7 @@ fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: 
         exchange.allowed(rule.or_else(|| picked.split.clone()));
         return Ok(());
     }
-    let why = report::deny_words(rule.as_ref(), &picked.destination);
+    let why = report::deny_words(rule.as_deref(), &picked.destination);
     if decision.verdict == Verdict::Audit {
         exchange.audited(rule, &why);
         return Ok(());
@@ -284,7 +284,7 @@ async fn ask(
         let deny = *deny;
         let status = StatusCode::from_u16(deny.status).unwrap_or(StatusCode::FORBIDDEN);
         let words = format!("{} (adapter {}, {})", deny.message, deny.adapter, deny.rule);
-        let mut reason = denied(exchange, &request, status, Some(deny.rule), &words);
+        let mut reason = denied(exchange, &request, status, Some(Arc::new(deny.rule)), &words);
         reason.headers = deny.headers;
         reason.body = deny.body;
         Refusal::Denied(Box::new(reason))
@@ -295,7 +295,7 @@ fn denied(
     exchange: &Exchange,
     request: &RequestView<'_>,
     status: StatusCode,
-    rule: Option<ObjectRef>,
+    rule: Option<Arc<ObjectRef>>,
     why: &str,
 ) -> DenyReason {
     let ends = report::from_to(&exchange.conn.source, &exchange.destination());

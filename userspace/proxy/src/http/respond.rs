@@ -1,6 +1,6 @@
 //! What a client gets when nothing was forwarded: one place, so that every refusal says what, by whom and why.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -41,7 +41,7 @@ pub(crate) struct Unanswered;
 #[derive(Debug)]
 pub(crate) struct DenyReason {
     pub(crate) status: StatusCode,
-    pub(crate) rule: Option<ObjectRef>,
+    pub(crate) rule: Option<Arc<ObjectRef>>,
     /// One line, without `weft:`.
     pub(crate) text: String,
     /// What the adapter that denied wants the client to have, beside ours.

@@ -72,7 +72,7 @@ async fn denied_later(exchange: &Exchange, picked: &Picked, asked: &Parts) {
             let decision = judge_both(conn, &picked, asked, &view);
             if !decision.verdict.passes() {
                 let rule = report::rule_object(&picked.snapshot, decision.rule);
-                let why = report::deny_words(rule.as_ref(), &picked.destination);
+                let why = report::deny_words(rule.as_deref(), &picked.destination);
                 exchange.denied_later(rule, &why);
                 return;
             }

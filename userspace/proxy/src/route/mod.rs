@@ -38,7 +38,7 @@ pub struct Backend {
     /// Index into [`Service::ports`], valid.
     port: usize,
     /// The TrafficSplit that chose it.
-    pub split: Option<ObjectRef>,
+    pub split: Option<Arc<ObjectRef>>,
 }
 
 /// What a client dialled.
@@ -70,7 +70,7 @@ pub enum Hint {
 
 impl Backend {
     /// `None` if the service has no such port.
-    pub fn new(service: Arc<Service>, port: usize, split: Option<ObjectRef>) -> Option<Self> {
+    pub fn new(service: Arc<Service>, port: usize, split: Option<Arc<ObjectRef>>) -> Option<Self> {
         service.ports.get(port)?;
         Some(Self { service, port, split })
     }

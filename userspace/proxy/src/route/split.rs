@@ -38,16 +38,16 @@ pub fn backend(
                 .services
                 .get(&backend.service)
                 .zip(backend.port)
-                .and_then(|(service, port)| Backend::new(Arc::clone(service), port, Some(split.object.clone())))
+                .and_then(|(service, port)| Backend::new(Arc::clone(service), port, Some(Arc::clone(&split.object))))
                 .ok_or_else(|| DataError::BackendMissing {
-                    split: Box::new(split.object.clone()),
+                    split: split.object.clone(),
                     backend: backend.service.clone(),
                 });
         }
         drawn -= weight;
     }
     Err(DataError::NoBackend {
-        split: Box::new(split.object.clone()),
+        split: split.object.clone(),
     })
 }
 

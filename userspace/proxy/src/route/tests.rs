@@ -69,11 +69,11 @@ fn service(name_: &str, vip: Ipv4Addr, app: AppProtocol, split: Option<Split>) -
 fn split(backends: &[(&str, u32, bool)], matches: Vec<HttpMatch>) -> Split {
     Split {
         rule: RuleId(9),
-        object: ObjectRef {
+        object: Arc::new(ObjectRef {
             kind: "TrafficSplit".into(),
             namespace: Some("default".into()),
             name: "web".into(),
-        },
+        }),
         matches,
         backends: backends
             .iter()

@@ -180,7 +180,7 @@ fn deny_words(flow: &TcpFlow) -> String {
         Some(rule) if rule.kind == "TrafficTarget" => {
             "no rule kind for the protocol seen: the rules speak of HTTP requests, this is not HTTP".to_owned()
         }
-        rule => report::deny_words(rule.as_ref(), &flow.destination),
+        rule => report::deny_words(rule.as_deref(), &flow.destination),
     }
 }
 

@@ -201,7 +201,7 @@ impl Rules {
         }
         if !unused.is_empty() {
             let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &status.object).collect();
-            let is_there = |object: ObjectRef| objects.contains(&object) || object.kind == DEFAULTS;
+            let is_there = |object: Arc<ObjectRef>| objects.contains(&*object) || object.kind == DEFAULTS;
             unused.retain(|rule| !in_force.rule(*rule).is_some_and(is_there));
         }
         for rule in &unused {
@@ -440,7 +440,7 @@ mod tests {
         });
         let snapshot = Snapshot {
             statuses: statuses.collect(),
-            rules: (1..).map(RuleId).zip(rules).collect(),
+            rules: (1..).map(RuleId).zip(rules.map(Arc::new)).collect(),
             ..Snapshot::default()
         };
         InForce {

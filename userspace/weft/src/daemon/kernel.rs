@@ -237,7 +237,10 @@ fn reason(in_force: &InForce, event: &Event) -> String {
         }
         return match (event.verdict, rule) {
             (action::AUDIT, rule) => {
-                format!("let through and reported (audit): {}", deny_words(rule.as_ref(), event))
+                format!(
+                    "let through and reported (audit): {}",
+                    deny_words(rule.as_deref(), event)
+                )
             }
             (action::REDIRECT, Some(_)) => {
                 "it is to be looked at per request and the proxy is away; the service's failure mode is open".to_owned()
@@ -249,7 +252,7 @@ fn reason(in_force: &InForce, event: &Event) -> String {
     }
     let by_destination = event.verdict == action::DENY && event.reporter != reporter::SOURCE;
     if event.errno == EPERM || by_destination {
-        return deny_words(rule.as_ref(), event);
+        return deny_words(rule.as_deref(), event);
     }
     if event.verdict == action::REDIRECT && event.reporter != reporter::SOURCE {
         return "its requests would have to be looked at, and no proxy is there to do it for clients outside the mesh \

@@ -82,7 +82,7 @@ impl InForce {
     }
 
     /// The object behind a rule number; 0 is none.
-    pub fn rule(&self, rule: u32) -> Option<ObjectRef> {
+    pub fn rule(&self, rule: u32) -> Option<Arc<ObjectRef>> {
         self.snapshot.rule(RuleId(rule)).cloned()
     }
 }

@@ -186,12 +186,12 @@ pub(crate) mod tests {
         })
     }
 
-    fn object(kind: &str, namespace: Option<&str>, name: &str) -> ObjectRef {
-        ObjectRef {
+    fn object(kind: &str, namespace: Option<&str>, name: &str) -> Arc<ObjectRef> {
+        Arc::new(ObjectRef {
             kind: kind.into(),
             namespace: namespace.map(Into::into),
             name: name.into(),
-        }
+        })
     }
 
     #[track_caller]

@@ -51,7 +51,7 @@ pub(super) struct DenyLabels {
     pub source: Arc<Peer>,
     pub destination: Arc<Destination>,
     pub protocol: FlowProtocol,
-    pub rule: Option<ObjectRef>,
+    pub rule: Option<Arc<ObjectRef>>,
 }
 
 /// `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, put together when printed.

@@ -320,11 +320,11 @@ fn an_edge_without_name_is_one_word() {
 
 #[test]
 fn a_deny_names_its_rule() {
-    let rule = ObjectRef {
+    let rule = Arc::new(ObjectRef {
         kind: "MeshConfig".into(),
         namespace: None,
         name: "mesh".into(),
-    };
+    });
     let deny = Flow {
         event: FlowEvent::Deny,
         verdict: FlowVerdict::Deny,
@@ -370,11 +370,11 @@ fn a_deny_names_its_rule() {
 fn an_audited_request_counts_as_any_other_and_names_the_rule_that_would_deny_it() {
     let audited = || Flow {
         verdict: FlowVerdict::Audit,
-        rule: Some(ObjectRef {
+        rule: Some(Arc::new(ObjectRef {
             kind: "NetworkPolicy".into(),
             namespace: Some("shop".into()),
             name: "closed".into(),
-        }),
+        })),
         ..request("client", 200)
     };
     let connection = |event| Flow {

@@ -167,7 +167,7 @@ impl<'a> Subject<'a> {
             protocol: flow.protocol,
             verdict: flow.verdict,
             l7: flow.l7.as_ref(),
-            rule: flow.rule.as_ref(),
+            rule: flow.rule.as_deref(),
         }
     }
 

@@ -20,11 +20,11 @@ fn request(status: u16) -> Flow {
         reporter: Side::Proxy,
         verdict: FlowVerdict::Allow,
         reason: "allowed".into(),
-        rule: Some(ObjectRef {
+        rule: Some(Arc::new(ObjectRef {
             kind: "TrafficTarget".into(),
             namespace: Some("default".into()),
             name: "t".into(),
-        }),
+        })),
         source: Arc::new(Peer {
             namespace: "default".into(),
             service: None,

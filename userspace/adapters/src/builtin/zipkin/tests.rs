@@ -98,11 +98,11 @@ fn a_request_is_a_span_from_service_to_service() {
         protocol: FlowProtocol::Grpc,
         verdict: FlowVerdict::Deny,
         reason: "denied: not you".into(),
-        rule: Some(ObjectRef {
+        rule: Some(Arc::new(ObjectRef {
             kind: "Adapter".into(),
             namespace: None,
             name: "a".into(),
-        }),
+        })),
         ..traced(samples::request(), None, true)
     };
     let grpc = {

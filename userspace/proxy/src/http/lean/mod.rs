@@ -80,9 +80,9 @@ enum Next {
 /// Why it may be asked.
 enum Allowed {
     /// By this object.
-    By(Option<ObjectRef>),
+    By(Option<Arc<ObjectRef>>),
     /// Only because what would deny it is audited: that object, and why.
-    Audited(Option<ObjectRef>, String),
+    Audited(Option<Arc<ObjectRef>>, String),
 }
 
 /// A request that may go the short way.
@@ -215,7 +215,7 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
     let verdict = match decision.verdict {
         Verdict::Allow => Allowed::By(rule.or_else(|| picked.split.clone())),
         Verdict::Audit => {
-            let why = report::deny_words(rule.as_ref(), &picked.destination);
+            let why = report::deny_words(rule.as_deref(), &picked.destination);
             Allowed::Audited(rule, why)
         }
         Verdict::Deny | Verdict::NeedsHttp => return None,

@@ -108,6 +108,7 @@ impl Spec {
             (TARGET_RULE, object("TrafficTarget", Some("default"), "target")),
             (NETWORK_RULE, object("NetworkPolicy", Some("default"), "closed")),
         ]
+        .map(|(rule, object)| (rule, Arc::new(object)))
         .into();
         for (index, port) in self.ports.iter().enumerate() {
             self.add_service(&mut snapshot, index, port);
@@ -192,7 +193,7 @@ impl Spec {
     fn split(&self, backends: &[(&'static str, u32)]) -> Split {
         Split {
             rule: SPLIT_RULE,
-            object: object("TrafficSplit", Some("default"), "split"),
+            object: Arc::new(object("TrafficSplit", Some("default"), "split")),
             matches: Vec::new(),
             backends: backends
                 .iter()
