@@ -43,7 +43,9 @@ pub use export::Exporter;
 pub use metrics::{AdapterMetrics, CheckMetrics, ReportMetrics};
 pub use native::{Native, NativeEntry, Part, Role};
 pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
-pub use record::{Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side};
+pub use record::{
+    Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side, method_word,
+};
 pub use reporter::{Report, Reporter, ReporterControl, ReporterThread};
 pub use runtime::{
     AdapterCounts, AdapterRuntime, AdapterState, Ahead, GenerationError, GenerationMetrics, GenerationState,

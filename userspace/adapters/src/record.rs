@@ -5,6 +5,7 @@
 //! microseconds.
 
 use std::{
+    borrow::Cow,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -42,7 +43,7 @@ pub struct Flow {
     pub reporter: Side,
     pub verdict: FlowVerdict,
     /// Why, in words an operator understands.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// The object that decided; `None`, in JSON `null`, where nothing had to decide.
     pub rule: Option<Arc<ObjectRef>>,
     pub source: Arc<Peer>,
@@ -136,7 +137,8 @@ pub struct Destination {
 /// What a request added to its connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct L7 {
-    pub method: String,
+    /// See [`method_word`].
+    pub method: Cow<'static, str>,
     /// Path as received, query included.
     pub path: String,
     /// HTTP status that the client got.
@@ -154,7 +156,7 @@ pub struct L7 {
     pub user_agent: Option<String>,
     /// The proxy's span of a trace; only while an adapter reports spans.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trace: Option<Trace>,
+    pub trace: Option<Box<Trace>>,
 }
 
 /// What the kernel's counters of one edge (source, destination, protocol, verdict) grew by since they were last read, told
@@ -200,7 +202,7 @@ impl Record {
     pub fn trace(&self) -> Option<(&Flow, &L7, &Trace)> {
         let Self::Flow(flow) = self else { return None };
         let l7 = flow.l7.as_ref()?;
-        Some((flow, l7, l7.trace.as_ref()?))
+        Some((flow, l7, l7.trace.as_deref()?))
     }
 }
 
@@ -208,6 +210,14 @@ impl Record {
 const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
 ];
+
+/// A method's word, which is only copied if clients make it up.
+pub fn method_word(method: &str) -> Cow<'static, str> {
+    match METHODS.iter().copied().find(|known| *known == method) {
+        Some(known) => Cow::Borrowed(known),
+        None => Cow::Owned(method.to_owned()),
+    }
+}
 
 // === impl L7 ===
 

@@ -210,7 +210,7 @@ impl TcpFlow {
             event,
             reporter: Side::Proxy,
             verdict,
-            reason,
+            reason: reason.into(),
             rule: self.rule.clone(),
             source: Arc::clone(&self.source),
             destination: Arc::clone(&self.destination),

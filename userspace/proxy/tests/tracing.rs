@@ -38,7 +38,7 @@ async fn through(headers: &[(&str, &str)]) -> (HeaderMap, Arc<Flow>) {
 }
 
 fn trace(flow: &Flow) -> Option<Trace> {
-    flow.l7.as_ref().unwrap().trace
+    flow.l7.as_ref().unwrap().trace.as_deref().copied()
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -161,3 +161,9 @@ fn only_the_ends_of_a_connection_see_it_end() {
     }
     assert!(!Side::Device.sees_ends(FlowProtocol::Tcp));
 }
+
+#[test]
+fn only_made_up_methods_are_copied() {
+    assert!(matches!(method_word("GET"), Cow::Borrowed("GET")));
+    assert!(matches!(method_word("get"), Cow::Owned(word) if word == "get"));
+}

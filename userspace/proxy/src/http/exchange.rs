@@ -4,6 +4,7 @@
 //! event goes out for each, also for those that broke off, and none before the last byte.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     sync::Arc,
@@ -15,7 +16,8 @@ use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
 use weft_adapters::{
-    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, trace::Trace,
+    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, method_word,
+    trace::Trace,
 };
 use weft_policy::ObjectRef;
 
@@ -56,7 +58,7 @@ pub(crate) struct Exchange {
     /// What adapters want changed in the endpoint's answer.
     on_answer: RefCell<Vec<HeaderOperation>>,
     /// Where somebody reports spans.
-    trace: Option<Trace>,
+    trace: Option<Box<Trace>>,
     told: RefCell<Told>,
 }
 
@@ -69,12 +71,12 @@ pub(crate) struct Asked {
     pub(crate) grpc: bool,
     pub(crate) is_http1: bool,
     /// Where somebody reports spans.
-    pub(crate) trace: Option<Trace>,
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 struct Told {
     verdict: FlowVerdict,
-    reason: String,
+    reason: Cow<'static, str>,
     rule: Option<Arc<ObjectRef>>,
     /// `None`: no endpoint was picked.
     destination: Option<Arc<Destination>>,
@@ -100,7 +102,7 @@ impl Asked {
                 .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
             grpc: is_grpc(content_type),
             is_http1: head.version < Version::HTTP_2,
-            trace: Trace::of(&head.headers),
+            trace: Trace::of(&head.headers).map(Box::new),
         }
     }
 }
@@ -131,7 +133,7 @@ impl Exchange {
             trace: asked.trace,
             told: RefCell::new(Told {
                 verdict: FlowVerdict::Allow,
-                reason: "the client went away before it was answered".to_owned(),
+                reason: Cow::Borrowed("the client went away before it was answered"),
                 rule: None,
                 destination: None,
             }),
@@ -168,7 +170,7 @@ impl Exchange {
     pub(crate) fn audited(&self, rule: Option<Arc<ObjectRef>>, why: &str) {
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Audit, rule);
-        told.reason = report::audit_words(why);
+        told.reason = report::audit_words(why).into();
     }
 
     /// Changes to the endpoint's answer, when it comes.
@@ -188,7 +190,7 @@ impl Exchange {
         self.outcome.set(RequestOutcome::Forwarded);
         let mut told = self.told.borrow_mut();
         if told.verdict != FlowVerdict::Audit {
-            "answered".clone_into(&mut told.reason);
+            told.reason = Cow::Borrowed("answered");
         }
     }
 
@@ -198,7 +200,7 @@ impl Exchange {
         self.grpc_status.set(grpc);
         self.outcome.set(outcome);
         let mut told = self.told.borrow_mut();
-        reason.clone_into(&mut told.reason);
+        told.reason = Cow::Owned(reason.to_owned());
         if outcome == RequestOutcome::Denied {
             told.verdict = FlowVerdict::Deny;
         }
@@ -260,7 +262,7 @@ impl Exchange {
     /// The endpoint's body was malformed or cut, after the head had gone to the client.
     pub(crate) fn response_broke(&self, error: &dyn std::error::Error) {
         self.outcome.set(RequestOutcome::Upstream);
-        self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}");
+        self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}").into();
     }
 
     /// The filters that look at it, to its end.
@@ -297,7 +299,7 @@ impl Exchange {
         self.outcome.set(RequestOutcome::Denied);
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Deny, rule);
-        told.reason = format!("cut, denied by now: {why}");
+        told.reason = format!("cut, denied by now: {why}").into();
     }
 
     /// A filter changed the status of an answer of ours.
@@ -309,7 +311,7 @@ impl Exchange {
     pub(crate) fn cut_by(&self, stop: &Stop) {
         self.outcome.set(RequestOutcome::Denied);
         let mut told = self.told.borrow_mut();
-        told.reason = stop.cut_words();
+        told.reason = stop.cut_words().into();
         told.verdict = FlowVerdict::Deny;
         told.rule = Some(report::adapter(stop.by()));
     }
@@ -359,7 +361,7 @@ impl Drop for Exchange {
             destination: told.destination.take().unwrap_or_else(|| self.conn.unpicked()),
             protocol,
             l7: Some(L7 {
-                method: self.method.as_str().to_owned(),
+                method: method_word(self.method.as_str()),
                 path: std::mem::take(&mut self.path),
                 status: self.status.get(),
                 duration: self.began.elapsed(),
@@ -367,7 +369,7 @@ impl Drop for Exchange {
                 response_bytes: self.response_bytes.get(),
                 grpc_status: self.grpc_status.get(),
                 user_agent: self.user_agent.take(),
-                trace: self.trace,
+                trace: self.trace.take(),
             }),
             bytes_sent: self.request_bytes.get(),
             bytes_received: self.response_bytes.get(),

@@ -25,7 +25,7 @@ async fn requests_of_one_connection_share_one_upstream_connection() {
     let flow = mesh.flow().await;
     let l7 = flow.l7.as_ref().unwrap();
     assert_eq!(
-        (l7.method.as_str(), l7.path.as_str(), l7.status, l7.response_bytes),
+        (&*l7.method, l7.path.as_str(), l7.status, l7.response_bytes),
         ("GET", "/", 200, 3)
     );
     assert_eq!(

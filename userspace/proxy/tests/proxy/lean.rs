@@ -203,7 +203,7 @@ async fn a_connection_takes_either_way_by_turns() {
         for (method, status) in [("GET", 200), ("POST", 200)] {
             let flow = mesh.flow().await;
             let l7 = flow.l7.as_ref().unwrap();
-            assert_eq!((l7.method.as_str(), l7.status), (method, status));
+            assert_eq!((&*l7.method, l7.status), (method, status));
         }
     }
     // One after the other in one write; the last does not go the short way.

@@ -212,7 +212,7 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
             (false, action::AUDIT) => FlowVerdict::Audit,
             (false, _) => FlowVerdict::Allow,
         },
-        reason: reason(in_force, event),
+        reason: reason(in_force, event).into(),
         rule: in_force.rule(event.rule),
         source: source.unwrap_or_else(|| in_force.peer(event.source)),
         destination: in_force.destination(event.service, event.destination, address, u16::from_be(event.port_be)),

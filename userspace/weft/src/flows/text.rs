@@ -138,7 +138,7 @@ fn outcome(flow: &Flow) -> String {
     if let Some(rtt) = flow.rtt_us {
         parts.push(format!("rtt {}", micros(rtt.into())));
     }
-    match (&flow.rule, flow.reason.as_str()) {
+    match (&flow.rule, &*flow.reason) {
         (Some(rule), "") => parts.push(rule.to_string()),
         (Some(rule), reason) => parts.push(format!("{rule}: {reason}")),
         (None, "") => {}

@@ -27,7 +27,7 @@ pub(super) fn span(flow: &Flow, l7: &L7, trace: &Trace) -> Span {
         end_time_unix_nano: nanos(ended),
         attributes: attributes(flow, l7),
         status: failed.then(|| Status {
-            message: flow.reason.clone(),
+            message: flow.reason.to_string(),
             code: ERROR,
         }),
         // Sampled, as the trace's flags say it.
@@ -66,7 +66,7 @@ fn attributes(flow: &Flow, l7: &L7) -> Vec<KeyValue> {
         KeyValue::text("weft.destination.namespace", destination.namespace.as_str()),
     ];
     if l7.known_method().is_none() {
-        attributes.push(KeyValue::text("http.request.method_original", l7.method.as_str()));
+        attributes.push(KeyValue::text("http.request.method_original", &*l7.method));
     }
     if let Some(service) = &source.service {
         attributes.push(KeyValue::text("weft.source.service", service.as_str()));

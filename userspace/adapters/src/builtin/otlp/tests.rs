@@ -157,12 +157,12 @@ fn exporter(mut config: serde_json::Value) -> (Exporter, ExportMetrics) {
 
 fn traced(sampled: bool) -> Flow {
     let mut flow = samples::request();
-    flow.l7.as_mut().unwrap().trace = Some(Trace {
+    flow.l7.as_mut().unwrap().trace = Some(Box::new(Trace {
         trace_id: TraceId(0xabc),
         span_id: SpanId(0xd),
         parent_id: Some(SpanId(0xe)),
         sampled,
-    });
+    }));
     flow
 }
 
@@ -390,7 +390,7 @@ fn what_the_receiver_rejects_or_never_gets_is_counted() {
 fn methods_that_nobody_knows_are_one() {
     let with = |method: &str| {
         let mut flow = traced(true);
-        flow.l7.as_mut().unwrap().method = method.to_owned();
+        flow.l7.as_mut().unwrap().method = method.to_owned().into();
         flow
     };
     let span = |method: &str| {

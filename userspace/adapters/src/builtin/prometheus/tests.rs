@@ -33,7 +33,7 @@ fn request(source: &str, status: u16) -> Flow {
         event: FlowEvent::Request,
         reporter: Side::Proxy,
         verdict: FlowVerdict::Allow,
-        reason: String::new(),
+        reason: "".into(),
         rule: None,
         source: peer(source),
         destination: destination(8080),

@@ -60,7 +60,7 @@ fields! {
     Event = "event" => |flow, out| out.write_str(flow.event.as_str()),
     Reporter = "reporter" => |flow, out| out.write_str(flow.reporter.as_str()),
     Verdict = "verdict" => |flow, out| out.write_str(flow.verdict.as_str()),
-    Reason = "reason" => |flow, out| text(out, Some(flow.reason.as_str())),
+    Reason = "reason" => |flow, out| text(out, Some(&flow.reason)),
     Rule = "rule" => |flow, out| match &flow.rule {
         Some(rule) => text(out, Some(&rule.to_string())),
         None => text(out, None),
@@ -77,7 +77,7 @@ fields! {
     DestinationAddress = "destination.address" => |flow, out| write!(out, "{}", flow.destination.address),
     DestinationPort = "destination.port" => |flow, out| write!(out, "{}", flow.destination.port),
     Protocol = "protocol" => |flow, out| out.write_str(flow.protocol.as_str()),
-    Method = "l7.method" => |flow, out| text(out, flow.l7.as_ref().map(|l7| l7.method.as_str())),
+    Method = "l7.method" => |flow, out| text(out, flow.l7.as_ref().map(|l7| &*l7.method)),
     Path = "l7.path" => |flow, out| text(out, flow.l7.as_ref().map(|l7| l7.path.as_str())),
     Status = "l7.status" => |flow, out| number(out, flow.l7.as_ref().map(|l7| l7.status)),
     Duration = "l7.duration_us" => |flow, out| number(out, flow.l7.as_ref().map(|l7| l7.duration.as_micros())),

@@ -78,7 +78,7 @@ impl<'a> Span<'a> {
 fn tags(flow: &Flow, l7: &L7) -> BTreeMap<&'static str, String> {
     let (source, destination) = (&flow.source, &flow.destination);
     let mut tags = BTreeMap::from([
-        ("http.method", l7.method.clone()),
+        ("http.method", l7.method.to_string()),
         ("http.path", l7.path.split('?').next().unwrap_or_default().to_owned()),
         ("http.status_code", l7.status.to_string()),
         ("http.request.size", l7.request_bytes.to_string()),
@@ -99,7 +99,7 @@ fn tags(flow: &Flow, l7: &L7) -> BTreeMap<&'static str, String> {
         }
     }
     if l7.is_error() || flow.verdict == FlowVerdict::Deny {
-        tags.insert("error", flow.reason.clone());
+        tags.insert("error", flow.reason.to_string());
     }
     tags
 }

@@ -74,12 +74,12 @@ fn exporter(url: &str) -> (Exporter, ExportMetrics) {
 
 fn traced(flow: Flow, parent: Option<u64>, sampled: bool) -> Flow {
     let mut flow = flow;
-    flow.l7.as_mut().unwrap().trace = Some(Trace {
+    flow.l7.as_mut().unwrap().trace = Some(Box::new(Trace {
         trace_id: TraceId(0xabc),
         span_id: SpanId(0xd),
         parent_id: parent.map(SpanId),
         sampled,
-    });
+    }));
     flow
 }
 
