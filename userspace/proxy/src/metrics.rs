@@ -1,6 +1,6 @@
 //! What the proxy counts about itself. Traffic of the mesh is told through the report path, not here.
 
-use std::sync::atomic::AtomicI64;
+use std::{cell::OnceCell, sync::atomic::AtomicI64};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -69,6 +69,13 @@ pub enum RequestOutcome {
     Ours,
 }
 
+/// As many as there are outcomes.
+const OUTCOMES: usize = RequestOutcome::Ours as usize + 1;
+
+/// One worker's way to [`ProxyMetrics::requests`]: it looks each counter up once, for that takes a lock that all workers share.
+#[derive(Debug, Default)]
+pub(crate) struct RequestCounters([OnceCell<Counter>; OUTCOMES]);
+
 // === impl ProxyMetrics ===
 
 impl ProxyMetrics {
@@ -123,9 +130,14 @@ impl ProxyMetrics {
     pub(crate) fn connection(&self, protocol: ConnectionProtocol) {
         self.connections.get_or_create(&ConnectionLabels { protocol }).inc();
     }
+}
 
-    pub(crate) fn request(&self, outcome: RequestOutcome) {
-        self.requests.get_or_create(&RequestLabels { outcome }).inc();
+// === impl RequestCounters ===
+
+impl RequestCounters {
+    pub(crate) fn count(&self, metrics: &ProxyMetrics, outcome: RequestOutcome) {
+        let found = || metrics.requests.get_or_create_owned(&RequestLabels { outcome });
+        self.0[outcome as usize].get_or_init(found).inc();
     }
 }
 
@@ -142,5 +154,24 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("writing to a String cannot fail");
         assert!(text.contains("weft_capture_missing_orig_dst_total 1"), "{text}");
+    }
+
+    #[test]
+    fn workers_count_together_and_show_no_outcome_that_none_has_met() {
+        let metrics = ProxyMetrics::default();
+        let (one, other) = (RequestCounters::default(), RequestCounters::default());
+        one.count(&metrics, RequestOutcome::Forwarded);
+        one.count(&metrics, RequestOutcome::Forwarded);
+        one.count(&metrics, RequestOutcome::Ours);
+        other.count(&metrics, RequestOutcome::Forwarded);
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("writing to a String cannot fail");
+        for (outcome, count) in [("Forwarded", 3), ("Ours", 1)] {
+            let line = format!("weft_proxy_requests_total{{outcome=\"{outcome}\"}} {count}\n");
+            assert!(text.contains(&line), "{text}");
+        }
+        assert!(!text.contains("Denied"), "{text}");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     http::lean::buffers::Buffers,
     limits::POOL_TICK,
     listen::stop::{Phase, StopWatch},
-    metrics::ProxyMetrics,
+    metrics::{ProxyMetrics, RequestCounters, RequestOutcome},
     report::{Destinations, Peers},
     upstream::Pool,
     watch::SnapshotWatch,
@@ -44,6 +44,7 @@ pub(crate) struct Worker {
     pub(crate) destinations: Destinations,
     pub(crate) peers: Peers,
     pub(crate) buffers: Buffers,
+    requests: RequestCounters,
     /// Client connections and tunnels: what a drain waits for.
     connections: TaskTracker,
     /// What outlives a request for a moment.
@@ -81,6 +82,7 @@ impl Worker {
             destinations: Destinations::default(),
             peers: Peers::default(),
             buffers: Buffers::default(),
+            requests: RequestCounters::default(),
             connections: TaskTracker::new(),
             chores: TaskTracker::new(),
             finished: Rc::default(),
@@ -99,6 +101,11 @@ impl Worker {
                 finished.set(finished.get() + 1);
             }
         });
+    }
+
+    /// A request has ended.
+    pub(crate) fn count_request(&self, outcome: RequestOutcome) {
+        self.requests.count(&self.metrics, outcome);
     }
 
     pub(crate) fn open_connections(&self) -> usize {

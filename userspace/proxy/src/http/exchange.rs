@@ -347,7 +347,7 @@ impl Drop for Exchange {
                 response_bytes: self.response_bytes.get(),
             });
         }
-        worker.metrics.request(self.outcome.get());
+        worker.count_request(self.outcome.get());
         let protocol = self.protocol();
         let told = self.told.get_mut();
         worker.reporter.record(Record::Flow(Arc::new(Flow {

@@ -155,7 +155,7 @@ where
                     tracing::debug!(peer = %conn.peer, %error, "client connection ended");
                     if error.is_parse() {
                         // hyper has refused its head.
-                        conn.worker.metrics.request(RequestOutcome::Downstream);
+                        conn.worker.count_request(RequestOutcome::Downstream);
                     }
                 }
                 return Watch::Over;
@@ -174,7 +174,7 @@ where
                 }
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
-                    conn.worker.metrics.request(RequestOutcome::Downstream);
+                    conn.worker.count_request(RequestOutcome::Downstream);
                     return Watch::Over;
                 }
                 if !ending && rest.is_some_and(|rest| clock.rests(rest)) {
