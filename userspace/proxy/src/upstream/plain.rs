@@ -1,6 +1,6 @@
 //! Connections to endpoints with no codec on them: for requests that go the short way.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use tokio::time::Instant;
 
@@ -11,9 +11,22 @@ use crate::{
     netns::Netns,
 };
 
-/// Idle connections by endpoint, the last used one on top.
+/// Idle connections by endpoint.
 #[derive(Default)]
-pub(super) struct Connections(RefCell<HashMap<Upstream, Vec<Idle>>>);
+pub(super) struct Connections(RefCell<HashMap<Upstream, Home>>);
+
+/// Idle connections to one endpoint, the last used one on top. Whoever uses one has it, to give the connection back without
+/// another look-up.
+#[derive(Clone, Default)]
+pub(crate) struct Home(Rc<RefCell<Vec<Idle>>>);
+
+/// A connection in use.
+pub(crate) struct Plain {
+    pub(crate) socket: Socket,
+    /// An earlier request used it.
+    pub(crate) reused: bool,
+    pub(crate) home: Home,
+}
 
 struct Idle {
     socket: Socket,
@@ -23,10 +36,37 @@ struct Idle {
 // === impl Connections ===
 
 impl Connections {
-    /// The last used one. Those that closed meanwhile, or on which something came that nobody asked for, are let go.
-    pub(super) fn idle(&self, upstream: &Upstream) -> Option<Socket> {
+    pub(super) fn home(&self, upstream: &Upstream) -> Home {
         let mut all = self.0.borrow_mut();
-        let idle = all.get_mut(upstream)?;
+        match all.get(upstream) {
+            Some(home) => home.clone(),
+            None => all.entry(upstream.clone()).or_default().clone(),
+        }
+    }
+
+    /// Keeps no idle connection from that namespace: those that are in use are not kept either.
+    pub(super) fn forget(&self, netns: &Netns) {
+        self.0
+            .borrow_mut()
+            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
+    }
+
+    pub(super) fn reap(&self, now: Instant) {
+        self.0.borrow_mut().retain(|_, home| {
+            let mut idle = home.0.borrow_mut();
+            idle.retain(|idle| now.duration_since(idle.since) < POOL_IDLE_TIMEOUT && idle.socket.is_quiet());
+            // What is in use comes back to it.
+            !idle.is_empty() || Rc::strong_count(&home.0) > 1
+        });
+    }
+}
+
+// === impl Home ===
+
+impl Home {
+    /// The last used one. Those that closed meanwhile, or on which something came that nobody asked for, are let go.
+    pub(super) fn idle(&self) -> Option<Socket> {
+        let mut idle = self.0.borrow_mut();
         while let Some(Idle { socket, .. }) = idle.pop() {
             if socket.is_quiet() {
                 return Some(socket);
@@ -35,26 +75,35 @@ impl Connections {
         None
     }
 
-    pub(super) fn keep(&self, upstream: Upstream, socket: Socket) {
-        let mut all = self.0.borrow_mut();
-        let idle = all.entry(upstream).or_default();
+    /// Takes one back: everything that was asked for on it has come.
+    pub(crate) fn keep(&self, socket: Socket) {
+        let mut idle = self.0.borrow_mut();
         if idle.len() < POOL_IDLE_PER_ENDPOINT {
             let since = Instant::now();
             idle.push(Idle { socket, since });
         }
     }
+}
 
-    /// Keeps no idle connection from that namespace.
-    pub(super) fn forget(&self, netns: &Netns) {
-        self.0
-            .borrow_mut()
-            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
-    }
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
 
-    pub(super) fn reap(&self, now: Instant) {
-        self.0.borrow_mut().retain(|_, idle| {
-            idle.retain(|idle| now.duration_since(idle.since) < POOL_IDLE_TIMEOUT && idle.socket.is_quiet());
-            !idle.is_empty()
-        });
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_in_use_at_a_reap_serves_the_next_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let _peer = listener.accept().await.unwrap();
+        let connections = Connections::default();
+        let upstream = Upstream::at_home(([127, 0, 0, 1], 80).into());
+        let home = connections.home(&upstream);
+        connections.reap(Instant::now());
+        home.keep(Socket::new(stream, false, None));
+        drop(home);
+        assert!(connections.home(&upstream).idle().is_some());
+        connections.reap(Instant::now());
+        assert!(connections.0.borrow().is_empty(), "nothing is idle there, or in use");
     }
 }

@@ -24,7 +24,7 @@ use super::{
     Upstream, UpstreamBody, connect,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
-    plain,
+    plain::{self, Plain},
 };
 use crate::{context::Origin, io::Socket, metrics::ProxyMetrics, netns::Netns};
 
@@ -78,7 +78,7 @@ impl Pool {
         let reused = match wire {
             Wire::Http1 => match self.http1.idle(upstream) {
                 Some(sending) => Some(Sending::Http1(sending)),
-                None => match self.plain.idle(upstream) {
+                None => match self.plain.home(upstream).idle() {
                     Some(socket) => Some(Sending::Http1(self.http1.on(socket, upstream, true).await?)),
                     None => None,
                 },
@@ -116,19 +116,21 @@ impl Pool {
         opened
     }
 
-    /// An idle connection without codec, or a new one; whether an earlier request used it.
+    /// An idle connection without codec, or a new one.
     ///
     /// # Errors
     /// The connect's.
-    pub(crate) async fn take_plain(&self, upstream: &Upstream) -> io::Result<(Socket, bool)> {
-        match self.plain.idle(upstream).or_else(|| self.http1.bare(upstream)) {
+    pub(crate) async fn take_plain(&self, upstream: &Upstream) -> io::Result<Plain> {
+        let home = self.plain.home(upstream);
+        let (socket, reused) = match home.idle().or_else(|| self.http1.bare(upstream)) {
             Some(socket) => {
                 self.metrics.upstream_reused.inc();
-                Ok((socket, true))
+                (socket, true)
             }
             // In a box: most find one.
-            None => Ok((Box::pin(self.open_plain(upstream)).await?, false)),
-        }
+            None => (Box::pin(self.open_plain(upstream)).await?, false),
+        };
+        Ok(Plain { socket, reused, home })
     }
 
     /// One that no request was sent on before.
@@ -142,11 +144,6 @@ impl Pool {
             Err(_) => self.metrics.upstream_connect_failed.inc(),
         };
         opened
-    }
-
-    /// Gives it back: everything that was asked for on it has come.
-    pub(crate) fn keep_plain(&self, upstream: Upstream, socket: Socket) {
-        self.plain.keep(upstream, socket);
     }
 
     /// Closes what is idle and was opened in a namespace that is left: it would keep the namespace alive.

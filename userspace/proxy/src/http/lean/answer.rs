@@ -13,12 +13,12 @@ use super::{
     chunks::{Body, Framing, Piece},
     response::AnswerError,
 };
-use crate::{io::Socket, upstream::Upstream, worker::Worker};
+use crate::{io::Socket, upstream::Home, worker::Worker};
 
 /// Gives its connection back when its last byte was read.
 pub(crate) struct LeanAnswer {
     /// `None`: it is over.
-    from: Option<(Socket, Upstream)>,
+    from: Option<(Socket, Home)>,
     worker: Rc<Worker>,
     /// What was read and not taken yet.
     input: Buffer,
@@ -31,13 +31,7 @@ pub(crate) struct LeanAnswer {
 
 impl LeanAnswer {
     /// `input`: what came behind the answer's head.
-    pub(super) fn new(
-        worker: &Rc<Worker>,
-        from: (Socket, Upstream),
-        input: Buffer,
-        framing: Framing,
-        keep: bool,
-    ) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, from: (Socket, Home), input: Buffer, framing: Framing, keep: bool) -> Self {
         let mut answer = Self {
             from: Some(from),
             worker: Rc::clone(worker),
@@ -85,10 +79,10 @@ impl LeanAnswer {
         }
         // Behind its end nothing may stand: it would be taken for the next one's.
         let clean = self.keep && self.input.is_empty();
-        if let Some((server, upstream)) = self.from.take()
+        if let Some((server, home)) = self.from.take()
             && clean
         {
-            self.worker.pool.keep_plain(upstream, server);
+            home.keep(server);
         }
         self.worker.buffers.give_input(std::mem::take(&mut self.input));
     }

@@ -1,6 +1,6 @@
 //! Asking an endpoint: a head goes out, the answer's comes back.
 
-use std::{future::poll_fn, io, rc::Rc};
+use std::{future::poll_fn, io, net::SocketAddr, rc::Rc};
 
 use http::{Method, StatusCode};
 use tokio::io::AsyncWriteExt;
@@ -11,6 +11,7 @@ use super::{
     response::{self, AnswerError, Head, Passed},
 };
 use crate::{
+    conn::Conn,
     error::DataError,
     http::{
         exchange::Exchange,
@@ -19,16 +20,16 @@ use crate::{
     },
     io::Socket,
     pick::Picked,
-    upstream::Upstream,
+    upstream::{Plain, Upstream},
     worker::Worker,
 };
 
-/// Connects to an endpoint for the request that came with the head `text`. With the connection: whether it was used before.
+/// Connects to an endpoint for the request that came with the head `text`.
 pub(super) async fn reach(
     exchange: &Rc<Exchange>,
     picked: Box<Picked>,
     text: &[u8],
-) -> Result<Reached<(Socket, bool)>, Refusal> {
+) -> Result<Reached<Plain>, Refusal> {
     let worker = &exchange.conn.worker;
     let load = worker.loads.begin(picked.address);
     let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
@@ -43,8 +44,7 @@ pub(super) async fn reach(
 }
 
 /// What the client is told of it.
-pub(super) fn failed(upstream: &Upstream, error: AnswerError) -> DataError {
-    let address = upstream.address;
+pub(super) fn failed(address: SocketAddr, error: AnswerError) -> DataError {
     match error {
         AnswerError::Upgrade => DataError::UnaskedUpgrade { address },
         error => DataError::Upstream {
@@ -57,26 +57,27 @@ pub(super) fn failed(upstream: &Upstream, error: AnswerError) -> DataError {
 /// Sends a head and waits for the first bytes of the answer; once more on a fresh connection in its place, where this one was being
 /// closed by the endpoint just then and it may be repeated.
 pub(super) async fn ask(
-    worker: &Worker,
-    upstream: &Upstream,
+    conn: &Conn,
+    picked: &Picked,
     server: &mut Socket,
     repeat: bool,
     head: &[u8],
 ) -> Result<Buffer, DataError> {
+    let worker = &conn.worker;
     match try_ask(worker, server, head).await {
         Ok(answer) => return Ok(answer),
         Err(error) if repeat && is_lost(&error) => {}
-        Err(error) => return Err(failed(upstream, error)),
+        Err(error) => return Err(failed(picked.address, error)),
     }
     worker.metrics.upstream_retried.inc();
-    let fresh = Box::pin(worker.pool.open_plain(upstream)).await;
-    *server = fresh.map_err(|source| DataError::Connect {
-        address: upstream.address,
+    let fresh = Box::pin(async { worker.pool.open_plain(&conn.upstream(picked.address)).await });
+    *server = fresh.await.map_err(|source| DataError::Connect {
+        address: picked.address,
         tried: 1,
         source,
     })?;
     let asked = try_ask(worker, server, head).await;
-    asked.map_err(|error| failed(upstream, error))
+    asked.map_err(|error| failed(picked.address, error))
 }
 
 async fn try_ask(worker: &Worker, server: &mut Socket, head: &[u8]) -> Result<Buffer, AnswerError> {

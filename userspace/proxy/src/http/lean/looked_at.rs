@@ -25,7 +25,7 @@ use crate::{
     },
     io::Socket,
     pick::Picked,
-    upstream::Wire,
+    upstream::{Plain, Wire},
 };
 
 /// A request for those who may change it, and what checks want changed.
@@ -96,24 +96,27 @@ async fn through_adapters(
         Box::pin(use_up(exchange, &picked, text, counted)).await?;
     }
     let Reached { picked, load, sending } = reach(exchange, picked, text).await?;
-    let (mut server, reused) = sending;
+    let Plain {
+        socket: mut server,
+        reused,
+        home,
+    } = sending;
     let (original, forwarded_for) = (conn.context.original, conn.forwarded_for.as_ref());
     let prepared = head::prepare_request(head, Wire::Http1, original, forwarded_for, None);
     prepared.map_err(|error| if changed { error.of_adapters() } else { error })?;
     request_lines::write_parts(head, out);
-    let upstream = conn.upstream(picked.address);
     let repeat = reused && carry::is_idempotent(&head.method);
-    let mut answer = ask(worker, &upstream, &mut server, repeat, out).await?;
+    let mut answer = ask(conn, &picked, &mut server, repeat, out).await?;
     out.clear();
     let method = &head.method;
     let (passed, mut parts) = match head_of(worker, &mut server, &mut answer, method, |head| head.parts()).await {
         Ok(read) => read,
         Err(error) => {
             worker.buffers.give_input(answer);
-            return Err(failed(&upstream, error).into());
+            return Err(failed(picked.address, error).into());
         }
     };
-    let body = LeanAnswer::new(worker, (server, upstream), answer, passed.framing, passed.keep);
+    let body = LeanAnswer::new(worker, (server, home), answer, passed.framing, passed.keep);
     let end = exchange.method == Method::HEAD || body.is_over();
     if let Some(chain) = exchange.chain() {
         chain.response_headers(&mut parts, end).await?;

@@ -18,6 +18,7 @@ use crate::{
     limits::LEAN_COPY,
     listen::stop::Phase,
     pick::Picked,
+    upstream::Plain,
     worker::Worker,
 };
 
@@ -42,17 +43,18 @@ pub(super) async fn forward(
 /// Sends the head in `out` where it may go, and carries the answer back.
 pub(super) async fn carry_out(
     exchange: &Rc<Exchange>,
-    mut reached: Reached<(Socket, bool)>,
+    mut reached: Reached<Plain>,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
     let conn = &exchange.conn;
     let worker = &conn.worker;
     // Used in place: whatever is moved here, every request that waits has twice.
-    let (server, reused) = &mut reached.sending;
-    let upstream = conn.upstream(reached.picked.address);
+    let Plain {
+        socket: server, reused, ..
+    } = &mut reached.sending;
     // All methods that go this way may be repeated (RFC 9110 9.2.2).
-    let mut answer = match ask(worker, &upstream, server, *reused, out).await {
+    let mut answer = match ask(conn, &reached.picked, server, *reused, out).await {
         Ok(asked) => asked,
         Err(error) => return refuse(exchange, error.into(), client, out).await,
     };
@@ -66,14 +68,14 @@ pub(super) async fn carry_out(
         Ok((passed, ())) => passed,
         Err(error) => {
             worker.buffers.give_input(answer);
-            return refuse(exchange, failed(&upstream, error).into(), client, out).await;
+            return refuse(exchange, failed(reached.picked.address, error).into(), client, out).await;
         }
     };
     exchange.answered(passed.status);
     let relayed = relay(worker, exchange, passed.framing, server, &mut answer, client, out).await;
     // Behind its end nothing may stand: it would be taken for the next one's.
     if relayed.is_ok() && passed.keep && answer.is_empty() {
-        worker.pool.keep_plain(upstream, reached.sending.0);
+        reached.sending.home.keep(reached.sending.socket);
     }
     worker.buffers.give_input(answer);
     match &relayed {
