@@ -337,12 +337,14 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.clock.request_ended();
+        let now = Instant::now();
+        let duration = now.duration_since(self.began);
+        self.clock.request_ended(now);
         let worker = &self.conn.worker;
         if let Some(chain) = self.chain.get_mut() {
             chain.end(&StreamEnd {
                 status: self.status.get(),
-                duration: self.began.elapsed(),
+                duration,
                 request_bytes: self.request_bytes.get(),
                 response_bytes: self.response_bytes.get(),
             });
@@ -364,7 +366,7 @@ impl Drop for Exchange {
                 method: method_word(self.method.as_str()),
                 path: std::mem::take(&mut self.path),
                 status: self.status.get(),
-                duration: self.began.elapsed(),
+                duration,
                 request_bytes: self.request_bytes.get(),
                 response_bytes: self.response_bytes.get(),
                 grpc_status: self.grpc_status.get(),

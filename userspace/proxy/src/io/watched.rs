@@ -64,9 +64,9 @@ impl ConnClock {
         self.head_since.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn request_ended(&self) {
+    pub(crate) fn request_ended(&self, now: Instant) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.idle_since.store(self.now(), Ordering::Relaxed);
+        self.idle_since.store(self.at(now), Ordering::Relaxed);
         self.flushed.store(false, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
     }
@@ -120,7 +120,11 @@ impl ConnClock {
     }
 
     fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> u64 {
+        now.duration_since(self.start).as_millis() as u64
     }
 
     fn passed(&self, since: u64) -> Duration {
@@ -214,7 +218,7 @@ mod tests {
         clock.bytes_came();
         advance(LIMIT * 2).await;
         assert!(!clock.head_is_late(LIMIT) && !clock.is_idle(LIMIT));
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         assert!(!clock.is_idle(LIMIT));
     }
 
@@ -223,7 +227,7 @@ mod tests {
         let clock = ConnClock::new();
         clock.request_began();
         clock.body_began();
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         clock.bytes_came();
         advance(LIMIT * 2).await;
         assert!(!clock.head_is_late(LIMIT));
@@ -241,7 +245,7 @@ mod tests {
         assert!(!clock.rests(LIMIT), "before its first request");
         clock.request_began();
         clock.body_began();
-        clock.request_ended();
+        clock.request_ended(Instant::now());
         advance(LIMIT * 2).await;
         assert!(!clock.rests(LIMIT), "its answer may not be written yet");
         tokio::io::AsyncWriteExt::flush(&mut stream).await.unwrap();
