@@ -52,7 +52,7 @@ pub use runtime::{
     RuntimeMetrics, WasmHost, compile_ahead,
 };
 pub use stream::{
-    Direction, FilterFactory, FilterState, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
-    TrafficDirection,
+    Direction, FilterFactory, FilterState, Lent, Step, StreamEnd, StreamFailure, StreamFilter, StreamInfo, TcpFilter,
+    TcpStep, TrafficDirection,
 };
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};

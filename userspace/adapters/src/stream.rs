@@ -158,6 +158,24 @@ pub struct StreamEnd {
     pub duration: Duration,
     pub request_bytes: u64,
     pub response_bytes: u64,
+    /// `None`: the client got all of the answer, an endpoint's or a filter's.
+    pub failure: Option<StreamFailure>,
+}
+
+/// What a stream failed for, as far as Envoy's response flags tell it apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamFailure {
+    /// No connection to an endpoint came about.
+    Connect,
+    /// The endpoint's connection ended before its answer did.
+    Upstream,
+    /// What the endpoint sent was no answer.
+    UpstreamProtocol,
+    /// The client's connection ended before the answer did.
+    Downstream,
+    /// A filter held it for too long.
+    Held,
+    Other,
 }
 
 /// Which way bytes of a connection go.

@@ -13,7 +13,7 @@ use super::{
     headers::MapRef,
     host::{Host, Stream},
 };
-use crate::stream::TrafficDirection;
+use crate::stream::{StreamFailure, TrafficDirection};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -170,9 +170,28 @@ fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
             number(status.to_str().ok()?.parse().ok()?)
         }
         ["size" | "total_size"] => number(stream.end?.response_bytes),
-        ["flags"] => number(0),
+        ["flags"] => flags(stream.end?.failure),
         _ => None,
     }
+}
+
+/// Envoy's response flags; `None`: it has none for that.
+fn flags(failure: Option<StreamFailure>) -> Option<Vec<u8>> {
+    let bit = match failure {
+        None => return number(0),
+        // UF, upstream connection failure.
+        Some(StreamFailure::Connect) => 5,
+        // UC, upstream connection termination.
+        Some(StreamFailure::Upstream) => 6,
+        // UPE, upstream protocol error.
+        Some(StreamFailure::UpstreamProtocol) => 23,
+        // DC, downstream connection termination.
+        Some(StreamFailure::Downstream) => 14,
+        // SI, stream idle timeout.
+        Some(StreamFailure::Held) => 16,
+        Some(StreamFailure::Other) => return None,
+    };
+    number(1 << bit)
 }
 
 /// As the map answers it.

@@ -259,9 +259,11 @@ impl ResponseBody {
         }
     }
 
-    /// Leads it through the filters that saw the head, and were not told that it is the end.
-    pub(crate) fn filtered(mut self) -> Self {
-        if let Some(chain) = self.exchange.chain() {
+    /// What follows the head. `end`: nothing does, as filters were told; else it is led through those that saw the head.
+    pub(crate) fn after_head(mut self, end: bool) -> Self {
+        if end {
+            self.exchange.response_ended();
+        } else if let Some(chain) = self.exchange.chain() {
             self.passage = Some(Box::new(chain.passage()));
         }
         self
@@ -377,7 +379,12 @@ impl Body for ResponseBody {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            frame => Poll::Ready(frame),
+            frame => {
+                if frame.is_none() || self.is_end_stream() {
+                    self.exchange.response_ended();
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 

@@ -16,11 +16,12 @@ use http::{HeaderMap, Method, StatusCode, Version, request::Parts};
 use hyper::body::Frame;
 use tokio::time::Instant;
 use weft_adapters::{
-    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd, method_word,
-    trace::Trace,
+    Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd,
+    StreamFailure, method_word, trace::Trace,
 };
 use weft_policy::ObjectRef;
 
+use super::failure;
 use crate::{
     conn::Conn,
     error::FaultSide,
@@ -55,6 +56,8 @@ pub(crate) struct Exchange {
     /// Set where filters look at it: they must see its end.
     chain: OnceCell<Chain>,
     outcome: Cell<RequestOutcome>,
+    /// What filters are told at the end.
+    failure: Cell<Option<StreamFailure>>,
     /// What adapters want changed in the endpoint's answer.
     on_answer: RefCell<Vec<HeaderOperation>>,
     /// Where somebody reports spans.
@@ -129,6 +132,7 @@ impl Exchange {
             request_body: Cell::new(false),
             chain: OnceCell::new(),
             outcome: Cell::new(RequestOutcome::Downstream),
+            failure: Cell::new(Some(StreamFailure::Downstream)),
             on_answer: RefCell::default(),
             trace: asked.trace,
             told: RefCell::new(Told {
@@ -199,10 +203,23 @@ impl Exchange {
         self.status.set(status.as_u16());
         self.grpc_status.set(grpc);
         self.outcome.set(outcome);
+        self.failure.set(None);
         let mut told = self.told.borrow_mut();
         told.reason = Cow::Owned(reason.to_owned());
         if outcome == RequestOutcome::Denied {
             told.verdict = FlowVerdict::Deny;
+        }
+    }
+
+    /// It is for this that the client gets an answer of ours, or none.
+    pub(crate) fn failed(&self, failure: StreamFailure) {
+        self.failure.set(Some(failure));
+    }
+
+    /// Nothing of the answer is left to be sent to the client, who was there up to now.
+    pub(crate) fn response_ended(&self) {
+        if self.failure.get() == Some(StreamFailure::Downstream) {
+            self.failure.set(None);
         }
     }
 
@@ -260,8 +277,9 @@ impl Exchange {
     }
 
     /// The endpoint's body was malformed or cut, after the head had gone to the client.
-    pub(crate) fn response_broke(&self, error: &dyn std::error::Error) {
+    pub(crate) fn response_broke(&self, error: &(dyn std::error::Error + 'static)) {
         self.outcome.set(RequestOutcome::Upstream);
+        self.failed(failure::of_answer(error));
         self.told.borrow_mut().reason = format!("the endpoint broke off its answer: {error}").into();
     }
 
@@ -297,6 +315,7 @@ impl Exchange {
     /// Rules deny now what they allowed, and it is cut.
     pub(crate) fn denied_later(&self, rule: Option<Arc<ObjectRef>>, why: &str) {
         self.outcome.set(RequestOutcome::Denied);
+        self.failed(StreamFailure::Other);
         let mut told = self.told.borrow_mut();
         (told.verdict, told.rule) = (FlowVerdict::Deny, rule);
         told.reason = format!("cut, denied by now: {why}").into();
@@ -310,6 +329,10 @@ impl Exchange {
     /// A filter ends the stream without an answer, or after its head.
     pub(crate) fn cut_by(&self, stop: &Stop) {
         self.outcome.set(RequestOutcome::Denied);
+        self.failed(match stop {
+            Stop::Late { .. } => StreamFailure::Held,
+            _ => StreamFailure::Other,
+        });
         let mut told = self.told.borrow_mut();
         told.reason = stop.cut_words().into();
         told.verdict = FlowVerdict::Deny;
@@ -347,6 +370,7 @@ impl Drop for Exchange {
                 duration,
                 request_bytes: self.request_bytes.get(),
                 response_bytes: self.response_bytes.get(),
+                failure: self.failure.get(),
             });
         }
         worker.count_request(self.outcome.get());

@@ -420,7 +420,7 @@ async fn answer(
         }
         None => {
             let body = ResponseBody::forwarded(incoming, Rc::clone(exchange), lease, load);
-            if end { body } else { body.filtered() }
+            body.after_head(end)
         }
     };
     Ok(Response::from_parts(head, body))

@@ -5,6 +5,7 @@
 
 pub(crate) mod body;
 pub(crate) mod exchange;
+mod failure;
 pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod lean;

@@ -5,12 +5,13 @@ use std::{rc::Rc, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Body;
+use weft_adapters::StreamFailure;
 use weft_policy::ObjectRef;
 
 use super::{
     body::ResponseBody,
     exchange::{Exchange, outcome_of},
-    head,
+    failure, head,
 };
 use crate::{
     error::{DataError, chain},
@@ -115,8 +116,7 @@ pub(crate) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<
     match chain.response_headers(&mut head, end).await {
         Ok(()) => {
             exchange.set_status(head.status);
-            let body = if end { body } else { body.filtered() };
-            Ok(Response::from_parts(head, body))
+            Ok(Response::from_parts(head, body.after_head(end)))
         }
         Err(stop) => answer(exchange, stop.into()),
     }
@@ -128,6 +128,7 @@ fn answer(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<Response<Response
         Refusal::Failed(error) => {
             tracing::debug!(reason = error.reason(), %error, original = %exchange.conn.context.original, "request failed");
             let mut response = words(exchange, status_of(&error), &chain(&error), outcome_of(error.side()));
+            exchange.failed(failure::of(&error));
             let headers = response.headers_mut();
             headers.insert("x-weft-reason", HeaderValue::from_static(error.reason()));
             match error {
@@ -151,6 +152,7 @@ fn answer(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<Response<Response
                 body,
             } = *reason;
             let mut response = words(exchange, status, &text, RequestOutcome::Denied);
+            exchange.failed(StreamFailure::Other);
             if let (Some(body), false) = (body, exchange.grpc) {
                 *response.body_mut() = ResponseBody::text(body, Rc::clone(exchange));
             }

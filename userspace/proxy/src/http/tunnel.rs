@@ -5,6 +5,7 @@ use std::rc::Rc;
 use http::request::Parts;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use weft_adapters::StreamFailure;
 
 use super::{exchange::Exchange, forward::judge_both, view::View};
 use crate::{
@@ -47,8 +48,11 @@ pub(crate) fn spawn(exchange: &Rc<Exchange>, picked: Picked, client: Upgrading, 
             () = denied_later(&exchange, &picked, &asked) => None,
         };
         match ended {
-            Some(Outcome::Broken(error)) => tracing::debug!(%error, "tunnel broke off"),
-            Some(_) => {}
+            Some(Outcome::Broken(error)) => {
+                tracing::debug!(%error, "tunnel broke off");
+                exchange.failed(StreamFailure::Other);
+            }
+            Some(_) => exchange.response_ended(),
             None => relay.reset(),
         }
         let (sent, received) = moved.bytes();

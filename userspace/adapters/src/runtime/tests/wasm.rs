@@ -344,6 +344,7 @@ fn a_shadow_changes_nothing_and_is_compared() {
             duration: Duration::from_millis(1),
             request_bytes: 0,
             response_bytes: 0,
+            failure: None,
         });
     }
     let state = world.state("auth");

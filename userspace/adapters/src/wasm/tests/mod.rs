@@ -113,6 +113,7 @@ fn end() -> StreamEnd {
         duration: Duration::from_millis(3),
         request_bytes: 10,
         response_bytes: 20,
+        failure: None,
     }
 }
 

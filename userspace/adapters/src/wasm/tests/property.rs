@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::{HeaderValue, StatusCode};
 
 use super::*;
-use crate::stream::{Direction, TcpStep};
+use crate::stream::{Direction, StreamFailure, TcpStep};
 
 /// Answers each request with the property that the configuration names, or with 404.
 pub(super) const PROPERTY: &str = r#"(module
@@ -159,6 +159,50 @@ fn what_came_in_is_inbound() {
         panic!("no answer");
     };
     assert_eq!(&response.body()[..], 1_u64.to_le_bytes());
+}
+
+/// At the end counts `found`, and in `flags` what the response's flags are then.
+const FLAGS: &str = r#"(module
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "response\00flagsfound")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func $flags (result i32) (call $property (i32.const 16) (i32.const 14) (i32.const 0) (i32.const 4)))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 30) (i32.const 5) (i32.const 512)))
+    (drop (call $define (i32.const 0) (i32.const 25) (i32.const 5) (i32.const 516)))
+    (i32.const 1))
+  (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+    (if (i32.eqz (call $flags)) (then unreachable))
+    (i32.const 0))
+  (func (export "proxy_on_log") (param i32)
+    (if (i32.eqz (call $flags)) (then
+      (drop (call $increment (i32.load (i32.const 512)) (i64.const 1)))
+      (drop (call $increment (i32.load (i32.const 516)) (i64.load (i32.load (i32.const 0)))))))))"#;
+
+#[test]
+fn the_flags_of_an_answer_are_envoys_and_known_at_its_end() {
+    let module = Module::compile(&text(FLAGS)).expect("a filter");
+    for (failure, found, flags) in [
+        (None, 1, 0),
+        (Some(StreamFailure::Connect), 1, 0x20),
+        (Some(StreamFailure::Upstream), 1, 0x40),
+        (Some(StreamFailure::Downstream), 1, 0x4000),
+        (Some(StreamFailure::Held), 1, 0x1_0000),
+        (Some(StreamFailure::UpstreamProtocol), 1, 0x80_0000),
+        (Some(StreamFailure::Other), 0, 0),
+    ] {
+        let plugin = plugin(&module, config(""));
+        let mut filter = stream(&plugin);
+        goes_on(filter.on_response_headers(&mut ok(), true));
+        filter.on_end(&StreamEnd { failure, ..end() });
+        let counted = ["found", "flags"].map(|name| beside::metric(&plugin, name));
+        assert_eq!(counted, [found, flags], "{failure:?}");
+        assert_eq!(plugin.stats().traps, 0);
+    }
 }
 
 /// Traps where a request is found before there is one.

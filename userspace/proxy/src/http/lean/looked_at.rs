@@ -124,5 +124,5 @@ async fn through_adapters(
     exchange.change_answer(&mut parts.headers);
     exchange.answered(parts.status);
     let body = ResponseBody::lean(body, Rc::clone(exchange), load);
-    Ok(Response::from_parts(parts, if end { body } else { body.filtered() }))
+    Ok(Response::from_parts(parts, body.after_head(end)))
 }

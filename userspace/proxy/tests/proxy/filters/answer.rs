@@ -153,7 +153,10 @@ async fn a_reset_ends_an_http1_connection_without_a_byte() {
     let mut mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
     let answer = raw(mesh.dial(0).await, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
     assert_eq!((answer.as_str(), server.connections()), ("", 0));
-    assert_eq!(events.until_end_of("a").await, ["a request-head / end", "a end 0 0 0"]);
+    assert_eq!(
+        events.until_end_of("a").await,
+        ["a request-head / end", "a end 0 0 0 Other"]
+    );
     assert_eq!(mesh.flow().await.reason, "reset by adapter a");
 }
 
@@ -287,4 +290,41 @@ async fn an_answer_to_head_has_no_body_and_no_interim_status() {
     ask.headers_mut().remove("host");
     let answer = Text::read(H2::new(mesh.dial(0).await).await.send(ask).await).await;
     assert_eq!((answer.status.as_u16(), answer.body.as_str()), (500, ""));
+}
+
+#[tokio::test]
+async fn filters_are_told_that_no_connection_came_about() {
+    let mut events = Events::new();
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [unused()])]), chains);
+    // One goes the short way.
+    for asked in [post(full("abc")), request("GET", "/", empty())] {
+        let mut client = H1::new(mesh.dial(0).await).await;
+        let answer = Text::read(client.send(asked).await).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        let seen = events.until_end_of("a").await;
+        assert!(seen.last().unwrap().ends_with(" Connect"), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn filters_are_told_of_a_client_that_goes_before_it_has_the_answer() {
+    let server = Server::http2(|_| async {
+        let (sender, body) = pieces();
+        tokio::spawn(async move {
+            sender.send(data("abc")).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        http::Response::new(body)
+    })
+    .await;
+    let mut events = Events::new();
+    let chains = events.script("a").chains();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), chains);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let response = client.send(post2(empty())).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    drop((response, client));
+    let seen = events.until_end_of("a").await;
+    assert!(seen.last().unwrap().ends_with(" Downstream"), "{seen:?}");
 }

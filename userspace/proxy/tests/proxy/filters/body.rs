@@ -149,7 +149,7 @@ async fn an_answer_too_large_to_hold_back_is_cut() {
     assert_eq!(response.status(), 200);
     assert!(response.into_body().collect().await.is_err());
     let seen = events.until_end_of("a").await;
-    assert_eq!(seen.last().unwrap(), "a end 200 0 0");
+    assert_eq!(seen.last().unwrap(), "a end 200 0 0 Other");
     assert!(mesh.flow().await.reason.contains("held back a body of more than"));
 }
 

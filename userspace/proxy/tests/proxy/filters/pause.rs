@@ -176,7 +176,8 @@ async fn what_a_filter_forgets_to_let_go_is_ended() {
                 answer.body
             );
         }
-        events.until_end_of("a").await;
+        let seen = events.until_end_of("a").await;
+        assert!(seen.last().unwrap().ends_with(" Held"), "{point}: {seen:?}");
     }
 }
 
@@ -190,7 +191,7 @@ async fn a_client_that_goes_away_ends_a_paused_request_once() {
     let asked = tokio::spawn(async move { client.try_send(post2(full("abc"))).await.is_ok() });
     assert_eq!(events.next().await, "a request-head /");
     asked.abort();
-    assert_eq!(events.next().await, "a end 0 0 0");
+    assert_eq!(events.next().await, "a end 0 0 0 Downstream");
     mesh.flow().await;
     assert!(gate.send(true).is_ok(), "the adapter itself lives on");
     assert!(events.rest().is_empty());
@@ -213,7 +214,7 @@ async fn an_endpoint_that_breaks_off_ends_the_request_once() {
     let response = client.send(request("GET", "/", empty())).await;
     assert!(response.into_body().collect().await.is_err());
     let seen = events.until_end_of("a").await;
-    assert_eq!(seen.last().unwrap(), "a end 200 0 3");
+    assert_eq!(seen.last().unwrap(), "a end 200 0 3 Upstream");
     mesh.flow().await;
     assert!(events.rest().is_empty());
 }

@@ -17,7 +17,8 @@ use weft_adapters::{
 type Act = Arc<dyn Fn(Lent<'_>, bool) -> Step + Send + Sync>;
 type TcpAct = Arc<dyn Fn(Direction, &mut BytesMut, bool) -> TcpStep + Send + Sync>;
 
-/// An adapter that notes every call as `NAME POINT [DETAIL] [end]` and does what the test says.
+/// An adapter that notes every call as `NAME POINT [DETAIL] [end]`, the last as `NAME end STATUS SENT RECEIVED [FAILURE]`, and
+/// does what the test says.
 #[derive(Clone)]
 pub struct Script {
     name: &'static str,
@@ -263,7 +264,9 @@ impl StreamFilter for Scripted {
 
     fn on_end(&mut self, end: &StreamEnd) {
         let (sent, received) = (end.request_bytes, end.response_bytes);
-        self.script.note(&format!("end {} {sent} {received}", end.status));
+        let failure = end.failure.map_or_else(String::new, |failure| format!(" {failure:?}"));
+        self.script
+            .note(&format!("end {} {sent} {received}{failure}", end.status));
     }
 }
 
