@@ -19,6 +19,7 @@ use std::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::adapter::REMOTE_PROTOCOLS;
 pub use self::adapter::{
     Adapter, AdapterBackend, AdapterCatalog, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ParamsRefusal,
     RemoteBackend,

@@ -49,7 +49,16 @@ impl<'a> Adapters<'a> {
     pub fn compile(sources: &Sources<'a>, drafts: &Drafts, report: &mut Report) -> Self {
         let mut found = Self::default();
         let mut in_order = sources.adapters.clone();
-        in_order.sort_by_key(|(object, spec)| (spec.config.role, Reverse(spec.priority), &object.id));
+        // Of those that the operator put into no order, who asks a server comes last: the first deny ends the checks.
+        in_order.sort_by_key(|(object, spec)| {
+            let config = &spec.config;
+            (
+                config.role,
+                Reverse(spec.priority),
+                config.backend.asks_a_server(),
+                &object.id,
+            )
+        });
         for (object, spec) in in_order {
             let (role, backend) = (spec.config.role, &spec.config.backend);
             let mut missing = Vec::new();

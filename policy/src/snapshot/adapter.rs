@@ -15,6 +15,9 @@ pub struct Adapter {
     pub target: AdapterTarget,
 }
 
+/// Native adapters that ask a server: the protocols of `backend: remote`.
+pub(crate) const REMOTE_PROTOCOLS: [&str; 1] = ["ext_authz"];
+
 /// What an adapter is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AdapterConfig {
@@ -111,6 +114,15 @@ impl AdapterBackend {
         match self {
             Self::Native { .. } | Self::Remote(_) => false,
             Self::Wasm(wasm) => wasm.protocols.tcp,
+        }
+    }
+
+    /// Whether a server is asked about each request, which costs far more than to look at it here.
+    pub fn asks_a_server(&self) -> bool {
+        match self {
+            Self::Native { name } => REMOTE_PROTOCOLS.contains(&name.as_str()),
+            Self::Remote(_) => true,
+            Self::Wasm(_) => false,
         }
     }
 

@@ -28,7 +28,7 @@ const PRIORITIES: std::ops::RangeInclusive<i64> = -1000..=1000;
 #[derive(Debug)]
 pub struct AdapterSpec {
     pub target: Target,
-    /// Order among adapters of one role: larger first.
+    /// Order among adapters of one role: larger first; among equals those that ask a server come last.
     pub priority: i64,
     pub config: Arc<AdapterConfig>,
 }

@@ -26,6 +26,7 @@ impl AdapterCatalog for Known {
     fn natives(&self) -> Vec<(&'static str, AdapterRole)> {
         vec![
             ("denier", AdapterRole::Check),
+            ("ext_authz", AdapterRole::Check),
             ("memquota", AdapterRole::Quota),
             ("statsd", AdapterRole::Report),
         ]

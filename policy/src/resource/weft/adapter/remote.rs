@@ -4,11 +4,9 @@ use serde_json::{Map, Value as Json};
 
 use crate::{
     decode::{Fields, Value},
-    snapshot::{AdapterBackend, AdapterRole, RemoteBackend},
+    snapshot::{AdapterBackend, AdapterRole, REMOTE_PROTOCOLS, RemoteBackend},
 };
 
-/// By the native adapter that speaks it.
-const PROTOCOLS: [(&str, &str); 1] = [("ext_authz", "ext_authz")];
 /// What the adapter's `params` are to a server of `ext_authz`: sent along with every request.
 const EXTENSIONS: &str = "context_extensions";
 
@@ -24,7 +22,7 @@ pub(super) fn decode(
         .clone()
         .fields()?
         .required("protocol")
-        .and_then(|protocol| protocol.choice(&PROTOCOLS))?;
+        .and_then(|protocol| protocol.choice(&REMOTE_PROTOCOLS.map(|name| (name, name))))?;
     let Json::Object(mut settings) = value.json()? else {
         return None;
     };
