@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll, process};
+use vm_test::{Lab, Nginx, Run, Running, curl, filters::filter, lab_test, poll, process, resources};
 
 /// Looks at the bytes of a connection and closes those that begin with `HEAD`.
 const BYTES: &str = r#"(module
@@ -45,6 +45,16 @@ const SLOW: &str = r#"(module
         (if (i32.eqz (call $context (local.get $next))) (then (drop (call $continue (i32.const 0)))))
         (local.set $next (i32.add (local.get $next) (i32.const 1)))
         (br $more))))))"#;
+/// Says that it begins, and never ends its start.
+const LOOPS: &str = r#"(module
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "begins to loop")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $log (i32.const 2) (i32.const 0) (i32.const 14)))
+    (loop $again (br $again))
+    (i32.const 1)))"#;
 
 /// Applies an Adapter of namespace `default` on service `web`.
 fn apply(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<String> {
@@ -53,13 +63,16 @@ fn apply(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<String> {
 
 fn applied(lab: &Lab, name: &str, module: &Path, rest: &str) -> Result<process::Output> {
     let file = lab.work().join(format!("{name}.yaml"));
-    let text = format!(
+    fs::write(&file, object(name, module, rest)).context("write a file to apply")?;
+    lab.weft(["apply", "-f", &file.to_string_lossy()])
+}
+
+fn object(name: &str, module: &Path, rest: &str) -> String {
+    format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}}}\n\
          spec: {{target: {{services: [web]}}, backend: wasm, {}}}\n",
         rest.replace("MODULE", &format!("module: {}", module.display()))
-    );
-    fs::write(&file, text).context("write a file to apply")?;
-    lab.weft(["apply", "-f", &file.to_string_lossy()])
+    )
 }
 
 /// What `weft adapter list` says of one.
@@ -502,5 +515,89 @@ fn bad_modules_harm_nobody_else() {
             ensure!(metrics.contains(line), "{line}: {metrics}");
         }
         Ok(())
+    });
+}
+
+/// The CPU time that this takes is long for all that a test does meanwhile.
+const SLOW: &str = "wasm: {MODULE, limits: {startMs: 15000}}";
+
+/// A module that loops at its start.
+fn looping(lab: &Lab) -> Result<PathBuf> {
+    let module = lab.work().join("loops.wasm");
+    fs::write(&module, wat::parse_str(LOOPS)?).context("write a module")?;
+    Ok(module)
+}
+
+/// Waits until it runs.
+fn has_begun(lab: &Lab) -> Result<()> {
+    poll::until("the module to begin", || {
+        ensure!(lab.log().contains("begins to loop"), "it does not");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
+    with_web("wasm-slow", |lab, client| {
+        let file = lab.work().join("slow.yaml");
+        fs::write(&file, object("slow", &looping(lab)?, SLOW)).context("write a file to apply")?;
+        let mut slow = Running::start(lab.command([
+            lab.weft_binary().display().to_string(),
+            "apply".to_owned(),
+            "--state-dir".to_owned(),
+            lab.state().display().to_string(),
+            "-f".to_owned(),
+            file.display().to_string(),
+        ]))?;
+        has_begun(lab)?;
+        // Nobody waits, and nobody is refused.
+        answers(client, &[], "/", 200)?;
+        lab.apply(resources::DENY)?;
+        let denied = client.curl("http://web/")?;
+        ensure!(denied.code == curl::COULD_NOT_CONNECT, "{denied:?}");
+        ensure!(slow.is_running()?, "the deny came after it: {}", slow.stdout());
+        lab.apply(resources::ALLOW)?;
+        answers(client, &[], "/", 200)?;
+        ensure!(slow.is_running()?, "it came before: {}", slow.stdout());
+
+        let said = slow.finish(process::BOUND)?.ok()?.stdout;
+        ensure!(said.contains("NotEnforced") && said.contains("CPU time"), "{said}");
+        // Now it is what the failure policy decides.
+        answers(client, &[], "/", 503)?;
+        // It is known: no change tries it once more.
+        lab.apply(resources::DENY)?;
+        let begun = lab.log().matches("begins to loop").count();
+        ensure!(begun == 1, "it began {begun} times");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_deny_is_in_force_while_a_resource_file_brings_an_adapter_that_takes_long() {
+    with_web("wasm-slow-file", |lab, client| {
+        let state = || -> Result<(String, String)> {
+            let listed = lab.weft(["get", "Adapter", "slow", "-o", "json"])?.ok()?.json()?;
+            let status = &listed["items"][0]["status"];
+            let text = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
+            Ok((text("state"), text("reason")))
+        };
+        lab.resource("slow.yaml", &object("slow", &looping(lab)?, SLOW))?;
+        has_begun(lab)?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        poll::until("the deny", || {
+            let denied = client.curl("http://web/")?;
+            ensure!(denied.http != 200, "{denied:?}");
+            Ok(())
+        })?;
+        let pending = state()?;
+        ensure!(pending.0 == "Pending", "the deny came after it: {pending:?}");
+        poll::within(process::BOUND, "the adapter to be refused", || {
+            let refused = state()?;
+            ensure!(
+                refused.0 == "NotEnforced" && refused.1.contains("CPU time"),
+                "{refused:?}"
+            );
+            Ok(())
+        })
     });
 }

@@ -47,6 +47,9 @@ pub enum AdapterError {
         #[source]
         source: Arc<WasmError>,
     },
+    /// Whoever changed it prepares it, and publishes then.
+    #[error("its modules are being made ready; until they are, what is in force stays")]
+    NotReady,
     #[error("generation `{generation}` is this module already, with the same configuration: give it a weight instead")]
     SameModule { generation: String },
     #[error("there is no native adapter `{name}`")]

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! Snapshot::adapters --update--> Live (one an object, kept while its config is equal) --+--> Chains, for the proxy
-//!                                                                                       +--> ReporterControl
+//!                       ^                                                               +--> ReporterControl
+//!     Preparer::prepare +  (modules, made ready ahead)
 //! ```
 //! [`AdapterRuntime::update`] runs where snapshots are published, never on a request's path. An adapter that cannot be made
 //! leaves the last one of that name in force; where there is none (or a reporter, and it shall judge), requests get what its
-//! failure policy says.
+//! failure policy says. One whose modules are not ready yet leaves all as it was: nobody waits for it, and nobody is refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,7 +27,8 @@ use self::{
 };
 pub use self::{
     generations::{GenerationMetrics, GenerationState},
-    wasm::{Ahead, WasmHost, compile_ahead},
+    prepare::{Ahead, Preparer},
+    wasm::WasmHost,
 };
 use crate::{
     builtin,
@@ -41,6 +43,7 @@ use crate::{
 
 mod generations;
 mod guard;
+mod prepare;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -78,6 +81,8 @@ pub struct AdapterState {
     pub problem: Option<String>,
     /// Whether an earlier version is in force instead.
     pub earlier: bool,
+    /// That is all: its modules are not ready yet, and a later publication puts it in force.
+    pub pending: bool,
     pub counts: AdapterCounts,
     /// Of an adapter as WebAssembly, in the order of the object.
     pub generations: Vec<GenerationState>,
@@ -119,6 +124,8 @@ struct Live {
     made_of: Option<Arc<AdapterConfig>>,
     part: LivePart,
     problem: Option<String>,
+    /// The problem is that its modules are not ready.
+    pending: bool,
     counters: CheckCounters,
 }
 
@@ -158,8 +165,19 @@ impl AdapterRuntime {
         }
     }
 
+    /// Makes modules ready for [`AdapterRuntime::update`], under no lock.
+    pub fn preparer(&self) -> Preparer {
+        self.wasm.preparer().clone()
+    }
+
+    /// Whether some adapter is to come into force as soon as its modules are ready.
+    pub fn awaits_modules(&self) -> bool {
+        self.live.values().any(|live| live.pending)
+    }
+
     /// Brings the adapters to what the snapshot says and gives the chains to publish with it. Those whose config did not
-    /// change go on as they are, with their counts and all they remember. May block for as long as it takes to read files.
+    /// change go on as they are, with their counts and all they remember. May block for as long as it takes to read files, but
+    /// not for modules: who publishes a new one has [prepared](Preparer::prepare) it.
     pub fn update(&mut self, snapshot: &Snapshot) -> Arc<Chains> {
         let wanted: BTreeSet<&ObjectRef> = snapshot.adapters.iter().map(|adapter| &adapter.config.object).collect();
         let (metrics, wasm) = (&self.metrics, &mut self.wasm);
@@ -174,6 +192,11 @@ impl AdapterRuntime {
         for adapter in &snapshot.adapters {
             self.bring(adapter);
         }
+        let running = self.live.values().filter_map(|live| {
+            let generations = live.part.generations()?;
+            Some((live.made_of.as_ref()?, generations.set()))
+        });
+        self.wasm.preparer().set_live(running);
         self.order = snapshot.adapters.iter().map(|a| a.config.object.clone()).collect();
         Arc::new(self.chains(snapshot))
     }
@@ -241,9 +264,11 @@ impl AdapterRuntime {
             made_of: None,
             part: LivePart::Nothing,
             problem: None,
+            pending: false,
             counters: self.metrics.adapters.of(&name),
         });
         live.adapter = Arc::clone(adapter);
+        live.pending = false;
         if live.made_of.as_ref() == Some(config) {
             // Maybe again, after one that could not be made.
             live.problem = None;
@@ -263,6 +288,10 @@ impl AdapterRuntime {
                     live.made_of = Some(Arc::clone(config));
                     live.problem = None;
                 }
+                Err(error @ AdapterError::NotReady) => {
+                    live.problem = Some(error.to_string());
+                    live.pending = true;
+                }
                 Err(error) => {
                     let problem = chain_of(&error);
                     if live.problem.as_ref() != Some(&problem) {
@@ -280,6 +309,9 @@ impl AdapterRuntime {
                     live.problem = Some(problem);
                 }
             }
+        }
+        if live.problem.is_none() {
+            self.wasm.settled(&name);
         }
         if let LivePart::Report(told) = &live.part {
             told.audience.set(&adapter.target);
@@ -375,6 +407,7 @@ impl Live {
             services: self.adapter.target.services.len(),
             problem: self.problem.clone().or_else(|| panicked.then(|| PANICKED.to_owned())),
             earlier: self.problem.is_some() && self.made_of.is_some() && !panicked,
+            pending: self.pending,
             generations: self.part.generations().map_or(Vec::new(), |found| found.set().states()),
             counts: AdapterCounts {
                 allowed: self.counters.allowed.get(),

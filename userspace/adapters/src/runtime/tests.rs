@@ -4,7 +4,7 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
-use weft_policy::{Allocations, CompileInput, Severity, Store, compile};
+use weft_policy::{Allocations, CompileInput, Severity, Store, adapter_configs, compile};
 
 use super::*;
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod beside;
+mod prepare;
 mod remote;
 mod state;
 mod waits;
@@ -80,8 +81,22 @@ impl World {
 
     /// The chains after this file has this text.
     fn apply(&mut self, file: &str, text: &str) -> Arc<Chains> {
+        self.write(file, text);
+        let _ahead = self.prepare();
+        self.publish()
+    }
+
+    fn write(&mut self, file: &str, text: &str) {
         let found = self.store.apply_file(file, text.as_bytes());
         assert!(found.iter().all(|d| d.severity != Severity::Error), "{found:?}");
+    }
+
+    fn prepare(&self) -> Ahead {
+        let wanted = adapter_configs(&self.store);
+        self.runtime.preparer().prepare(wanted.iter().map(|config| &**config))
+    }
+
+    fn publish(&mut self) -> Arc<Chains> {
         let input = CompileInput {
             store: &self.store,
             workloads: &[],

@@ -1,19 +1,9 @@
-//! Adapters that are WebAssembly, made for the runtime: read, compiled, tried and warmed before any request meets them.
+//! Adapters that are WebAssembly, put in force: of plugins that were made ahead, so that no request meets one that is not ready.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fs::File,
-    io::Read,
-    num::NonZeroUsize,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use weft_policy::{
-    AdapterBackend, AdapterConfig, AdapterFailure, ObjectRef, WasmBackend, WasmGeneration, WasmInstances, WasmModule,
-};
+use weft_policy::{AdapterConfig, AdapterFailure, WasmBackend, WasmGeneration, WasmInstances};
 
 use super::{
     chain_of,
@@ -22,48 +12,20 @@ use super::{
         ledger::{Keep, Ledger},
     },
     name_of,
+    prepare::{Ahead, Preparer},
 };
 use crate::{
     error::AdapterError,
     upstreams::{NoUpstreams, Upstreams},
-    wasm::{
-        Capabilities, Digest, FailurePolicy, Instances, Limits, MAX_MODULE, MayCall, Module, PluginConfig, Services,
-        WasmError,
-    },
+    wasm::{Capabilities, FailurePolicy, Instances, Limits, MayCall, PluginConfig},
 };
-
-/// So many refused modules are remembered, the latest ones.
-const MAX_REFUSED: usize = 32;
-
-/// What may be called by the adapters of a namespace.
-type UpstreamsOf = Box<dyn Fn(&str) -> Arc<dyn Upstreams> + Send + Sync>;
-
-/// Modules that are compiled before they are wanted.
-#[derive(Debug)]
-#[must_use = "they are compiled again unless this is kept until they are wanted"]
-pub struct Ahead(#[expect(dead_code, reason = "held so that they stay compiled")] Vec<Module>);
-
-/// Compiles the modules of these adapters, so that [`AdapterRuntime::update`](super::AdapterRuntime::update), for which others
-/// may wait, need not. Takes milliseconds to seconds. What cannot be read or compiled is left to it.
-pub fn compile_ahead<'a>(adapters: impl IntoIterator<Item = &'a AdapterConfig>) -> Ahead {
-    let modules = adapters.into_iter().flat_map(|config| match &config.backend {
-        AdapterBackend::Wasm(wasm) => &*wasm.generations,
-        _ => &[],
-    });
-    let compiled = modules.filter_map(|generation| {
-        let (bytes, _) = read(&generation.module).ok()?;
-        Module::compile(&bytes).ok()
-    });
-    Ahead(compiled.collect())
-}
 
 /// What WebAssembly adapters run in.
 pub struct WasmHost {
-    services: Services,
-    upstreams: UpstreamsOf,
-    workers: NonZeroUsize,
-    /// Not tried again at each publication: a module may take long to fail.
-    refused: VecDeque<(Ingredients, Arc<WasmError>)>,
+    preparer: Preparer,
+    /// By adapter, what its latest version met: no file that did not change is read again, nothing that was refused is tried
+    /// again, and what is ready stays so while the rest is not.
+    kept: BTreeMap<String, Ahead>,
     ledger: Arc<Ledger>,
     metrics: GenerationMetrics,
 }
@@ -74,10 +36,8 @@ impl WasmHost {
     /// `upstreams` carries the calls of the adapters of a namespace; each of `workers` finds an instance ready.
     pub fn new(upstreams: impl Fn(&str) -> Arc<dyn Upstreams> + Send + Sync + 'static, workers: NonZeroUsize) -> Self {
         Self {
-            services: Services::default(),
-            upstreams: Box::new(upstreams),
-            workers,
-            refused: VecDeque::new(),
+            preparer: Preparer::new(Box::new(upstreams), workers),
+            kept: BTreeMap::new(),
             ledger: Arc::new(Ledger::new(&[], Box::new(|_| {}))),
             metrics: GenerationMetrics::default(),
         }
@@ -96,21 +56,45 @@ impl WasmHost {
         self.metrics.clone()
     }
 
-    /// Brings an adapter to what its object says. What `earlier` holds and did not change goes on. When this returns, no
-    /// request waits for anything of it.
+    /// Makes plugins, to be put in force here.
+    pub(super) fn preparer(&self) -> &Preparer {
+        &self.preparer
+    }
+
+    /// Brings an adapter to what its object says. What `earlier` holds and did not change goes on, what else it needs was made
+    /// ahead: nothing is read or started here.
     ///
     /// # Errors
-    /// None of the generations that are to get requests can be made; of those, the first problem.
+    /// Some of it was not made ahead; or none of the generations that are to get requests can be made: of those, the first
+    /// problem.
     pub(super) fn make(
         &mut self,
         config: &AdapterConfig,
         backend: &WasmBackend,
         earlier: Option<&Generations>,
     ) -> Result<Generations, AdapterError> {
+        let mut kept = Ahead::default();
+        let made = self.generations(config, backend, earlier, &mut kept);
+        self.kept.insert(name_of(&config.object), kept);
+        made
+    }
+
+    fn generations(
+        &self,
+        config: &AdapterConfig,
+        backend: &WasmBackend,
+        earlier: Option<&Generations>,
+        kept: &mut Ahead,
+    ) -> Result<Generations, AdapterError> {
         let mut first = None;
+        let mut ready = true;
         let mut all = Vec::with_capacity(backend.generations.len());
         for generation in &backend.generations {
-            let made = self.generation(config, backend, generation, earlier, &all);
+            let made = self.generation(config, backend, generation, earlier, &all, kept);
+            if matches!(made, Err(AdapterError::NotReady)) {
+                ready = false;
+                continue;
+            }
             let made = made.map_err(|error| {
                 let problem = chain_of(&error);
                 tracing::error!(
@@ -130,6 +114,9 @@ impl WasmHost {
                 shadow: generation.shadow,
                 made,
             });
+        }
+        if !ready {
+            return Err(AdapterError::NotReady);
         }
         if let Some(error) = first
             && !all
@@ -154,16 +141,17 @@ impl WasmHost {
     }
 
     fn generation(
-        &mut self,
+        &self,
         config: &AdapterConfig,
         backend: &WasmBackend,
         generation: &WasmGeneration,
         earlier: Option<&Generations>,
         others: &[Generation],
+        kept: &mut Ahead,
     ) -> Result<Arc<Made>, AdapterError> {
-        let (bytes, module) = read(&generation.module)?;
+        let module = self.preparer.digest(&generation.module, kept)?;
         let ingredients = Ingredients {
-            module,
+            module: module.ok_or(AdapterError::NotReady)?,
             config: plugin_config(config, backend, generation.shadow),
         };
         // One of them out would be both out.
@@ -176,47 +164,30 @@ impl WasmHost {
         if let Some(made) = earlier.and_then(|earlier| earlier.set().made_of(&ingredients)) {
             return Ok(made);
         }
-        let refused = self.refused.iter().find(|(of, _)| *of == ingredients);
-        let why = match refused {
-            Some((_, why)) => Arc::clone(why),
-            None => match self.plugin(&bytes, &ingredients.config, &config.object) {
-                Ok(plugin) => {
-                    let out = self.ledger.get(&name_of(&config.object), &ingredients.key());
-                    return Ok(Arc::new(Made::new(ingredients, plugin, out)));
-                }
-                Err(error) => {
-                    let why = Arc::new(error);
-                    self.refused.truncate(MAX_REFUSED - 1);
-                    self.refused.push_front((ingredients, Arc::clone(&why)));
-                    why
-                }
-            },
-        };
-        Err(AdapterError::Module {
-            path: generation.module.path.clone(),
-            source: why,
-        })
+        match self.preparer.plugin(&ingredients, kept) {
+            Some(Ok(plugin)) => {
+                let out = self.ledger.get(&name_of(&config.object), &ingredients.key());
+                Ok(Arc::new(Made::new(ingredients, plugin, out)))
+            }
+            Some(Err(source)) => Err(AdapterError::Module {
+                path: generation.module.path.clone(),
+                source,
+            }),
+            None => Err(AdapterError::NotReady),
+        }
+    }
+
+    /// The adapter is what its object says.
+    pub(super) fn settled(&mut self, name: &str) {
+        if let Some(kept) = self.kept.get_mut(name) {
+            kept.let_go();
+        }
     }
 
     /// The adapter is gone: should it come again, its modules are tried again.
     pub(super) fn forget(&mut self, name: &str) {
-        let shadow = format!("{name} (shadow)");
-        self.refused
-            .retain(|(of, _)| *of.config.name != *name && *of.config.name != *shadow);
+        self.kept.remove(name);
         self.ledger.set(name, BTreeMap::new(), true);
-    }
-
-    fn plugin(
-        &self,
-        bytes: &[u8],
-        config: &PluginConfig,
-        object: &ObjectRef,
-    ) -> Result<crate::wasm::Plugin, WasmError> {
-        let upstreams = (self.upstreams)(object.namespace.as_deref().unwrap_or_default());
-        let plugin = Module::compile(bytes)?.plugin(config.clone(), &self.services, upstreams)?;
-        // The first of them shows whether it would run.
-        plugin.prepare(self.workers.get())?;
-        Ok(plugin)
     }
 }
 
@@ -230,12 +201,12 @@ impl Default for WasmHost {
 impl std::fmt::Debug for WasmHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WasmHost")
-            .field("workers", &self.workers)
+            .field("preparer", &self.preparer)
             .finish_non_exhaustive()
     }
 }
 
-fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) -> PluginConfig {
+pub(super) fn plugin_config(config: &AdapterConfig, backend: &WasmBackend, shadow: bool) -> PluginConfig {
     let (limits, vm) = (backend.limits, &backend.vm);
     let name = name_of(&config.object);
     let namespace = config.object.namespace.as_deref().unwrap_or_default();
@@ -279,35 +250,4 @@ fn bytes_of(written: &serde_json::Value) -> Bytes {
         serde_json::Value::String(text) => Bytes::from(text.clone()),
         json => Bytes::from(json.to_string()),
     }
-}
-
-/// A module's bytes: those that were asked for.
-fn read(module: &WasmModule) -> Result<(Vec<u8>, Digest), AdapterError> {
-    let bytes = read_file(&module.path)?;
-    let found = Digest::of(&bytes);
-    match module.sha256.map(Digest::from) {
-        Some(expected) if expected != found => Err(AdapterError::Digest {
-            path: module.path.clone(),
-            expected,
-            found,
-        }),
-        _ => Ok((bytes, found)),
-    }
-}
-
-/// No more than a module may have, and one byte.
-fn read_file(path: &Path) -> Result<Vec<u8>, AdapterError> {
-    let failed = |source| AdapterError::ReadModule {
-        path: path.to_path_buf(),
-        source,
-    };
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        // A pipe would never end.
-        return Err(failed(std::io::Error::other("it is no regular file")));
-    }
-    let mut bytes = Vec::new();
-    let most = u64::try_from(MAX_MODULE).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(most).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
 }

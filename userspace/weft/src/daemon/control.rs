@@ -4,11 +4,12 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{net::UnixStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
-use weft_adapters::native::Catalog;
+use weft_adapters::{Ahead, native::Catalog};
 use weft_control::{AppliedObjects, FilesSource, Source as _};
 use weft_dataplane::{Cgroup, ShortCircuit};
 use weft_policy::{
-    Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Snapshot, Store, resource::Object,
+    Acceleration, Diagnostic, Explanation, ObjectRef, ObjectState, Severity, Snapshot, Store, adapter_configs,
+    resource::Object,
 };
 
 use super::{doctor, engine::Engine, hand_over::Gate, unrecorded};
@@ -176,23 +177,15 @@ impl DaemonControl {
         }
     }
 
+    /// Makes the modules of a text ready, for [`DaemonControl::put_in_force`]. Long, so while nobody waits.
+    pub(super) fn prepare(&self, text: &Text) -> Ahead {
+        self.engine.prepare(&adapter_configs(&text.store))
+    }
+
     /// Stores and publishes what is good of a text.
-    pub(super) fn apply_text(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
-        // A store of its own tells which objects of the text are good.
-        let mut text = Store::with_adapters(&Catalog);
-        let mut outcome = ApplyOutcome {
-            diagnostics: text.apply_file(&request.file, request.yaml.as_bytes()),
-            ..ApplyOutcome::default()
-        };
-        let good: Vec<_> = text.objects().cloned().collect();
-        for refusal in text.refusals() {
-            outcome.objects.push(AppliedObject {
-                key: refusal.object,
-                action: ApplyAction::Refused,
-                state: None,
-                reason: refusal.reason,
-            });
-        }
+    pub(super) fn put_in_force(&self, text: Text) -> Result<ApplyOutcome, ControlError> {
+        let Text { store, mut outcome } = text;
+        let good: Vec<_> = store.objects().cloned().collect();
         let mut changed = Vec::new();
         let stored = good.iter().try_for_each(|object| {
             changed.extend(self.apply_one(object, &mut outcome)?);
@@ -206,8 +199,9 @@ impl DaemonControl {
             Ok(generation) => generation,
             Err(error) => {
                 self.put_back(changed);
-                // What there was before is in force still; this only ends the problem.
-                let _ = self.publish();
+                // What there was before is in force still, but for adapters that had changed already; else this only ends the
+                // problem.
+                let _ = self.engine.prepare_and_publish();
                 return Err(error);
             }
         };
@@ -224,6 +218,35 @@ impl DaemonControl {
 
 /// An object, and its text before a change; `None`: there was none.
 type Before = (ObjectRef, Option<Vec<u8>>);
+
+/// What somebody applies.
+pub(super) struct Text {
+    /// Of its own: it tells which of the objects are good.
+    store: Store,
+    /// Says which are not.
+    outcome: ApplyOutcome,
+}
+
+// === impl Text ===
+
+impl Text {
+    pub(super) fn read(request: &ApplyRequest) -> Self {
+        let mut store = Store::with_adapters(&Catalog);
+        let diagnostics = store.apply_file(&request.file, request.yaml.as_bytes());
+        let refused = store.refusals().map(|refusal| AppliedObject {
+            key: refusal.object,
+            action: ApplyAction::Refused,
+            state: None,
+            reason: refusal.reason,
+        });
+        let outcome = ApplyOutcome {
+            diagnostics,
+            objects: refused.collect(),
+            ..ApplyOutcome::default()
+        };
+        Self { store, outcome }
+    }
+}
 
 impl Control for DaemonControl {
     fn register_workload(&self, request: RegisterRequest) -> Result<RegisterResponse, ControlError> {
@@ -344,9 +367,12 @@ impl Control for DaemonControl {
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyOutcome, ControlError> {
+        let text = Text::read(&request);
+        // Before anything else is held: other changes do not wait for modules.
+        let _ahead = self.prepare(&text);
         let _pass = self.gate.enter()?;
         let _one = self.one_change();
-        self.apply_text(request)
+        self.put_in_force(text)
     }
 
     fn delete(&self, object: &ObjectRef) -> Result<DeleteOutcome, ControlError> {

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
-use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, compile_ahead, native::Catalog};
+use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, Preparer, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
     AdapterConfig, Allocations, Captured, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState,
@@ -54,6 +54,9 @@ pub struct Engine {
     state: Mutex<State>,
     /// Version of the registry that the last publication saw.
     seen: AtomicU64,
+    preparer: Preparer,
+    /// The last publication met modules that nobody had made ready.
+    awaits_modules: AtomicBool,
     unrecorded: Mutex<unrecorded::Told>,
     vip4: Vec<Ipv4Net>,
     vip6: Vec<Ipv6Net>,
@@ -124,6 +127,8 @@ impl Engine {
             pods: Pods::new(cgroup, Arc::clone(&dataplane), Sources::new(config.state.namespaces())),
             dataplane,
             in_force: ArcSwap::default(),
+            preparer: adapters.preparer(),
+            awaits_modules: AtomicBool::new(false),
             state: Mutex::new(State {
                 allocations,
                 saved,
@@ -187,14 +192,13 @@ impl Engine {
         *self.registry.changes().borrow() != self.seen.load(Ordering::Acquire)
     }
 
-    /// Compiles and publishes. Blocks: files, system calls, and a grace period of the kernel.
+    /// Compiles and publishes. Blocks: files, system calls, and a grace period of the kernel, but no module. Adapters whose modules
+    /// are not ready stay as they are until somebody has made them ready and publishes again.
     ///
     /// # Errors
     ///
     /// The kernel refused a table; what was in force stays in force, and [`Engine::problem`] keeps saying why.
     pub fn publish(&self) -> anyhow::Result<u64> {
-        // Kept until they are in use.
-        let _compiled = self.compile_ahead();
         let mut state = self.state();
         let result = self.try_publish(&mut state);
         let problem = result.as_ref().err().map(|error| format!("{error:#}"));
@@ -206,15 +210,36 @@ impl Engine {
         result
     }
 
-    /// Compiles the modules that come into force next: other changes do not wait for it.
-    fn compile_ahead(&self) -> Ahead {
+    /// The same, after all modules that come into force with it were made ready. That may take minutes, in which others publish.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::publish`].
+    pub fn prepare_and_publish(&self) -> anyhow::Result<u64> {
+        let _ahead = self.prepare_stored();
+        self.publish()
+    }
+
+    /// Makes all modules ready that come into force next, as [`Engine::prepare`] does.
+    pub fn prepare_stored(&self) -> Ahead {
         let wanted = adapter_configs(&self.store());
-        let in_force = self.in_force();
-        let is_new = |config: &&Arc<AdapterConfig>| {
-            let mut adapters = in_force.snapshot.adapters.iter();
-            !adapters.any(|adapter| adapter.config == **config)
-        };
-        compile_ahead(wanted.iter().filter(is_new).map(|config| &**config))
+        self.prepare(&wanted)
+    }
+
+    /// Makes the modules of these adapters ready: compiled and started. What comes back is to be kept until they are published.
+    pub fn prepare(&self, adapters: &[Arc<AdapterConfig>]) -> Ahead {
+        self.preparer.prepare(adapters.iter().map(|config| &**config))
+    }
+
+    /// Whether [`Engine::prepare_and_publish`] would take long.
+    pub fn lacks_modules(&self) -> bool {
+        let wanted = adapter_configs(&self.store());
+        self.preparer.lacks(wanted.iter().map(|config| &**config))
+    }
+
+    /// Whether adapters stay as they were for modules that were not ready at the last publication.
+    pub fn awaits_modules(&self) -> bool {
+        self.awaits_modules.load(Ordering::Acquire)
     }
 
     /// Puts everything back in force that a successor which gave up may have replaced: programs, tables, files.
@@ -265,6 +290,8 @@ impl Engine {
         }
         let mut snapshot = compiled.snapshot;
         let chains = state.adapters.update(&snapshot);
+        self.awaits_modules
+            .store(state.adapters.awaits_modules(), Ordering::Release);
         tell_problems(&state.adapters.states(), &mut snapshot);
         // Only who listens where can have changed. Any program may listen and close as often as it likes, so this must not
         // have everything judged again: where no table says it, it is no other generation.
@@ -508,6 +535,7 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
             continue;
         };
         match &adapter.problem {
+            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone()),
             Some(problem) if adapter.earlier => {
                 status.state = ObjectState::Rejected;
                 status.reason = format!("{problem}; its last good version stays in force");

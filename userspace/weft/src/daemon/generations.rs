@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use weft_adapters::{GenerationError, wasm::Module};
 use weft_policy::ObjectRef;
 
-use super::control::DaemonControl;
+use super::control::{DaemonControl, Text};
 use crate::{
     admin::{
         ControlError,
@@ -67,6 +67,13 @@ impl DaemonControl {
         named: Option<&str>,
         share: Share,
     ) -> Result<String, ControlError> {
+        let loaded = |kept: &Path, hex: &str| {
+            let (before, mut manifest) = self.manifest(object)?;
+            manifest.settle(&self.out(object));
+            let loaded = manifest.load(named, kept, hex, share);
+            let generation = loaded.map_err(|error| of_manifest(object, &error))?;
+            Ok::<_, ControlError>((before, manifest.text(), generation))
+        };
         self.manifest(object)?;
         let bytes = read(module)?;
         // Long, so while nobody waits; what is in use is compiled once.
@@ -74,20 +81,19 @@ impl DaemonControl {
         let digest = compiled.digest().to_string();
         let hex = digest.trim_start_matches("sha256:");
         let kept = self.modules.join(format!("{hex}.wasm"));
+        let (_, text, _) = loaded(&kept, hex)?;
+        {
+            let _one = self.one_change();
+            self.keep(&kept, &bytes)?;
+        }
+        let _ahead = self.prepare(&of_object(object, text));
         let _one = self.one_change();
-        let (before, mut manifest) = self.manifest(object)?;
-        manifest.settle(&self.out(object));
-        let generation = manifest
-            .load(named, &kept, hex, share)
-            .map_err(|error| of_manifest(object, &error))?;
-        fs::create_dir_all(&self.modules)
-            .with_context(|| format!("make {}", self.modules.display()))
-            .and_then(|()| write_atomically(&kept, &bytes).with_context(|| format!("write {}", kept.display())))
-            .map_err(|source| ControlError::Failed {
-                doing: "keep the module",
-                source,
-            })?;
-        self.try_store(object, before, manifest.text(), &[&generation])?;
+        // What was true before may be so no more, and the module may have been swept away.
+        let (before, text, generation) = loaded(&kept, hex).inspect_err(|_| self.sweep())?;
+        if !kept.exists() {
+            self.keep(&kept, &bytes)?;
+        }
+        self.try_store(object, before, text, &[&generation])?;
         // It may have been rolled back earlier: loaded again, it is to be tried again.
         self.engine
             .restore(object, &[&generation])
@@ -95,6 +101,17 @@ impl DaemonControl {
         drop(compiled);
         self.sweep();
         Ok(generation)
+    }
+
+    /// While no other change sweeps.
+    fn keep(&self, kept: &Path, bytes: &[u8]) -> Result<(), ControlError> {
+        fs::create_dir_all(&self.modules)
+            .with_context(|| format!("make {}", self.modules.display()))
+            .and_then(|()| write_atomically(kept, bytes).with_context(|| format!("write {}", kept.display())))
+            .map_err(|source| ControlError::Failed {
+                doing: "keep the module",
+                source,
+            })
     }
 
     /// Gives the names of all that were weighed.
@@ -159,8 +176,10 @@ impl DaemonControl {
 
     /// Puts the object's text in force.
     fn store(&self, object: &ObjectRef, yaml: String) -> Result<(), ControlError> {
-        let file = object.to_string();
-        let outcome = self.apply_text(ApplyRequest { file, yaml })?;
+        let text = of_object(object, yaml);
+        // Others wait meanwhile; but what is new was made ready before, if nothing has changed in between.
+        let _ahead = self.prepare(&text);
+        let outcome = self.put_in_force(text)?;
         if outcome.has_refusals() {
             let details = outcome.diagnostics.iter().map(ToString::to_string).collect();
             return Err(ControlError::Invalid {
@@ -235,6 +254,12 @@ impl DaemonControl {
         named.extend(manifests.flat_map(|manifest| manifest.modules().map(Path::to_path_buf).collect::<Vec<_>>()));
         Some(named)
     }
+}
+
+/// The object with this text.
+fn of_object(object: &ObjectRef, yaml: String) -> Text {
+    let file = object.to_string();
+    Text::read(&ApplyRequest { file, yaml })
 }
 
 fn read(module: &Path) -> Result<Vec<u8>, ControlError> {

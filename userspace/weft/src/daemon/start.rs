@@ -15,7 +15,13 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::{net::TcpListener, signal::unix, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    signal::unix,
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 use weft_adapters::{Reporter, Upstreams, WasmHost};
 use weft_control::{AppliedObjects, Change, FilesSource};
@@ -59,6 +65,8 @@ const SPACING: Duration = Duration::from_millis(50);
 /// After a publication that took long, so many times as long, but no longer than [`MAX_SPACING`]: changes of resources wait behind.
 const SHARE: u32 = 4;
 const MAX_SPACING: Duration = Duration::from_millis(500);
+/// How long an adapter may stay as it was for a module that changed while it was made ready, or that nobody could read before.
+const AWAITED: Duration = Duration::from_secs(1);
 /// Changes of the resources folder that wait for the engine; one says as much as many.
 const CHANGES: usize = 16;
 
@@ -438,12 +446,13 @@ fn wasm_host(
 /// Publishes on a thread that may block.
 async fn publish(engine: &Arc<Engine>) -> anyhow::Result<u64> {
     let engine = Arc::clone(engine);
-    tokio::task::spawn_blocking(move || engine.publish())
+    tokio::task::spawn_blocking(move || engine.prepare_and_publish())
         .await
         .context("publish")?
 }
 
-/// Publishes whenever resources or workloads changed.
+/// Publishes whenever resources or workloads changed. A change that brings modules waits until they are ready, to come into force
+/// as a whole; those after it do not wait for it.
 pub(super) async fn republish(
     engine: Arc<Engine>,
     gate: Arc<Gate>,
@@ -453,12 +462,23 @@ pub(super) async fn republish(
     let mut workloads = engine.registry.changes();
     let mut files_live = true;
     let mut not_before = tokio::time::Instant::now();
+    let mut making = JoinSet::new();
+    let mut looks = interval(AWAITED);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let may_take_long = tokio::select! {
+            Some(made) = making.join_next() => match goes_on(made) {
+                true => continue,
+                false => return,
+            },
+            _ = looks.tick(), if making.is_empty() => match engine.awaits_modules() {
+                true => true,
+                false => continue,
+            },
             change = changes.recv(), if files_live => match change {
                 // The source has logged what is wrong; only what changed is published.
                 Some(change) if change.applied.is_empty() && change.removed.is_empty() => continue,
-                Some(_) => {}
+                Some(_) => true,
                 None => {
                     files_live = false;
                     continue;
@@ -473,7 +493,19 @@ pub(super) async fn republish(
                     continue;
                 }
                 tokio::time::sleep_until(not_before).await;
+                false
             }
+        };
+        if may_take_long && making.is_empty() && lacks_modules(&engine).await {
+            let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
+            making.spawn_blocking(move || {
+                // Not inside the gate: a hand-over does not wait for modules either.
+                let _ahead = engine.prepare_stored();
+                let _pass = gate.enter()?;
+                let _ = engine.publish();
+                Ok::<_, HandedOver>(())
+            });
+            continue;
         }
         let begun = Instant::now();
         let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
@@ -488,6 +520,12 @@ pub(super) async fn republish(
         }
         not_before = tokio::time::Instant::now() + (SHARE * begun.elapsed()).clamp(SPACING, MAX_SPACING);
     }
+}
+
+async fn lacks_modules(engine: &Arc<Engine>) -> bool {
+    let engine = Arc::clone(engine);
+    let looked = tokio::task::spawn_blocking(move || engine.lacks_modules()).await;
+    looked.unwrap_or_default()
 }
 
 pub(super) async fn watch_workloads(registry: Arc<Registry>) {

@@ -65,7 +65,7 @@ pub(super) struct Generation {
 /// A plugin and what it was made of. Equal ones are the same generation still, whatever its name and weight are.
 pub(super) struct Made {
     pub of: Ingredients,
-    pub plugin: Plugin,
+    pub plugin: Arc<Plugin>,
     out: AtomicBool,
     /// Why it is out.
     why: Mutex<Option<String>>,
@@ -315,7 +315,7 @@ impl Generation {
 
 impl Made {
     /// `out`: why it was rolled back earlier.
-    pub fn new(of: Ingredients, plugin: Plugin, out: Option<String>) -> Self {
+    pub fn new(of: Ingredients, plugin: Arc<Plugin>, out: Option<String>) -> Self {
         Self {
             of,
             plugin,

@@ -94,7 +94,7 @@ pub(super) fn head(headers: &[(&str, &str)]) -> request::Parts {
 }
 
 /// What a request of these headers is answered; 200: it passes.
-fn status(chains: &Chains, id: u64, headers: &[(&str, &str)]) -> u16 {
+pub(super) fn status(chains: &Chains, id: u64, headers: &[(&str, &str)]) -> u16 {
     let Some(mut filter) = stream(chains, id) else {
         return 200;
     };
@@ -105,7 +105,7 @@ fn status(chains: &Chains, id: u64, headers: &[(&str, &str)]) -> u16 {
     }
 }
 
-const TOKEN: (&str, &str) = ("authorization", "Bearer s3cret");
+pub(super) const TOKEN: (&str, &str) = ("authorization", "Bearer s3cret");
 pub(super) const PARAMS: &str = "params: {tokens: {s3cret: alice}}";
 
 #[test]
