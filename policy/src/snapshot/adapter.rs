@@ -80,7 +80,7 @@ pub enum AdapterRole {
 pub enum AdapterFailure {
     /// It goes on as if the adapter were not there.
     Open,
-    /// It is refused.
+    /// It is refused. `reload` in an object is this, too.
     Closed,
 }
 

@@ -25,6 +25,14 @@ pub(crate) static ADAPTER: KindInfo = KindInfo {
 /// Larger ones first.
 const PRIORITIES: std::ops::RangeInclusive<i64> = -1000..=1000;
 
+/// `reload` is Envoy's word for what `closed` does: the request that meets a failure fails, and the next one meets a new instance
+/// of the module. Under `open` it does, too.
+const FAILURE_POLICIES: [(&str, AdapterFailure); 3] = [
+    ("open", AdapterFailure::Open),
+    ("closed", AdapterFailure::Closed),
+    ("reload", AdapterFailure::Closed),
+];
+
 #[derive(Debug)]
 pub struct AdapterSpec {
     pub target: Target,
@@ -70,7 +78,7 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     };
     let failure = spec.optional("failurePolicy");
     let failure_policy = match &failure {
-        Some(value) => value.choice(&[("open", AdapterFailure::Open), ("closed", AdapterFailure::Closed)]),
+        Some(value) => value.choice(&FAILURE_POLICIES),
         None => Some(AdapterFailure::Closed),
     };
     let params = spec.optional("params");

@@ -242,6 +242,16 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     assert_eq!(*kept.lock().unwrap(), b"{}");
 }
 
+#[test]
+fn under_reload_a_trap_fails_its_request_and_the_next_meets_a_new_instance() {
+    let mut world = World::new();
+    let trap = format!("module: {}", module("trap").display());
+    let chains = world.apply("auth", &auth(&trap, "failurePolicy: reload"));
+    assert_eq!((status(&chains, 1, &[]), status(&chains, 2, &[TRAP])), (200, 503));
+    until("there is a new instance", || status(&chains, 3, &[]) == 200);
+    assert_eq!(world.state("auth").generations[0].stats.traps, 1);
+}
+
 /// Why v2 of two is out, after as many requests as that takes, of these headers.
 fn rolled_back(world: &World, chains: &Chains, headers: &[(&str, &str)]) -> String {
     let mut id = 0;
