@@ -25,7 +25,9 @@ mod exchange;
 mod foreign;
 mod life;
 mod property;
+mod rpc;
 mod state;
+mod tcp;
 
 /// A module that `cargo xtask build --filters` made.
 fn filter(name: &str) -> Module {
