@@ -52,6 +52,15 @@ pub(super) enum Kind {
     GrpcStream { messages: mpsc::Receiver<(Bytes, Hold)> },
 }
 
+/// A call under way, as its module may go on with it.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// One request, one answer.
+    Once,
+    /// What is to be sent goes in here; `None`: this side has ended.
+    Stream(Option<mpsc::Sender<(Bytes, Hold)>>),
+}
+
 /// What a module is told. Of each call but a stream there is one.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -103,6 +112,21 @@ impl Kind {
             Self::Http { body, trailers, .. } => body.len() + bytes_of(trailers),
             Self::GrpcCall { message, .. } => message.len(),
             Self::GrpcStream { .. } => 0,
+        }
+    }
+}
+
+// === impl Event ===
+
+impl Event {
+    /// The call that it is about.
+    pub fn token(&self) -> u32 {
+        match self {
+            Self::Http { token, .. }
+            | Self::GrpcInitial { token, .. }
+            | Self::GrpcMessage { token, .. }
+            | Self::GrpcTrailing { token, .. }
+            | Self::GrpcClose { token, .. } => *token,
         }
     }
 }

@@ -14,12 +14,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response};
-use tokio::sync::mpsc;
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
 use super::{
     abi::{BufferKind, MapKind},
-    callout::{Event, HttpAnswer, Order},
+    callout::{Call, Event, HttpAnswer, Order},
     counters::Counters,
     headers::{MapMut, MapRef, RequestHead, ResponseHead},
     inbox::Inbox,
@@ -61,12 +60,10 @@ pub(super) struct Host {
     pub tick_changed: bool,
     /// Calls to be started when the callback is over.
     pub outbox: Vec<Order>,
-    /// Streams of messages that are open to be written to, by token.
-    pub senders: HashMap<u32, mpsc::Sender<(Bytes, Hold)>>,
     /// Beside its memory.
     pub kept: Kept,
-    /// Calls under way.
-    pub calls: usize,
+    /// Calls under way, by token.
+    pub calls: HashMap<u32, Call>,
     /// Calls that the module wants ended.
     pub cancelled: Vec<u32>,
     /// Contexts that `proxy_done` was called for.

@@ -150,13 +150,11 @@ impl Worker {
         for order in std::mem::take(&mut vm.host().outbox) {
             self.start(vm, order);
         }
-        // After the starts: a module may cancel what it has just ordered.
         let host = vm.host();
         while let Some(token) = host.cancelled.pop() {
-            host.senders.remove(&token);
+            host.calls.remove(&token);
             if let Some((_, call)) = self.calls.borrow_mut().remove(&token) {
                 call.abort();
-                host.calls = host.calls.saturating_sub(1);
             }
         }
         if self.ends.get() {
@@ -188,8 +186,7 @@ impl Worker {
             return;
         }
         let host = vm.host();
-        host.senders.remove(&token);
-        host.calls = host.calls.saturating_sub(1);
+        host.calls.remove(&token);
         if let Some(stream) = host.streams.get_mut(&context) {
             stream.events.push_back(order.refused());
         }
@@ -197,6 +194,10 @@ impl Worker {
 
     /// Tells the module of an answer: at once if what the answer is for flows, else when it is lent again.
     pub fn answered(self: &Rc<Self>, context: u32, event: Event) {
+        if !self.calls.borrow().contains_key(&event.token()) {
+            // Cancelled while it told of what came before.
+            return;
+        }
         if context == ROOT {
             self.enter_own(|vm| vm.deliver(context, event));
             return;
@@ -222,13 +223,11 @@ impl Worker {
     /// A call is over.
     pub fn call_ended(&self, token: u32) {
         if self.calls.borrow_mut().remove(&token).is_none() {
-            // Cancelled while it told of its answer, and counted off.
+            // Cancelled while it told of its answer.
             return;
         }
         if let Ok(mut vm) = self.vm.try_borrow_mut() {
-            let host = vm.host();
-            host.senders.remove(&token);
-            host.calls = host.calls.saturating_sub(1);
+            vm.host().calls.remove(&token);
         }
         if self.ends.get() {
             self.inbox.wake();

@@ -12,7 +12,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     super::{
         abi::Status,
-        callout::{CALL, Kind, Order},
+        callout::{CALL, Call, Kind, Order},
         grpc::{self, MAX_MESSAGE, MAX_WAITING},
         headers,
         host::Host,
@@ -105,17 +105,12 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             answer(grpc_send(&mut caller, token, (message, length), end != 0))
         },
     )?;
-    for (name, ends_call) in [("proxy_grpc_cancel", true), ("proxy_grpc_close", false)] {
-        linker.func_wrap(ENV, name, move |mut caller: Caller<'_, Host>, token: u32| {
-            let host = caller.data_mut();
-            // Without its sender a stream ends on this side.
-            host.senders.remove(&token);
-            if ends_call {
-                host.cancelled.push(token);
-            }
-            Status::Ok as u32
-        })?;
-    }
+    linker.func_wrap(ENV, "proxy_grpc_cancel", |mut caller: Caller<'_, Host>, token: u32| {
+        answer(grpc_cancel(caller.data_mut(), token).map_err(Fail::from))
+    })?;
+    linker.func_wrap(ENV, "proxy_grpc_close", |mut caller: Caller<'_, Host>, token: u32| {
+        answer(grpc_close(caller.data_mut(), token).map_err(Fail::from))
+    })?;
     linker.func_wrap(
         ENV,
         "proxy_get_status",
@@ -170,7 +165,7 @@ fn http_call(
         trailers: map(slice(memory, trailers.0, trailers.1)?)?,
         limit: limit(timeout),
     };
-    let token = order(host, upstream, request, kind)?;
+    let token = order(host, upstream, request, kind, Call::Once)?;
     write_u32(caller, place, token)
 }
 
@@ -192,7 +187,7 @@ fn grpc_call(
     let path = format!("/{}/{}", text(call.service)?, text(call.method)?);
     let metadata = map(slice(memory, call.metadata.0, call.metadata.1)?)?;
     let request = grpc_request(&upstream, &path, metadata)?;
-    let (kind, sender) = match once {
+    let (kind, call) = match once {
         Some((message, timeout)) => {
             let message = slice(memory, message.0, message.1)?;
             if message.len() > MAX_MESSAGE {
@@ -202,17 +197,14 @@ fn grpc_call(
                 message: grpc::framed(message),
                 limit: limit(timeout),
             };
-            (kind, None)
+            (kind, Call::Once)
         }
         None => {
             let (sender, messages) = mpsc::channel(MAX_WAITING);
-            (Kind::GrpcStream { messages }, Some(sender))
+            (Kind::GrpcStream { messages }, Call::Stream(Some(sender)))
         }
     };
-    let token = order(host, upstream, request, kind)?;
-    if let Some(sender) = sender {
-        host.senders.insert(token, sender);
-    }
+    let token = order(host, upstream, request, kind, call)?;
     write_u32(caller, place, token)
 }
 
@@ -236,12 +228,45 @@ fn grpc_send(caller: &mut Caller<'_, Host>, token: u32, message: Span, end: bool
     if message.len() > MAX_MESSAGE {
         return Err(Status::BadArgument.into());
     }
-    let sender = host.senders.get(&token).ok_or(Status::NotFound)?;
+    let open = match host.calls.get_mut(&token) {
+        Some(Call::Stream(open)) => open,
+        Some(Call::Once) => return Err(Status::BadArgument.into()),
+        None => return Err(Status::NotFound.into()),
+    };
+    let sender = open.as_ref().ok_or(Status::NotFound)?;
     let kept = host.kept.hold(message.len()).map_err(|_| Status::BadArgument)?;
     let sent = sender.try_send((grpc::framed(message), kept));
     sent.map_err(|_| Status::BadArgument)?;
     if end {
-        host.senders.remove(&token);
+        *open = None;
+    }
+    Ok(())
+}
+
+/// Ends a call or a stream: nothing more of it is told, not even what came and waits.
+fn grpc_cancel(host: &mut Host, token: u32) -> Result<(), Status> {
+    let untold = host.stream_mut().is_some_and(|stream| {
+        let waiting = stream.events.len();
+        stream.events.retain(|event| event.token() != token);
+        stream.events.len() < waiting
+    });
+    if host.calls.remove(&token).is_none() {
+        // It may be over without the module having been told.
+        return untold.then_some(()).ok_or(Status::NotFound);
+    }
+    match host.outbox.iter().position(|order| order.token == token) {
+        Some(at) => drop(host.outbox.remove(at)),
+        None => host.cancelled.push(token),
+    }
+    Ok(())
+}
+
+/// Ends this side of a stream; of a call, as in Envoy, all.
+fn grpc_close(host: &mut Host, token: u32) -> Result<(), Status> {
+    match host.calls.get_mut(&token) {
+        Some(Call::Stream(open)) => *open = None,
+        Some(Call::Once) => grpc_cancel(host, token)?,
+        None => return Err(Status::NotFound),
     }
     Ok(())
 }
@@ -285,18 +310,18 @@ fn callable(host: &Host, name: &[u8]) -> Result<String, Status> {
 }
 
 /// Has a call made when the callback is over; says its number.
-fn order(host: &mut Host, upstream: String, request: Request<()>, kind: Kind) -> Result<u32, Status> {
+fn order(host: &mut Host, upstream: String, request: Request<()>, kind: Kind, call: Call) -> Result<u32, Status> {
     if host.stream().is_some_and(|stream| stream.settled) {
         return Err(Status::BadArgument);
     }
-    if host.calls >= MAX_CALLS {
+    if host.calls.len() >= MAX_CALLS {
         return Err(Status::InternalFailure);
     }
     let kept = host.kept.hold(CALL + bytes_of(request.headers()) + kind.bytes());
     let kept = kept.map_err(|_| Status::InternalFailure)?;
-    host.calls += 1;
     host.counters.call_outs.add(1);
     let token = host.next_token();
+    host.calls.insert(token, call);
     host.outbox.push(Order {
         context: host.effective,
         token,
