@@ -237,12 +237,19 @@ async fn messages_of(calling: Calling, token: u32, mut kept: Hold, tell: &impl F
         Err(error) => return (grpc::UNAVAILABLE, error.to_string()),
     };
     let (parts, mut body) = response.into_parts();
-    let mut status = grpc::status(&parts.headers);
     if let Err(full) = answered(&mut kept, &parts.headers) {
         return exhausted(full);
     }
-    let metadata = parts.headers;
-    tell(Event::GrpcInitial { token, metadata });
+    let initial = |metadata| tell(Event::GrpcInitial { token, metadata });
+    if let Some(status) = grpc::status(&parts.headers) {
+        // Nothing else comes, and so the head is told as what comes last.
+        initial(HeaderMap::new());
+        let metadata = parts.headers;
+        tell(Event::GrpcTrailing { token, metadata });
+        return status;
+    }
+    initial(parts.headers);
+    let mut status = None;
     let mut unframe = Unframe::default();
     while let Some(frame) = body.frame().await {
         let frame = match frame {
@@ -268,7 +275,7 @@ async fn messages_of(calling: Calling, token: u32, mut kept: Hold, tell: &impl F
             }
             Err(frame) => {
                 if let Ok(metadata) = frame.into_trailers() {
-                    status = grpc::status(&metadata).or(status);
+                    status = grpc::status(&metadata);
                     tell(Event::GrpcTrailing { token, metadata });
                 }
             }

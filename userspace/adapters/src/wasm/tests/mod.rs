@@ -26,6 +26,7 @@ mod foreign;
 mod life;
 mod property;
 mod rpc;
+mod rpc_stream;
 mod state;
 mod tcp;
 
