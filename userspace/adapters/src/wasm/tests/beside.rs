@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::*;
 
 /// Counts ticks and messages of its queue `q`, into which each request puts one.
-const BESIDE: &str = r#"(module
+pub(super) const BESIDE: &str = r#"(module
   (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
   (import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))
   (import "env" "proxy_enqueue_shared_queue" (func $enqueue (param i32 i32 i32) (result i32)))

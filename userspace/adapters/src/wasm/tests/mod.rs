@@ -24,6 +24,7 @@ mod context;
 mod exchange;
 mod foreign;
 mod life;
+mod observed;
 mod property;
 mod rpc;
 mod rpc_stream;
