@@ -23,6 +23,7 @@ mod callout;
 mod context;
 mod exchange;
 mod foreign;
+mod functions;
 mod life;
 mod observed;
 mod property;
