@@ -40,6 +40,7 @@ mod pairs;
 mod plugin;
 mod property;
 mod services;
+mod signature;
 mod tcp_stream;
 #[cfg(test)]
 mod tests;
