@@ -416,12 +416,12 @@ fn a_successor_that_fails_leaves_the_running_daemon_as_it_was() {
         lab.resource("mesh.yaml", resources::DENY)?;
         poll::until("the edit to be in force", || {
             let answer = lab.run("friend").curl("http://web/public")?;
-            ensure!(answer.code == vm_test::curl::COULD_NOT_CONNECT, "{answer:?}");
+            ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
             Ok(())
         })?;
         lab.take_over(&[])?.ok()?;
         let answer = lab.run("friend").curl("http://web/public")?;
-        ensure!(answer.code == vm_test::curl::COULD_NOT_CONNECT, "{answer:?}");
+        ensure!(answer.code == curl::COULD_NOT_CONNECT, "{answer:?}");
         Ok(())
     });
 }

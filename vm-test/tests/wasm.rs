@@ -519,7 +519,7 @@ fn bad_modules_harm_nobody_else() {
 }
 
 /// The CPU time that this takes is long for all that a test does meanwhile.
-const SLOW: &str = "wasm: {MODULE, limits: {startMs: 15000}}";
+const LONG_START: &str = "wasm: {MODULE, limits: {startMs: 15000}}";
 
 /// A module that loops at its start.
 fn looping(lab: &Lab) -> Result<PathBuf> {
@@ -540,7 +540,7 @@ fn has_begun(lab: &Lab) -> Result<()> {
 fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
     with_web("wasm-slow", |lab, client| {
         let file = lab.work().join("slow.yaml");
-        fs::write(&file, object("slow", &looping(lab)?, SLOW)).context("write a file to apply")?;
+        fs::write(&file, object("slow", &looping(lab)?, LONG_START)).context("write a file to apply")?;
         let mut slow = Running::start(lab.command([
             lab.weft_binary().display().to_string(),
             "apply".to_owned(),
@@ -581,7 +581,7 @@ fn a_deny_is_in_force_while_a_resource_file_brings_an_adapter_that_takes_long() 
             let text = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
             Ok((text("state"), text("reason")))
         };
-        lab.resource("slow.yaml", &object("slow", &looping(lab)?, SLOW))?;
+        lab.resource("slow.yaml", &object("slow", &looping(lab)?, LONG_START))?;
         has_begun(lab)?;
         lab.resource("mesh.yaml", resources::DENY)?;
         poll::until("the deny", || {

@@ -22,7 +22,7 @@ use super::{
     counters::Counters,
     headers::{MapMut, MapRef, RequestHead, ResponseHead},
     inbox::Inbox,
-    kept::{Hold, Kept},
+    kept::Kept,
     metric::Metric,
     plugin::Inner,
 };

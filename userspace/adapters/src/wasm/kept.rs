@@ -64,11 +64,6 @@ impl Hold {
         Ok(())
     }
 
-    /// Gives back so many, or all that there are.
-    pub fn shrink(&mut self, bytes: usize) {
-        drop(self.split(bytes));
-    }
-
     /// So many of them, or all that there are.
     pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
@@ -109,7 +104,7 @@ mod tests {
         assert_eq!(half.grow(1), Err(Full));
         assert_eq!(kept.hold(usize::MAX).err(), Some(Full));
         let part = half.split(10);
-        half.shrink(usize::MAX);
+        drop(half.take());
         drop(other);
         let all = kept.hold(MAX_KEPT - 10).expect("room again");
         assert!(kept.hold(1).is_err());
