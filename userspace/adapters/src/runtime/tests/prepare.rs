@@ -101,7 +101,7 @@ fn a_publication_waits_for_no_module_and_leaves_what_was_until_it_is_ready() {
     assert!(state.pending && state.earlier && made() == 1, "{state:?}");
     assert_eq!((status(&chains, 4, &[]), status(&chains, 5, &[TOKEN])), (401, 200));
     let chains = world.apply("auth", &good("params: {tokens: {other: bob}}"));
-    assert_eq!((status(&chains, 6, &[TOKEN]), made()), (401, 2));
+    assert_eq!((status(&chains, 6, &[TOKEN]), made()), (403, 2));
 }
 
 #[test]
