@@ -21,17 +21,17 @@ fn actor(host: &Host, ports: &[&str]) -> Result<Actor> {
 
 /// Host b has a daemon that knows host a's addresses as account `peer`'s; host a has none.
 fn peer(a: &Host, b: &Host) -> Result<Actor> {
-    b.daemon_with(DEVICE)?;
     b.resource(
         "peer.yaml",
         &resources::workload("peer", "peer", "peer", &a.addresses()),
     )?;
+    b.daemon_with(DEVICE)?;
     actor(a, &[])
 }
 
 /// Account `web`'s server on host b, which is outside the mesh: its address alone says whose it is.
 fn outside_web(b: &Host) -> Result<Actor> {
-    b.resource("web.yaml", &resources::workload("web", "web", "web", &b.addresses()))?;
+    b.apply(&resources::workload("web", "web", "web", &b.addresses()))?;
     actor(b, &["8080"])
 }
 
