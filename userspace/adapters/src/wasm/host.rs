@@ -175,6 +175,12 @@ impl Host {
         self.streams.get_mut(&self.effective).map(|stream| &mut **stream)
     }
 
+    /// There is one stream more.
+    pub fn add_stream(&mut self, context: u32, info: &Arc<StreamInfo>) {
+        self.counters.streams.add(1);
+        self.streams.insert(context, Box::new(Stream::new(Arc::clone(info))));
+    }
+
     /// The context waits for `proxy_done`. Says which one has waited for too long, if they are too many.
     pub fn wait_for_done(&mut self, context: u32) -> Option<u32> {
         let (closing, last) = &mut self.closing;

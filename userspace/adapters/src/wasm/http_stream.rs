@@ -32,6 +32,8 @@ const CONTINUE_AND_END: u32 = 2;
 pub(super) struct HttpStream {
     worker: Rc<Worker>,
     context: u32,
+    /// The module knows the context.
+    created: bool,
     /// The failure policy has decided over it.
     failed: bool,
     ended: bool,
@@ -40,18 +42,15 @@ pub(super) struct HttpStream {
 // === impl HttpStream ===
 
 impl HttpStream {
-    /// `None`: the instance fails on it.
+    /// `None`: the instance has failed. The module learns of the stream when that has something to show, as in Envoy: of one that
+    /// another filter answers before, it hears nothing.
     pub fn begin(worker: Rc<Worker>, info: &Arc<StreamInfo>) -> Option<Self> {
         let context = worker.next_context();
-        worker.enter(|vm| {
-            let host = vm.host();
-            host.counters.streams.add(1);
-            host.streams.insert(context, Box::new(Stream::new(Arc::clone(info))));
-            vm.create_context(context)
-        })?;
+        worker.with_host(|host| host.add_stream(context, info))?;
         Some(Self {
             worker,
             context,
+            created: false,
             failed: false,
             ended: false,
         })
@@ -60,7 +59,11 @@ impl HttpStream {
     /// Lends something to the module while `callback` runs, and says what becomes of the stream.
     fn run(&mut self, mut lent: Lent<'_>, callback: impl FnOnce(&mut Vm, u32) -> wasmtime::Result<u32>) -> Step {
         let context = self.context;
+        let created = mem::replace(&mut self.created, true);
         let step = self.worker.enter(|vm| {
+            if !created {
+                vm.create_context(context)?;
+            }
             let Some(stream) = vm.host().streams.get_mut(&context) else {
                 return Ok(Step::Continue);
             };
@@ -93,10 +96,16 @@ impl HttpStream {
         if mem::replace(&mut self.ended, true) {
             return;
         }
-        let context = self.context;
+        let (context, created) = (self.context, self.created);
         self.worker.cancel_calls(context);
         let ran = self.worker.runs();
-        self.worker.enter(|vm| finish(vm, context, end));
+        self.worker.enter(|vm| {
+            if created {
+                return finish(vm, context, end);
+            }
+            vm.host().remove_stream(context);
+            Ok(())
+        });
         self.failed |= ran && !self.worker.runs();
     }
 }

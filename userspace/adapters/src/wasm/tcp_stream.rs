@@ -42,9 +42,7 @@ impl TcpStream {
     pub fn begin(worker: Rc<Worker>, info: &Arc<StreamInfo>) -> Option<Self> {
         let context = worker.next_context();
         worker.enter(|vm| {
-            let host = vm.host();
-            host.counters.streams.add(1);
-            host.streams.insert(context, Box::new(Stream::new(Arc::clone(info))));
+            vm.host().add_stream(context, info);
             vm.create_context(context)
         })?;
         Some(Self {

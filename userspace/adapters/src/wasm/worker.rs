@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::{
     callout::{self, Event, Order},
-    host::ROOT,
+    host::{Host, ROOT},
     inbox::Inbox,
     plugin::{self, Inner},
     vm::{Vm, reason},
@@ -109,6 +109,15 @@ impl Worker {
         let next = self.last_context.get().checked_add(1).unwrap_or(ROOT + 1);
         self.last_context.set(next);
         next
+    }
+
+    /// Looks at or changes what the host knows, without running anything in the instance. `None`: it has failed.
+    pub fn with_host<R>(&self, look: impl FnOnce(&mut Host) -> R) -> Option<R> {
+        if self.failed.get() {
+            return None;
+        }
+        let mut vm = self.vm.try_borrow_mut().ok()?;
+        Some(look(vm.host()))
     }
 
     /// Runs something in the instance, then does what the module ordered. `None`: the instance has failed, now or before.

@@ -32,7 +32,11 @@ pub(super) const BESIDE: &str = r#"(module
 
 /// Value of a metric that the filter defined.
 pub(super) fn metric(plugin: &Plugin, name: &str) -> i64 {
-    let metrics = plugin.metrics().all();
+    value(plugin.metrics(), name)
+}
+
+fn value(metrics: &Metrics, name: &str) -> i64 {
+    let metrics = metrics.all();
     let found = metrics.iter().find(|(found, _)| **found == *name);
     found.map_or(0, |(_, metric)| metric.value())
 }
@@ -175,11 +179,7 @@ const END: &str = r#"(module
 async fn ended(module: &str, during: impl AsyncFnOnce(&dyn Fn(&str) -> i64)) -> (i64, i64, i64) {
     let plugin = plugin(&Module::compile(&text(module)).expect("a filter"), config(""));
     let defined = plugin.metrics().clone();
-    let count = |name: &str| {
-        let metrics = defined.all();
-        let found = metrics.iter().find(|(found, _)| **found == *name);
-        found.map_or(0, |(_, metric)| metric.value())
-    };
+    let count = |name: &str| value(&defined, name);
     let mut last = stream(&plugin);
     goes_on(last.on_request_headers(&mut get("/", &[]), true));
     drop(plugin);
@@ -200,6 +200,25 @@ fn the_plugins_context_ends_after_the_last_request() {
         });
         // As in Envoy, only streams are logged.
         assert_eq!(counted.await, (1, 1, 2));
+    });
+}
+
+#[test]
+fn a_request_that_its_module_has_not_seen_yet_keeps_the_instance() {
+    local(async {
+        let module = END.replace("STREAM", "1").replace("LEFT", "0").replace("ROOT", "1");
+        let plugin = plugin(&Module::compile(&text(&module)).expect("a filter"), config(""));
+        let defined = plugin.metrics().clone();
+        let (mut last, unseen) = (stream(&plugin), stream(&plugin));
+        drop(plugin);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(value(&defined, "done"), 0, "requests are in there");
+        goes_on(last.on_request_headers(&mut get("/", &[]), true));
+        drop(last);
+        drop(unseen);
+        until("the instance is gone", || Arc::strong_count(&defined) == 1).await;
+        let counted = ["done", "log", "delete"].map(|name| value(&defined, name));
+        assert_eq!(counted, [1, 1, 2], "of the other one it knows nothing");
     });
 }
 

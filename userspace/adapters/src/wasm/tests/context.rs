@@ -80,6 +80,7 @@ fn a_context_that_is_done_twice_ends_once() {
             );
         let plugin = plugin(&Module::compile(&text(&twice)).expect("a filter"), config(""));
         let mut filter = stream(&plugin);
+        goes_on(filter.on_response_headers(&mut ok(), true));
         filter.on_end(&end());
         drop(filter);
         beside::until("the end", || beside::metric(&plugin, "ended") > 0).await;
@@ -247,7 +248,9 @@ pub(super) const NEVER_DONE: &str = r#"(module
 fn of_contexts_that_are_never_done_the_oldest_ends() {
     let plugin = plugin(&Module::compile(&text(NEVER_DONE)).expect("a filter"), config(""));
     for _ in 0..2000 {
-        stream(&plugin).on_end(&end());
+        let mut filter = stream(&plugin);
+        goes_on(filter.on_request_headers(&mut get("/", &[]), true));
+        filter.on_end(&end());
     }
     assert_eq!(beside::metric(&plugin, "deleted"), 2000 - 1024);
     assert_eq!(plugin.stats().traps, 0);

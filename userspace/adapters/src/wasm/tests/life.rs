@@ -178,6 +178,51 @@ fn open_lets_requests_pass_unchanged_when_the_filter_fails() {
 }
 
 #[test]
+fn a_request_that_is_over_before_the_module_saw_anything_of_it_calls_nothing() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "alice"}}"#));
+    plugin.warm();
+    let before = plugin.stats();
+    stream(&plugin).on_end(&end());
+    drop(stream(&plugin));
+    let stats = plugin.stats();
+    assert_eq!((stats.callbacks, stats.streams), (before.callbacks, 2));
+    goes_on(stream(&plugin).on_request_headers(&mut get("/", &[("authorization", "Bearer s")]), true));
+    assert!(plugin.stats().callbacks > before.callbacks);
+}
+
+#[test]
+fn a_context_that_cannot_be_created_fails_its_request_at_the_head() {
+    // Of the plugin's own, it is no trap.
+    let bytes = text(
+        r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+           (func (export "proxy_on_context_create") (param i32 i32)
+             (if (i32.ne (local.get 0) (i32.const 1)) (then unreachable))))"#,
+    );
+    let module = Module::compile(&bytes).expect("a filter");
+    let closed = plugin(&module, config(""));
+    let mut victim = stream(&closed);
+    let (status, body) = answered(victim.on_request_headers(&mut get("/", &[]), true));
+    assert_eq!((status, &*body, victim.has_failed()), (503, "adapter test failed\n", true));
+    victim.on_end(&end());
+
+    let open = PluginConfig {
+        failure: FailurePolicy::Open,
+        ..config("")
+    };
+    let open = plugin(&module, open);
+    let mut passed = stream(&open);
+    let mut head = get("/a?b", &[("x-mine", "1")]);
+    let same = head.headers.clone();
+    goes_on(passed.on_request_headers(&mut head, true));
+    goes_on(passed.on_response_headers(&mut ok(), true));
+    assert_eq!((head.headers, passed.has_failed()), (same, true));
+    for plugin in [closed, open] {
+        let stats = plugin.stats();
+        assert_eq!((stats.traps, stats.streams, stats.failed_streams), (1, 1, 1));
+    }
+}
+
+#[test]
 fn an_endless_loop_is_ended_after_its_deadline() {
     let plugin = plugin(&filter("loop"), config(""));
     plugin.prepare(2).expect("it starts");
