@@ -12,6 +12,7 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub callbacks: Count,
+    /// From the first callback of those that come together to their end, with what the host does between them.
     pub callback_nanoseconds: Count,
     pub streams: Count,
     pub traps: Count,
@@ -49,7 +50,7 @@ pub struct Stats {
     pub memory: usize,
     /// Calls into the module.
     pub callbacks: u64,
-    /// Time spent in them.
+    /// Time spent in them, and by the host between those that come together.
     pub callback_time: Duration,
     /// Requests and connections that a filter was made for.
     pub streams: u64,

@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     task::Waker,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -46,6 +46,8 @@ pub(super) struct Host {
     pub memory: Option<Memory>,
     pub allocate: Option<TypedFunc<u32, u32>>,
     pub deadline: Deadline,
+    /// When the first callback began that is not counted yet.
+    pub calling_since: Option<Instant>,
     pub limiter: MemoryLimit,
     /// Context that host calls are about.
     pub effective: u32,
@@ -173,6 +175,14 @@ impl Host {
 
     pub fn stream_mut(&mut self) -> Option<&mut Stream> {
         self.streams.get_mut(&self.effective).map(|stream| &mut **stream)
+    }
+
+    /// No callback runs any more: counts the time since the first one. Two looks at the clock for all of them, not for each.
+    pub fn count_time(&mut self) {
+        if let Some(since) = self.calling_since.take() {
+            let spent = u64::try_from(since.elapsed().as_nanos());
+            self.counters.callback_nanoseconds.add(spent.unwrap_or(u64::MAX));
+        }
     }
 
     /// There is one stream more.

@@ -47,6 +47,7 @@ impl Vm {
                 limit: config.limits.start_deadline,
                 first_tick: None,
             },
+            calling_since: None,
             limiter: MemoryLimit {
                 bytes: config.limits.memory,
                 counters,
@@ -77,7 +78,9 @@ impl Vm {
         store.limiter(|host| &mut host.limiter);
         store.epoch_deadline_callback(on_tick);
         store.set_epoch_deadline(1);
-        let exports = match instantiate(&mut store, plugin) {
+        let instantiated = instantiate(&mut store, plugin);
+        store.data_mut().count_time();
+        let exports = match instantiated {
             Ok(exports) => exports,
             Err(Failed::Refused(error)) => return Err(error),
             Err(Failed::Ended(stage, error)) => {
@@ -218,7 +221,8 @@ pub(super) fn optional<P: WasmParams, R: WasmResults>(
     }
 }
 
-/// Calls a callback about `context`. After an error nothing more may run in this store.
+/// Calls a callback about `context`. After an error nothing more may run in this store. The time is for whoever entered the instance
+/// to count ([`Host::count_time`]).
 pub(super) fn run<P: WasmParams, R: WasmResults>(
     store: &mut Store<Host>,
     callback: &TypedFunc<P, R>,
@@ -228,16 +232,11 @@ pub(super) fn run<P: WasmParams, R: WasmResults>(
     let host = store.data_mut();
     host.effective = context;
     host.deadline.first_tick = None;
+    host.calling_since.get_or_insert_with(Instant::now);
+    host.counters.callbacks.add(1);
     store.set_epoch_deadline(1);
     CLOCK.called();
-    let began = Instant::now();
     let result = callback.call(&mut *store, parameters);
-    let counters = &store.data().counters;
-    counters.callbacks.add(1);
-    let spent = began.elapsed().as_nanos();
-    counters
-        .callback_nanoseconds
-        .add(u64::try_from(spent).unwrap_or(u64::MAX));
     if let Err(error) = &result {
         count(store, error);
     }

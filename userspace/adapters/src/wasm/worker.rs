@@ -127,6 +127,7 @@ impl Worker {
         }
         let mut vm = self.vm.try_borrow_mut().ok()?;
         let done = run(&mut vm).and_then(|done| self.obey(&mut vm).map(|()| done));
+        vm.host().count_time();
         match done {
             Ok(done) => Some(done),
             Err(error) => {

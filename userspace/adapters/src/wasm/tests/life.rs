@@ -276,11 +276,12 @@ fn prepared_instances_are_taken_by_workers() {
     plugin.prepare(2).expect("it starts");
     let stats = plugin.stats();
     assert_eq!((stats.instances, stats.streams), (2, 0));
-    let callbacks = stats.callbacks;
+    let (callbacks, time) = (stats.callbacks, stats.callback_time);
+    assert!(time > Duration::ZERO, "of the starts");
     goes_on(stream(&plugin).on_request_headers(&mut get("/", &[("authorization", "Bearer s")]), true));
     let stats = plugin.stats();
     assert_eq!(stats.streams, 1);
-    assert!(stats.callbacks > callbacks);
+    assert!(stats.callbacks > callbacks && stats.callback_time > time);
 }
 
 #[test]
