@@ -81,11 +81,11 @@ pub(super) struct Host {
 }
 
 /// Streams by context.
-pub(super) type Streams = HashMap<u32, Box<Stream>, BuildHasherDefault<ContextHasher>>;
+pub(super) type Streams = HashMap<u32, Box<Stream>, BuildHasherDefault<SerialHasher>>;
 
-/// Contexts are numbers that count up: they need no mixing beyond this.
+/// Of numbers that count up, as contexts and plugins do: they need no mixing beyond this.
 #[derive(Debug, Default)]
-pub(super) struct ContextHasher(u64);
+pub(super) struct SerialHasher(u64);
 
 /// Until when the callback may run.
 #[derive(Debug, Default)]
@@ -416,22 +416,26 @@ impl Stream {
     }
 }
 
-// === impl ContextHasher ===
+// === impl SerialHasher ===
 
-impl Hasher for ContextHasher {
+impl Hasher for SerialHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.write_u32(u32::from(*byte));
+            self.write_u64(u64::from(*byte));
         }
     }
 
     fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
         // Spreads over the upper bits, which the table uses too.
-        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 

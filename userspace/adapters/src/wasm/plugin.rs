@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
     fmt,
+    hash::BuildHasherDefault,
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -24,7 +25,7 @@ use super::{
     engine::thread_time,
     error::WasmError,
     failed::Failed,
-    host::Host,
+    host::{Host, SerialHasher},
     http_stream::HttpStream,
     inbox::Inbox,
     metric::Metrics,
@@ -81,7 +82,7 @@ pub(super) struct Inner {
 
 thread_local! {
     /// Instances of this worker, by plugin.
-    static PLACES: RefCell<HashMap<u64, Place>> = RefCell::default();
+    static PLACES: RefCell<HashMap<u64, Place, BuildHasherDefault<SerialHasher>>> = RefCell::default();
 }
 
 /// Where a worker keeps its instance of one plugin.

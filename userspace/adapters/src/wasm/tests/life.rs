@@ -202,7 +202,10 @@ fn a_context_that_cannot_be_created_fails_its_request_at_the_head() {
     let closed = plugin(&module, config(""));
     let mut victim = stream(&closed);
     let (status, body) = answered(victim.on_request_headers(&mut get("/", &[]), true));
-    assert_eq!((status, &*body, victim.has_failed()), (503, "adapter test failed\n", true));
+    assert_eq!(
+        (status, &*body, victim.has_failed()),
+        (503, "adapter test failed\n", true)
+    );
     victim.on_end(&end());
 
     let open = PluginConfig {
