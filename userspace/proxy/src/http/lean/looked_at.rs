@@ -28,27 +28,66 @@ use crate::{
     upstream::{Plain, Wire},
 };
 
+/// A request's head for adapters.
+pub(super) struct Shown {
+    /// As it came.
+    text: Bytes,
+    /// The same for those who may change it, if any do.
+    parts: Option<Box<Parts>>,
+}
+
 /// A request for those who may change it, and what checks want changed.
 type Changed = (Box<Parts>, Directives);
 
-/// As [`super::super::forward::forward`] does it: `text` is the head as it came; in `out` is what goes to the endpoint, if nobody
-/// changes it.
+// === impl Shown ===
+
+impl Shown {
+    /// `head` was read at the begin of `bytes`. `None`: a map does not hold it.
+    pub fn new(head: &Head<'_, '_>, bytes: &[u8], picked: &Picked) -> Option<Self> {
+        let bytes = bytes.get(..head.length)?;
+        let text = Bytes::copy_from_slice(bytes);
+        let parts = match picked.is_filtered() {
+            true => Some(Box::new(head.parts(bytes, &text).ok()?)),
+            false => None,
+        };
+        Some(Self { text, parts })
+    }
+}
+
+/// As [`super::super::forward::forward`] does it: where no filter looks, `out` has what goes to the endpoint, if nobody changes it.
 pub(super) async fn forward(
     exchange: &Rc<Exchange>,
     picked: Box<Picked>,
-    text: Bytes,
+    mut shown: Box<Shown>,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
     // Each in a box of its own: all together they are larger than what the allocator keeps at hand.
-    let refusal = match boxed(check(exchange, &picked, &text)).await {
-        Ok(None) => match reach(exchange, picked, &text).await {
+    let checked = match shown.parts.take() {
+        Some(head) if !picked.is_checked() => Ok(Some((head, Directives::default()))),
+        Some(head) => {
+            let checked = boxed(carry::check(exchange, &picked, view::of_checks(&head))).await;
+            checked.map(|directives| Some((head, directives)))
+        }
+        None => boxed(check(exchange, &picked, &shown.text)).await,
+    };
+    let refusal = match checked {
+        Ok(None) => match reach(exchange, picked, &shown.text).await {
             Ok(reached) => return boxed(plain::carry_out(exchange, reached, client, out)).await,
             Err(refusal) => refusal,
         },
         Ok(Some((mut head, directives))) => {
             out.clear();
-            match boxed(through_adapters(exchange, picked, &text, &mut head, directives, out)).await {
+            match boxed(through_adapters(
+                exchange,
+                picked,
+                &shown.text,
+                &mut head,
+                directives,
+                out,
+            ))
+            .await
+            {
                 Ok(response) => return boxed(respond_with(exchange, response, client, out)).await,
                 Err(refusal) => refusal,
             }
@@ -58,16 +97,16 @@ pub(super) async fn forward(
     refuse(exchange, refusal, client, out).await
 }
 
-/// Asks the checks. `None`: nobody changes anything.
+/// Asks the checks where no filter looks. `None`: nobody changes anything.
 async fn check(exchange: &Exchange, picked: &Picked, text: &Bytes) -> Result<Option<Changed>, Refusal> {
     // It was read before.
     let head = Head::read_to_keep(text).ok_or(UNFIT)?;
     let directives = carry::check(exchange, picked, head.view()).await?;
-    if !picked.is_filtered() && directives.is_empty() {
+    if directives.is_empty() {
         carry::use_up(exchange, picked, head.view()).await?;
         return Ok(None);
     }
-    Ok(Some((Box::new(head.parts(text)?), directives)))
+    Ok(Some((Box::new(head.parts(text, text)?), directives)))
 }
 
 /// Asks the quotas, after the filters. `counted`: what they are to see, if not the head that is in `text`.

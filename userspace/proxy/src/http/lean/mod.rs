@@ -48,7 +48,7 @@ use weft_adapters::trace;
 use weft_policy::{ObjectRef, Verdict};
 
 pub(crate) use self::{answer::LeanAnswer, response::AnswerError};
-use self::{buffers::Buffer, request_lines::Head};
+use self::{buffers::Buffer, looked_at::Shown, request_lines::Head};
 use super::exchange::Exchange;
 use crate::{
     conn::Conn,
@@ -91,6 +91,8 @@ struct Admitted {
     picked: Box<Picked>,
     /// Bytes of its head.
     length: usize,
+    /// The head for adapters, if any look.
+    shown: Option<Box<Shown>>,
 }
 
 /// Serves requests that go the short way, one after the other, until one does not.
@@ -185,23 +187,22 @@ async fn exchange(conn: &Rc<Conn>, clock: &Arc<ConnClock>, client: &mut Socket, 
             exchange,
             picked,
             length,
-        }) => {
-            if picked.is_looked_at() {
-                let text = Bytes::copy_from_slice(&input.unread()[..length]);
+            shown,
+        }) => match shown {
+            Some(shown) => {
                 input.consume(length);
                 worker.buffers.take_back(input);
                 // In a box: it is several times what those have that nobody looks at.
-                boxed(looked_at::forward(&exchange, picked, text, client, &mut out)).await
-            } else {
-                plain::forward(&exchange, picked, client, input, length, &mut out).await
+                boxed(looked_at::forward(&exchange, picked, shown, client, &mut out)).await
             }
-        }
+            None => plain::forward(&exchange, picked, client, input, length, &mut out).await,
+        },
     };
     worker.buffers.give_output(out);
     next
 }
 
-/// Picks and judges as [`super::forward`] does; appends the head that goes to the endpoint to `out`, if no adapter changes it.
+/// Picks and judges as [`super::forward`] does; appends the head that goes to the endpoint to `out`, unless filters are to see it.
 /// `None`: hyper is to look.
 fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8>) -> Option<Admitted> {
     if trace::is_wanted() {
@@ -220,13 +221,21 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
         }
         Verdict::Deny | Verdict::NeedsHttp => return None,
     };
-    head.write(conn.forwarded_for.as_ref(), out);
+    let shown = match picked.is_looked_at() {
+        true => Some(Box::new(Shown::new(&head, bytes, &picked)?)),
+        false => None,
+    };
+    // Where filters look, it is written when they have.
+    if !picked.is_filtered() {
+        head.write(conn.forwarded_for.as_ref(), out);
+    }
     let exchange = Exchange::new(conn, clock, head.asked());
     verdict.note(&exchange, &picked);
     Some(Admitted {
         exchange,
         picked,
         length: head.length,
+        shown,
     })
 }
 

@@ -132,20 +132,20 @@ impl<'l, 'b> Head<'l, 'b> {
         }
     }
 
-    /// The same for those who want to change it. `text`: what it was read in.
+    /// The same for those who want to change it. `text`: what it was read in; `copy`: the same bytes, to share.
     ///
     /// # Errors
     /// What a map of headers does not hold; what hyper reads, it does.
-    pub fn parts(&self, text: &Bytes) -> Result<Parts, DataError> {
+    pub fn parts(&self, text: &[u8], copy: &Bytes) -> Result<Parts, DataError> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method.clone();
-        let target = match lines::shared(self.target.as_bytes(), text, text) {
+        let target = match lines::shared(self.target.as_bytes(), text, copy) {
             Some(target) => PathAndQuery::from_maybe_shared(target),
             None => PathAndQuery::try_from(self.target),
         };
         parts.uri = Uri::from(target.map_err(|_| UNFIT)?);
         parts.version = Version::HTTP_11;
-        parts.headers = lines::map(self.headers.iter(), text, text).map_err(|_| UNFIT)?;
+        parts.headers = lines::map(self.headers.iter(), text, copy).map_err(|_| UNFIT)?;
         Ok(parts)
     }
 
@@ -243,7 +243,7 @@ impl Line {
 /// As [`Head::parts`].
 pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
     let text = Bytes::copy_from_slice(text);
-    Head::read_to_keep(&text).ok_or(UNFIT)?.parts(&text)
+    Head::read_to_keep(&text).ok_or(UNFIT)?.parts(&text, &text)
 }
 
 /// A head that [`super::super::head::prepare_request`] made.
@@ -342,6 +342,27 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(forwarded(&whole[..cut]), None, "{cut}");
         }
+    }
+
+    #[test]
+    fn parts_are_the_same_of_a_buffer_and_of_a_copy_and_lie_in_the_copy() {
+        let wire = get("X-Team: red\r\nx-team: blue\r\n") + "GET /next";
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let head = Head::read(wire.as_bytes(), &mut lines).unwrap();
+        let text = &wire.as_bytes()[..head.length];
+        let copy = Bytes::copy_from_slice(text);
+        let (made, again) = (head.parts(text, &copy).unwrap(), parts(text).unwrap());
+        assert_eq!((made.uri.path(), made.uri.query()), ("/a", Some("b=c")));
+        assert_eq!(
+            made.headers.get_all("x-team").iter().collect::<Vec<_>>(),
+            ["red", "blue"]
+        );
+        assert_eq!(
+            (made.method, made.uri, &made.headers),
+            (again.method, again.uri, &again.headers)
+        );
+        let value = made.headers["host"].as_bytes().as_ptr();
+        assert!(copy.as_ptr_range().contains(&value));
     }
 
     #[test]
