@@ -20,7 +20,7 @@ use super::{
     cpu::{self, Awake},
     http::address,
     peers,
-    rounds::{self, Goal, Rounds, Row, Scenario, difference},
+    rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio_of_differences},
 };
 use crate::paths;
 
@@ -32,9 +32,6 @@ const ENVOY: u16 = 9010;
 const RATE: u32 = 2000;
 const CONNECTIONS: usize = 32;
 const LATENCY_RATE: u32 = 500;
-
-/// Microseconds that cannot be told from nothing: a ratio to less says nothing.
-const LEAST: f64 = 1.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proxy {
@@ -153,13 +150,11 @@ impl Figure {
 // === impl Compared ===
 
 impl Compared {
-    /// NaN: it cannot be told.
     fn of(self, arm: &[f64], peer: &[f64]) -> Vec<f64> {
-        let times = |(a, b): (&f64, &f64)| if *b < LEAST { f64::NAN } else { a / b };
         match self {
             Self::Alone => arm.to_vec(),
-            Self::Times => arm.iter().zip(peer).map(times).collect(),
-            Self::Cheaper => peer.iter().zip(arm).map(times).collect(),
+            Self::Times => ratio_of_differences(arm, peer),
+            Self::Cheaper => ratio_of_differences(peer, arm),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
     flame,
     found::{ArmFound, Found, Program, Series},
     peers,
-    rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio},
+    rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio, ratio_of_differences},
 };
 use crate::paths;
 
@@ -340,6 +340,7 @@ impl Scenario for Http {
             let compared = match figure {
                 // Requests a CPU second are the inverse of CPU a request: the peer's over ours.
                 Figure::Proxy | Figure::Machine | Figure::Connection => ratio(&peer, &arm),
+                Figure::Added => ratio_of_differences(&arm, &peer),
                 _ => ratio(&arm, &peer),
             };
             Row {

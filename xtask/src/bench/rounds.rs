@@ -2,6 +2,9 @@
 
 use anyhow::Result;
 
+/// Microseconds of a difference that cannot be told from nothing.
+const RESOLUTION: f64 = 1.0;
+
 /// What can be measured again and again.
 pub trait Scenario {
     /// All arms once, in an order of the round's own. Returns processor seconds that the host took from loads that it
@@ -33,7 +36,7 @@ pub struct Row {
     pub unit: &'static str,
     pub arm: Vec<f64>,
     pub peer: Vec<f64>,
-    /// A value a round; NaN: it cannot be told.
+    /// A value a round; NaN: it cannot be told. Such a round counts against PASS and against FALLS SHORT.
     pub compared: Vec<f64>,
     pub goal: Goal,
 }
@@ -96,6 +99,20 @@ pub fn ratio(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a / b).collect()
 }
 
+/// `a / b` of two differences in microseconds, round by round. Where `b` cannot be told from nothing it counts as
+/// [`RESOLUTION`]: the least that the ratio may be, and 1 or more, so that it buys no goal (those of `AtMost` are below 1). NaN where `a`
+/// cannot be told either.
+pub fn ratio_of_differences(a: &[f64], b: &[f64]) -> Vec<f64> {
+    let of = |(a, b): (&f64, &f64)| {
+        if a.max(*b) < RESOLUTION {
+            f64::NAN
+        } else {
+            a / b.max(RESOLUTION)
+        }
+    };
+    a.iter().zip(b).map(of).collect()
+}
+
 /// `a - b`, round by round.
 pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
@@ -126,38 +143,36 @@ impl Row {
         }
     }
 
+    /// By the median, with every round that cannot be told on the wrong side of the goal.
     pub fn verdict(&self) -> Verdict {
-        let median = spread(&self.compared).median;
-        let (goal, reached) = match self.goal {
-            Goal::AtLeast(goal) => (goal, median >= goal),
-            Goal::AtMost(goal) => (goal, median <= goal),
+        let reached = match self.goal {
+            Goal::AtLeast(goal) => spread(&self.untold_as(f64::NEG_INFINITY)).median >= goal,
+            Goal::AtMost(goal) => spread(&self.untold_as(f64::INFINITY)).median <= goal,
             Goal::Told => return Verdict::Told,
         };
-        if reached && !self.is_unclear() {
+        if reached {
             Verdict::Pass
-        } else if self.spans(goal) {
+        } else if self.is_open() {
             Verdict::Undecided
         } else {
             Verdict::FallsShort
         }
     }
 
-    /// Whether more rounds may change the verdict.
+    /// Whether more rounds may change the verdict: the interval spans the goal, whatever the rounds were that cannot be told.
     fn is_open(&self) -> bool {
-        match self.goal {
-            Goal::AtLeast(goal) | Goal::AtMost(goal) => self.spans(goal),
-            Goal::Told => false,
-        }
+        let (Goal::AtLeast(goal) | Goal::AtMost(goal)) = self.goal else {
+            return false;
+        };
+        let (low, _) = interval(&self.untold_as(f64::NEG_INFINITY));
+        let (_, high) = interval(&self.untold_as(f64::INFINITY));
+        low < goal && goal < high
     }
 
-    fn spans(&self, goal: f64) -> bool {
-        let (low, high) = interval(&self.compared);
-        self.is_unclear() || (low < goal && goal < high)
-    }
-
-    /// Some round could not be told.
-    fn is_unclear(&self) -> bool {
-        self.compared.iter().any(|value| value.is_nan())
+    /// The values, with this one for each that cannot be told.
+    fn untold_as(&self, value: f64) -> Vec<f64> {
+        let or = |compared: &f64| if compared.is_nan() { value } else { *compared };
+        self.compared.iter().map(or).collect()
     }
 }
 
@@ -234,9 +249,36 @@ mod tests {
         assert_eq!(at_most(&[1.3, 1.25, 1.21]), Verdict::FallsShort);
         assert_eq!(row(&[3.9, 4.0, 4.1], Goal::AtLeast(4.0)).verdict(), Verdict::Pass);
         assert_eq!(row(&[3.9, 3.8], Goal::Told).verdict(), Verdict::Told);
-        let unclear = |goal| row(&[30.0, f64::NAN, 40.0], goal).verdict();
-        assert_eq!(unclear(Goal::AtLeast(20.0)), Verdict::Undecided);
-        assert_eq!(unclear(Goal::AtMost(20.0)), Verdict::Undecided);
+    }
+
+    #[test]
+    fn a_round_that_cannot_be_told_counts_against_every_verdict_and_forbids_none() {
+        let verdict = |values: &[f64], goal| row(values, goal).verdict();
+        let unclear = [30.0, f64::NAN, 40.0];
+        assert_eq!(verdict(&unclear, Goal::AtLeast(20.0)), Verdict::Pass);
+        assert_eq!(verdict(&unclear, Goal::AtMost(20.0)), Verdict::Undecided);
+        let mostly = [30.0, f64::NAN, f64::NAN];
+        assert_eq!(verdict(&mostly, Goal::AtLeast(20.0)), Verdict::Undecided);
+        assert_eq!(verdict(&mostly, Goal::AtMost(20.0)), Verdict::Undecided);
+        // The interval of nine rounds leaves out the outermost: one that cannot be told keeps nothing open then.
+        let mut nine = [30.0; 9];
+        nine[4] = f64::NAN;
+        assert!(!row(&nine, Goal::AtLeast(20.0)).is_open());
+        assert_eq!(verdict(&nine, Goal::AtLeast(20.0)), Verdict::Pass);
+        assert_eq!(verdict(&nine, Goal::AtMost(20.0)), Verdict::FallsShort);
+    }
+
+    /// Remote is 200 µs; what the other adds is in the noise, or below it.
+    #[test]
+    fn a_ratio_to_nothing_is_at_least_that_to_the_resolution() {
+        let compared = ratio_of_differences(&[200.0, 200.0, 200.0], &[20.0, 0.25, -3.0]);
+        assert_eq!(compared, [10.0, 200.0, 200.0]);
+        assert_eq!(row(&compared, Goal::AtLeast(20.0)).verdict(), Verdict::Pass);
+        // Not the other way round: what takes time where the peer takes none is no small part of it.
+        let slower = ratio_of_differences(&[5.0], &[-2.0]);
+        assert_eq!(row(&slower, Goal::AtMost(0.2)).verdict(), Verdict::FallsShort);
+        assert_eq!(ratio_of_differences(&[-5.0], &[50.0]), [-0.1]);
+        assert!(ratio_of_differences(&[0.5], &[-2.0])[0].is_nan());
     }
 
     /// From a table of the sign test: of 6 to 8 values the outermost bound it, of 9 to 11 the second ones, of 12 to 14 the third.
