@@ -9,6 +9,7 @@ mod check;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +17,7 @@ use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, process,
 
 use self::check::{Check, POLICY_SERVER, TOKEN};
 use super::{
-    arm::{Arm, Client, Load, Measured},
+    arm::{Arm, Client, Load, Measured, undisturbed},
     cpu::{self, Awake},
     http::address,
     peers,
@@ -263,9 +264,13 @@ impl Scenario for Adapters {
                 let (Some(arm), Some(figures)) = (self.arms.get_mut(*index), self.figures.get_mut(*index)) else {
                     continue;
                 };
-                let before = cpu::of_process(self.policy_server)?;
-                let measured = arm.measure(load, 0.5)?;
-                let judging = cpu::of_process(self.policy_server)?.saturating_sub(before);
+                let mut judging = Duration::ZERO;
+                let measured = undisturbed(|| {
+                    let before = cpu::of_process(self.policy_server)?;
+                    let measured = arm.measure(load, 0.5)?;
+                    judging = cpu::of_process(self.policy_server)?.saturating_sub(before);
+                    Ok(measured)
+                })?;
                 stolen += measured.disturbed();
                 if load.connections == 1 {
                     figures.alone.push(measured);

@@ -97,6 +97,21 @@ pub struct Arm {
     pub client: Client,
 }
 
+/// Measures, and again where the host took too much of it, at most [`TRIES`] times.
+///
+/// # Errors
+/// As `measure`.
+pub fn undisturbed(mut measure: impl FnMut() -> Result<Measured>) -> Result<Measured> {
+    let mut measured = measure()?;
+    for _ in 1..TRIES {
+        if measured.disturbed() <= 0.0 {
+            break;
+        }
+        measured = measure()?;
+    }
+    Ok(measured)
+}
+
 // === impl Measured ===
 
 impl Measured {
@@ -200,21 +215,6 @@ impl Arm {
         })
     }
 
-    /// The same, and again where the host took too much of it, at most [`TRIES`] times.
-    ///
-    /// # Errors
-    /// As [`Self::measure`].
-    pub fn measure_undisturbed(&mut self, load: &Load, warm_up: f64) -> Result<Measured> {
-        let mut measured = self.measure(load, warm_up)?;
-        for _ in 1..TRIES {
-            if measured.disturbed() <= 0.0 {
-                break;
-            }
-            measured = self.measure(load, warm_up)?;
-        }
-        Ok(measured)
-    }
-
     fn ran(&self) -> Result<Ran> {
         Ok(Ran {
             proxies: self
@@ -229,5 +229,39 @@ impl Arm {
                 .sum::<Result<_>>()?,
             origin: cpu::of_family(self.origin)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of ten processor seconds.
+    fn measured(stolen: f64) -> Measured {
+        Measured {
+            requests: 1,
+            rate: 1.0,
+            p50: 1.0,
+            p99: 1.0,
+            proxy: 1.0,
+            user: 1.0,
+            origin: 1.0,
+            machine: 1.0,
+            stolen,
+            seconds: 10.0,
+        }
+    }
+
+    #[test]
+    fn what_the_host_disturbed_is_measured_again_but_not_for_ever() -> Result<()> {
+        let of = |stolen: &[f64]| {
+            let mut tries = stolen.iter();
+            let kept = undisturbed(|| tries.next().map(|stolen| measured(*stolen)).context("one try too many"))?;
+            Ok::<_, anyhow::Error>((kept.stolen, tries.len()))
+        };
+        assert_eq!(of(&[0.2, 5.0])?, (0.2, 1));
+        assert_eq!(of(&[5.0, 0.0, 5.0])?, (0.0, 1));
+        assert_eq!(of(&[5.0, 4.0, 3.0, 0.0])?, (3.0, 1));
+        Ok(())
     }
 }

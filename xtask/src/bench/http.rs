@@ -14,7 +14,7 @@ use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, resource
 
 use self::rows::{Figure, ROWS, SERIES, WAYS, Way};
 use super::{
-    arm::{Arm, Client, Load, Measured},
+    arm::{Arm, Client, Load, Measured, undisturbed},
     cpu::Awake,
     flame,
     found::{ArmFound, Found, Program, Series},
@@ -304,7 +304,7 @@ impl Scenario for Http {
                 let (Some(arm), Some(figures)) = (self.arms.get_mut(*index), self.figures.get_mut(*index)) else {
                     continue;
                 };
-                let measured = arm.measure_undisturbed(load, WARM_UP)?;
+                let measured = undisturbed(|| arm.measure(load, WARM_UP))?;
                 ensure!(
                     arm.proxies.is_empty() || measured.proxy > PROXIED,
                     "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",

@@ -123,7 +123,7 @@ pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
 impl Rounds {
     /// Of a scenario whose arms are spread; `quick`: to see that it works.
     pub fn new(quick: bool) -> Self {
-        let (least, most, drops) = if quick { (3, 4, 0) } else { (7, 11, 3) };
+        let (least, most, drops) = if quick { (3, 4, 2) } else { (7, 11, 3) };
         Self { least, most, drops }
     }
 }
@@ -310,6 +310,12 @@ mod tests {
         fn rows(&self) -> Vec<Row> {
             vec![row(&self.0, Goal::AtMost(2.0))]
         }
+    }
+
+    #[test]
+    fn quick_runs_drop_rounds_too() {
+        let dropped = [true, false].map(|quick| Rounds::new(quick).drops);
+        assert!(dropped.iter().all(|drops| *drops > 0), "{dropped:?}");
     }
 
     #[test]
