@@ -40,10 +40,11 @@ const WARM_UP: f64 = 0.5;
 /// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
 const PROXIED: f64 = 5.0;
 
-/// Services of the mesh: through the proxy over TCP, through it short-circuited, and past it.
+/// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
 const PLAIN: &str = "plain";
 const FAST: &str = "fast";
 const DIRECT: &str = "direct";
+const DIRECT_FAST: &str = "direct-fast";
 
 /// What an arm did, a value a round.
 #[derive(Default)]
@@ -118,6 +119,7 @@ impl Http {
                 PLAIN => origins[2],
                 FAST => origins[3],
                 DIRECT => origins[4],
+                DIRECT_FAST => origins[5],
                 _ if target.port() == SIDECARS => origins[1],
                 _ => origins[0],
             },
@@ -143,6 +145,13 @@ impl Http {
                     meshed()?,
                 ),
                 Way::WeftDirect => arm("weft, L4", address(&lab, DIRECT)?, DIRECT, Vec::new(), meshed()?),
+                Way::WeftDirectFast => arm(
+                    "weft, L4, short-circuit",
+                    address(&lab, DIRECT_FAST)?,
+                    DIRECT_FAST,
+                    Vec::new(),
+                    meshed()?,
+                ),
                 Way::Envoy => arm(
                     "Envoy",
                     local(ENVOY),
@@ -304,7 +313,21 @@ impl Scenario for Http {
                 let (Some(arm), Some(figures)) = (self.arms.get_mut(*index), self.figures.get_mut(*index)) else {
                     continue;
                 };
-                let measured = undisturbed(|| arm.measure(load, WARM_UP))?;
+                let mut carried = 0;
+                let lab = self.labs.first().context("the lab of the mesh")?;
+                let measured = undisturbed(|| {
+                    let before = lab.loopback_bytes()?;
+                    let measured = arm.measure(load, WARM_UP)?;
+                    carried = lab.loopback_bytes()?.saturating_sub(before);
+                    Ok(measured)
+                })?;
+                // Handshakes and first requests go over the device in any case.
+                ensure!(
+                    arm.host != DIRECT_FAST || load.short || is_past_tcp(carried, measured.requests),
+                    "arm `{}`: the loopback device carried {carried} bytes for {} requests: they were not short-circuited",
+                    arm.name,
+                    measured.requests
+                );
                 ensure!(
                     arm.proxies.is_empty() || measured.proxy > PROXIED,
                     "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",
@@ -356,7 +379,7 @@ impl Scenario for Http {
     }
 }
 
-/// The mesh of the lab: denied by default; account `friend` may GET from two services through the proxy, and reach a third.
+/// The mesh of the lab: denied by default; account `friend` may GET from two services through the proxy, and reach two past it.
 fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     lab.resource("mesh.yaml", resources::DENY)?;
     let through = |name: &str, acceleration: &str| {
@@ -365,17 +388,27 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
         format!("{policy}{allow}")
     };
     let reads = resources::route("reads", "/", &["GET"]);
-    let port = resources::tcp_route("port", &[8082]);
-    let direct = resources::allow("friend-direct", "friend", DIRECT, ("TCPRoute", "port"));
-    let all = [reads, through(PLAIN, "off"), through(FAST, "proxy"), port, direct];
+    let ports = resources::tcp_route("ports", &[8082, 8083]);
+    let past = |name: &str| resources::allow(&format!("friend-{name}"), "friend", name, ("TCPRoute", "ports"));
+    let all = [
+        reads,
+        through(PLAIN, "off"),
+        through(FAST, "proxy"),
+        ports,
+        past(DIRECT),
+        past(DIRECT_FAST),
+        resources::service_policy(DIRECT_FAST, &["acceleration: full"]),
+    ];
     lab.resource("access.yaml", &all.concat())?;
     // Whatever this kernel's self-test says: the rows say which arm is short-circuited.
     // The peers keep no access log either.
     lab.daemon_with(&["--short-circuit", "force", "--access-log", "off"])?;
     let body = "x".repeat(peers::BODY);
     let nginx = |name: &str, port: u16| lab.nginx(Nginx::service(name).port(80, port).says(&body));
-    let servers = vec![nginx(PLAIN, 8080)?, nginx(FAST, 8081)?, nginx(DIRECT, 8082)?];
-    for name in [PLAIN, FAST, DIRECT] {
+    let services = [PLAIN, FAST, DIRECT, DIRECT_FAST];
+    let servers = services.into_iter().zip(8080..).map(|(name, port)| nginx(name, port));
+    let servers = servers.collect::<Result<Vec<_>>>()?;
+    for name in services {
         poll::until("the mesh to be in force", || {
             let ask = |account: &str| {
                 let url = format!("http://{}/", address(lab, name)?);
@@ -391,6 +424,11 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     Ok(servers)
 }
 
+/// Whether the bodies of so many responses cannot have gone over the loopback device.
+fn is_past_tcp(carried: u64, requests: u64) -> bool {
+    carried < requests * peers::BODY as u64
+}
+
 /// The virtual IP and port of a service.
 pub fn address(lab: &Lab, service: &str) -> Result<SocketAddr> {
     let status = lab.status()?;
@@ -401,4 +439,15 @@ pub fn address(lab: &Lab, service: &str) -> Result<SocketAddr> {
         .context("the service")?;
     let ip = found["vip4"].as_str().context("its virtual IP")?;
     Ok(SocketAddr::new(ip.parse().context("its virtual IP")?, 80))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_on_the_device_are_not_short_circuited() {
+        assert!(is_past_tcp(0, 1000) && is_past_tcp(200_000, 1000));
+        assert!(!is_past_tcp(1000 * (1024 + 66), 1000));
+    }
 }
