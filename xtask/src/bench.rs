@@ -7,6 +7,7 @@ mod flame;
 mod found;
 mod http;
 mod memory;
+mod not_built;
 mod peers;
 mod plot;
 mod policy_scale;
@@ -32,8 +33,8 @@ use crate::{
 ///
 /// Only ratios of arms that took turns in one run count: medians over rounds, with the least and the greatest. PASS: the
 /// median reaches the goal; UNDECIDED: it does not, but the 95 % interval spans the goal (rounds are added up to a cap); else
-/// FALLS SHORT. Exit 0 when every response was right and every row was measured; with --gate also 1 where a row falls
-/// short of its goal. WEFT_BIN=FILE measures that binary instead of building this checkout's.
+/// FALLS SHORT; NOT BUILT: a goal that is not measured yet, which counts neither way. Exit 0 when every response was right and
+/// every row was measured; with --gate also 1 where a row falls short of its goal. WEFT_BIN=FILE measures that binary instead of building this checkout's.
 #[derive(clap::Args)]
 pub struct Args {
     /// Default: all of them.
@@ -108,7 +109,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut all = Vec::new();
     for scenario in scenarios {
-        let found = scenario.run(args)?;
+        let mut found = scenario.run(args)?;
+        found.rows.extend(not_built::rows(scenario.name()));
         report::table(scenario.name(), &found.rows);
         report::programs(&found);
         all.push((scenario.name(), found));

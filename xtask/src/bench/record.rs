@@ -9,7 +9,7 @@ use super::{
     found::Found,
     plot,
     report::{self, words},
-    rounds::{Goal, Row, spread},
+    rounds::{Goal, Row, Verdict, spread},
 };
 use crate::{
     paths,
@@ -105,6 +105,11 @@ fn envoy_version(text: &str) -> String {
 fn table<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
     let mut table = "| weft : peer | weft | peer | compared | goal | verdict |\n|---|---|---|---|---|---|\n".to_owned();
     for row in rows {
+        if row.verdict() == Verdict::NotBuilt {
+            let (goal, verdict) = (words(row.goal), Verdict::NotBuilt.text());
+            table.push_str(&format!("| {} |  |  |  | {goal} | {verdict} |\n", row.what));
+            continue;
+        }
         let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
         table.push_str(&format!(
             "| {} | {:.1} {unit} | {:.1} {unit} | {:.3} [{:.3}, {:.3}] | {} | {} |\n",
@@ -158,6 +163,16 @@ mod tests {
             table([&row].into_iter()).ends_with(expect),
             "{}",
             table([&row].into_iter())
+        );
+    }
+
+    #[test]
+    fn a_row_that_is_not_built_has_a_goal_and_no_figures() {
+        let row = Row::ratio("x vs. y", "µs", Vec::new(), Vec::new(), Goal::AtMost(0.5));
+        let table = table([&row].into_iter());
+        assert!(
+            table.ends_with("| x vs. y |  |  |  | <= 0.5 | NOT BUILT |\n"),
+            "{table}"
         );
     }
 

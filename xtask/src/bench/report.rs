@@ -29,8 +29,11 @@ pub fn table(scenario: &str, rows: &[Row]) {
 }
 
 fn line(row: &Row, width: usize) -> String {
-    let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
     let goal = words(row.goal);
+    if row.verdict() == Verdict::NotBuilt {
+        return format!("{:<width$}  {goal:>67}  {}", row.what, Verdict::NotBuilt.text());
+    }
+    let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
     let range = format!("[{:.3}, {:.3}]", compared.least, compared.greatest);
     format!(
         "{:<width$}  {:>9.1}  {:>9.1}  {:<7} {:>8.3}  {range:<18} {goal:>8}  {}",
@@ -132,6 +135,25 @@ impl Verdict {
             Self::Undecided => "UNDECIDED",
             Self::FallsShort => "FALLS SHORT",
             Self::Told => "",
+            Self::NotBuilt => "NOT BUILT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_is_not_built_has_a_goal_and_no_figures() {
+        let built = Row::ratio("x", "µs CPU", vec![2.0], vec![8.0], Goal::AtLeast(3.0));
+        let not_built = Row::ratio("y", "ms", Vec::new(), Vec::new(), Goal::AtMost(50.0));
+        let (built, not_built) = (line(&built, 4), line(&not_built, 4));
+        assert!(
+            !not_built.contains("NaN") && not_built.ends_with("  <= 50  NOT BUILT"),
+            "{not_built}"
+        );
+        let verdict = |line: &str, text: &str| line.find(text).map(|at| line[..at].chars().count());
+        assert_eq!(verdict(&built, "FALLS SHORT"), verdict(&not_built, "NOT BUILT"));
     }
 }

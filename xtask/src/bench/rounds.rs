@@ -1,6 +1,6 @@
 //! Rounds of arms that take turns, and what came of them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// Microseconds of a difference that cannot be told from nothing.
 const RESOLUTION: f64 = 1.0;
@@ -36,7 +36,8 @@ pub struct Row {
     pub unit: &'static str,
     pub arm: Vec<f64>,
     pub peer: Vec<f64>,
-    /// A value a round; NaN: it cannot be told. Such a round counts against PASS and against FALLS SHORT.
+    /// A value a round; NaN: it cannot be told. Such a round counts against PASS and against FALLS SHORT. None at all: the
+    /// measurement is not built.
     pub compared: Vec<f64>,
     pub goal: Goal,
 }
@@ -57,6 +58,8 @@ pub enum Verdict {
     Undecided,
     FallsShort,
     Told,
+    /// Counts neither way.
+    NotBuilt,
 }
 
 /// Median, least and greatest.
@@ -70,7 +73,7 @@ pub struct Spread {
 /// Runs a scenario until every row is decided or the most rounds are done; `tell` gets a line a round.
 ///
 /// # Errors
-/// As [`Scenario::round`].
+/// As [`Scenario::round`], or a row has no value.
 pub fn run(scenario: &mut dyn Scenario, rounds: Rounds, mut tell: impl FnMut(String)) -> Result<Vec<Row>> {
     let (mut done, mut dropped) = (0, 0);
     while done < rounds.least || (done < rounds.most && scenario.rows().iter().any(Row::is_open)) {
@@ -91,7 +94,11 @@ pub fn run(scenario: &mut dyn Scenario, rounds: Rounds, mut tell: impl FnMut(Str
         done += 1;
         tell(format!("round {done} of {} to {}", rounds.least, rounds.most));
     }
-    Ok(scenario.rows())
+    let rows = scenario.rows();
+    for row in &rows {
+        ensure!(row.verdict() != Verdict::NotBuilt, "`{}` was not measured", row.what);
+    }
+    Ok(rows)
 }
 
 /// `a / b`, round by round.
@@ -145,6 +152,9 @@ impl Row {
 
     /// By the median, with every round that cannot be told on the wrong side of the goal.
     pub fn verdict(&self) -> Verdict {
+        if self.compared.is_empty() {
+            return Verdict::NotBuilt;
+        }
         let reached = match self.goal {
             Goal::AtLeast(goal) => spread(&self.untold_as(f64::NEG_INFINITY)).median >= goal,
             Goal::AtMost(goal) => spread(&self.untold_as(f64::INFINITY)).median <= goal,
@@ -310,6 +320,19 @@ mod tests {
         fn rows(&self) -> Vec<Row> {
             vec![row(&self.0, Goal::AtMost(2.0))]
         }
+    }
+
+    #[test]
+    fn what_a_scenario_does_not_measure_is_an_error_and_never_told_as_not_built() {
+        assert_eq!(row(&[], Goal::AtLeast(1.0)).verdict(), Verdict::NotBuilt);
+        let none = Rounds {
+            least: 0,
+            most: 0,
+            drops: 0,
+        };
+        let error = run(&mut Fixed(Vec::new(), 0), none, |_| ()).err();
+        let error = error.map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("`x` was not measured"));
     }
 
     #[test]
