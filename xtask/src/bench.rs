@@ -18,6 +18,7 @@ mod rounds;
 use std::{
     env,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::Result;
@@ -34,7 +35,8 @@ use crate::{
 /// Only ratios of arms that took turns in one run count: medians over rounds, with the least and the greatest. PASS: the
 /// median reaches the goal; UNDECIDED: it does not, but the 95 % interval spans the goal (rounds are added up to a cap); else
 /// FALLS SHORT; NOT BUILT: a goal that is not measured yet, which counts neither way. Exit 0 when every response was right and
-/// every row was measured; with --gate also 1 where a row falls short of its goal. WEFT_BIN=FILE measures that binary instead of building this checkout's.
+/// every row was measured; with --gate also 1 where a row falls short of its goal. WEFT_BIN=FILE measures that binary instead of
+/// building this checkout's.
 #[derive(clap::Args)]
 pub struct Args {
     /// Default: all of them.
@@ -109,12 +111,19 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut all = Vec::new();
     for scenario in scenarios {
+        let began = Instant::now();
         let mut found = scenario.run(args)?;
+        found.took = began.elapsed();
         found.rows.extend(not_built::rows(scenario.name()));
         report::table(scenario.name(), &found.rows);
         report::programs(&found);
+        println!("{} took {}", scenario.name(), report::minutes(found.took));
         all.push((scenario.name(), found));
     }
+    println!(
+        "\nall took {}",
+        report::minutes(all.iter().map(|(_, found)| found.took).sum())
+    );
     if let Some(file) = &args.json {
         report::json(file, &report::value(&all, args.quick))?;
     }

@@ -1,5 +1,7 @@
 //! What a scenario came to: rows that are judged, and figures that explain them.
 
+use std::time::Duration;
+
 use super::rounds::Row;
 
 #[derive(Default)]
@@ -7,6 +9,8 @@ pub struct Found {
     pub rows: Vec<Row>,
     pub arms: Vec<ArmFound>,
     pub programs: Vec<Program>,
+    /// How long it took to find all that.
+    pub took: Duration,
 }
 
 /// An arm's figures.

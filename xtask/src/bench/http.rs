@@ -81,6 +81,7 @@ pub fn run(quick: bool, flames: Option<&Path>) -> Result<Found> {
         rows,
         arms: http.arms_found(),
         programs,
+        ..Found::default()
     })
 }
 

@@ -1,6 +1,6 @@
 //! What a bench prints, and what it keeps.
 
-use std::{env, fs, path::Path};
+use std::{env, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -62,6 +62,12 @@ pub fn programs(found: &Found) {
     }
 }
 
+/// A duration as it is printed.
+pub fn minutes(took: Duration) -> String {
+    let seconds = took.as_secs();
+    format!("{} min {} s", seconds / 60, seconds % 60)
+}
+
 /// All that was found, with what it was measured on.
 pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
     let of = |spread: Spread| json!({"median": spread.median, "least": spread.least, "greatest": spread.greatest});
@@ -86,6 +92,7 @@ pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
         let programs = found.programs.iter();
         json!({
             "scenario": name,
+            "seconds": found.took.as_secs(),
             "rows": found.rows.iter().map(row).collect::<Vec<_>>(),
             "arms": arms.collect::<Vec<_>>(),
             "programs": programs.map(|program| json!({"name": program.name, "ns_per_run": program.ns})).collect::<Vec<_>>(),
@@ -143,6 +150,12 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_in_minutes_and_seconds() {
+        assert_eq!(minutes(Duration::from_millis(359_999)), "5 min 59 s");
+        assert_eq!(minutes(Duration::from_secs(7)), "0 min 7 s");
+    }
 
     #[test]
     fn a_row_that_is_not_built_has_a_goal_and_no_figures() {
