@@ -20,6 +20,7 @@ mod soak;
 mod test;
 mod tidy;
 mod vm_test;
+mod wrk;
 
 use std::process::ExitCode;
 

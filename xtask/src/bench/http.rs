@@ -10,7 +10,7 @@ mod rows;
 use std::{net::SocketAddr, path::Path, thread};
 
 use anyhow::{Context, Result, ensure};
-use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, resources};
+use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, process, resources};
 
 use self::rows::{Figure, ROWS, SERIES, WAYS, Way};
 use super::{
@@ -21,7 +21,7 @@ use super::{
     peers,
     rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio, ratio_of_differences},
 };
-use crate::paths;
+use crate::{paths, wrk::Answered};
 
 const ORIGIN: u16 = 9001;
 const ENVOY: u16 = 9010;
@@ -59,10 +59,12 @@ pub struct Http {
     seconds: f64,
     arms: Vec<Arm>,
     figures: Vec<Figures>,
+    /// Requests a second that wrk counts without a mesh, a value a round.
+    wrk: Vec<f64>,
     // Ended in this order, the labs last.
     _proxies: Vec<Running>,
     _servers: Vec<Server>,
-    _cgroups: Vec<Cgroup>,
+    cgroups: Vec<Cgroup>,
     labs: Vec<Lab>,
 }
 
@@ -184,10 +186,11 @@ impl Http {
         Ok(Self {
             seconds: if quick { 1.5 } else { 3.0 },
             figures: arms.iter().map(|_| Figures::default()).collect(),
+            wrk: Vec::new(),
             arms,
             _proxies: vec![envoy, haproxy, relay, first, second],
             _servers: servers,
-            _cgroups: vec![outside, behind],
+            cgroups: vec![outside, behind],
             labs: vec![lab, iptables],
         })
     }
@@ -316,6 +319,12 @@ impl Scenario for Http {
                 };
                 let mut carried = 0;
                 let lab = self.labs.first().context("the lab of the mesh")?;
+                let outside = self.cgroups.first().context("the cgroup outside the mesh")?;
+                // Before weft-load and after it, in turns.
+                let beside_wrk = load.rate.is_none() && *index == Way::NoMesh as usize;
+                if beside_wrk && !number.is_multiple_of(2) {
+                    self.wrk.push(by_wrk(lab, outside, self.seconds)?);
+                }
                 let measured = undisturbed(|| {
                     let before = lab.loopback_bytes()?;
                     let measured = arm.measure(load, WARM_UP)?;
@@ -343,6 +352,9 @@ impl Scenario for Http {
                     _ => &mut figures.busy,
                 };
                 into.push(measured);
+                if beside_wrk && number.is_multiple_of(2) {
+                    self.wrk.push(by_wrk(lab, outside, self.seconds)?);
+                }
             }
             drop(awake);
         }
@@ -356,6 +368,7 @@ impl Scenario for Http {
             figures.short.pop();
             figures.full.pop();
         }
+        self.wrk.pop();
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -376,7 +389,9 @@ impl Scenario for Http {
                 goal: *goal,
             }
         };
-        ROWS.iter().map(row).collect()
+        let (load, wrk) = (self.figure(Figure::Rate, Way::NoMesh), self.wrk.clone());
+        let generator = Row::ratio("weft-load vs. wrk, no mesh, requests", "/s", load, wrk, Goal::Told);
+        ROWS.iter().map(row).chain([generator]).collect()
     }
 }
 
@@ -423,6 +438,16 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
         })?;
     }
     Ok(servers)
+}
+
+/// Requests a second as wrk counts them without a mesh, on as many connections and as many threads as the load generator has.
+fn by_wrk(lab: &Lab, outside: &Cgroup, seconds: f64) -> Result<f64> {
+    let (connections, duration) = (format!("-c{CONNECTIONS}"), format!("-d{:.0}", seconds.ceil()));
+    let url = format!("http://127.0.0.1:{ORIGIN}/");
+    let words = ["wrk", "-t1", &connections, &duration, "-H", "Host: origin", &url];
+    let command = envoy::in_cgroup(lab, outside.path(), &words);
+    let said = process::output(command, process::BOUND)?.ok()?.stdout;
+    Ok(Answered::read(&said)?.rate)
 }
 
 /// Whether the bodies of so many responses cannot have gone over the loopback device.

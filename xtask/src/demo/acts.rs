@@ -1,12 +1,13 @@
 //! The acts of the demo while its daemon runs.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use vm_test::{Lab, Running, curl, poll, process};
 
 use super::{
     mesh::{self, FAST, PLAIN, PUBLIC},
     screen::{Screen, millis},
 };
+use crate::wrk::Answered;
 
 /// Requests that the split is counted over.
 const SPLIT_REQUESTS: usize = 1000;
@@ -273,22 +274,10 @@ impl Round {
         ];
         let said = lab.run("friend").output(words)?.ok()?.stdout;
         let carried = (lab.loopback_bytes()? - before) as f64;
-        if said.contains("Non-2xx") || said.contains("Socket errors") {
-            bail!("not every request was answered: {said}");
-        }
-        let rate = said.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-        // "  40338 requests in 2.00s, 7.00MB read"
-        let count = said
-            .lines()
-            .find_map(|line| line.trim().split_once(" requests in "))
-            .map(|(count, _)| count);
-        let number = |text: Option<&str>| -> Result<f64> {
-            text.and_then(|text| text.trim().parse().ok())
-                .with_context(|| format!("no count in what wrk said: {said}"))
-        };
+        let answered = Answered::read(&said)?;
         Ok(Self {
-            rate: number(rate)?,
-            device_bytes: carried / number(count)?,
+            rate: answered.rate,
+            device_bytes: carried / answered.requests,
         })
     }
 }
