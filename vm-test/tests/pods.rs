@@ -505,13 +505,16 @@ fn a_pod_that_goes_is_left_and_one_that_comes_is_entered() {
 
         // And comes back, another namespace by the same name.
         let friend = pods.pod(2)?;
-        poll::until("the new pod to be captured, and our servers in it", || {
+        poll::until("the new pod to be captured", || {
             let view = view(2)?;
             ensure!(view["state"] == "captured", "{view}");
-            let answer = friend.curl(&[], "http://web/public")?;
-            ensure!(answer.http == 200, "{answer:?}");
             Ok(())
         })?;
+        let answer = friend.curl(&[], "http://web/public")?;
+        ensure!(
+            answer.http == 200,
+            "captured means that our servers are in it: {answer:?}"
+        );
         ensure!(friend.curl(&[], "http://web/admin")?.http == 403, "judged inside");
         Ok(())
     });

@@ -36,8 +36,9 @@ pub fn services(snapshot: &Snapshot) -> Vec<ServiceView> {
         .collect()
 }
 
-/// The workloads of `weft run` with the identities that the snapshot gives them, and those that resources describe.
-pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>) -> Vec<WorkloadView> {
+/// The workloads of `weft run` with the identities that the snapshot gives them, and those that resources describe. `inside`
+/// says of a network namespace's cookie whether our servers are there.
+pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl Fn(u64) -> bool) -> Vec<WorkloadView> {
     let identities: HashMap<_, _> = snapshot
         .workloads
         .iter()
@@ -62,7 +63,7 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>) -> Vec<Workloa
             service: workload.service.clone(),
             account: workload.account.clone(),
             identity: Some(workload.identity.0),
-            state: state_of(workload),
+            state: state_of(workload, &inside),
             ports: Vec::new(),
             listening: Vec::new(),
             labels: workload.labels.clone(),
@@ -80,11 +81,11 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>) -> Vec<Workloa
 }
 
 /// Of a workload that a resource describes.
-fn state_of(workload: &Workload) -> WorkloadState {
+fn state_of(workload: &Workload, inside: impl Fn(u64) -> bool) -> WorkloadState {
     match &workload.capture {
         None => WorkloadState::Declared,
         Some(capture) => match &capture.found {
-            Some(found) if found.problem.is_none() => WorkloadState::Captured,
+            Some(found) if found.problem.is_none() && found.netns.is_none_or(inside) => WorkloadState::Captured,
             _ => WorkloadState::Pending,
         },
     }

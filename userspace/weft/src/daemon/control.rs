@@ -273,7 +273,8 @@ impl Control for DaemonControl {
     }
 
     fn workloads(&self) -> Vec<WorkloadView> {
-        status::workloads(&self.engine.in_force().snapshot, self.engine.registry.views())
+        let inside = |cookie| self.engine.pods.is_inside(cookie);
+        status::workloads(&self.engine.in_force().snapshot, self.engine.registry.views(), inside)
     }
 
     fn status(&self) -> Status {

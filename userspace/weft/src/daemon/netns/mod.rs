@@ -213,6 +213,11 @@ impl Pods {
         }
     }
 
+    /// Whether our servers are in that namespace, so that what is captured there is served.
+    pub fn is_inside(&self, cookie: u64) -> bool {
+        self.state().inside.contains_key(&cookie)
+    }
+
     /// Namespaces, by the paths of their Workloads, in which servers do not see their clients' addresses, and why.
     pub fn unseen(&self) -> Vec<(String, String)> {
         let state = self.state();
