@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use weft_dataplane::{Cgroup, Hook, Verdict, device_of, examine as prove, features};
+use weft_dataplane::{Cgroup, Hook, Verdict, device_of, features};
 
 use super::cuts;
 use crate::admin::api::{CutsView, Degraded, DoctorReport, FeatureView, HookView, VerdictView};
@@ -70,7 +70,8 @@ pub fn examine(
     foreign_proxies: Vec<(PathBuf, String)>,
 ) -> DoctorReport {
     let mut report = DoctorReport::default();
-    match prove(cgroup, bpffs, Path::new(OWN_BINARY), &[CANARY]).map_err(anyhow::Error::from) {
+    let examined = weft_dataplane::examine(cgroup, bpffs, Path::new(OWN_BINARY), &[CANARY]);
+    match examined.map_err(anyhow::Error::from) {
         Ok(examined) => {
             for hook in examined.hooks {
                 // One that ran has its problem with the verdict that was wrong.
