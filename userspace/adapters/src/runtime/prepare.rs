@@ -15,6 +15,8 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use weft_policy::{AdapterBackend, AdapterConfig, ObjectRef, WasmModule};
@@ -28,6 +30,10 @@ use crate::{
     upstreams::Upstreams,
     wasm::{Digest, MAX_MODULE, Module, Plugin, PluginConfig, Services, WasmError},
 };
+
+/// A file that was written this shortly before may be written again under the same times: file systems count in ticks of the
+/// kernel, up to 10 ms.
+const TICK: Duration = Duration::from_millis(20);
 
 /// What may be called by the adapters of a namespace.
 pub(super) type UpstreamsOf = Box<dyn Fn(&str) -> Arc<dyn Upstreams> + Send + Sync>;
@@ -199,7 +205,7 @@ impl Preparer {
             return;
         }
         // Before its bytes: after a change in between nobody takes it for what is there then.
-        let Ok(identity) = Identity::of(&wanted.module.path) else {
+        let Ok(identity) = Identity::settled(&wanted.module.path) else {
             return;
         };
         let (bytes, found) = match read(&wanted.module.path) {
@@ -334,6 +340,21 @@ impl Identity {
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
         })
+    }
+
+    /// Waits until a write from now on makes it another one: at most a [`TICK`].
+    fn settled(path: &Path) -> io::Result<Self> {
+        if let Some(rest) = Self::of(path)?.age().and_then(|age| TICK.checked_sub(age)) {
+            thread::sleep(rest);
+        }
+        Self::of(path)
+    }
+
+    /// Since the last write; `None`: it is of the future, or of before 1970.
+    fn age(&self) -> Option<Duration> {
+        let (seconds, nanoseconds) = self.changed;
+        let changed = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
+        SystemTime::now().duration_since(UNIX_EPOCH.checked_add(changed)?).ok()
     }
 }
 

@@ -158,6 +158,24 @@ fn a_module_whose_file_changed_is_read_again_and_one_in_force_is_not() {
     assert_eq!(world.state("auth").problem, None);
 }
 
+/// Older kernels count a file's times in ticks of milliseconds.
+#[test]
+fn a_module_that_is_written_again_in_place_at_once_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("module.wasm");
+    let text = auth(&format!("module: {}", file.display()), PARAMS);
+    let (mut world, _) = counting();
+    world.write("auth", &text);
+    for bytes in [b"garbage", b"rubbish"] {
+        fs::write(&file, bytes).unwrap();
+        assert!(lacks(&world), "{bytes:?}");
+        let ahead = world.prepare();
+        assert!(!lacks(&world), "{bytes:?}");
+        world.publish();
+        drop(ahead);
+    }
+}
+
 #[test]
 fn a_good_generation_beside_a_refused_one_is_not_made_again() {
     let (_folder, loops) = written(LOOPS);
