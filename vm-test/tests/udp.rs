@@ -419,6 +419,43 @@ fn a_service_without_endpoint_is_not_whoever_has_its_port_here() {
                 ensure!(told["ok"] == false && told["errno"] == EPERM, "{target}: {told}");
             }
         }
+        lab.flow("the refusal", |flow| {
+            flow["verdict"] == "deny"
+                && flow["protocol"] == "udp"
+                && flow["source"]["account"] == "friend"
+                && flow["destination"]["service"] == "void"
+                && flow["reason"] == "default/void has no endpoint on port 7007"
+                && flow["errno"] == EPERM
+        })?;
+        Ok(())
+    });
+}
+
+/// The kernel carries no IPv6 socket's datagram to an IPv4 address that the socket did not name itself.
+#[test]
+fn an_unconnected_ipv6_socket_is_told_that_a_service_has_ipv4_endpoints_alone() {
+    lab_test("udp-only4", |lab| {
+        lab.daemon()?;
+        let _echo = echo(lab, "echo", "7:7007/udp", "0.0.0.0:7007")?;
+        let [target4, target6] = vips(lab, "echo")?.map(|vip| format!("{vip}:7"));
+        poll::until("the endpoint to be there", || {
+            let told = unconnected(lab, "friend", &target4)?;
+            ensure!(told["ok"] == true, "{target4}: {told}");
+            Ok(())
+        })?;
+        // A connected one becomes an IPv4 socket.
+        let told = connected(lab, "friend", &target6)?;
+        ensure!(told["ok"] == true, "{target6}: {told}");
+        let told = unconnected(lab, "friend", &target6)?;
+        ensure!(told["errno"] == EPERM, "{target6}: {told}");
+        lab.flow("the refusal", |flow| {
+            let reason = flow["reason"].as_str().unwrap_or_default();
+            flow["verdict"] == "deny"
+                && flow["protocol"] == "udp"
+                && flow["source"]["account"] == "friend"
+                && flow["destination"]["service"] == "echo"
+                && reason.contains("has IPv4 endpoints alone")
+        })?;
         Ok(())
     });
 }

@@ -212,6 +212,37 @@ fn count_rule(rule: u32, decision: u8) {
     }
 }
 
+/// Counts (by `count`) and tells that the workload of a record was refused what it asked for; `errno`: what it is answered.
+#[inline(always)]
+pub fn refused(record: &SockRecord, protocol: u8, errno: u8, count: impl FnOnce(&mut EdgeCounters)) {
+    let key = EdgeKey {
+        source: record.source,
+        destination: record.destination,
+        service: record.service,
+        port: edge_port(record),
+        protocol,
+        verdict: action::DENY,
+        reporter: reporter::SOURCE,
+        pad: [0; 3],
+    };
+    edge(&key, count);
+    event(|event| {
+        event.kind = EventKind::DENY;
+        event.owner = record.owner;
+        event.generation = record.generation;
+        event.address = record.original;
+        event.port_be = record.original_port_be;
+        event.protocol = protocol;
+        event.reporter = reporter::SOURCE;
+        event.verdict = record.verdict;
+        event.errno = errno;
+        event.source = record.source;
+        event.destination = record.destination;
+        event.service = record.service;
+        event.rule = record.rule;
+    });
+}
+
 /// Tells of something that happened to the connection of a record.
 #[inline(always)]
 fn tell(record: &SockRecord, kind: u8) {

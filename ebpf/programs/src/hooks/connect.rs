@@ -1,9 +1,7 @@
 //! cgroup/connect4 and connect6: the L4 verdict and the way.
 
 use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
-use weft_abi::{
-    EdgeKey, EventKind, SockRecord, action, circuit, class, identity, protocol, reporter, role, sock_flags,
-};
+use weft_abi::{SockRecord, action, circuit, class, identity, protocol, role, sock_flags};
 
 use crate::{
     capture::{self, Epoch},
@@ -96,37 +94,12 @@ fn has_set_retval() -> bool {
 /// Counts and reports a refused connect. EPERM is what the kernel answers for 0; another errno is set (Linux 5.18).
 #[inline(always)]
 fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
-    let key = EdgeKey {
-        source: record.source,
-        destination: record.destination,
-        service: record.service,
-        port: telemetry::edge_port(record),
-        protocol: protocol::TCP,
-        verdict: action::DENY,
-        reporter: reporter::SOURCE,
-        pad: [0; 3],
-    };
-    telemetry::edge(&key, |counters| {
+    telemetry::refused(record, protocol::TCP, errno, |counters| {
         if errno == capture::EPERM {
             telemetry::add(&mut counters.opened, 1);
         } else {
             telemetry::add(&mut counters.refused, 1);
         }
-    });
-    telemetry::event(|event| {
-        event.kind = EventKind::DENY;
-        event.owner = record.owner;
-        event.generation = record.generation;
-        event.address = record.original;
-        event.port_be = record.original_port_be;
-        event.protocol = protocol::TCP;
-        event.reporter = reporter::SOURCE;
-        event.verdict = record.verdict;
-        event.errno = errno;
-        event.source = record.source;
-        event.destination = record.destination;
-        event.service = record.service;
-        event.rule = record.rule;
     });
     record.role = role::NONE;
     if errno != capture::EPERM && has_set_retval() {

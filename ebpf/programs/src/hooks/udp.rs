@@ -2,7 +2,7 @@
 //! `weft_skb_out`'s, which knows the sender's port and so a flow's answers.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use weft_abi::{Addr, identity, sock_flags};
+use weft_abi::{Addr, action, identity, sock_flags};
 
 use crate::{asked, capture, context::SockAddr};
 
@@ -29,9 +29,11 @@ fn sendmsg(hook: &SockAddr) -> i32 {
     let before = asked::before(record);
     let mut way = capture::route_udp(config, hook, record);
     if hook.is_v6() && way.addr.is_v4() && !asked.is_v4() {
-        // IPv6 datagrams may not become IPv4 here. Our own server answers at ::1 as well; others cannot be reached.
+        // IPv6 datagrams may not become IPv4 here (`udpv6_sendmsg` answers ENOTSUPP, in every kernel). Our own server answers
+        // at ::1 as well; other services are nowhere for this socket, which `weft_skb_out` counts and tells.
         if record.flags & sock_flags::DNS == 0 {
-            return 0;
+            record.destination = identity::UNKNOWN_LOCAL;
+            record.verdict = action::DENY;
         }
         way.addr = Addr::LOCALHOST_V6;
         record.translated = way.addr;

@@ -258,7 +258,9 @@ fn reason(in_force: &InForce, event: &Event) -> String {
         };
     }
     let by_destination = event.verdict == action::DENY && event.reporter != reporter::SOURCE;
-    if event.errno == EPERM || by_destination {
+    // A datagram to a service that is nowhere for its socket: no rule had a part in it.
+    let nowhere = event.protocol != protocol::TCP && event.service != 0 && event.rule == 0;
+    if (event.errno == EPERM && !nowhere) || by_destination {
         return deny_words(rule.as_deref(), event);
     }
     if event.verdict == action::REDIRECT && event.reporter != reporter::SOURCE {
@@ -276,6 +278,16 @@ fn reason(in_force: &InForce, event: &Event) -> String {
         .and_then(|(name, port)| Some((name, in_force.snapshot.services.get(name)?.ports.get(*port)?)))
     {
         Some((name, port)) if port.endpoints.is_empty() => format!("{name} has no endpoint on port {}", port.port),
+        Some((name, port))
+            if nowhere
+                && !event.address.is_v4()
+                && port.endpoints.iter().all(|endpoint| endpoint.address.is_ipv4()) =>
+        {
+            format!(
+                "{name} port {} has IPv4 endpoints alone, which an unconnected IPv6 socket cannot send to",
+                port.port
+            )
+        }
         Some((name, port)) if port.split.is_some() => format!("{name} port {} splits to no backend", port.port),
         Some((name, port)) if port.proxied.is_some() => {
             format!(
