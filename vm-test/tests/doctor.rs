@@ -8,7 +8,7 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Running, Server, census, lab_test, poll, process, resources};
+use vm_test::{Lab, Nginx, Running, Server, census, hosts_test, lab_test, poll, process, resources};
 use weft_abi::{PolicyKey, PolicyValue, Versioned, Workload};
 
 /// In each family.
@@ -204,6 +204,40 @@ fn two_doctors_at_once_are_told_the_same_and_leave_nothing() {
             let inside = fs::read_to_string(&procs).with_context(|| format!("read {}", procs.display()))?;
             ensure!(inside.is_empty(), "{name}: {inside}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn every_program_is_effective_where_it_has_something_to_do() {
+    hosts_test("doctor-whole", 2, |hosts| {
+        let [a, b] = hosts.all();
+        let access = resources::allow("friend-may", "friend", "web", ("HTTPRouteGroup", "all"));
+        let route = resources::route("all", "/", &["GET"]);
+        let policy = resources::service_policy("web", &["acceleration: proxy"]);
+        b.resource("web.yaml", &format!("{}{route}{access}{policy}", resources::DENY))?;
+        b.daemon_with(&["--inbound", "netns", "--device", "eth0", "--short-circuit", "force"])?;
+        let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
+        friend_is_let_in(b)?;
+        // What the canary does not do: requests through the proxy, packets on the device.
+        let ceaselessly = format!(
+            "while :; do curl -s -m 1 -o /dev/null http://web/; curl -s -m 1 -o /dev/null http://{}:9/; done",
+            a.v4()
+        );
+        let _busy = b.run("friend").start(["sh", "-c", &ceaselessly])?;
+        let report = b.weft(["doctor", "-o", "json"])?.ok()?.json()?;
+        all_are_ok(&report)?;
+        let hooks = report["hooks"].as_array().context("hooks")?;
+        let idle = |hook: &&Value| hook["effective"] != true || hook["ns_per_run"].as_u64().is_none_or(|ns| ns == 0);
+        ensure!(!hooks.iter().any(|hook| idle(&hook)), "{hooks:#?}");
+        let names: Vec<&str> = hooks.iter().filter_map(|hook| hook["name"].as_str()).collect();
+        for name in ["weft_sk_msg", "weft_tc_in@eth0", "weft_tc_out@eth0"] {
+            ensure!(names.contains(&name), "{name}: {names:?}");
+        }
+        ensure!(
+            names.iter().any(|name| name.starts_with("weft_sk_lookup@")),
+            "{names:?}"
+        );
         Ok(())
     });
 }
