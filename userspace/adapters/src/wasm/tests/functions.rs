@@ -62,13 +62,44 @@ fn functions_answer_as_those_of_envoy() {
     // Bad arguments: no path, no message, or too many.
     assert_eq!(called("set_envoy_filter_state", b"\x12\x04gold").0, 502);
     assert_eq!(called("set_envoy_filter_state", b"\xff").0, 502);
-    assert_eq!(called("verify_signature", b"\xff").0, 502);
+    for strict in ["verify_signature", "sign", "declare_property"] {
+        assert_eq!(called(strict, b"\xff").0, 502, "{strict}");
+    }
     assert_eq!(called_with("clear_route_cache", b"", 1 << 20), done);
     assert_eq!(called_with("clear_route_cache", b"", (1 << 20) + 1).0, 502);
     // Not found.
-    for unknown in ["expr_create", "compress", ""] {
+    for unknown in ["expr_create", "expr_evaluate", "expr_delete", ""] {
         assert_eq!(called(unknown, b"").0, 501, "{unknown}");
     }
+}
+
+/// By zlib: this text thrice, with commas and spaces between.
+const THRICE: &str = "789c2bce4ccf4b4d5148aa5428c94855c84d2dced05128264a0c005f621482";
+
+#[test]
+fn texts_are_compressed_as_by_zlib() {
+    let thrice = [TEXT; 3].join(", ").into_bytes();
+    assert_eq!(called("uncompress", &bytes(THRICE)), (200, thrice.clone()));
+    let (status, short) = called("compress", &thrice);
+    assert!(status == 200 && short.len() < thrice.len(), "{status}: {}", short.len());
+    assert_eq!(called("uncompress", &short), (200, thrice.clone()));
+    let (_, nothing) = called("compress", b"");
+    assert_eq!(called("uncompress", &nothing), (200, Vec::new()));
+    // Nothing of that, another text's sum, a part of it, a text for `gzip`: serialization failed.
+    let mut other = short.clone();
+    *other.last_mut().expect("a sum") ^= 1;
+    for wrong in [
+        &b""[..],
+        b"plain",
+        &other[..],
+        &short[..short.len() - 5],
+        b"\x1f\x8b\x08\0",
+    ] {
+        assert_eq!(called("uncompress", wrong).0, 503, "{wrong:02x?}");
+    }
+    // 4 MiB of zeros, and one more: nobody asked for as much.
+    let bomb = miniz_oxide::deflate::compress_to_vec_zlib(&vec![0; (4 << 20) + 1], 9);
+    assert_eq!(called("uncompress", &bomb).0, 503);
 }
 
 /// Does SET with each request, and answers with the property PATH, or with 404.
@@ -225,4 +256,100 @@ fn signatures_are_verified() {
     for key in ["", "3000", &RSA[2..], &P256[..P256.len() - 2]] {
         assert_eq!(verified("sha256", key, &bytes(RSA_SHA256), TEXT).0, 502, "{key}");
     }
+}
+
+/// Private keys on P-256 and P-384 as PKCS #8, and their public ones, by OpenSSL.
+const P256_PRIVATE: &str = "\
+    308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420a69bd3058867efa7454981c77efa9f287918a0fb\
+    1e7a0dff4e60b3f9ef4532bfa14403420004f906bf35e8be68a3db6468260721986e7f66a40f9086ebea34f5cd60196c4d54450a343921ac\
+    9e4aad93445f80846bb9b74446e931647908c8286b9068bd2e38";
+const P256_PUBLIC: &str = "\
+    3059301306072a8648ce3d020106082a8648ce3d03010703420004f906bf35e8be68a3db6468260721986e7f66a40f9086ebea34f5cd6019\
+    6c4d54450a343921ac9e4aad93445f80846bb9b74446e931647908c8286b9068bd2e38";
+const P384_PRIVATE: &str = "\
+    3081b6020100301006072a8648ce3d020106052b8104002204819e30819b0201010430ed199e2395b508a6fb921d2e02cc8cd4b2cca2c2bd\
+    ae7ad7cad9f8e163ea103f74ccf9105aeef970dfc286b5d6269d77a164036200047e766f7a8a3072b9593f0c2b9dec9238988bed0fd727eb\
+    921b9265e52b09e1f1baaec6278cf307cd5f38eb5fe04806f8dfca5b3394ddbe25129c84e4150895ab9d89f46db82a0733e8e9d181fd3815\
+    5e434abb20d3eb537be364e9f281e4336f";
+const P384_PUBLIC: &str = "\
+    3076301006072a8648ce3d020106052b81040022036200047e766f7a8a3072b9593f0c2b9dec9238988bed0fd727eb921b9265e52b09e1f1\
+    baaec6278cf307cd5f38eb5fe04806f8dfca5b3394ddbe25129c84e4150895ab9d89f46db82a0733e8e9d181fd38155e434abb20d3eb537b\
+    e364e9f281e4336f";
+
+/// The first pair of these.
+const P256_PRIVATE_PEM: &str = "\
+-----BEGIN PRIVATE KEY-----\n\
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgppvTBYhn76dFSYHH\n\
+fvqfKHkYoPseeg3/TmCz+e9FMr+hRANCAAT5Br816L5oo9tkaCYHIZhuf2akD5CG\n\
+6+o09c1gGWxNVEUKNDkhrJ5KrZNEX4CEa7m3REbpMWR5CMgoa5BovS44\n\
+-----END PRIVATE KEY-----\n";
+const P256_PUBLIC_PEM: &str = "\
+-----BEGIN PUBLIC KEY-----\n\
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE+Qa/Nei+aKPbZGgmByGYbn9mpA+Q\n\
+huvqNPXNYBlsTVRFCjQ5IayeSq2TRF+AhGu5t0RG6TFkeQjIKGuQaL0uOA==\n\
+-----END PUBLIC KEY-----\n";
+
+/// The answer of `sign`: its signature, or why there is none.
+fn signed(hash: &str, key: &[u8]) -> Result<Vec<u8>, (u16, String)> {
+    let arguments = [field(1, hash.as_bytes()), key.to_vec(), field(3, TEXT.as_bytes())];
+    let (status, answer) = called("sign", &arguments.concat());
+    match (status, &*answer) {
+        // `result` is true, and so many bytes of `signature` follow.
+        (200, [8, 1, 0x12, length, signature @ ..]) if signature.len() == usize::from(*length) => {
+            Ok(signature.to_vec())
+        }
+        (200, [0x1a, _, why @ ..]) => Err((200, String::from_utf8_lossy(why).into_owned())),
+        _ => Err((status, String::new())),
+    }
+}
+
+#[test]
+fn texts_are_signed_with_keys_on_curves() {
+    for (private, public, hash) in [
+        (P256_PRIVATE, P256_PUBLIC, "sha256"),
+        (P256_PRIVATE, P256_PUBLIC, "SHA512"),
+        (P384_PRIVATE, P384_PUBLIC, "sha256"),
+        (P384_PRIVATE, P384_PUBLIC, "sha384"),
+    ] {
+        let key = field(2, &bytes(private));
+        let signature = signed(hash, &key).expect("a signature");
+        assert_eq!(
+            verified(hash, public, &signature, TEXT),
+            (200, vec![8, 1]),
+            "{hash} {public}"
+        );
+        let (status, why) = signed("md5", &key).expect_err("no hash function");
+        assert_eq!(status, 200);
+        assert!(why.starts_with("hash function `md5` is not supported"), "{why}");
+    }
+    // No key, a public one, one of RSA, one that is cut.
+    for key in ["", P256_PUBLIC, RSA, &P256_PRIVATE[..100]] {
+        assert_eq!(
+            signed("sha256", &field(2, &bytes(key))),
+            Err((502, String::new())),
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn keys_may_be_written_as_pem_but_not_twice() {
+    let private = field(4, P256_PRIVATE_PEM.as_bytes());
+    let signature = signed("sha256", &private).expect("a signature");
+    assert_eq!(
+        Ok(&signature),
+        signed("sha256", &field(2, &bytes(P256_PRIVATE))).as_ref()
+    );
+    let both = [private, field(2, &bytes(P256_PRIVATE))].concat();
+    assert_eq!(signed("sha256", &both), Err((502, String::new())));
+    assert_eq!(signed("sha256", &field(4, b"-----BEGIN")), Err((502, String::new())));
+
+    let asked = |keys: &[Vec<u8>]| {
+        let rest = [field(1, b"sha256"), field(3, &signature), field(4, TEXT.as_bytes())];
+        called("verify_signature", &[rest.concat(), keys.concat()].concat())
+    };
+    let public = field(5, P256_PUBLIC_PEM.as_bytes());
+    assert_eq!(asked(std::slice::from_ref(&public)), (200, vec![8, 1]));
+    assert_eq!(asked(&[public, field(2, &bytes(P256_PUBLIC))]).0, 502);
+    assert_eq!(asked(&[]).0, 502);
 }
