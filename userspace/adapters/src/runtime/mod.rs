@@ -7,10 +7,12 @@
 //! ```
 //! [`AdapterRuntime::update`] runs where snapshots are published, never on a request's path. An adapter that cannot be made
 //! leaves the last one of that name in force; where there is none (or a reporter, and it shall judge), requests get what its
-//! failure policy says. One whose modules are not ready yet leaves all as it was: nobody waits for it, and nobody is refused.
+//! failure policy says. One whose modules are not ready yet leaves all as it was: nobody waits for it, and who got through before
+//! still does. Only what comes with it, as everything does at the start, is not open before it is guarded.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -58,6 +60,8 @@ pub struct AdapterRuntime {
     live: BTreeMap<ObjectRef, Live>,
     /// In the order in which they look.
     order: Vec<ObjectRef>,
+    /// Services that there are since the last update, or longer.
+    services: BTreeSet<ServiceName>,
 }
 
 /// What adapters count with.
@@ -126,6 +130,8 @@ struct Live {
     problem: Option<String>,
     /// The problem is that its modules are not ready.
     pending: bool,
+    /// Services that it guards as soon as they are: until then requests get there, as they did before.
+    spared: BTreeSet<ServiceName>,
     counters: CheckCounters,
 }
 
@@ -162,6 +168,7 @@ impl AdapterRuntime {
             wasm,
             live: BTreeMap::new(),
             order: Vec::new(),
+            services: BTreeSet::new(),
         }
     }
 
@@ -198,6 +205,7 @@ impl AdapterRuntime {
         });
         self.wasm.preparer().set_live(running);
         self.order = snapshot.adapters.iter().map(|a| a.config.object.clone()).collect();
+        self.services = snapshot.services.keys().cloned().collect();
         Arc::new(self.chains(snapshot))
     }
 
@@ -265,9 +273,11 @@ impl AdapterRuntime {
             part: LivePart::Nothing,
             problem: None,
             pending: false,
+            spared: BTreeSet::new(),
             counters: self.metrics.adapters.of(&name),
         });
-        live.adapter = Arc::clone(adapter);
+        let before = mem::replace(&mut live.adapter, Arc::clone(adapter));
+        let spared = mem::take(&mut live.spared);
         live.pending = false;
         if live.made_of.as_ref() == Some(config) {
             // Maybe again, after one that could not be made.
@@ -291,20 +301,24 @@ impl AdapterRuntime {
                 Err(error @ AdapterError::NotReady) => {
                     live.problem = Some(error.to_string());
                     live.pending = true;
+                    if !live.stands_in(config) {
+                        let refuses = live.refuses();
+                        let refused = |service: &ServiceName| {
+                            refuses && before.target.services.contains(service) && !spared.contains(service)
+                        };
+                        let targets = adapter.target.services.iter();
+                        let open = targets.filter(|service| self.services.contains(*service) && !refused(service));
+                        live.spared = open.cloned().collect();
+                        live.set_broken(config);
+                    }
                 }
                 Err(error) => {
                     let problem = chain_of(&error);
                     if live.problem.as_ref() != Some(&problem) {
                         tracing::error!(adapter = name, problem, "adapter not in force");
                     }
-                    // One that is told of requests does not stand in for one that judges them.
-                    let stands_in = live
-                        .made_of
-                        .as_ref()
-                        .is_some_and(|earlier| earlier.role.sees_requests() == config.role.sees_requests());
-                    if !stands_in {
-                        live.made_of = None;
-                        live.part = Broken::part(config, &live.counters);
+                    if !live.stands_in(config) {
+                        live.set_broken(config);
                     }
                     live.problem = Some(problem);
                 }
@@ -323,7 +337,9 @@ impl AdapterRuntime {
         let mut looked: HashMap<&ServiceName, BTreeSet<usize>> = HashMap::new();
         for (index, adapter) in snapshot.adapters.iter().enumerate() {
             if adapter.config.role.sees_requests() {
-                for service in &adapter.target.services {
+                let live = self.live.get(&adapter.config.object);
+                let is_spared = |service: &ServiceName| live.is_some_and(|live| live.spared.contains(service));
+                for service in adapter.target.services.iter().filter(|service| !is_spared(service)) {
                     looked.entry(service).or_default().insert(index);
                 }
             }
@@ -395,6 +411,23 @@ impl RuntimeMetrics {
 // === impl Live ===
 
 impl Live {
+    /// Whether what was made last may stay for what cannot be made now: one that is told of requests does not judge them.
+    fn stands_in(&self, config: &AdapterConfig) -> bool {
+        let earlier = self.made_of.as_ref();
+        earlier.is_some_and(|earlier| earlier.role.sees_requests() == config.role.sees_requests())
+    }
+
+    /// Nothing could be made, and requests are refused for it.
+    fn refuses(&self) -> bool {
+        self.made_of.is_none() && matches!(self.part, LivePart::Check(_))
+    }
+
+    /// Nothing could be made.
+    fn set_broken(&mut self, config: &AdapterConfig) {
+        self.made_of = None;
+        self.part = Broken::part(config, &self.counters);
+    }
+
     fn state(&self, reports: &ReportMetrics) -> AdapterState {
         let config = &self.adapter.config;
         let label = [("adapter", name_of(&config.object))];

@@ -59,9 +59,16 @@ impl World {
     }
 
     fn with(wasm: WasmHost) -> Self {
+        let mut world = Self::at_start(wasm);
+        world.apply("services", SERVICES);
+        world
+    }
+
+    /// Nothing was published yet.
+    fn at_start(wasm: WasmHost) -> Self {
         let reports = ReportMetrics::default();
         let (thread, mut reporters) = ReporterThread::start(Vec::new(), 1, reports.clone()).unwrap();
-        let mut world = Self {
+        Self {
             store: Store::with_adapters(&Catalog),
             allocations: Allocations::default(),
             runtime: AdapterRuntime::new(
@@ -74,9 +81,7 @@ impl World {
             ),
             thread,
             reporter: reporters.remove(0),
-        };
-        world.apply("services", SERVICES);
-        world
+        }
     }
 
     /// The chains after this file has this text.

@@ -67,6 +67,9 @@ const SHARE: u32 = 4;
 const MAX_SPACING: Duration = Duration::from_millis(500);
 /// How long an adapter may stay as it was for a module that changed while it was made ready, or that nobody could read before.
 const AWAITED: Duration = Duration::from_secs(1);
+/// Attempts to begin with all modules in force: files may change while they are made ready. With more, a file that always does
+/// would keep the daemon from starting; what then is not ready refuses, or not, as its failure policy says.
+const FIRST_ATTEMPTS: usize = 3;
 /// Changes of the resources folder that wait for the engine; one says as much as many.
 const CHANGES: usize = 16;
 
@@ -443,12 +446,19 @@ fn wasm_host(
     Ok(WasmHost::new(callouts, workers).keeping(&kept, Box::new(keep)))
 }
 
-/// Publishes on a thread that may block.
-async fn publish(engine: &Arc<Engine>) -> anyhow::Result<u64> {
+/// Publishes for the first time, on a thread that may block.
+async fn publish(engine: &Arc<Engine>) -> anyhow::Result<()> {
     let engine = Arc::clone(engine);
-    tokio::task::spawn_blocking(move || engine.prepare_and_publish())
-        .await
-        .context("publish")?
+    let published = tokio::task::spawn_blocking(move || {
+        for _ in 0..FIRST_ATTEMPTS {
+            engine.prepare_and_publish()?;
+            if !engine.awaits_modules() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    published.await.context("publish")?
 }
 
 /// Publishes whenever resources or workloads changed. A change that brings modules waits until they are ready, to come into force

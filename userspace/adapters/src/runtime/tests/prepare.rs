@@ -76,7 +76,7 @@ fn a_publication_waits_for_no_module_and_leaves_what_was_until_it_is_ready() {
     let (mut world, made) = counting();
     world.write("auth", &good(PARAMS));
     let chains = world.publish();
-    assert!(ask(&chains, "web").is_ok(), "closed, but nobody is refused for it");
+    assert!(ask(&chains, "web").is_ok(), "closed, but it was open before");
     assert_eq!(status(&chains, 1, &[]), 200);
     let state = world.state("auth");
     assert!(
@@ -102,6 +102,68 @@ fn a_publication_waits_for_no_module_and_leaves_what_was_until_it_is_ready() {
     assert_eq!((status(&chains, 4, &[]), status(&chains, 5, &[TOKEN])), (401, 200));
     let chains = world.apply("auth", &good("params: {tokens: {other: bob}}"));
     assert_eq!((status(&chains, 6, &[TOKEN]), made()), (403, 2));
+}
+
+/// Nobody made its module ready: as when a file changes while the daemon publishes for the first time.
+#[test]
+fn at_the_start_a_guard_that_is_not_ready_refuses_unless_it_is_open() {
+    for (policy, passes) in [("closed", false), ("open", true)] {
+        let mut world = World::at_start(WasmHost::default());
+        world.write("services", SERVICES);
+        let guard = good(&format!("failurePolicy: {policy}, {PARAMS}"));
+        world.write("auth", &guard);
+        for _ in 0..2 {
+            let chains = world.publish();
+            let answer = ask(&chains, "web");
+            assert_eq!(answer.is_ok(), passes, "{policy}");
+            assert!(answer.is_ok() || answer.is_err_and(|denied| denied.status == 503));
+            assert!(ask(&chains, "v1").is_ok(), "it does not guard that");
+            let state = world.state("auth");
+            assert!(state.pending && !state.earlier, "{state:?}");
+        }
+        let chains = world.apply("auth", &guard);
+        ask(&chains, "web").unwrap();
+        assert_eq!((status(&chains, 1, &[]), status(&chains, 2, &[TOKEN])), (401, 200));
+    }
+}
+
+#[test]
+fn a_service_that_comes_with_its_guard_is_not_open_before_that_is_ready() {
+    let late = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let guard = |services: &str| good(PARAMS).replace("[web]", services);
+    let mut world = World::new();
+    world.write("late", &late("late"));
+    world.write("auth", &guard("[web, late]"));
+    let passes = |chains: &Chains| ["web", "v1", "late", "later"].map(|name| ask(chains, name).is_ok());
+    // Not the first publication only: there are others before it is ready.
+    for _ in 0..2 {
+        assert_eq!(passes(&world.publish()), [true, true, false, true]);
+    }
+    // Others that it is to guard too: one that was open, and one that comes now.
+    world.write("later", &late("later"));
+    world.write("auth", &guard("[web, v1, late, later]"));
+    for _ in 0..2 {
+        assert_eq!(passes(&world.publish()), [true, true, false, false]);
+    }
+    let chains = world.apply("auth", &guard("[web, v1, late, later]"));
+    assert_eq!(passes(&chains), [true; 4], "the module judges now");
+    assert_eq!((status(&chains, 1, &[]), status(&chains, 2, &[TOKEN])), (401, 200));
+}
+
+#[test]
+fn who_was_refused_for_a_module_that_cannot_run_is_until_the_next_one_is_ready() {
+    let (mut world, _) = counting();
+    world.apply("auth", &auth("module: /etc/hostname", PARAMS));
+    world.write("auth", &good(PARAMS));
+    for _ in 0..2 {
+        let chains = world.publish();
+        assert!(world.state("auth").pending);
+        assert_eq!(ask(&chains, "web").unwrap_err().status, 503);
+    }
 }
 
 #[test]
