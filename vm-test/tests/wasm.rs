@@ -574,6 +574,32 @@ fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
 }
 
 #[test]
+fn a_stop_waits_for_no_module_that_starts() {
+    with_web("wasm-stop", |lab, _client| {
+        let looping = looping(lab)?;
+        let longest = "wasm: {MODULE, limits: {startMs: 60000}}";
+        lab.resource("slow.yaml", &object("slow", &looping, longest))?;
+        has_begun(lab)?;
+        // Somebody waits for one more: they are made one after the other.
+        let file = lab.work().join("slower.yaml");
+        fs::write(&file, object("slower", &looping, longest)).context("write a file to apply")?;
+        let waiting = Running::start(lab.command([
+            lab.weft_binary().display().to_string(),
+            "apply".to_owned(),
+            "--state-dir".to_owned(),
+            lab.state().display().to_string(),
+            "-f".to_owned(),
+            file.display().to_string(),
+        ]))?;
+        lab.stop()?;
+        ensure!(!lab.log().contains("CPU time"), "it waited for the end of the start");
+        let told = waiting.finish(process::BOUND)?;
+        ensure!(told.code != 0, "{told:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_deny_is_in_force_while_a_resource_file_brings_an_adapter_that_takes_long() {
     with_web("wasm-slow-file", |lab, client| {
         let state = || -> Result<(String, String)> {

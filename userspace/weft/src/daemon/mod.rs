@@ -37,6 +37,7 @@ mod unrecorded;
 use std::{
     io::IsTerminal as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{
@@ -64,8 +65,14 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
         .thread_name("weft-control")
         .enable_all()
         .build()?;
-    runtime.block_on(start::run(config))
+    let ended = runtime.block_on(start::run(config));
+    runtime.shutdown_timeout(LAST_WORK);
+    ended
 }
+
+/// What is under way on threads of its own gets to end when the daemon has: a module may start for minutes, and then it would be
+/// one that nobody waits for. Files are written so that nothing is lost by an end at any time.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Threads of everything that is not the data path. Two: one may be busy compiling while the other answers.
 const CONTROL_THREADS: usize = 2;

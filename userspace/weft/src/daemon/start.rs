@@ -352,6 +352,8 @@ async fn mesh(
             endpoint.ready.store(false, Ordering::Release);
             tracing::info!("stopping; kernel policy stays in force (`weft uninstall` removes it)");
             notify::stopping();
+            // Nor does a module that becomes ready from here on come into force: another daemon may have started by then.
+            giver.gate.give_away();
             DRAIN
         }
     };
