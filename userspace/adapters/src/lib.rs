@@ -48,8 +48,8 @@ pub use record::{
 };
 pub use reporter::{Report, Reporter, ReporterControl, ReporterThread};
 pub use runtime::{
-    AdapterCounts, AdapterRuntime, AdapterState, Ahead, GenerationError, GenerationMetrics, GenerationState, Preparer,
-    RuntimeMetrics, WasmHost,
+    AdapterCounts, AdapterRuntime, AdapterState, Ahead, GenerationError, GenerationMetrics, GenerationState,
+    GenerationWaits, Preparer, RuntimeMetrics, WasmHost,
 };
 pub use stream::{
     Direction, FilterFactory, FilterState, Lent, Step, StreamEnd, StreamFailure, StreamFilter, StreamInfo, TcpFilter,

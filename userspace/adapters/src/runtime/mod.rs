@@ -28,7 +28,7 @@ use self::{
     target::{Audience, Panicked, Targeted},
 };
 pub use self::{
-    generations::{GenerationMetrics, GenerationState},
+    generations::{GenerationMetrics, GenerationState, GenerationWaits},
     prepare::{Ahead, Preparer},
     wasm::WasmHost,
 };

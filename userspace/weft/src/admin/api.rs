@@ -10,7 +10,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use weft_adapters::{AdapterState, Destination, FlowProtocol, FlowVerdict, GenerationState, Peer, Side};
+use weft_adapters::{
+    AdapterState, Destination, FlowProtocol, FlowVerdict, GenerationState, GenerationWaits, Peer, Side,
+};
 use weft_policy::{Acceleration, DataPath, Diagnostic, FailureMode, ObjectRef, ObjectState, Protocol, RuntimePort};
 
 use crate::edges::EdgeTotals;
@@ -348,9 +350,33 @@ pub struct GenerationView {
     pub calls: u64,
     pub callbacks: u64,
     pub took_us: u64,
+    /// How long requests wait for it; `None`: it is the only one, or a shadow.
+    #[serde(default)]
+    pub waiting: Option<WaitingView>,
     pub instances: usize,
     /// Of these instances.
     pub memory_bytes: usize,
+}
+
+/// How long requests and connections wait for a generation, as one of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingView {
+    /// Those that were measured.
+    pub requests: u64,
+    /// Of these, those that it holds now.
+    pub held: u64,
+    /// What all of them have waited by now.
+    pub waited_us: u64,
+}
+
+impl From<GenerationWaits> for WaitingView {
+    fn from(waiting: GenerationWaits) -> Self {
+        Self {
+            requests: waiting.requests,
+            held: waiting.held,
+            waited_us: u64::try_from(waiting.time.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 impl From<GenerationState> for GenerationView {
@@ -372,6 +398,7 @@ impl From<GenerationState> for GenerationView {
             calls: stats.call_outs,
             callbacks: stats.callbacks,
             took_us: u64::try_from(stats.callback_time.as_micros()).unwrap_or(u64::MAX),
+            waiting: state.waiting.map(WaitingView::from),
             instances: stats.instances,
             memory_bytes: stats.memory,
         }

@@ -288,6 +288,8 @@ fn generations(adapters: &[AdapterView]) -> io::Result<()> {
         "CALLS",
         "DIFFERS",
         "MEAN",
+        "WAITS",
+        "HELD",
         "INSTANCES",
         "MEMORY",
         "MODULE",
@@ -298,6 +300,9 @@ fn generations(adapters: &[AdapterView]) -> io::Result<()> {
                 0 => "-".to_owned(),
                 streams => format!("{:.1}us", generation.took_us as f64 / streams as f64),
             };
+            let waiting = generation.waiting.filter(|waiting| waiting.requests > 0);
+            let waits = waiting.map(|waiting| format!("{:.1}us", waiting.waited_us as f64 / waiting.requests as f64));
+            let held = generation.waiting.map(|waiting| waiting.held.to_string());
             let module = generation.module.as_deref().unwrap_or("-");
             table.row([
                 adapter.namespace.clone(),
@@ -315,6 +320,8 @@ fn generations(adapters: &[AdapterView]) -> io::Result<()> {
                     "-".to_owned()
                 },
                 mean,
+                waits.unwrap_or_else(|| "-".to_owned()),
+                held.unwrap_or_else(|| "-".to_owned()),
                 generation.instances.to_string(),
                 format!("{}K", generation.memory_bytes / 1024),
                 module.chars().take("sha256:".len() + 12).collect(),

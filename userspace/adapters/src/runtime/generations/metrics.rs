@@ -138,7 +138,7 @@ impl Collector for GenerationMetrics {
                 (name, help, unit.as_ref()),
                 MetricType::Counter,
                 &states,
-                |state| ConstCounter::new(value(state)),
+                |state| Some(ConstCounter::new(value(state))),
             )?;
         }
         family(
@@ -146,7 +146,29 @@ impl Collector for GenerationMetrics {
             ("callback", "Time spent in the module", Some(&Unit::Seconds)),
             MetricType::Counter,
             &states,
-            |state| ConstCounter::new(state.stats.callback_time.as_secs_f64()),
+            |state| Some(ConstCounter::new(state.stats.callback_time.as_secs_f64())),
+        )?;
+        family(
+            &mut encoder,
+            (
+                "wait",
+                "Time that it kept requests and connections waiting, as one of several",
+                Some(&Unit::Seconds),
+            ),
+            MetricType::Counter,
+            &states,
+            |state| Some(ConstCounter::new(state.waiting?.time.as_secs_f64())),
+        )?;
+        family(
+            &mut encoder,
+            (
+                "held",
+                "Requests and connections that it keeps waiting, as one of several",
+                None,
+            ),
+            MetricType::Gauge,
+            &states,
+            |state| Some(ConstGauge::new(i64::try_from(state.waiting?.held).unwrap_or(i64::MAX))),
         )?;
         for (name, help, unit, value) in &GAUGES {
             family(
@@ -154,7 +176,7 @@ impl Collector for GenerationMetrics {
                 (name, help, unit.as_ref()),
                 MetricType::Gauge,
                 &states,
-                |state| ConstGauge::new(value(state)),
+                |state| Some(ConstGauge::new(value(state))),
             )?;
         }
         Ok(())
@@ -166,13 +188,15 @@ fn family<M: EncodeMetric>(
     (name, help, unit): (&str, &str, Option<&Unit>),
     kind: MetricType,
     states: &[(String, GenerationState)],
-    value: impl Fn(&GenerationState) -> M,
+    value: impl Fn(&GenerationState) -> Option<M>,
 ) -> Result<(), fmt::Error> {
     let name = format!("weft_adapter_generation_{name}");
     let mut family = encoder.encode_descriptor(&name, help, unit, kind)?;
     for (adapter, state) in states {
         let labels = [("adapter", adapter.as_str()), ("generation", state.name.as_str())];
-        value(state).encode(family.encode_family(&labels)?)?;
+        if let Some(value) = value(state) {
+            value.encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }

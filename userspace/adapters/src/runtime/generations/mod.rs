@@ -14,9 +14,12 @@ mod shadow;
 mod tcp;
 mod waits;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -101,7 +104,20 @@ pub struct GenerationState {
     pub rolled_back: Option<String>,
     /// Of a shadow: requests and connections over which it was of another mind than the generation in force.
     pub disagreed: u64,
+    /// How long requests wait for it; `None`: that is not measured, for it is the only one, or a shadow.
+    pub waiting: Option<GenerationWaits>,
     pub stats: Stats,
+}
+
+/// How long requests and connections wait for a generation, as one of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GenerationWaits {
+    /// Those that have passed with their head, or wait; so many are measured.
+    pub requests: u64,
+    /// Of these, those that it holds now.
+    pub held: u64,
+    /// What all of them have waited by now.
+    pub time: Duration,
 }
 
 // === impl Generations ===
@@ -194,7 +210,8 @@ impl Set {
     }
 
     pub fn states(&self) -> Vec<GenerationState> {
-        self.all.iter().map(Generation::state).collect()
+        let measures = self.all.len() > 1;
+        self.all.iter().map(|generation| generation.state(measures)).collect()
     }
 
     pub fn position(&self, name: &str) -> Option<usize> {
@@ -296,8 +313,10 @@ impl Generation {
         self.made.as_ref().is_ok_and(|made| !made.is_out())
     }
 
-    fn state(&self) -> GenerationState {
+    /// `measures`: what waits for it, if it is no shadow.
+    fn state(&self, measures: bool) -> GenerationState {
         let made = self.made.as_ref();
+        let waits = made.ok().filter(|_| measures && !self.shadow);
         GenerationState {
             name: self.name.clone(),
             digest: made.ok().map(|made| made.of.module),
@@ -306,6 +325,7 @@ impl Generation {
             problem: made.err().cloned(),
             rolled_back: made.ok().and_then(|made| made.why()),
             disagreed: made.map_or(0, |made| made.disagreed.load(Ordering::Relaxed)),
+            waiting: waits.map(|made| made.waits.state()),
             stats: made.map_or(Stats::default(), |made| made.plugin.stats()),
         }
     }

@@ -10,8 +10,10 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use super::GenerationWaits;
 
 /// Of one generation, on all workers. A request that is never held costs an addition, and no look at a clock.
 #[derive(Debug, Default)]
@@ -62,6 +64,17 @@ impl Waits {
         };
         let waiting = held.since.values().map(|since| Waited::once(now, *since));
         (over, waiting.fold(Waited::default(), Waited::plus))
+    }
+
+    /// The same for those who look at it from outside. The time never goes back: what goes on is in it.
+    pub fn state(&self) -> GenerationWaits {
+        let (over, waiting) = self.look();
+        let all = over.plus(waiting);
+        GenerationWaits {
+            requests: all.requests,
+            held: waiting.requests,
+            time: Duration::try_from_secs_f64(all.seconds).unwrap_or(Duration::MAX),
+        }
     }
 
     fn begin(&self, stream: u64) {

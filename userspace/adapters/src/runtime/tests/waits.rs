@@ -72,6 +72,47 @@ fn sending(chains: &Chains, id: u64) -> (Box<dyn StreamFilter>, Option<BytesMut>
 }
 
 #[test]
+fn what_a_generation_holds_is_shown_where_it_is_one_of_several() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = WasmHost::default();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(host.metrics()));
+    let page = || {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        page
+    };
+    let held = |number| format!("weft_adapter_generation_held{{adapter=\"shop/auth\",generation=\"v2\"}} {number}\n");
+    let mut world = World::with(host);
+    let (passes, holds) = (answering(0, 0), answering(1, 0));
+    let list = [(passes.as_str(), "weight: 0"), (holds.as_str(), "weight: 100")];
+    let chains = world.apply("auth", &auth(&texts(folder.path(), &list), "params: {}"));
+    let waiting = |world: &World, at: usize| world.state("auth").generations[at].waiting.unwrap();
+    let filters = [sending(&chains, 1), sending(&chains, 2)];
+    let now = waiting(&world, 1);
+    assert_eq!((now.requests, now.held), (2, 2));
+    assert!(waiting(&world, 1).time > now.time, "they wait on");
+    assert!(page().contains(&held(2)), "{}", page());
+    drop(filters);
+    let over = waiting(&world, 1);
+    assert_eq!((over.requests, over.held), (2, 0));
+    assert!(over.time > now.time && waiting(&world, 1) == over, "{over:?} {now:?}");
+    assert!(page().contains(&held(0)), "{}", page());
+    let waited = "weft_adapter_generation_wait_seconds_total{adapter=\"shop/auth\",generation=\"v2\"}";
+    assert!(page().contains(waited), "{}", page());
+    let other = waiting(&world, 0);
+    assert_eq!((other.requests, other.held, other.time), (0, 0, Duration::ZERO));
+
+    // Alone it is not measured, which does not read as if nobody waited.
+    let file = folder.path().join("alone.wasm");
+    fs::write(&file, wat::parse_str(&holds).unwrap()).unwrap();
+    world.apply("auth", &auth(&format!("module: {}", file.display()), "params: {}"));
+    let alone = world.state("auth").generations;
+    assert_eq!((alone.len(), alone[0].waiting), (1, None));
+    assert!(!page().contains("weft_adapter_generation_held{"), "{}", page());
+}
+
+#[test]
 fn what_a_generation_holds_counts_but_not_while_its_sender_still_sends() {
     let folder = tempfile::tempdir().unwrap();
     let mut world = World::new();
