@@ -140,8 +140,9 @@ impl Plugin {
         self.inner.start().map(drop)
     }
 
-    /// Makes instances until there are `workers` for workers to take, so that no request waits for a start; where each stream
-    /// has its own, one that is thrown away. Not on a worker.
+    /// Makes instances until there are `workers` for workers to take, so that no request waits for a start. The first of them
+    /// shows whether it would run: an instance that was started and no more is as good as new. Where each stream has its own,
+    /// one that is thrown away. Not on a worker.
     ///
     /// # Errors
     /// One does not start.

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, SystemTime},
@@ -17,6 +18,7 @@ use crate::{
         Direction, FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
         TrafficDirection,
     },
+    upstreams::NoUpstreams,
 };
 
 pub(super) fn module(name: &str) -> PathBuf {
@@ -537,6 +539,33 @@ fn what_modules_measure_is_on_the_metrics_page() {
     ] {
         assert!(page.contains(&line), "{line}\n{page}");
     }
+}
+
+/// Counts its starts.
+const STARTS: &str = r#"(module
+  (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_increment_metric" (func $increment (param i32 i64) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "starts")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32)
+    (drop (call $define (i32.const 0) (i32.const 0) (i32.const 6) (i32.const 512)))
+    (i32.eqz (call $increment (i32.load (i32.const 512)) (i64.const 1)))))"#;
+
+#[test]
+fn no_start_is_made_only_to_try() {
+    let workers = NonZeroUsize::new(3).unwrap();
+    let host = WasmHost::new(|_| Arc::new(NoUpstreams), workers);
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(host.metrics()));
+    let mut world = World::with(host);
+    let (_folder, file) = written(STARTS);
+    let chains = world.apply("auth", &auth(&format!("module: {}", file.display()), "params: {}"));
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    let starts = "weft_adapter_counter_total{adapter=\"shop/auth\",metric=\"starts\"} 3\n";
+    assert!(page.contains(starts), "one a worker: {page}");
+    assert_eq!(status(&chains, 1, &[]), 200);
 }
 
 #[test]
