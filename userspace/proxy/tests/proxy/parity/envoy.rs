@@ -1,7 +1,8 @@
 //! The real Envoy, with WebAssembly filters before one origin.
 
 use std::{
-    fs,
+    env, fs,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,8 +14,19 @@ use tokio::net::TcpStream;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
+/// What a listener and its origin speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    Http1,
+    /// With prior knowledge.
+    Http2,
+    /// Bytes.
+    Tcp,
+}
+
 /// One listener: its filters, and where requests and calls go.
 pub struct Listener<'a> {
+    pub speaks: Speaks,
     /// Files and configurations of the filters, in order.
     pub filters: Vec<(PathBuf, &'a str)>,
     pub origin: SocketAddr,
@@ -30,8 +42,25 @@ pub struct Envoy {
     _folder: TempDir,
 }
 
-/// `None`: `cargo xtask setup` has not put it there.
+/// `None`: `cargo xtask setup` has not put it there, which is said past the capture of libtest.
+///
+/// # Panics
+/// Under `cargo xtask test`, which sets the variable: there nothing is skipped.
 pub fn binary() -> Option<PathBuf> {
+    let binary = installed();
+    if binary.is_none() {
+        let needs = "needs Envoy: `cargo xtask setup` installs it";
+        assert!(
+            env::var_os("WEFT_TEST_NO_SKIP").is_none(),
+            "it must not be skipped, and {needs}"
+        );
+        // Nothing can be done about a terminal that is gone.
+        let _ = io::stderr().write_all(format!("skipped: a comparison with Envoy {needs}\n").as_bytes());
+    }
+    binary
+}
+
+fn installed() -> Option<PathBuf> {
     let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/envoy/lib");
     let mut versions = fs::read_dir(lib).ok()?.flatten();
     versions.find_map(|version| {
@@ -43,7 +72,7 @@ pub fn binary() -> Option<PathBuf> {
 // === impl Envoy ===
 
 impl Envoy {
-    /// Starts it with one HTTP/1.1 listener each, on free ports of 127.0.0.1.
+    /// Starts it with these listeners, on free ports of 127.0.0.1.
     pub async fn start(binary: &Path, listeners: &[Listener<'_>]) -> Self {
         // Held until all are found, so that they differ.
         let free: Vec<TcpListener> = listeners
@@ -109,7 +138,11 @@ fn config(listeners: &[Listener<'_>], ports: &[u16]) -> Value {
         .iter()
         .zip(ports)
         .map(|(listener, port)| {
-            clusters.push(cluster(&format!("origin-{port}"), listener.origin));
+            let mut origin = cluster(&format!("origin-{port}"), listener.origin);
+            if listener.speaks == Speaks::Http2 {
+                origin["typed_extension_protocol_options"] = http2();
+            }
+            clusters.push(origin);
             listening(listener, *port)
         })
         .collect();
@@ -118,40 +151,72 @@ fn config(listeners: &[Listener<'_>], ports: &[u16]) -> Value {
 }
 
 fn listening(listener: &Listener<'_>, port: u16) -> Value {
+    let layer = match listener.speaks {
+        Speaks::Http1 | Speaks::Http2 => "http",
+        Speaks::Tcp => "network",
+    };
     let mut filters: Vec<Value> = listener
         .filters
         .iter()
         .enumerate()
-        .map(|(index, (file, configuration))| wasm(file, configuration, &format!("{port}-{index}")))
+        .map(|(index, (file, configuration))| wasm(layer, file, configuration, &format!("{port}-{index}")))
         .collect();
+    let origin = format!("origin-{port}");
+    let filters = match listener.speaks {
+        Speaks::Http1 | Speaks::Http2 => vec![http(filters, &origin)],
+        Speaks::Tcp => {
+            filters.push(json!({
+                "name": "tcp",
+                "typed_config": {
+                    "@type": format!("{TYPES}.filters.network.tcp_proxy.v3.TcpProxy"),
+                    "stat_prefix": "tcp",
+                    "cluster": origin,
+                },
+            }));
+            filters
+        }
+    };
+    json!({
+        "address": address((Ipv4Addr::LOCALHOST, port).into()),
+        "filter_chains": [{ "filters": filters }],
+    })
+}
+
+/// It finds out by itself which HTTP a client speaks.
+fn http(mut filters: Vec<Value>, origin: &str) -> Value {
     filters.push(json!({
         "name": "router",
         "typed_config": { "@type": format!("{TYPES}.filters.http.router.v3.Router") },
     }));
-    let origin = format!("origin-{port}");
     json!({
-        "address": address((Ipv4Addr::LOCALHOST, port).into()),
-        "filter_chains": [{ "filters": [{
-            "name": "http",
-            "typed_config": {
-                "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
-                "stat_prefix": "http",
-                "http_filters": filters,
-                "route_config": { "virtual_hosts": [{
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": origin } }],
-                }] },
-            },
-        }] }],
+        "name": "http",
+        "typed_config": {
+            "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+            "stat_prefix": "http",
+            "http_filters": filters,
+            "route_config": { "virtual_hosts": [{
+                "name": "all",
+                "domains": ["*"],
+                "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": origin } }],
+            }] },
+        },
     })
 }
 
-fn wasm(file: &Path, configuration: &str, id: &str) -> Value {
+/// Of a cluster that is asked so.
+fn http2() -> Value {
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    json!({ options: {
+        "@type": format!("type.googleapis.com/{options}"),
+        "explicit_http_config": { "http2_protocol_options": {} },
+    } })
+}
+
+fn wasm(layer: &str, file: &Path, configuration: &str, id: &str) -> Value {
     json!({
         "name": format!("wasm-{id}"),
         "typed_config": {
-            "@type": format!("{TYPES}.filters.http.wasm.v3.Wasm"),
+            "@type": format!("{TYPES}.filters.{layer}.wasm.v3.Wasm"),
             "config": {
                 "name": format!("wasm-{id}"),
                 "configuration": { "@type": "type.googleapis.com/google.protobuf.StringValue", "value": configuration },

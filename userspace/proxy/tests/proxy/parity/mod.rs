@@ -9,20 +9,21 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use weft_adapters::{
     Chain, Chains, FilterFactory,
     wasm::{Module, Plugin, PluginConfig, Services},
 };
+use weft_policy::AppProtocol;
 use weft_proxy::Callouts;
 
 use self::{
-    envoy::{Envoy, Listener},
-    scenarios::{Ask, SCENARIOS, Scenario},
+    envoy::{Envoy, Listener, Speaks},
+    scenarios::{Ask, BYTES, BYTES_SAID, SCENARIOS},
 };
 use crate::support::{
-    H1, Mesh, Port, Spec, Text,
-    client::{self, full},
+    H1, H2, Mesh, Port, Spec, Text,
+    client::{self, full, read_all},
     server::{Body, Server, text},
 };
 
@@ -48,14 +49,25 @@ struct Outcome {
 
 #[tokio::test]
 async fn the_same_filter_does_the_same_in_envoy_and_here() {
-    let Some(binary) = envoy::binary() else {
-        eprintln!("skipped: needs Envoy, `cargo xtask setup` installs it");
-        return;
+    compare(Speaks::Http1).await;
+}
+
+#[tokio::test]
+async fn the_same_filter_does_the_same_in_envoy_and_here_over_http2() {
+    compare(Speaks::Http2).await;
+}
+
+async fn compare(speaks: Speaks) {
+    let Some(binary) = envoy::binary() else { return };
+    let origin = match speaks {
+        Speaks::Http2 => Server::http2(origin).await,
+        Speaks::Http1 | Speaks::Tcp => Server::http1(origin).await,
     };
-    let (origin, oracle) = (Server::http1(origin).await, Server::http1(oracle).await);
+    let oracle = Server::http1(oracle).await;
     let listeners: Vec<Listener<'_>> = SCENARIOS
         .iter()
         .map(|scenario| Listener {
+            speaks,
             filters: scenario
                 .filters
                 .iter()
@@ -67,19 +79,59 @@ async fn the_same_filter_does_the_same_in_envoy_and_here() {
         .collect();
     let envoy = Envoy::start(&binary, &listeners).await;
     for (index, scenario) in SCENARIOS.iter().enumerate() {
-        let mesh = mesh(scenario, &origin, &oracle).await;
+        let spec = Spec::of([
+            Port::http("web", [origin.address]),
+            Port::http("oracle", [oracle.address]),
+        ]);
+        let filters: Vec<(PathBuf, &'static str)> = scenario
+            .filters
+            .iter()
+            .map(|&(module, configuration)| (file(module), configuration))
+            .collect();
+        let mesh = mesh(&spec, scenario.name, &filters);
         for ask in scenario.asks {
-            let theirs = outcome(TcpStream::connect(envoy.address(index)).await.unwrap(), ask).await;
-            let ours = outcome(mesh.dial(0).await, ask).await;
+            let theirs = outcome(TcpStream::connect(envoy.address(index)).await.unwrap(), ask, speaks).await;
+            let ours = outcome(mesh.dial(0).await, ask, speaks).await;
             let name = scenario.name;
             assert_eq!(
                 ours,
                 theirs,
-                "{name}: {ask:?}; on the right Envoy, which said {}",
+                "{name}: {ask:?}, {speaks:?}; on the right Envoy, which said {}",
                 envoy.log()
             );
-            assert_eq!(ours.status, ask.expect, "{name}: {ask:?}: {ours:?}");
+            assert_eq!(ours.status, ask.expect, "{name}: {ask:?}, {speaks:?}: {ours:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_same_filter_of_bytes_does_the_same_in_envoy_and_here() {
+    let Some(binary) = envoy::binary() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let module = folder.path().join("bytes.wasm");
+    fs::write(&module, wat::parse_str(BYTES).unwrap()).unwrap();
+    let filters = [(module, "")];
+    let origin = Server::raw(|mut stream| async move {
+        let heard = read_all(&mut stream).await;
+        // Of a connection that was cut nobody hears.
+        let _cut = stream.write_all(format!("heard {heard}").as_bytes()).await;
+    })
+    .await;
+    let listener = Listener {
+        speaks: Speaks::Tcp,
+        filters: filters.to_vec(),
+        origin: origin.address,
+        oracle: origin.address,
+    };
+    let envoy = Envoy::start(&binary, &[listener]).await;
+    let mut port = Port::undeclared("db", [origin.address]);
+    port.app = AppProtocol::Opaque;
+    let mesh = mesh(&Spec::of([port]), "bytes", &filters);
+    for (said, heard) in BYTES_SAID {
+        let theirs = outcome_of_bytes(TcpStream::connect(envoy.address(0)).await.unwrap(), said).await;
+        let ours = outcome_of_bytes(mesh.dial(0).await, said).await;
+        assert_eq!(ours, theirs, "{said}; on the right Envoy, which said {}", envoy.log());
+        assert_eq!(ours, *heard, "{said}");
     }
 }
 
@@ -91,21 +143,17 @@ fn file(module: &str) -> PathBuf {
         .unwrap_or_else(|error| panic!("{}: {error}; `cargo xtask build --filters` makes it", file.display()))
 }
 
-async fn mesh(scenario: &Scenario, origin: &Server, oracle: &Server) -> Mesh {
-    let spec = Spec::of([
-        Port::http("web", [origin.address]),
-        Port::http("oracle", [oracle.address]),
-    ]);
-    let mut mesh = Mesh::start(&spec);
+/// All services have these filters.
+fn mesh(spec: &Spec, name: &str, filters: &[(PathBuf, &'static str)]) -> Mesh {
+    let mut mesh = Mesh::start(spec);
     let services = Services::default();
     let upstreams = Arc::new(Callouts::new(mesh.snapshots(), "default", Vec::new()));
-    let filters = scenario
-        .filters
+    let filters = filters
         .iter()
-        .map(|&(module, configuration)| {
-            let module = Module::compile(&fs::read(file(module)).unwrap()).unwrap();
+        .map(|(file, configuration)| {
+            let module = Module::compile(&fs::read(file).unwrap()).unwrap();
             let config = PluginConfig {
-                name: scenario.name.into(),
+                name: name.into(),
                 configuration: Bytes::from_static(configuration.as_bytes()),
                 ..PluginConfig::default()
             };
@@ -119,21 +167,39 @@ async fn mesh(scenario: &Scenario, origin: &Server, oracle: &Server) -> Mesh {
         filters,
         ..Chain::default()
     };
-    mesh.publish_chains(&spec, Chains::everywhere(chain));
+    mesh.publish_chains(spec, Chains::everywhere(chain));
     mesh
 }
 
-async fn outcome(stream: TcpStream, ask: &Ask) -> Outcome {
-    let mut request = client::request(ask.method, ask.path, full(ask.body));
+async fn outcome(stream: TcpStream, ask: &Ask, speaks: Speaks) -> Outcome {
+    let body = full(ask.body);
+    let mut request = match speaks {
+        Speaks::Http2 => {
+            let request = Request::builder().method(ask.method);
+            request.uri(format!("http://web{}", ask.path)).body(body).unwrap()
+        }
+        Speaks::Http1 | Speaks::Tcp => client::request(ask.method, ask.path, body),
+    };
     for (name, value) in ask.headers {
         request.headers_mut().append(*name, value.parse().unwrap());
     }
-    let answer = Text::read(H1::new(stream).await.send(request).await).await;
+    let response = match speaks {
+        Speaks::Http2 => H2::new(stream).await.send(request).await,
+        Speaks::Http1 | Speaks::Tcp => H1::new(stream).await.send(request).await,
+    };
+    let answer = Text::read(response).await;
     Outcome {
         status: answer.status.as_u16(),
         headers: told(&answer.headers),
         body: answer.body,
     }
+}
+
+/// What a client hears that says this and no more. Being cut is hearing nothing.
+async fn outcome_of_bytes(mut stream: TcpStream, said: &str) -> String {
+    let _cut = stream.write_all(said.as_bytes()).await;
+    let _cut = stream.shutdown().await;
+    read_all(&mut stream).await
 }
 
 /// Headers as sorted lines, without those that are the proxy's.

@@ -136,3 +136,39 @@ pub const SCENARIOS: &[Scenario] = &[
         ],
     },
 ];
+
+/// A filter of bytes: it waits for four of them, closes what begins with `HEAD`, and marks what else comes from either side.
+pub const BYTES: &str = r#"(module
+  (import "env" "proxy_get_buffer_bytes" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_set_buffer_bytes" (func $set (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "[in]" "[out]")
+  (func (export "proxy_abi_version_0_2_0"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_new_connection") (param i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_downstream_data") (param $context i32) (param $length i32) (param $end i32) (result i32)
+    (if (i32.and (i32.lt_u (local.get $length) (i32.const 4)) (i32.eqz (local.get $end)))
+      (then (return (i32.const 1))))
+    (if (i32.ge_u (local.get $length) (i32.const 4)) (then
+      (drop (call $get (i32.const 2) (i32.const 0) (i32.const 4) (i32.const 512) (i32.const 516)))
+      (if (i32.eq (i32.load (i32.load (i32.const 512))) (i32.const 0x44414548)) (then
+        (drop (call $close (i32.const 2)))
+        (return (i32.const 1))))))
+    (if (local.get $length)
+      (then (drop (call $set (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 4)))))
+    (i32.const 0))
+  (func (export "proxy_on_upstream_data") (param $context i32) (param $length i32) (param $end i32) (result i32)
+    (if (local.get $length)
+      (then (drop (call $set (i32.const 3) (local.get $length) (i32.const 0) (i32.const 4) (i32.const 5)))))
+    (i32.const 0)))"#;
+
+/// What a client says to it, and what it hears.
+pub const BYTES_SAID: &[(&str, &str)] = &[
+    ("hello", "heard [in]hello[out]"),
+    ("four", "heard [in]four[out]"),
+    ("two", "heard [in]two[out]"),
+    ("", "heard [out]"),
+    ("HEAD / HTTP/1.1\r\n\r\n", ""),
+    ("HEA", "heard [in]HEA[out]"),
+];
