@@ -600,6 +600,27 @@ fn a_stop_waits_for_no_module_that_starts() {
 }
 
 #[test]
+fn a_daemon_that_starts_with_such_a_module_is_stopped_too() {
+    lab_test("wasm-stop-first", |lab| {
+        let longest = "wasm: {MODULE, limits: {startMs: 60000}}";
+        lab.resource("slow.yaml", &object("slow", &looping(lab)?, longest))?;
+        let mut daemon = Running::start(lab.daemon_command(&[]))?;
+        poll::until("the module to begin", || {
+            ensure!(daemon.stderr().contains("begins to loop"), "{}", daemon.stderr());
+            Ok(())
+        })?;
+        ensure!(daemon.is_running()?, "it ended: {}", daemon.stderr());
+        let said = daemon.stop()?.ok()?.stderr;
+        ensure!(!said.contains("CPU time"), "it waited for the end of the start: {said}");
+        ensure!(
+            !lab.bpffs().join("links").exists(),
+            "it never ran, and left programs: {said}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn a_deny_is_in_force_while_a_resource_file_brings_an_adapter_that_takes_long() {
     with_web("wasm-slow-file", |lab, client| {
         let state = || -> Result<(String, String)> {

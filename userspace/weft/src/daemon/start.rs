@@ -110,7 +110,7 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
     let adopted = dataplane.adopted();
     let mut served = false;
     let result = mesh(&config, lock, cgroup, Arc::new(dataplane), taken, &mut served).await;
-    if result.is_err() && !adopted && !served {
+    if !adopted && !served {
         // It never ran: what it put into the kernel would only be in the way.
         if let Err(error) = weft_dataplane::uninstall(&config.bpffs) {
             tracing::error!(%error, "kernel programs stay behind; `weft uninstall` removes them");
@@ -194,7 +194,15 @@ async fn mesh(
         .map(|applied| applied.path.to_string_lossy().into_owned())
         .collect();
     last_good::forget_stale(&mut engine.store(), config.resources.as_deref(), &applied_files);
-    publish(&engine).await?;
+    // As the first process of a container nothing else would end us while modules start.
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        published = publish(&engine) => published?,
+        () = signals.stop() => {
+            tracing::info!("stopped before it was ready");
+            return Ok(());
+        }
+    }
 
     let proxy_metrics = Arc::new(ProxyMetrics::default());
     proxy_metrics.register(&mut metrics_registry);
@@ -264,7 +272,6 @@ async fn mesh(
     });
     let inherited = engine.pods.unused();
     // All that may fail comes before the earlier daemon is let go.
-    let mut signals = Signals::new()?;
     let netns = own_netns()?;
     if let Some(taken) = taken {
         // Until here the earlier daemon could take everything back; from here on it does nothing but drain.
