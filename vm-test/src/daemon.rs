@@ -67,6 +67,22 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts `weft daemon` in the lab and asks it nothing: what `weft status` of a large mesh takes would stay with it. Whoever
+    /// starts it so waits for an effect.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn daemon_unasked(&self, flags: &[&str]) -> Result<()> {
+        let mut slot = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            bail!("lab {} has a daemon already", self.name());
+        }
+        let command = self.daemon_command(flags);
+        let daemon = Running::start_logging(command, self.append_log()?, self.append_log()?)?;
+        *slot = Some(Daemon(daemon));
+        Ok(())
+    }
+
     /// As [`Lab::take_over_with`]; returns when the earlier daemon has ended, with what it said.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub struct Counting {
 }
 
 /// Of one program, since it was loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Runs {
     pub count: u64,
     pub time: Duration,
@@ -50,6 +50,22 @@ impl Counting {
             count: program.run_count(),
             time: program.run_time(),
         })
+    }
+
+    /// Of all programs of this name that are loaded, whoever's they are.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn named(&self, name: &str) -> Result<Runs> {
+        let mut all = Runs::default();
+        for program in loaded_programs() {
+            let program = program.context("list the kernel's programs")?;
+            if program.name_as_str() == Some(name) {
+                all.count += program.run_count();
+                all.time += program.run_time();
+            }
+        }
+        Ok(all)
     }
 }
 

@@ -150,6 +150,41 @@ fn a_program_on_a_host_without_daemon_reaches_the_endpoint_and_is_seen() {
 }
 
 #[test]
+fn a_workload_that_moves_takes_new_connections_with_it() {
+    hosts_test("moves", 3, |hosts| {
+        let [a, b, c] = hosts.all();
+        let servers = [b, c].map(|host| {
+            let (traffic, name) = (host.traffic()?, host.name().to_string());
+            let words = [traffic.as_str(), "serve-says", "0.0.0.0:7007", &name];
+            let mut server = vm_test::Running::start(host.command(words))?;
+            server.line(1)?;
+            anyhow::Ok(server)
+        });
+        let _servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+        let on = |host: &Host| resources::workload("moving", "moving", "moving", &[host.v4().into()]);
+        a.resource(
+            "service.yaml",
+            &resources::selecting_service("moving", (7, 7007), "tcp"),
+        )?;
+        a.resource("endpoint.yaml", &on(b))?;
+        a.daemon_unasked(&[])?;
+        let traffic = a.traffic()?;
+        poll::until("the service to be known", || {
+            a.run("client").output([traffic.as_str(), "connect", "moving:7"])?.ok()
+        })?;
+        let mut client = a.run("client").start([traffic.as_str(), "until-says", "moving:7"])?;
+        client.line(1)?;
+        for (number, host) in [b, c, b].into_iter().enumerate() {
+            a.resource("endpoint.yaml", &on(host))?;
+            client.say(&host.name().to_string())?;
+            let told: Value = serde_json::from_str(&client.line(number + 2)?)?;
+            ensure!(told["ok"] == true && told["failed"] == 0, "{told}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn nothing_is_left_of_hosts() -> Result<()> {
     if let Err(needs) = need::kernel() {
         need::skipped("hosts-leave-nothing", &needs);

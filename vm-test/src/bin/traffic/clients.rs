@@ -3,7 +3,8 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -118,6 +119,45 @@ pub fn connect_many(target: &str, count: u64) -> Result<bool> {
     Ok(true)
 }
 
+/// Between two connections of [`until_says`]: what it tells is that exact, and it takes little from what it waits for.
+const BETWEEN: Duration = Duration::from_millis(1);
+
+/// For each line of its input: connects again and again until the server is one that says this line (`serve-says`), and tells
+/// when it did, in nanoseconds since 1970, and how many connections failed meanwhile.
+pub fn until_says(target: &str) -> Result<bool> {
+    let address = resolve(target)?;
+    println!("{}", json!({"ready": address.to_string()}));
+    for line in io::stdin().lines() {
+        let wanted = line?;
+        let (begin, mut failed) = (Instant::now(), 0u64);
+        let told = loop {
+            let said = said(address);
+            if said.as_ref().is_ok_and(|said| *said == wanted) {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
+                let ns = u64::try_from(now.as_nanos()).context("a time before the year 2500")?;
+                break json!({"ok": true, "at": ns, "failed": failed});
+            }
+            failed += u64::from(said.is_err());
+            if begin.elapsed() > poll::scaled(SILENCE) {
+                break json!({"ok": false, "failed": failed, "last": format!("{said:?}")});
+            }
+            thread::sleep(BETWEEN);
+        };
+        println!("{told}");
+    }
+    Ok(true)
+}
+
+/// What a server says at once, and leaves nothing behind that would take the port for a minute.
+fn said(address: SocketAddr) -> io::Result<String> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(poll::scaled(SILENCE)))?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    Socket::from(stream).set_linger(Some(Duration::ZERO))?;
+    Ok(line.trim_end().to_owned())
+}
+
 /// Listens at an address that somebody else may listen at already, as a further member of his group.
 pub fn join(address: &str) -> Result<bool> {
     let address = resolve(address)?;
@@ -142,7 +182,7 @@ pub fn unread(target: &str) -> Result<bool> {
     // The whole answer is there when nothing more comes within a moment that no loopback takes.
     let mut said = said_unread(&stream)?;
     for _ in 0..50 {
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
         let now = said_unread(&stream)?;
         if now == said && now > 0 {
             break;

@@ -1,15 +1,15 @@
 //! `traffic MODE ...`: small servers and clients that speak exactly what a test wants to see on the wire.
 //!
 //! Servers: `serve-echo ADDR`, `serve-sink ADDR`, `serve-http-sink ADDR`, `serve-source ADDR BYTES`, `serve-greeting ADDR`, `serve-late ADDR`, `serve-close ADDR`,
-//! `serve-peer ADDR` (says whom it sees), `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
+//! `serve-says ADDR TEXT` (and closes), `serve-peer ADDR` (says whom it sees), `serve-udp-echo ADDR`, `serve-soak PORT...` (TCP and UDP echo at each port of all addresses). They print `{"listening":"ADDR"}` when they do, serve until killed, and tell of each TCP connection
 //! at its end what they wrote and read. `serve-told ADDR` serves one connection, as its input says.
-//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
+//! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `until-says TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
 //! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
 //! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket),
 //! `udp-echoes connected|unconnected TARGET PORT COUNT BYTES` (from this port, so many datagrams of so many bytes),
-//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`, `connect-many`: one a line of its input) and exit with 0 if
+//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`, `connect-many`, `until-says`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
 //! `torture` have words of their own; `actor PORT...` does what its input says.
 
@@ -65,6 +65,7 @@ fn run(words: &[&str]) -> Result<bool> {
         }
         ["serve-greeting", address] => servers::serve(address, servers::greeting),
         ["serve-close", address] => servers::close_at_once(address),
+        ["serve-says", address, text] => servers::says(address, text),
         ["serve-late", address] => servers::serve(address, servers::late),
         ["serve-told", address] => servers::told(address),
         ["serve-udp-echo", address] => servers::udp_echo(address),
@@ -72,6 +73,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["connect", target] => clients::connect(target, clients::Transport::Tcp),
         ["connect-mptcp", target] => clients::connect(target, clients::Transport::Mptcp),
         ["connect-many", target, count] => clients::connect_many(target, number(count)?),
+        ["until-says", target] => clients::until_says(target),
         ["join", address] => clients::join(address),
         ["unread", target] => clients::unread(target),
         ["upload", target, bytes] => clients::upload(target, number(bytes)?),

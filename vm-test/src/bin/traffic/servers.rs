@@ -224,6 +224,18 @@ pub fn late(mut stream: Counted) -> Result<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
+/// Says one line to each client and closes: for clients that want to know which server they got.
+pub fn says(address: &str, text: &str) -> Result<bool> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    println!("{}", json!({"listening": listener.local_addr()?.to_string()}));
+    loop {
+        // A client that has reset already wants to know nothing.
+        if let Ok((mut stream, _)) = listener.accept() {
+            let _ = writeln!(stream, "{text}");
+        }
+    }
+}
+
 /// Accepts and closes, for clients that only want to connect.
 pub fn close_at_once(address: &str) -> Result<bool> {
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
