@@ -3,6 +3,10 @@
 use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 
 /// A tick of /proc/stat: USER_HZ is 100 on every architecture Linux runs on here.
 const TICK: Duration = Duration::from_millis(10);
@@ -16,22 +20,15 @@ pub struct Machine {
     pub stolen: Duration,
 }
 
-/// User and system time of a process's threads, in nanoseconds of the scheduler (`/proc/PID/task/*/schedstat`): ticks of 10 ms
-/// are too coarse for a proxy that is idle most of the time.
+/// User and system time of a process, in nanoseconds of the scheduler, threads that have ended among them: ticks of 10 ms are too
+/// coarse for a proxy that is idle most of the time.
 ///
 /// # Errors
 /// The process is gone.
 pub fn of_process(pid: i32) -> Result<Duration> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("list threads of {pid}"))?;
-    let mut total = 0;
-    for task in tasks {
-        let file = task?.path().join("schedstat");
-        // A thread may end meanwhile.
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        let ran = text.split_whitespace().next().context("a thread's schedstat")?;
-        total += ran.parse::<u64>().context("a thread's run time")?;
-    }
-    Ok(Duration::from_nanos(total))
+    let clock = clock_getcpuclockid(Pid::from_raw(pid)).with_context(|| format!("find the clock of process {pid}"))?;
+    let ran = clock_gettime(clock).with_context(|| format!("read the clock of process {pid}"))?;
+    Ok(ran.into())
 }
 
 /// The same of a process and its children (nginx's workers).
