@@ -8,17 +8,15 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hdrhistogram::Histogram;
 use rustix::{event::Timespec, event::epoll, io::Errno};
-use serde::Serialize;
 
-use crate::{connection::Connection, response::Whole};
+use crate::{
+    connection::Connection,
+    tally::{Outcome, Tally},
+};
 
 /// How long answers are awaited after the last request.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// The longest latency that is told apart, in nanoseconds (a minute).
-const LONGEST: u64 = 60_000_000_000;
+pub const GRACE: Duration = Duration::from_secs(5);
 
 /// Events taken at once.
 const EVENTS: usize = 256;
@@ -37,29 +35,6 @@ pub struct Load {
     pub body: Option<Vec<u8>>,
 }
 
-/// What came of the requests that were due after the warm-up.
-#[derive(Debug, Serialize)]
-pub struct Outcome {
-    /// Answered as they must be.
-    pub right: u64,
-    /// Answered otherwise.
-    pub wrong: u64,
-    /// Not answered.
-    pub failed: u64,
-    /// Right answers, those that were due during the warm-up too: what the CPU time of a whole run is divided by.
-    pub all: u64,
-    /// Right answers a second.
-    pub rate: f64,
-    /// The first thing that was wrong or failed.
-    pub first_fault: Option<String>,
-    /// From when a request was due to its answer's last byte, in nanoseconds, of the right ones.
-    pub p50: u64,
-    pub p90: u64,
-    pub p99: u64,
-    pub p999: u64,
-    pub max: u64,
-}
-
 struct Run<'a> {
     load: &'a Load,
     poll: OwnedFd,
@@ -69,9 +44,7 @@ struct Run<'a> {
     /// Requests that are due and wait for a connection.
     waiting: VecDeque<Instant>,
     begin: Instant,
-    expected: Option<Vec<u8>>,
-    latencies: Histogram<u64>,
-    outcome: Outcome,
+    tally: Tally,
 }
 
 // === impl Load ===
@@ -80,31 +53,18 @@ impl Load {
     /// # Errors
     /// The system refuses what a load needs, or the target cannot be reached at all.
     pub fn run(&self) -> Result<Outcome> {
+        let begin = Instant::now();
         let mut run = Run {
             load: self,
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             connections: (0..self.connections).map(|_| None).collect(),
             idle: (0..self.connections).collect(),
             waiting: VecDeque::new(),
-            begin: Instant::now(),
-            expected: self.body.clone(),
-            latencies: Histogram::new_with_max(LONGEST, 3)?,
-            outcome: Outcome {
-                right: 0,
-                wrong: 0,
-                failed: 0,
-                all: 0,
-                rate: 0.0,
-                first_fault: None,
-                p50: 0,
-                p90: 0,
-                p99: 0,
-                p999: 0,
-                max: 0,
-            },
+            begin,
+            tally: Tally::new(begin + self.warm_up, self.status, self.body.clone())?,
         };
         run.drive()?;
-        Ok(run.finish())
+        Ok(run.tally.finish(self.counted))
     }
 
     /// When request number `n` is due after the beginning, in an open loop.
@@ -176,7 +136,7 @@ impl Run<'_> {
             if let Err(error) = self.send(key, due) {
                 self.connections[key] = None;
                 self.idle.push_back(key);
-                self.failed(&format!("{error:#}"));
+                self.tally.failed(1, || format!("{error:#}"));
             }
         }
     }
@@ -202,64 +162,19 @@ impl Run<'_> {
                     self.connections[key] = None;
                 }
                 self.idle.push_back(key);
-                self.answered(due, &whole);
+                self.tally.answered(due, whole.status, &whole.body);
             }
             Err(error) => {
                 self.connections[key] = None;
                 self.idle.push_back(key);
-                self.failed(&format!("{error:#}"));
+                self.tally.failed(1, || format!("{error:#}"));
             }
         }
-    }
-
-    fn answered(&mut self, due: Instant, whole: &Whole) {
-        let latency = due.elapsed();
-        let expected = self.expected.get_or_insert_with(|| whole.body.clone());
-        if whole.status != self.load.status || *expected != whole.body {
-            if self.counts(due) {
-                self.outcome.wrong += 1;
-            }
-            let fault = format!("status {}, a body of {} bytes", whole.status, whole.body.len());
-            self.outcome.first_fault.get_or_insert(fault);
-            return;
-        }
-        self.outcome.all += 1;
-        if self.counts(due) {
-            self.outcome.right += 1;
-            let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST);
-            self.latencies.saturating_record(nanos);
-        }
-    }
-
-    /// A fault counts also during the warm-up: it must not be there at all.
-    fn failed(&mut self, fault: &str) {
-        self.outcome.failed += 1;
-        self.outcome.first_fault.get_or_insert_with(|| fault.to_owned());
     }
 
     fn give_up(&mut self) {
-        let unanswered = self.waiting.len() + self.connections.len() - self.idle.len();
-        self.outcome.failed += unanswered as u64;
-        self.outcome
-            .first_fault
-            .get_or_insert_with(|| format!("{unanswered} requests without an answer"));
-    }
-
-    fn counts(&self, due: Instant) -> bool {
-        due >= self.begin + self.load.warm_up
-    }
-
-    fn finish(self) -> Outcome {
-        let at = |quantile| self.latencies.value_at_quantile(quantile);
-        let (p50, p90, p99, p999) = (at(0.5), at(0.9), at(0.99), at(0.999));
-        Outcome {
-            rate: self.outcome.right as f64 / self.load.counted.as_secs_f64(),
-            p50,
-            p90,
-            p99,
-            p999,
-            max: self.latencies.max(),
-            ..self.outcome
-        }
+        let unanswered = (self.waiting.len() + self.connections.len() - self.idle.len()) as u64;
+        self.tally
+            .failed(unanswered, || format!("{unanswered} requests without an answer"));
     }
 }

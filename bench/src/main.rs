@@ -1,4 +1,4 @@
-//! `weft-load`: HTTP/1.1 load from one thread, with every response checked.
+//! `weft-load`: HTTP/1.1, HTTP/2 or gRPC load from one thread, with every response checked.
 //!
 //! With `--rate` the load is open-loop: request k is due at `begin + k / rate` whatever became of those before it, and
 //! its latency counts from there (Gil Tene's "coordinated omission" is what one gets otherwise). Without, every
@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod http2;
 mod load;
 mod response;
+mod tally;
 
 use std::{
     io::{self, BufRead, Write},
@@ -18,11 +20,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use clap::Parser;
+use http::Request;
+use http_body_util::Full;
 
 use crate::load::Load;
 
-/// Sends HTTP/1.1 requests and prints what came of them, as one JSON object; times are in nanoseconds.
+/// Sends requests over HTTP/1.1, or HTTP/2 without TLS, and prints what came of them, as one JSON object; times are in nanoseconds.
 #[derive(Parser)]
 struct Args {
     /// Take loads from standard input, one a line as a JSON array of the words of
@@ -63,6 +68,15 @@ struct Wanted {
     /// A connection for each request: connect, send, read, close.
     #[arg(long)]
     short: bool,
+    /// HTTP/2 with prior knowledge. Latencies are to a millisecond then.
+    #[arg(long, conflicts_with = "short")]
+    http2: bool,
+    /// gRPC calls, over HTTP/2: a message of so many bytes each, which the answer must repeat, with status 0.
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["short", "body"])]
+    grpc: Option<usize>,
+    /// Requests at a time on each connection, over HTTP/2.
+    #[arg(long, default_value_t = 1)]
+    streams: usize,
     /// The status every response must have.
     #[arg(long, default_value_t = 200)]
     status: u16,
@@ -99,7 +113,11 @@ fn run(args: Args) -> Result<bool> {
 }
 
 fn one(target: SocketAddr, wanted: Wanted) -> Result<bool> {
-    let outcome = wanted.load(target).run()?;
+    let outcome = if wanted.http2 || wanted.grpc.is_some() {
+        wanted.over_http2(target)?.run()?
+    } else {
+        wanted.over_http1(target).run()?
+    };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", serde_json::json!(outcome)).context("print what came of it")?;
     out.flush().context("print what came of it")?;
@@ -109,7 +127,7 @@ fn one(target: SocketAddr, wanted: Wanted) -> Result<bool> {
 // === impl Wanted ===
 
 impl Wanted {
-    fn load(self, target: SocketAddr) -> Load {
+    fn over_http1(self, target: SocketAddr) -> Load {
         let host = self.host.unwrap_or_else(|| target.to_string());
         let mut request = format!("GET {} HTTP/1.1\r\nhost: {host}\r\n", self.path);
         for line in &self.headers {
@@ -131,5 +149,34 @@ impl Wanted {
             status: self.status,
             body: self.body.map(String::into_bytes),
         }
+    }
+
+    fn over_http2(self, target: SocketAddr) -> Result<http2::Load> {
+        let host = self.host.unwrap_or_else(|| target.to_string());
+        let mut request = Request::builder().uri(format!("http://{host}{}", self.path));
+        for line in &self.headers {
+            let (name, value) = line.split_once(": ").context("a header is to be `NAME: VALUE`")?;
+            request = request.header(name, value);
+        }
+        let mut body = Bytes::new();
+        if let Some(bytes) = self.grpc {
+            body = http2::framed(bytes)?;
+            request = request
+                .method("POST")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers");
+        }
+        Ok(http2::Load {
+            target,
+            grpc: self.grpc.is_some(),
+            rate: self.rate,
+            connections: self.connections.max(1),
+            streams: self.streams.max(1),
+            warm_up: Duration::from_secs_f64(self.warm_up.max(0.0)),
+            counted: Duration::from_secs_f64(self.seconds.max(0.0)),
+            status: self.status,
+            body: self.grpc.map(|_| body.to_vec()).or(self.body.map(String::into_bytes)),
+            request: request.body(Full::new(body)).context("a request")?,
+        })
     }
 }
