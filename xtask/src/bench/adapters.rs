@@ -17,7 +17,7 @@ use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, process,
 
 use self::check::{Check, POLICY_SERVER, TOKEN};
 use super::{
-    arm::{Arm, Client, Load, Measured, undisturbed},
+    arm::{Arm, Client, Load, Measured, Seconds, undisturbed},
     cpu::{self, Awake},
     http::address,
     peers,
@@ -117,7 +117,7 @@ struct Figures {
 }
 
 struct Adapters {
-    seconds: f64,
+    seconds: Seconds,
     arms: Vec<Arm>,
     figures: Vec<Figures>,
     policy_server: i32,
@@ -221,7 +221,10 @@ impl Adapters {
         let policy_server_pid = policy_server.pid();
         proxies.push(policy_server);
         Ok(Self {
-            seconds: if quick { 1.5 } else { 4.0 },
+            seconds: Seconds {
+                counted: if quick { 1.0 } else { 4.0 },
+                ..Seconds::new(quick)
+            },
             figures: arms.iter().map(|_| Figures::default()).collect(),
             arms,
             policy_server: policy_server_pid,
@@ -248,7 +251,7 @@ impl Scenario for Adapters {
         let load = |rate: u32, connections: usize| Load {
             rate: Some(rate),
             connections,
-            seconds: self.seconds,
+            seconds: self.seconds.counted,
             short: false,
         };
         let (busy, alone) = (load(RATE, CONNECTIONS), load(LATENCY_RATE, 1));
@@ -267,7 +270,7 @@ impl Scenario for Adapters {
                 let mut judging = Duration::ZERO;
                 let measured = undisturbed(|| {
                     let before = cpu::of_process(self.policy_server)?;
-                    let measured = arm.measure(load, 0.5)?;
+                    let measured = arm.measure(load, self.seconds.warm_up)?;
                     judging = cpu::of_process(self.policy_server)?.saturating_sub(before);
                     Ok(measured)
                 })?;
@@ -341,7 +344,11 @@ fn policy_server(lab: &Lab, cgroup: &Path) -> Result<Running> {
     );
     let header = format!("authorization: Bearer {TOKEN}");
     let words = [binary.as_str(), &listen, &header];
-    peers::listening(Running::start(envoy::in_cgroup(lab, cgroup, &words))?, POLICY_SERVER)
+    peers::listening(
+        Running::start(envoy::in_cgroup(lab, cgroup, &words))?,
+        POLICY_SERVER,
+        poll::PATIENCE,
+    )
 }
 
 /// Account `friend` may GET from a service for each check, all through the proxy.

@@ -32,6 +32,13 @@ pub struct Load {
     pub short: bool,
 }
 
+/// Of a load: what counts, and before it what does not.
+#[derive(Debug, Clone, Copy)]
+pub struct Seconds {
+    pub counted: f64,
+    pub warm_up: f64,
+}
+
 /// What came of a load, all answers being right.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
@@ -110,6 +117,16 @@ pub fn undisturbed(mut measure: impl FnMut() -> Result<Measured>) -> Result<Meas
         measured = measure()?;
     }
     Ok(measured)
+}
+
+// === impl Seconds ===
+
+impl Seconds {
+    /// `quick`: to see that it works.
+    pub fn new(quick: bool) -> Self {
+        let (counted, warm_up) = if quick { (1.0, 0.25) } else { (3.0, 0.5) };
+        Self { counted, warm_up }
+    }
 }
 
 // === impl Measured ===

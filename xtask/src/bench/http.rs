@@ -14,7 +14,7 @@ use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, process,
 
 use self::rows::{Figure, ROWS, SERIES, WAYS, Way};
 use super::{
-    arm::{Arm, Client, Load, Measured, undisturbed},
+    arm::{Arm, Client, Load, Measured, Seconds, undisturbed},
     cpu::Awake,
     flame,
     found::{ArmFound, Found, Program, Series},
@@ -30,15 +30,13 @@ const SIDECARS: u16 = 9030;
 const RELAY: u16 = 9040;
 
 /// A rate that every arm can serve on two processors.
-const RATE: u32 = 2000;
-const CONNECTIONS: usize = 32;
+pub const RATE: u32 = 2000;
+pub const CONNECTIONS: usize = 32;
 const LATENCY_RATE: u32 = 250;
 const SHORT_RATE: u32 = 1000;
-/// Seconds before what is counted.
-const WARM_UP: f64 = 0.5;
 
 /// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
-const PROXIED: f64 = 5.0;
+pub const PROXIED: f64 = 5.0;
 
 /// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
 const PLAIN: &str = "plain";
@@ -56,7 +54,7 @@ struct Figures {
 }
 
 pub struct Http {
-    seconds: f64,
+    seconds: Seconds,
     arms: Vec<Arm>,
     figures: Vec<Figures>,
     /// Requests a second that wrk counts without a mesh, a value a round.
@@ -184,7 +182,7 @@ impl Http {
             });
         }
         Ok(Self {
-            seconds: if quick { 1.5 } else { 3.0 },
+            seconds: Seconds::new(quick),
             figures: arms.iter().map(|_| Figures::default()).collect(),
             wrk: Vec::new(),
             arms,
@@ -199,7 +197,7 @@ impl Http {
         Load {
             rate: rate.into(),
             connections,
-            seconds: self.seconds,
+            seconds: self.seconds.counted,
             short: false,
         }
     }
@@ -264,7 +262,7 @@ impl Http {
 
     /// A flame graph of weft's proxy, over TCP and short-circuited, under as many requests as it answers.
     fn flames(&mut self, folder: &Path) -> Result<()> {
-        let load = self.load(None, CONNECTIONS);
+        let (load, warm_up) = (self.load(None, CONNECTIONS), self.seconds.warm_up);
         for (way, file) in [
             (Way::Weft, "http-flame.svg"),
             (Way::WeftFast, "http-flame-short-circuit.svg"),
@@ -276,7 +274,7 @@ impl Http {
             let title = format!("HTTP/1.1, {}: processor time of the daemon", arm.name);
             let (seconds, scratch) = (load.seconds, lab.work());
             thread::scope(|scope| {
-                let loading = scope.spawn(|| arm.measure(&load, WARM_UP));
+                let loading = scope.spawn(|| arm.measure(&load, warm_up));
                 let drawn = flame::draw(&title, pid, seconds, &scratch, &folder.join(file));
                 loading
                     .join()
@@ -323,11 +321,11 @@ impl Scenario for Http {
                 // Before weft-load and after it, in turns.
                 let beside_wrk = load.rate.is_none() && *index == Way::NoMesh as usize;
                 if beside_wrk && !number.is_multiple_of(2) {
-                    self.wrk.push(by_wrk(lab, outside, self.seconds)?);
+                    self.wrk.push(by_wrk(lab, outside, self.seconds.counted)?);
                 }
                 let measured = undisturbed(|| {
                     let before = lab.loopback_bytes()?;
-                    let measured = arm.measure(load, WARM_UP)?;
+                    let measured = arm.measure(load, self.seconds.warm_up)?;
                     carried = lab.loopback_bytes()?.saturating_sub(before);
                     Ok(measured)
                 })?;
@@ -353,7 +351,7 @@ impl Scenario for Http {
                 };
                 into.push(measured);
                 if beside_wrk && number.is_multiple_of(2) {
-                    self.wrk.push(by_wrk(lab, outside, self.seconds)?);
+                    self.wrk.push(by_wrk(lab, outside, self.seconds.counted)?);
                 }
             }
             drop(awake);
