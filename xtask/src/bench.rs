@@ -6,6 +6,7 @@ mod cpu;
 mod flame;
 mod found;
 mod http;
+mod large_mesh;
 mod memory;
 mod not_built;
 mod peers;
@@ -70,7 +71,12 @@ enum Scenario {
     Adapters,
     /// What a connect costs with 10 policy entries and with 100,000 and 10,000 services.
     PolicyScale,
+    /// 10,000 services with 100,000 endpoints: memory beside Envoy, and one endpoint's change.
+    LargeMesh,
 }
+
+/// Those that need the helper program of the real-traffic tests.
+const WITH_TRAFFIC: [Scenario; 2] = [Scenario::PolicyScale, Scenario::LargeMesh];
 
 pub fn run(args: &Args) -> Result<()> {
     let given = env::var_os("WEFT_BIN").is_some();
@@ -102,7 +108,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !given {
         build::release(&tools)?;
     }
-    if scenarios.contains(&Scenario::PolicyScale) {
+    if scenarios.iter().any(|scenario| WITH_TRAFFIC.contains(scenario)) {
         build::traffic()?;
     }
     build::load()?;
@@ -153,6 +159,7 @@ impl Scenario {
             Self::Memory => "memory",
             Self::Adapters => "adapters",
             Self::PolicyScale => "policy-scale",
+            Self::LargeMesh => "large-mesh",
         }
     }
 
@@ -172,6 +179,7 @@ impl Scenario {
             Self::Memory => memory::run(args.quick).map(Found::of),
             Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),
+            Self::LargeMesh => large_mesh::run(args.quick).map(Found::of),
         }
     }
 }

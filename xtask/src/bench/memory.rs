@@ -38,9 +38,9 @@ const OF_ENVOY: f64 = 0.25;
 
 /// Of a process, in MiB.
 #[derive(Clone, Copy, Default)]
-struct Held {
-    resident: f64,
-    with_maps: f64,
+pub struct Held {
+    pub resident: f64,
+    pub with_maps: f64,
 }
 
 /// A value a round.
@@ -68,6 +68,14 @@ pub fn run(quick: bool) -> Result<Vec<Row>> {
 // === impl Held ===
 
 impl Held {
+    /// What process `pid` has now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn now(pid: i32) -> Result<Self> {
+        Self::of(pid, &Maps::of(pid)?)
+    }
+
     fn of(pid: i32, maps: &Maps) -> Result<Self> {
         let resident = resident(pid)?;
         Ok(Self {
@@ -103,7 +111,7 @@ impl Scenario for Memory {
         let peer = peers::Envoy::one_hop(ENVOY, ORIGIN).start(&lab, outside.path())?;
         let (daemon, target) = (lab.daemon_pid()?, address(&lab, SERVICE)?);
         for (figures, pid) in [(&mut self.weft, daemon), (&mut self.envoy, peer.pid())] {
-            figures.idle.push(Held::of(pid, &Maps::of(pid)?)?);
+            figures.idle.push(Held::now(pid)?);
         }
 
         let generator = paths::load();
@@ -174,7 +182,8 @@ impl Scenario for Memory {
     }
 }
 
-fn values(held: &[Held], figure: impl Fn(&Held) -> f64) -> Vec<f64> {
+/// A figure of each.
+pub fn values(held: &[Held], figure: impl Fn(&Held) -> f64) -> Vec<f64> {
     held.iter().map(figure).collect()
 }
 

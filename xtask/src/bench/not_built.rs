@@ -4,7 +4,7 @@ use super::rounds::{Goal, Row};
 
 /// Scenario, what, unit and what is to be reached.
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Goal); 9] = [
+const ROWS: [(&str, &str, &str, Goal); 7] = [
     ("http", "L4 path vs. no mesh, throughput", "MiB/s", Goal::AtLeast(0.97)),
     // weft-load speaks HTTP/1.1.
     ("http", "HTTP/2 vs. Envoy, requests a CPU second of the proxy", "µs CPU", Goal::AtLeast(3.0)),
@@ -13,8 +13,6 @@ const ROWS: [(&str, &str, &str, Goal); 9] = [
     ("http", "two nodes, mTLS, L4, vs. Envoy twice, requests a CPU second", "µs CPU", Goal::AtLeast(1.5)),
     ("http", "two nodes, mTLS, L4, vs. Envoy twice, throughput", "MiB/s", Goal::AtLeast(1.2)),
     ("http", "two nodes, mTLS, L4, vs. Envoy twice, new connections a CPU second", "µs CPU", Goal::AtLeast(3.0)),
-    ("memory", "10,000 services and 100,000 endpoints, with kernel maps, vs. Envoy", "MiB", Goal::AtMost(0.25)),
-    ("policy-scale", "one endpoint's change in force", "ms", Goal::AtMost(50.0)),
 ];
 
 /// Those of a scenario.

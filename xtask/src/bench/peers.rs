@@ -1,6 +1,6 @@
 //! What users would pick instead: Envoy, haproxy, Envoy twice behind iptables; and the origin that all of them share.
 
-use std::{env, fs, path::Path, thread};
+use std::{env, fs, net::Ipv4Addr, path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -62,40 +62,11 @@ impl Envoy {
     /// # Errors
     /// It does not start.
     pub fn start(&self, lab: &Lab, cgroup: &Path) -> Result<Running> {
-        let file = lab.work().join(format!("envoy-{}.json", self.port));
-        fs::write(&file, self.config().to_string()).with_context(|| format!("write {}", file.display()))?;
-        let (binary, file, workers) = (envoy::binary()?, file.display().to_string(), workers());
-        let binary = binary.display().to_string();
-        let words = [
-            binary.as_str(),
-            "--config-path",
-            &file,
-            // Without it several would share memory and refuse to start.
-            "--disable-hot-restart",
-            "--concurrency",
-            &workers,
-            "--log-level",
-            "warning",
-        ];
-        listening(Running::start(in_cgroup(lab, cgroup, &words))?, self.port)
+        let running = start_envoy(lab, cgroup, self.port, &self.config())?;
+        listening(running, self.port, poll::PATIENCE)
     }
 
     fn config(&self) -> Value {
-        let extension = |name: &str| format!("type.googleapis.com/envoy.extensions.filters.{name}");
-        let router = json!({
-            "name": "envoy.filters.http.router",
-            "typed_config": {"@type": extension("http.router.v3.Router")},
-        });
-        let filters: Vec<&Value> = self.filters.iter().chain([&router]).collect();
-        let manager = json!({
-            "@type": extension("network.http_connection_manager.v3.HttpConnectionManager"),
-            "stat_prefix": "bench",
-            "generate_request_id": false,
-            "http_filters": filters,
-            "route_config": {"virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "origin"}}]},
-            ]},
-        });
         let mut origin = cluster("origin", self.origin);
         if let Some(mark) = self.mark {
             // SOL_SOCKET, SO_MARK
@@ -108,33 +79,84 @@ impl Envoy {
         json!({
             "stats_config": {"stats_matcher": {"reject_all": true}},
             "static_resources": {
-                "listeners": [{
-                    "address": socket_address(self.port),
-                    "filter_chains": [{"filters": [
-                        {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
-                    ]}],
-                }],
+                "listeners": [listener(self.port, &self.filters, &[virtual_host("all", "*", "origin")])],
                 "clusters": clusters,
             },
         })
     }
 }
 
+/// Envoy with this configuration, which has a listener at this port. It may take a while to listen.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start_envoy(lab: &Lab, cgroup: &Path, port: u16, config: &Value) -> Result<Running> {
+    let file = lab.work().join(format!("envoy-{port}.json"));
+    fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;
+    let (binary, file, workers) = (envoy::binary()?, file.display().to_string(), workers());
+    let binary = binary.display().to_string();
+    let words = [
+        binary.as_str(),
+        "--config-path",
+        &file,
+        // Without it several would share memory and refuse to start.
+        "--disable-hot-restart",
+        "--concurrency",
+        &workers,
+        "--log-level",
+        "warning",
+    ];
+    Running::start(in_cgroup(lab, cgroup, &words))
+}
+
+/// A listener of Envoy on loopback that serves these hosts; `filters` are those before the router.
+pub fn listener(port: u16, filters: &[Value], hosts: &[Value]) -> Value {
+    let extension = |name: &str| format!("type.googleapis.com/envoy.extensions.filters.{name}");
+    let router = json!({
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": extension("http.router.v3.Router")},
+    });
+    let filters: Vec<&Value> = filters.iter().chain([&router]).collect();
+    let manager = json!({
+        "@type": extension("network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "bench",
+        "generate_request_id": false,
+        "http_filters": filters,
+        // Clusters may come later, from a file.
+        "route_config": {"validate_clusters": false, "virtual_hosts": hosts},
+    });
+    json!({
+        "address": socket_address(Ipv4Addr::LOCALHOST, port),
+        "filter_chains": [{"filters": [
+            {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
+        ]}],
+    })
+}
+
+/// Whatever is asked of `domain` goes to `cluster`.
+pub fn virtual_host(name: &str, domain: &str, cluster: &str) -> Value {
+    json!({"name": name, "domains": [domain], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster}}]})
+}
+
 /// A cluster of one endpoint on loopback.
 pub fn cluster(name: &str, port: u16) -> Value {
+    cluster_of(name, &[Ipv4Addr::LOCALHOST], port)
+}
+
+/// A cluster of these endpoints.
+pub fn cluster_of(name: &str, addresses: &[Ipv4Addr], port: u16) -> Value {
+    let endpoint = |address: &Ipv4Addr| json!({"endpoint": {"address": socket_address(*address, port)}});
+    let endpoints: Vec<Value> = addresses.iter().map(endpoint).collect();
     json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(port)}}]}],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     })
 }
 
-fn socket_address(port: u16) -> Value {
-    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+fn socket_address(address: Ipv4Addr, port: u16) -> Value {
+    json!({"socket_address": {"address": address.to_string(), "port_value": port}})
 }
 
 /// haproxy as an HTTP proxy of one origin, without log.
@@ -153,7 +175,7 @@ pub fn haproxy(lab: &Lab, cgroup: &Path, port: u16, origin: u16) -> Result<Runni
     fs::write(&file, config).context("write haproxy.cfg")?;
     let file = file.display().to_string();
     let words = ["haproxy", "-db", "-f", &file];
-    listening(Running::start(in_cgroup(lab, cgroup, &words))?, port)
+    listening(Running::start(in_cgroup(lab, cgroup, &words))?, port, poll::PATIENCE)
 }
 
 /// A proxy that copies bytes and does nothing else: the price of the kernel's TCP alone.
@@ -164,7 +186,7 @@ pub fn relay(lab: &Lab, cgroup: &Path, port: u16, origin: u16) -> Result<Running
     let (listen, target) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{origin}"));
     let relay = paths::relay().display().to_string();
     let words = [relay.as_str(), &listen, &target, "--threads", &workers()];
-    listening(Running::start(in_cgroup(lab, cgroup, &words))?, port)
+    listening(Running::start(in_cgroup(lab, cgroup, &words))?, port, poll::PATIENCE)
 }
 
 /// What a sidecar mesh does on one node: Envoy at the client's side and at the server's, both behind iptables REDIRECT. Returns
@@ -192,10 +214,10 @@ pub fn sidecars(lab: &Lab, cgroup: &Path, port: u16, origin: u16) -> Result<[Run
     Ok([first.start(lab, cgroup)?, second.start(lab, cgroup)?])
 }
 
-/// Waits until it listens.
-pub fn listening(mut running: Running, port: u16) -> Result<Running> {
+/// Waits until it listens, for so long at most.
+pub fn listening(mut running: Running, port: u16, bound: Duration) -> Result<Running> {
     let pid = running.pid();
-    poll::until(&format!("a listener on port {port}"), || {
+    poll::within(bound, &format!("a listener on port {port}"), || {
         if !running.is_running()? {
             return Ok(false);
         }
