@@ -6,6 +6,7 @@ mod cpu;
 mod flame;
 mod found;
 mod http;
+mod http2;
 mod large_mesh;
 mod memory;
 mod not_built;
@@ -65,6 +66,8 @@ pub struct Args {
 enum Scenario {
     /// HTTP/1.1 and connections on one node: no mesh, weft, Envoy, haproxy, Envoy twice behind iptables.
     Http,
+    /// HTTP/2 and gRPC on one node: no mesh, weft, Envoy.
+    Http2,
     /// Memory of an idle proxy, and with 10,000 connections, beside Envoy.
     Memory,
     /// What a check of a request costs, by where it runs: compiled in, as WebAssembly, in a policy server; beside Envoy's.
@@ -159,6 +162,7 @@ impl Scenario {
             Self::Memory => "memory",
             Self::Adapters => "adapters",
             Self::PolicyScale => "policy-scale",
+            Self::Http2 => "http2",
             Self::LargeMesh => "large-mesh",
         }
     }
@@ -176,6 +180,7 @@ impl Scenario {
                 };
                 http::run(args.quick, args.flamegraph.then(folder).as_deref())
             }
+            Self::Http2 => http2::run(args.quick),
             Self::Memory => memory::run(args.quick).map(Found::of),
             Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),

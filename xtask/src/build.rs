@@ -73,7 +73,7 @@ pub fn traffic() -> Result<()> {
     shell::run(cargo("build").args(["--package", "vm-test", "--bin", "traffic"])).context("build traffic")
 }
 
-/// The load generator, the policy server and the relay, optimised: their own price is in every figure of the machine.
+/// Load generators, servers and the relay of the bench, optimised: their own price is in every figure of the machine.
 ///
 /// # Errors
 /// A compiler's failure.

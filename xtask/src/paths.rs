@@ -39,6 +39,11 @@ pub fn relay() -> PathBuf {
     target().join("release/weft-relay")
 }
 
+/// The gRPC server of the bench.
+pub fn echo() -> PathBuf {
+    target().join("release/weft-echo")
+}
+
 /// What `cargo xtask build --debug` leaves behind.
 pub fn weft_debug() -> PathBuf {
     target().join("debug/weft")

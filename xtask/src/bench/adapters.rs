@@ -330,6 +330,7 @@ fn arm((proxy, check): Side, target: SocketAddr, pids: (i32, i32), client: Clien
         target,
         host: check.service().to_owned(),
         headers: vec![format!("authorization: Bearer {TOKEN}")],
+        words: &[],
         proxies: vec![pids.0],
         origin: pids.1,
         client,

@@ -97,6 +97,8 @@ pub struct Arm {
     pub host: String,
     /// Headers of each request, `NAME: VALUE`.
     pub headers: Vec<String>,
+    /// What else `weft-load` is told: to speak something else than HTTP/1.1.
+    pub words: &'static [&'static str],
     /// The processes whose price this is.
     pub proxies: Vec<i32>,
     /// Who answers.
@@ -190,6 +192,7 @@ impl Arm {
         for header in &self.headers {
             words.extend(["--header".to_owned(), header.clone()]);
         }
+        words.extend(self.words.iter().map(|word| (*word).to_owned()));
         let pair = |name: &str, value: String| [name.to_owned(), value];
         words.extend(pair("--connections", load.connections.to_string()));
         words.extend(pair("--seconds", load.seconds.to_string()));

@@ -114,6 +114,7 @@ impl Http {
             target,
             host: host.to_owned(),
             headers: Vec::new(),
+            words: &[],
             proxies,
             // The services' servers stand behind the two origins, in the order of the mesh.
             origin: match host {

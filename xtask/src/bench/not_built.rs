@@ -4,11 +4,8 @@ use super::rounds::{Goal, Row};
 
 /// Scenario, what, unit and what is to be reached.
 #[rustfmt::skip]
-const ROWS: [(&str, &str, &str, Goal); 7] = [
+const ROWS: [(&str, &str, &str, Goal); 5] = [
     ("http", "L4 path vs. no mesh, throughput", "MiB/s", Goal::AtLeast(0.97)),
-    // weft-load speaks HTTP/1.1.
-    ("http", "HTTP/2 vs. Envoy, requests a CPU second of the proxy", "µs CPU", Goal::AtLeast(3.0)),
-    ("http", "gRPC unary vs. Envoy, requests a CPU second of the proxy", "µs CPU", Goal::AtLeast(3.0)),
     ("http", "two nodes, mTLS, L7 on both, vs. Envoy twice, requests a CPU second", "µs CPU", Goal::AtLeast(2.5)),
     ("http", "two nodes, mTLS, L4, vs. Envoy twice, requests a CPU second", "µs CPU", Goal::AtLeast(1.5)),
     ("http", "two nodes, mTLS, L4, vs. Envoy twice, throughput", "MiB/s", Goal::AtLeast(1.2)),

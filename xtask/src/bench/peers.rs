@@ -44,6 +44,8 @@ pub struct Envoy {
     pub clusters: Vec<Value>,
     /// Mark of its connections to the origin.
     pub mark: Option<u32>,
+    /// Speaks HTTP/2 to the origin; to clients, whatever they do.
+    pub http2: bool,
 }
 
 // === impl Envoy ===
@@ -56,6 +58,7 @@ impl Envoy {
             filters: Vec::new(),
             clusters: Vec::new(),
             mark: None,
+            http2: false,
         }
     }
 
@@ -74,6 +77,9 @@ impl Envoy {
                 "source_address": {"address": "127.0.0.1", "port_value": 0},
                 "socket_options": [{"level": 1, "name": 36, "int_value": mark, "state": "STATE_PREBIND"}],
             });
+        }
+        if self.http2 {
+            origin = over_http2(origin);
         }
         let clusters: Vec<&Value> = [&origin].into_iter().chain(&self.clusters).collect();
         json!({
@@ -153,6 +159,16 @@ pub fn cluster_of(name: &str, addresses: &[Ipv4Addr], port: u16) -> Value {
         "connect_timeout": "5s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     })
+}
+
+/// The same cluster, spoken to in HTTP/2.
+pub fn over_http2(mut cluster: Value) -> Value {
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    cluster["typed_extension_protocol_options"] = json!({options: {
+        "@type": format!("type.googleapis.com/{options}"),
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }});
+    cluster
 }
 
 fn socket_address(address: Ipv4Addr, port: u16) -> Value {

@@ -82,12 +82,7 @@ impl Check {
             Self::Remote => {
                 let service = json!({"envoy_grpc": {"cluster_name": "policy"}, "timeout": "5s"});
                 let config = json!({"grpc_service": service, "transport_api_version": "V3"});
-                let mut cluster = peers::cluster("policy", POLICY_SERVER);
-                let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-                cluster["typed_extension_protocol_options"] = json!({options: {
-                    "@type": format!("type.googleapis.com/{options}"),
-                    "explicit_http_config": {"http2_protocol_options": {}},
-                }});
+                let cluster = peers::over_http2(peers::cluster("policy", POLICY_SERVER));
                 (Some(filter("ext_authz.v3.ExtAuthz", config)), Some(cluster))
             }
         }
