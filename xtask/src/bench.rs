@@ -2,6 +2,7 @@
 
 mod adapters;
 mod arm;
+mod bulk;
 mod cpu;
 mod flame;
 mod found;
@@ -68,6 +69,8 @@ enum Scenario {
     Http,
     /// HTTP/2 and gRPC on one node: no mesh, weft, Envoy.
     Http2,
+    /// As many bytes over a connection as go, on one node: no mesh, weft.
+    Bulk,
     /// Memory of an idle proxy, and with 10,000 connections, beside Envoy.
     Memory,
     /// What a check of a request costs, by where it runs: compiled in, as WebAssembly, in a policy server; beside Envoy's.
@@ -163,6 +166,7 @@ impl Scenario {
             Self::Adapters => "adapters",
             Self::PolicyScale => "policy-scale",
             Self::Http2 => "http2",
+            Self::Bulk => "bulk",
             Self::LargeMesh => "large-mesh",
         }
     }
@@ -181,6 +185,7 @@ impl Scenario {
                 http::run(args.quick, args.flamegraph.then(folder).as_deref())
             }
             Self::Http2 => http2::run(args.quick),
+            Self::Bulk => bulk::run(args.quick).map(Found::of),
             Self::Memory => memory::run(args.quick).map(Found::of),
             Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),

@@ -39,6 +39,11 @@ pub fn relay() -> PathBuf {
     target().join("release/weft-relay")
 }
 
+/// The sender and receiver in bulk of the bench.
+pub fn bulk() -> PathBuf {
+    target().join("release/weft-bulk")
+}
+
 /// The gRPC server of the bench.
 pub fn echo() -> PathBuf {
     target().join("release/weft-echo")
