@@ -14,6 +14,7 @@ mod not_built;
 mod peers;
 mod plot;
 mod policy_scale;
+mod programs;
 mod record;
 mod report;
 mod rounds;
@@ -79,10 +80,12 @@ enum Scenario {
     PolicyScale,
     /// 10,000 services with 100,000 endpoints: memory beside Envoy, and one endpoint's change.
     LargeMesh,
+    /// What a run of a kernel program costs.
+    Programs,
 }
 
 /// Those that need the helper program of the real-traffic tests.
-const WITH_TRAFFIC: [Scenario; 2] = [Scenario::PolicyScale, Scenario::LargeMesh];
+const WITH_TRAFFIC: [Scenario; 3] = [Scenario::PolicyScale, Scenario::LargeMesh, Scenario::Programs];
 
 pub fn run(args: &Args) -> Result<()> {
     let given = env::var_os("WEFT_BIN").is_some();
@@ -168,6 +171,7 @@ impl Scenario {
             Self::Http2 => "http2",
             Self::Bulk => "bulk",
             Self::LargeMesh => "large-mesh",
+            Self::Programs => "programs",
         }
     }
 
@@ -190,6 +194,7 @@ impl Scenario {
             Self::Adapters => adapters::run(args.quick).map(Found::of),
             Self::PolicyScale => policy_scale::run(args.quick).map(Found::of),
             Self::LargeMesh => large_mesh::run(args.quick).map(Found::of),
+            Self::Programs => programs::run(args.quick).map(Found::of),
         }
     }
 }

@@ -110,18 +110,21 @@ fn table<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
             table.push_str(&format!("| {} |  |  |  | {goal} | {verdict} |\n", row.what));
             continue;
         }
-        let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
+        let figure = |values: &[f64]| match values.is_empty() {
+            true => String::new(),
+            false => format!("{} {}", report::median(values), row.unit),
+        };
+        let compared = spread(&row.compared);
         table.push_str(&format!(
-            "| {} | {:.1} {unit} | {:.1} {unit} | {:.3} [{:.3}, {:.3}] | {} | {} |\n",
+            "| {} | {} | {} | {:.3} [{:.3}, {:.3}] | {} | {} |\n",
             row.what,
-            arm.median,
-            peer.median,
+            figure(&row.arm),
+            figure(&row.peer),
             compared.median,
             compared.least,
             compared.greatest,
             words(row.goal),
             row.verdict().text(),
-            unit = row.unit,
         ));
     }
     table
@@ -164,6 +167,14 @@ mod tests {
             "{}",
             table([&row].into_iter())
         );
+    }
+
+    #[test]
+    fn a_row_without_a_peer_has_an_empty_cell() {
+        let row = Row::alone("x, a run", "ns", vec![150.0], Goal::AtMost(200.0));
+        let table = table([&row].into_iter());
+        let expect = "| x, a run | 150.0 ns |  | 150.000 [150.000, 150.000] | <= 200 | PASS |\n";
+        assert!(table.ends_with(expect), "{table}");
     }
 
     #[test]

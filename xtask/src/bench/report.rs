@@ -33,17 +33,23 @@ fn line(row: &Row, width: usize) -> String {
     if row.verdict() == Verdict::NotBuilt {
         return format!("{:<width$}  {goal:>67}  {}", row.what, Verdict::NotBuilt.text());
     }
-    let (arm, peer, compared) = (spread(&row.arm), spread(&row.peer), spread(&row.compared));
+    let (arm, peer, compared) = (median(&row.arm), median(&row.peer), spread(&row.compared));
     let range = format!("[{:.3}, {:.3}]", compared.least, compared.greatest);
     format!(
-        "{:<width$}  {:>9.1}  {:>9.1}  {:<7} {:>8.3}  {range:<18} {goal:>8}  {}",
+        "{:<width$}  {arm:>9}  {peer:>9}  {:<7} {:>8.3}  {range:<18} {goal:>8}  {}",
         row.what,
-        arm.median,
-        peer.median,
         row.unit,
         compared.median,
         row.verdict().text()
     )
+}
+
+/// A median as it is printed; nothing where there is none.
+pub fn median(values: &[f64]) -> String {
+    if values.is_empty() {
+        return String::new();
+    }
+    format!("{:.1}", spread(values).median)
 }
 
 /// A goal as it is printed.
@@ -155,6 +161,13 @@ mod tests {
     fn durations_are_in_minutes_and_seconds() {
         assert_eq!(minutes(Duration::from_millis(359_999)), "5 min 59 s");
         assert_eq!(minutes(Duration::from_secs(7)), "0 min 7 s");
+    }
+
+    #[test]
+    fn a_row_without_a_peer_shows_none() {
+        let row = Row::alone("x", "ns", vec![150.0], Goal::AtMost(200.0));
+        let line = line(&row, 1);
+        assert!(!line.contains("NaN") && line.ends_with("<= 200  PASS"), "{line}");
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub struct Row {
     pub what: String,
     pub unit: &'static str,
     pub arm: Vec<f64>,
+    /// Empty: there is none.
     pub peer: Vec<f64>,
     /// A value a round; NaN: it cannot be told. Such a round counts against PASS and against FALLS SHORT. None at all: the
     /// measurement is not built.
@@ -146,6 +147,18 @@ impl Row {
             compared: ratio(&arm, &peer),
             arm,
             peer,
+            goal,
+        }
+    }
+
+    /// Of an arm without a peer.
+    pub fn alone(what: &str, unit: &'static str, arm: Vec<f64>, goal: Goal) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit,
+            compared: arm.clone(),
+            arm,
+            peer: Vec::new(),
             goal,
         }
     }
