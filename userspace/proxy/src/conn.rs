@@ -1,11 +1,11 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
 use std::{
-    cell::OnceCell,
+    cell::{OnceCell, RefCell},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,13 +20,14 @@ use weft_adapters::{Destination, FilterState, FlowProtocol, Peer, StreamInfo, Tr
 use crate::{
     context::ConnContext,
     detect::{Found, Patience, Spoken, detect},
+    error::DataError,
     http,
     io::{Prefixed, Socket},
     limits::{DETECT_DEADLINE, IDLE_TIMEOUT, INFERRED_DETECT_DEADLINE},
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
     netns::Netns,
-    pick::Picked,
+    pick::{Picked, Route},
     report,
     route::{self, Dialled, Hint},
     tcp,
@@ -56,6 +57,8 @@ pub(crate) struct Conn {
     direction: TrafficDirection,
     /// Given when a filter first looks.
     id: OnceCell<u64>,
+    /// Where its last request went.
+    route: RefCell<Weak<Route>>,
 }
 
 // === impl Conn ===
@@ -68,6 +71,15 @@ impl Conn {
             destination: self.context.destination,
             pods_loopback: self.netns.is_some() && self.context.original.ip().is_loopback(),
         }
+    }
+
+    /// Where that leads now.
+    ///
+    /// # Errors
+    /// See [`route::target`].
+    pub(crate) fn route(&self) -> Result<Rc<Route>, DataError> {
+        let worker = &self.worker;
+        worker.routes.again(worker, self.dialled(), &self.route)
     }
 
     /// What the client dialled, as it is told where no endpoint was picked.
@@ -136,6 +148,7 @@ pub(crate) fn spawn(
         arrived,
         direction,
         id: OnceCell::new(),
+        route: RefCell::default(),
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);

@@ -1,18 +1,15 @@
 //! From an original destination to one endpoint, waiting for it where its workload is starting.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod routes;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_adapters::{Chain, Destination};
 use weft_policy::{HttpRequestView, Identity, ObjectRef, ServiceName};
 
-use crate::{
-    error::DataError,
-    report,
-    route::{self, Dialled, Target},
-    watch::InForce,
-    worker::Worker,
-};
+pub(crate) use self::routes::{Route, Routes};
+use crate::{balance::Load, conn::Conn, error::DataError, route::Dialled, watch::InForce, worker::Worker};
 
 /// Where to connect to, and what is needed to judge and report it.
 #[derive(Clone)]
@@ -26,10 +23,12 @@ pub(crate) struct Picked {
     pub(crate) split: Option<Arc<ObjectRef>>,
     /// The adapters that look at it; `None`: nobody does.
     pub(crate) chain: Option<Arc<Chain>>,
+    /// What is in flight there.
+    pub(crate) load: Load,
 }
 
 enum Step {
-    Picked(Box<Picked>),
+    Picked(Rc<Picked>),
     /// No ready endpoint.
     Empty {
         service: ServiceName,
@@ -78,15 +77,14 @@ impl Picked {
 /// [`ProxyConfig::pending_timeout`](crate::ProxyConfig::pending_timeout).
 ///
 /// # Errors
-/// See [`route::target`] and [`route::backend`]; [`DataError::NoEndpoint`].
+/// See [`route::target`](crate::route::target) and [`route::backend`](crate::route::backend); [`DataError::NoEndpoint`].
 pub(crate) async fn pick(
     worker: &Worker,
     dialled: Dialled,
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
-) -> Result<Box<Picked>, DataError> {
-    let snapshot = worker.snapshots.load_full();
-    let (service, port) = match step(worker, snapshot, dialled, request, skip)? {
+) -> Result<Rc<Picked>, DataError> {
+    let (service, port) = match worker.routes.of(worker, dialled)?.step(worker, request, skip)? {
         Step::Picked(picked) => return Ok(picked),
         Step::Empty {
             service,
@@ -108,9 +106,10 @@ pub(crate) async fn pick(
     wait(worker, dialled, request, skip, service, port).await
 }
 
-/// As [`pick`], where nothing has to be waited for and nothing is wrong; `None`: it is not so.
-pub(crate) fn pick_now(worker: &Worker, dialled: Dialled, request: &dyn HttpRequestView) -> Option<Box<Picked>> {
-    match step(worker, worker.snapshots.load_full(), dialled, Some(request), &[]) {
+/// As [`pick`] for a request of `conn`, where nothing has to be waited for and nothing is wrong; `None`: it is not so.
+pub(crate) fn pick_now(conn: &Conn, request: &dyn HttpRequestView) -> Option<Rc<Picked>> {
+    let route = conn.route().ok()?;
+    match route.step(&conn.worker, Some(request), &[]) {
         Ok(Step::Picked(picked)) => Some(picked),
         Ok(Step::Empty { .. }) | Err(_) => None,
     }
@@ -123,13 +122,13 @@ async fn wait(
     skip: &[SocketAddr],
     mut service: ServiceName,
     mut port: u16,
-) -> Result<Box<Picked>, DataError> {
+) -> Result<Rc<Picked>, DataError> {
     let mut snapshots = worker.snapshots.clone();
     let began = Instant::now();
     let deadline = began + worker.config.pending_timeout;
     loop {
         snapshots.mark();
-        match step(worker, snapshots.load_full(), dialled, request, skip)? {
+        match worker.routes.of(worker, dialled)?.step(worker, request, skip)? {
             Step::Picked(picked) => return Ok(picked),
             Step::Empty { pending: false, .. } => {
                 return Err(DataError::NoEndpoint {
@@ -157,79 +156,4 @@ async fn wait(
 
 fn waited(began: Instant) -> Duration {
     began.elapsed()
-}
-
-fn step(
-    worker: &Worker,
-    snapshot: Arc<InForce>,
-    dialled: Dialled,
-    request: Option<&dyn HttpRequestView>,
-    skip: &[SocketAddr],
-) -> Result<Step, DataError> {
-    let picked = match route::target(&snapshot, dialled, &worker.config.virtual_ranges)? {
-        Target::Service { service, port } => {
-            let backend = route::backend(&snapshot, &service, port, request, &worker.random)?;
-            let endpoints = &backend.port().endpoints;
-            let Some(index) = worker.balancer.pick(endpoints, skip, &worker.loads, &worker.random) else {
-                let port = backend.port();
-                return Ok(Step::Empty {
-                    service: backend.service.name.clone(),
-                    port: port.port,
-                    pending: port.pending && skip.is_empty(),
-                });
-            };
-            let (address, identity) = (endpoints[index].address, endpoints[index].identity);
-            Picked {
-                destination: worker
-                    .destinations
-                    .of(&snapshot, &backend.service.name, address, identity),
-                chain: snapshot
-                    .chains
-                    .of(Some(&service.name), Some(&backend.service.name))
-                    .cloned(),
-                snapshot,
-                address,
-                identity,
-                split: backend.split,
-            }
-        }
-        Target::Endpoint(owner) => Picked {
-            destination: worker.destinations.of(
-                &snapshot,
-                &owner.service,
-                owner.endpoint.address,
-                owner.endpoint.identity,
-            ),
-            chain: snapshot.chains.of(Some(&owner.service), Some(&owner.service)).cloned(),
-            snapshot,
-            address: owner.endpoint.address,
-            identity: owner.endpoint.identity,
-            split: None,
-        },
-        Target::Workload {
-            address,
-            identity,
-            guarded,
-        } => Picked {
-            destination: match &guarded {
-                // Not kept: a server has as many addresses as its clients think of.
-                Some(service) => report::service_destination(&snapshot, service, address, Some(identity)),
-                None => report::workload_destination(&snapshot, address, identity),
-            },
-            chain: snapshot.chains.of(guarded.as_ref(), guarded.as_ref()).cloned(),
-            snapshot,
-            address,
-            identity,
-            split: None,
-        },
-        Target::Outside(address) => Picked {
-            destination: report::bare_destination(address),
-            chain: snapshot.chains.of(None, None).cloned(),
-            snapshot,
-            address,
-            identity: Identity::OUTSIDE,
-            split: None,
-        },
-    };
-    Ok(Step::Picked(Box::new(picked)))
 }

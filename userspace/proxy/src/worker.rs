@@ -13,6 +13,7 @@ use crate::{
     limits::POOL_TICK,
     listen::stop::{Phase, StopWatch},
     metrics::{ProxyMetrics, RequestCounters, RequestOutcome},
+    pick::Routes,
     report::{Destinations, Peers},
     upstream::Pool,
     watch::SnapshotWatch,
@@ -43,6 +44,7 @@ pub(crate) struct Worker {
     pub(crate) balancer: Box<dyn Balancer>,
     pub(crate) destinations: Destinations,
     pub(crate) peers: Peers,
+    pub(crate) routes: Routes,
     pub(crate) buffers: Buffers,
     requests: RequestCounters,
     /// Client connections and tunnels: what a drain waits for.
@@ -81,6 +83,7 @@ impl Worker {
             balancer,
             destinations: Destinations::default(),
             peers: Peers::default(),
+            routes: Routes::default(),
             buffers: Buffers::default(),
             requests: RequestCounters::default(),
             connections: TaskTracker::new(),
@@ -141,11 +144,13 @@ impl Worker {
         }
     }
 
-    /// Readies the filters in force here, each time that there are others, for as long as the worker lives.
+    /// Lets go of what is no longer in force, and readies the filters that are, each time that there are others, for as long as the
+    /// worker lives.
     pub(crate) async fn warming(self: Rc<Self>) {
         let mut snapshots = self.snapshots.clone();
         loop {
             snapshots.mark();
+            self.routes.settle(&self.snapshots);
             self.snapshots.load_full().chains.warm();
             snapshots.changed().await;
         }

@@ -10,7 +10,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use weft_policy::Endpoint;
 
-pub use load::{InFlight, Loads};
+pub use load::{InFlight, Load, Loads};
 pub use p2c::PowerOfTwo;
 pub use random::Random;
 pub use round_robin::RoundRobin;

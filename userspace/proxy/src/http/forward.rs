@@ -84,7 +84,7 @@ pub(crate) async fn forward(
 
 /// An endpoint that may be asked, and a connection to it.
 pub(crate) struct Reached<T> {
-    pub(crate) picked: Box<Picked>,
+    pub(crate) picked: Rc<Picked>,
     pub(crate) load: InFlight,
     pub(crate) sending: T,
 }
@@ -153,7 +153,7 @@ pub(crate) async fn change(
 }
 
 /// Picks an endpoint and judges it.
-async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Box<Picked>, Refusal> {
+async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Rc<Picked>, Refusal> {
     let conn = &exchange.conn;
     let view = View::new(head);
     let picked = pick(&conn.worker, conn.dialled(), Some(&view), &[]).await?;
@@ -165,7 +165,7 @@ async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Box<
 /// came to already.
 pub(crate) async fn reach<T>(
     exchange: &Exchange,
-    mut picked: Box<Picked>,
+    mut picked: Rc<Picked>,
     head: &request::Parts,
     take: impl AsyncFn(&Upstream) -> io::Result<T>,
     mut failed: Option<io::Error>,
@@ -175,7 +175,7 @@ pub(crate) async fn reach<T>(
     let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
-        let load = worker.loads.begin(picked.address);
+        let load = picked.load.begin();
         let taken = match failed.take() {
             Some(error) => Err(error),
             None => take(&conn.upstream(picked.address)).await,
@@ -378,7 +378,7 @@ async fn send(
 /// The endpoint's answer becomes the client's.
 async fn answer(
     exchange: &Rc<Exchange>,
-    picked: &Picked,
+    picked: &Rc<Picked>,
     mut response: Response<Incoming>,
     lease: Lease,
     load: InFlight,
@@ -415,7 +415,7 @@ async fn answer(
     let body = match tunnel {
         Some((client, server)) => {
             drop(lease);
-            tunnel::spawn(exchange, picked.clone(), client, server, load);
+            tunnel::spawn(exchange, Rc::clone(picked), client, server, load);
             ResponseBody::text("", Rc::clone(exchange))
         }
         None => {

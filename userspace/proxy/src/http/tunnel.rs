@@ -27,7 +27,7 @@ pub(crate) struct Upgrading {
 }
 
 /// Runs the tunnel in a task of the worker's, until it ends, or rules deny what it was asked with; `exchange` ends with it.
-pub(crate) fn spawn(exchange: &Rc<Exchange>, picked: Picked, client: Upgrading, server: OnUpgrade, load: InFlight) {
+pub(crate) fn spawn(exchange: &Rc<Exchange>, picked: Rc<Picked>, client: Upgrading, server: OnUpgrade, load: InFlight) {
     let exchange = Rc::clone(exchange);
     let worker = Rc::clone(&exchange.conn.worker);
     worker.spawn_connection(async move {

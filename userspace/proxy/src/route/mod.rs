@@ -32,13 +32,13 @@ pub enum Target {
 }
 
 /// A service port that requests go to, after splits.
-#[derive(Debug, Clone)]
-pub struct Backend {
-    pub service: Arc<Service>,
-    /// Index into [`Service::ports`], valid.
-    port: usize,
+#[derive(Debug, Clone, Copy)]
+pub struct Backend<'s> {
+    pub service: &'s Arc<Service>,
+    /// One of its own.
+    pub port: &'s ServicePort,
     /// The TrafficSplit that chose it.
-    pub split: Option<Arc<ObjectRef>>,
+    pub split: Option<&'s Arc<ObjectRef>>,
 }
 
 /// What a client dialled.
@@ -68,16 +68,11 @@ pub enum Hint {
 
 // === impl Backend ===
 
-impl Backend {
+impl<'s> Backend<'s> {
     /// `None` if the service has no such port.
-    pub fn new(service: Arc<Service>, port: usize, split: Option<Arc<ObjectRef>>) -> Option<Self> {
-        service.ports.get(port)?;
+    pub fn new(service: &'s Arc<Service>, port: usize, split: Option<&'s Arc<ObjectRef>>) -> Option<Self> {
+        let port = service.ports.get(port)?;
         Some(Self { service, port, split })
-    }
-
-    /// The port.
-    pub fn port(&self) -> &ServicePort {
-        &self.service.ports[self.port]
     }
 }
 

@@ -14,20 +14,20 @@ use crate::{balance::Random, error::DataError};
 /// # Errors
 /// The split has no backend (all weights zero), or the one drawn does not exist: its share fails, visibly, instead of
 /// going to backends that were given less.
-pub fn backend(
-    snapshot: &Snapshot,
-    service: &Arc<Service>,
+pub fn backend<'s>(
+    snapshot: &'s Snapshot,
+    service: &'s Arc<Service>,
     port: usize,
     request: Option<&dyn HttpRequestView>,
     random: &Random,
-) -> Result<Backend, DataError> {
+) -> Result<Backend<'s>, DataError> {
     let unknown = || DataError::PortUnknown {
         service: service.name.clone(),
         port: 0,
     };
     let called = service.ports.get(port).ok_or_else(unknown)?;
     let Some(split) = called.split.as_ref().filter(|split| concerns(split, request)) else {
-        return Backend::new(Arc::clone(service), port, None).ok_or_else(unknown);
+        return Backend::new(service, port, None).ok_or_else(unknown);
     };
     let total: u64 = split.backends.iter().map(|backend| u64::from(backend.weight)).sum();
     let mut drawn = random.below(total);
@@ -38,7 +38,7 @@ pub fn backend(
                 .services
                 .get(&backend.service)
                 .zip(backend.port)
-                .and_then(|(service, port)| Backend::new(Arc::clone(service), port, Some(Arc::clone(&split.object))))
+                .and_then(|(service, port)| Backend::new(service, port, Some(&split.object)))
                 .ok_or_else(|| DataError::BackendMissing {
                     split: split.object.clone(),
                     backend: backend.service.clone(),

@@ -38,7 +38,7 @@ pub(crate) async fn serve(conn: Rc<Conn>, client: Prefixed<Socket>) {
 
 /// A connection to an endpoint, and who looks at what passes.
 struct Opened {
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     server: Socket,
     chain: Option<TcpChain>,
 }
@@ -51,7 +51,7 @@ struct Refused {
 
 async fn open(conn: &Conn) -> Result<Opened, Refused> {
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut failed: Option<(Box<Picked>, Refused)> = None;
+    let mut failed: Option<(Rc<Picked>, Refused)> = None;
     let mut chain: Option<TcpChain> = None;
     loop {
         let picked = match (pick(&conn.worker, conn.dialled(), None, &tried).await, failed) {
@@ -200,7 +200,7 @@ fn unroutable(conn: &Conn, error: &DataError) -> Refused {
 async fn relay(conn: &Conn, opened: Opened, client: Prefixed<Socket>) {
     let Opened { picked, server, chain } = opened;
     let picked = &picked;
-    let _load = conn.worker.loads.begin(picked.address);
+    let _load = picked.load.begin();
     let decision = judge::opaque(conn, picked, &picked.snapshot);
     let told = flow(conn, picked, decision.rule);
     let (verdict, words) = match decision.verdict {

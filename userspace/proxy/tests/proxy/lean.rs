@@ -1,11 +1,15 @@
 //! Requests that go the short way, and what comes back on it.
 
+use std::{sync::Arc, time::Duration};
+
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::{sleep, timeout},
 };
+use weft_proxy::{ProxyConfig, balance::Balance};
 
 use crate::support::{
     H1, Mesh, Port, Spec, Text,
@@ -86,6 +90,62 @@ async fn a_body_is_whole_however_its_end_is_told() {
             "only what ends with its connection ends it"
         );
     }
+}
+
+#[tokio::test]
+async fn each_request_of_a_connection_goes_where_it_leads_then() {
+    let (here, there) = (Server::named("here").await, Server::named("there").await);
+    let at = |server: &Server| Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start(&at(&here));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..2 {
+        assert_eq!(client.get("/").await.body, "here");
+    }
+    mesh.publish(&at(&there));
+    for _ in 0..2 {
+        assert_eq!(client.get("/").await.body, "there");
+    }
+    mesh.publish(&Spec::default());
+    assert!(client.get("/").await.status.is_server_error(), "the service is gone");
+    mesh.publish(&at(&here));
+    assert_eq!(client.get("/").await.body, "here");
+}
+
+#[tokio::test]
+async fn requests_of_one_connection_take_turns_at_the_endpoints() {
+    let (one, other) = (Server::named("one").await, Server::named("other").await);
+    let config = ProxyConfig {
+        balance: Balance::RoundRobin,
+        ..ProxyConfig::default()
+    };
+    let spec = Spec::of([Port::http("web", [one.address, other.address])]);
+    let mesh = Mesh::start_with(&spec, config, Vec::new());
+    let mut client = H1::new(mesh.dial(0).await).await;
+    let mut served = Vec::new();
+    for _ in 0..6 {
+        served.push(client.get("/").await.body);
+    }
+    assert!(served.windows(2).all(|two| two[0] != two[1]), "{served:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_keeps_no_configuration_that_was_replaced() {
+    let server = Server::named("web").await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    assert_eq!(client.get("/").await.body, "web");
+    let replaced = Arc::downgrade(&mesh.snapshots().load_full());
+    mesh.publish(&spec);
+    let forgotten = async {
+        while replaced.strong_count() > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), forgotten)
+        .await
+        .expect("no request has to come for that");
+    assert_eq!(client.get("/").await.body, "web");
 }
 
 #[tokio::test]

@@ -46,6 +46,22 @@ async fn a_90_10_split_holds_over_1000_requests_of_one_connection() {
 }
 
 #[tokio::test]
+async fn a_split_that_comes_and_goes_concerns_the_next_request_of_a_connection() {
+    let (split, _servers) = two_versions([0, 1], true).await;
+    let whole = Server::named("whole").await;
+    let mut alone = split.clone();
+    (alone.ports[0].split, alone.ports[0].endpoints) = (None, vec![whole.address]);
+    let mesh = Mesh::start(&alone);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for (spec, served_by) in [(&split, "v2"), (&alone, "whole"), (&split, "v2")] {
+        mesh.publish(spec);
+        for _ in 0..2 {
+            assert_eq!(client.get("/").await.body, served_by);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_split_of_an_opaque_port_is_drawn_once_a_connection() {
     let (spec, _servers) = two_versions([50, 50], false).await;
     let mesh = Mesh::start(&spec);

@@ -27,11 +27,11 @@ use crate::{
 /// Connects to an endpoint for the request that came with the head `text`.
 pub(super) async fn reach(
     exchange: &Rc<Exchange>,
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     text: &[u8],
 ) -> Result<Reached<Plain>, Refusal> {
     let worker = &exchange.conn.worker;
-    let load = worker.loads.begin(picked.address);
+    let load = picked.load.begin();
     let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
     let error = match take(&exchange.conn.upstream(picked.address)).await {
         Ok(sending) => return Ok(Reached { picked, load, sending }),

@@ -57,7 +57,7 @@ impl Shown {
 /// As [`super::super::forward::forward`] does it: where no filter looks, `out` has what goes to the endpoint, if nobody changes it.
 pub(super) async fn forward(
     exchange: &Rc<Exchange>,
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     mut shown: Box<Shown>,
     client: &mut Socket,
     out: &mut Vec<u8>,
@@ -120,7 +120,7 @@ async fn use_up(exchange: &Exchange, picked: &Picked, text: &[u8], counted: Opti
 
 async fn through_adapters(
     exchange: &Rc<Exchange>,
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     text: &[u8],
     head: &mut Parts,
     directives: Directives,

@@ -88,7 +88,7 @@ enum Allowed {
 /// A request that may go the short way.
 struct Admitted {
     exchange: Rc<Exchange>,
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     /// Bytes of its head.
     length: usize,
     /// The head for adapters, if any look.
@@ -210,7 +210,7 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
     }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let head = Head::read(bytes, &mut lines)?;
-    let picked = pick_now(&conn.worker, conn.dialled(), &head)?;
+    let picked = pick_now(conn, &head)?;
     let decision = judge::request(conn, &picked, &head);
     let rule = report::rule_object(&picked.snapshot, decision.rule);
     let verdict = match decision.verdict {

@@ -25,7 +25,7 @@ use crate::{
 /// Sends on a request: as it came, with a head of `length` bytes, it is in `input`; as it goes to the endpoint, in `out`.
 pub(super) async fn forward(
     exchange: &Rc<Exchange>,
-    picked: Box<Picked>,
+    picked: Rc<Picked>,
     client: &mut Socket,
     input: &mut Buffer,
     length: usize,
