@@ -1,11 +1,11 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::OnceCell,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
-    rc::{Rc, Weak},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,6 +23,7 @@ use crate::{
     error::DataError,
     http,
     io::{Prefixed, Socket},
+    last::Last,
     limits::{DETECT_DEADLINE, IDLE_TIMEOUT, INFERRED_DETECT_DEADLINE},
     listen::stop::{Phase, StopWatch},
     metrics::ConnectionProtocol,
@@ -31,7 +32,7 @@ use crate::{
     report,
     route::{self, Dialled, Hint},
     tcp,
-    upstream::Upstream,
+    upstream::{Home, Upstream},
     worker::Worker,
 };
 
@@ -57,8 +58,7 @@ pub(crate) struct Conn {
     direction: TrafficDirection,
     /// Given when a filter first looks.
     id: OnceCell<u64>,
-    /// Where its last request went.
-    route: RefCell<Weak<Route>>,
+    pub(crate) last: Last,
 }
 
 // === impl Conn ===
@@ -79,7 +79,7 @@ impl Conn {
     /// See [`route::target`].
     pub(crate) fn route(&self) -> Result<Rc<Route>, DataError> {
         let worker = &self.worker;
-        worker.routes.again(worker, self.dialled(), &self.route)
+        worker.routes.again(worker, self.dialled(), &self.last.route)
     }
 
     /// What the client dialled, as it is told where no endpoint was picked.
@@ -101,6 +101,12 @@ impl Conn {
             protocol,
             state: FilterState::default(),
         }
+    }
+
+    /// Where idle connections to `picked` are.
+    pub(crate) fn home(&self, picked: &Rc<Picked>) -> Home {
+        let find = || self.worker.pool.home(&self.upstream(picked.address));
+        self.last.home(picked, find)
     }
 
     /// From where to connect to an endpoint: from the client's namespace, so that the endpoint sees the client's address; if
@@ -148,7 +154,7 @@ pub(crate) fn spawn(
         arrived,
         direction,
         id: OnceCell::new(),
-        route: RefCell::default(),
+        last: Last::default(),
     });
     // A failure here shows again at the first read.
     let _ = stream.set_nodelay(true);

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod http;
 mod io;
 mod judge;
+mod last;
 pub mod limits;
 pub mod listen;
 mod metrics;

@@ -12,5 +12,5 @@ mod pool;
 pub(crate) use body::UpstreamBody;
 pub(crate) use connect::{Upstream, connect};
 pub(crate) use exec::LocalExec;
-pub(crate) use plain::{Home, Plain};
+pub(crate) use plain::{Home, HomeRef, Plain};
 pub(crate) use pool::{Lease, Pool, Sending, Wire};

@@ -1,6 +1,10 @@
 //! Connections to endpoints with no codec on them: for requests that go the short way.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::{Rc, Weak},
+};
 
 use tokio::time::Instant;
 
@@ -19,6 +23,10 @@ pub(super) struct Connections(RefCell<HashMap<Upstream, Home>>);
 /// another look-up.
 #[derive(Clone, Default)]
 pub(crate) struct Home(Rc<RefCell<Vec<Idle>>>);
+
+/// A [`Home`] that somebody knows of, and does not keep.
+#[derive(Default)]
+pub(crate) struct HomeRef(Weak<RefCell<Vec<Idle>>>);
 
 /// A connection in use.
 pub(crate) struct Plain {
@@ -83,6 +91,19 @@ impl Home {
             idle.push(Idle { socket, since });
         }
     }
+
+    pub(crate) fn downgrade(&self) -> HomeRef {
+        HomeRef(Rc::downgrade(&self.0))
+    }
+}
+
+// === impl HomeRef ===
+
+impl HomeRef {
+    /// `None`: nothing is idle there or in use, or its namespace was left.
+    pub(crate) fn upgrade(&self) -> Option<Home> {
+        self.0.upgrade().map(Home)
+    }
 }
 
 #[cfg(test)]
@@ -101,9 +122,12 @@ mod tests {
         let home = connections.home(&upstream);
         connections.reap(Instant::now());
         home.keep(Socket::new(stream, false, None));
+        let known = home.downgrade();
         drop(home);
-        assert!(connections.home(&upstream).idle().is_some());
+        let found = known.upgrade().map(|home| home.idle().is_some());
+        assert_eq!(found, Some(true));
         connections.reap(Instant::now());
+        assert!(known.upgrade().is_none());
         assert!(connections.0.borrow().is_empty(), "nothing is idle there, or in use");
     }
 }

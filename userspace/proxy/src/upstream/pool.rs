@@ -24,7 +24,7 @@ use super::{
     Upstream, UpstreamBody, connect,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
-    plain::{self, Plain},
+    plain::{self, Home, Plain},
 };
 use crate::{context::Origin, io::Socket, metrics::ProxyMetrics, netns::Netns};
 
@@ -114,6 +114,22 @@ impl Pool {
             Err(_) => _ = self.metrics.upstream_connect_failed.inc(),
         }
         opened
+    }
+
+    /// Where idle connections without codec are.
+    pub(crate) fn home(&self, upstream: &Upstream) -> Home {
+        self.plain.home(upstream)
+    }
+
+    /// One of those of `home`, if there is any.
+    pub(crate) fn idle_plain(&self, home: Home) -> Option<Plain> {
+        let socket = home.idle()?;
+        self.metrics.upstream_reused.inc();
+        Some(Plain {
+            socket,
+            reused: true,
+            home,
+        })
     }
 
     /// An idle connection without codec, or a new one.

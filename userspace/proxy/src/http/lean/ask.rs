@@ -11,6 +11,7 @@ use super::{
     response::{self, AnswerError, Head, Passed},
 };
 use crate::{
+    balance::InFlight,
     conn::Conn,
     error::DataError,
     http::{
@@ -25,13 +26,23 @@ use crate::{
 };
 
 /// Connects to an endpoint for the request that came with the head `text`.
-pub(super) async fn reach(
+pub(super) async fn reach(exchange: &Rc<Exchange>, picked: Rc<Picked>, text: &[u8]) -> Result<Reached<Plain>, Refusal> {
+    let conn = &exchange.conn;
+    let load = picked.load.begin();
+    match conn.worker.pool.idle_plain(conn.home(&picked)) {
+        Some(sending) => Ok(Reached { picked, load, sending }),
+        // In a box: most find one.
+        None => Box::pin(connect(exchange, picked, load, text)).await,
+    }
+}
+
+async fn connect(
     exchange: &Rc<Exchange>,
     picked: Rc<Picked>,
+    load: InFlight,
     text: &[u8],
 ) -> Result<Reached<Plain>, Refusal> {
     let worker = &exchange.conn.worker;
-    let load = picked.load.begin();
     let take = async |upstream: &Upstream| worker.pool.take_plain(upstream).await;
     let error = match take(&exchange.conn.upstream(picked.address)).await {
         Ok(sending) => return Ok(Reached { picked, load, sending }),
