@@ -154,6 +154,24 @@ impl Snapshot {
         }
     }
 
+    /// What [`Snapshot::authorize_request`] says of all requests alike; `None`: it depends on what is asked.
+    pub fn authorize_all_requests(
+        &self,
+        source: Identity,
+        destination: Identity,
+        target_port: u16,
+    ) -> Option<Decision> {
+        let policy = match self.policy_for(source, destination) {
+            Ok(policy) => policy,
+            Err(decision) => return Some(decision),
+        };
+        match policy.rules_for(source, Protocol::Tcp, target_port).next() {
+            Some(rule) if rule.http.is_none() => Some(Decision::new(Verdict::Allow, rule.rule)),
+            Some(_) => None,
+            None => Some(policy.denial()),
+        }
+    }
+
     /// The decision on a TCP connection on whose way nobody sees requests ([`Service::sees_requests_to`]), if rules about requests
     /// speak of it; `None`: they do not, and [`Snapshot::authorize_connection`] decides.
     pub fn authorize_unseen(&self, source: Identity, destination: Identity, target_port: u16) -> Option<Decision> {

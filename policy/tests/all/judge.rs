@@ -470,10 +470,12 @@ fn check(world: &World, snapshot: &Snapshot, call: &Call) -> Result<(), TestCase
     }
     let opaque = snapshot.authorize_opaque(source, destination, call.target_port).verdict;
     prop_assert_eq!(opaque, world.opaque(call), "{}", yaml(world));
+    let all = snapshot.authorize_all_requests(source, destination, call.target_port);
+    prop_assert!(all.is_some() || snapshot.wants_requests(source, destination, call.target_port));
     for request in (0..METHODS.len()).flat_map(|m| (0..PATHS.len()).map(move |p| Request(m, p))) {
-        let found = snapshot
-            .authorize_request(source, destination, call.target_port, &request)
-            .verdict;
+        let found = snapshot.authorize_request(source, destination, call.target_port, &request);
+        prop_assert!(all.is_none_or(|all| all == found), "{:?} {:?}", all, found);
+        let found = found.verdict;
         prop_assert_eq!(found, world.request(call, request), "{:?}\n{}", request, yaml(world));
         // What the kernel decides by itself, the proxy would decide the same way.
         match world.connection(call) {

@@ -17,6 +17,13 @@ pub(crate) fn request(conn: &Conn, picked: &Picked, request: &dyn HttpRequestVie
     ))
 }
 
+/// The same of all requests alike; `None`: it depends on what is asked.
+pub(crate) fn all_requests(conn: &Conn, picked: &Picked) -> Option<Decision> {
+    let snapshot = &picked.snapshot;
+    let access = snapshot.authorize_all_requests(conn.context.source, picked.identity, picked.address.port())?;
+    Some(network(conn, picked, snapshot).and(access))
+}
+
 /// On a connection that does not carry HTTP, under `snapshot`, which may be a later one than it was picked under.
 pub(crate) fn opaque(conn: &Conn, picked: &Picked, snapshot: &Snapshot) -> Decision {
     network(conn, picked, snapshot).and(snapshot.authorize_opaque(

@@ -7,7 +7,10 @@ use std::{
     cell::{RefCell, RefMut},
     ptr,
     rc::{Rc, Weak},
+    sync::Arc,
 };
+
+use weft_policy::ObjectRef;
 
 use crate::{
     pick::{Picked, Route},
@@ -27,6 +30,17 @@ pub(crate) struct Last {
 struct There {
     picked: Weak<Picked>,
     home: HomeRef,
+    judged: Judged,
+}
+
+/// What rules say of requests there.
+#[derive(Default)]
+enum Judged {
+    /// It is not known, or depends on what is asked.
+    #[default]
+    Each,
+    /// All may pass, by this object.
+    AllAllowed(Option<Arc<ObjectRef>>),
 }
 
 // === impl Last ===
@@ -41,6 +55,19 @@ impl Last {
         let home = find();
         there.home = home.downgrade();
         home
+    }
+
+    /// By what all requests to `picked` may pass. `None`: they are to be judged.
+    pub(crate) fn allowed(&self, picked: &Rc<Picked>) -> Option<Option<Arc<ObjectRef>>> {
+        match &self.there(picked).judged {
+            Judged::Each => None,
+            Judged::AllAllowed(rule) => Some(rule.clone()),
+        }
+    }
+
+    /// All requests to `picked` may pass, by `rule`.
+    pub(crate) fn all_allowed(&self, picked: &Rc<Picked>, rule: Option<Arc<ObjectRef>>) {
+        self.there(picked).judged = Judged::AllAllowed(rule);
     }
 
     /// What is remembered of `picked`; nothing, if the last request went elsewhere.

@@ -55,6 +55,20 @@ async fn a_policy_change_acts_on_the_next_request_of_a_running_connection() {
 }
 
 #[tokio::test]
+async fn a_network_policy_that_comes_acts_on_the_next_request_of_a_running_connection() {
+    let server = Server::named("web").await;
+    let mut spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..2 {
+        assert_eq!(client.get("/").await.status, StatusCode::OK);
+    }
+    spec.isolation = Some(closed_but_for([]));
+    mesh.publish(&spec);
+    assert_eq!(client.get("/").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn network_and_access_must_both_allow_a_request() {
     let server = Server::named("web").await;
     let mut spec = Spec::of([Port::http("web", [server.address])]);

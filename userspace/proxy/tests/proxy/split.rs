@@ -62,6 +62,19 @@ async fn a_split_that_comes_and_goes_concerns_the_next_request_of_a_connection()
 }
 
 #[tokio::test]
+async fn every_request_is_told_with_where_it_went_and_what_let_it() {
+    let (spec, _servers) = two_versions([1, 1], true).await;
+    let mut mesh = Mesh::start(&spec);
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..6 {
+        let version = client.get("/").await.body;
+        let flow = mesh.flow().await;
+        assert_eq!(flow.destination.service.as_deref(), Some(&*version));
+        assert_eq!(flow.rule.as_ref().unwrap().to_string(), "MeshConfig mesh");
+    }
+}
+
+#[tokio::test]
 async fn a_split_of_an_opaque_port_is_drawn_once_a_connection() {
     let (spec, _servers) = two_versions([50, 50], false).await;
     let mesh = Mesh::start(&spec);

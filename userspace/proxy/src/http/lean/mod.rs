@@ -211,15 +211,9 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let head = Head::read(bytes, &mut lines)?;
     let picked = pick_now(conn, &head)?;
-    let decision = judge::request(conn, &picked, &head);
-    let rule = report::rule_object(&picked.snapshot, decision.rule);
-    let verdict = match decision.verdict {
-        Verdict::Allow => Allowed::By(rule.or_else(|| picked.split.clone())),
-        Verdict::Audit => {
-            let why = report::deny_words(rule.as_deref(), &picked.destination);
-            Allowed::Audited(rule, why)
-        }
-        Verdict::Deny | Verdict::NeedsHttp => return None,
+    let verdict = match conn.last.allowed(&picked) {
+        Some(rule) => Allowed::By(rule),
+        None => allowed(conn, &picked, &head)?,
     };
     let shown = match picked.is_looked_at() {
         true => Some(Box::new(Shown::new(&head, bytes, &picked)?)),
@@ -237,6 +231,30 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
         length: head.length,
         shown,
     })
+}
+
+/// `None`: it may not be asked. What is said of all requests to `picked` alike, the connection remembers.
+fn allowed(conn: &Conn, picked: &Rc<Picked>, head: &Head<'_, '_>) -> Option<Allowed> {
+    let all = judge::all_requests(conn, picked);
+    let decision = match all {
+        Some(decision) => decision,
+        None => judge::request(conn, picked, head),
+    };
+    let rule = report::rule_object(&picked.snapshot, decision.rule);
+    match decision.verdict {
+        Verdict::Allow => {
+            let rule = rule.or_else(|| picked.split.clone());
+            if all.is_some() {
+                conn.last.all_allowed(picked, rule.clone());
+            }
+            Some(Allowed::By(rule))
+        }
+        Verdict::Audit => {
+            let why = report::deny_words(rule.as_deref(), &picked.destination);
+            Some(Allowed::Audited(rule, why))
+        }
+        Verdict::Deny | Verdict::NeedsHttp => None,
+    }
 }
 
 // === impl Allowed ===
