@@ -37,6 +37,6 @@ pub use config::{DEFAULT_INBOUND_PORT, DEFAULT_PORT, ProxyConfig, default_addres
 pub use context::{ConnContext, Origin};
 pub use error::{DataError, FaultSide, ProxyError};
 pub use listen::{DrainReport, NetnsListeners, Workers, WorkersHandle};
-pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome};
+pub use metrics::{ConnectionLabels, ConnectionProtocol, ProxyMetrics, RequestLabels, RequestOutcome, Spread};
 pub use netns::Netns;
 pub use watch::{InForce, SnapshotPublisher, SnapshotWatch};

@@ -1,6 +1,8 @@
 //! What the proxy counts about itself. Traffic of the mesh is told through the report path, not here.
 
-use std::{cell::OnceCell, sync::atomic::AtomicI64};
+mod spread;
+
+use std::cell::OnceCell;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
@@ -8,23 +10,25 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Counters of all workers; they are atomics, shared.
+pub use self::spread::Spread;
+
+/// Counters of all workers, shared. What changes with each request is a [`Spread`].
 #[derive(Debug, Default)]
 pub struct ProxyMetrics {
     /// Connections that arrived without having been captured.
     pub capture_missing: Counter,
     /// Client connections open now.
-    pub connections_active: Gauge<i64, AtomicI64>,
+    pub connections_active: Gauge<i64, Spread>,
     /// Of those, how many rest: HTTP/1, between two requests, with nothing kept but the socket.
-    pub connections_resting: Gauge<i64, AtomicI64>,
+    pub connections_resting: Gauge<i64, Spread>,
     /// Client connections by what they turned out to speak.
     pub connections: Family<ConnectionLabels, Counter>,
     /// Requests by how they ended.
-    pub requests: Family<RequestLabels, Counter>,
+    pub requests: Family<RequestLabels, Counter<u64, Spread>>,
     /// Upstream connections opened.
     pub upstream_opened: Counter,
     /// Requests sent on a connection that had been used before.
-    pub upstream_reused: Counter,
+    pub upstream_reused: Counter<u64, Spread>,
     /// Upstream connects that failed.
     pub upstream_connect_failed: Counter,
     /// Requests sent again because a reused connection had gone.
@@ -74,7 +78,7 @@ const OUTCOMES: usize = RequestOutcome::Ours as usize + 1;
 
 /// One worker's way to [`ProxyMetrics::requests`]: it looks each counter up once, for that takes a lock that all workers share.
 #[derive(Debug, Default)]
-pub(crate) struct RequestCounters([OnceCell<Counter>; OUTCOMES]);
+pub(crate) struct RequestCounters([OnceCell<Counter<u64, Spread>>; OUTCOMES]);
 
 // === impl ProxyMetrics ===
 
