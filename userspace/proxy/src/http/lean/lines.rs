@@ -1,5 +1,7 @@
 //! Header lines: written out, and put into maps.
 
+use std::io::Write as _;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::Header;
@@ -11,6 +13,11 @@ pub(super) fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
+    // A Vec takes all.
+    let _ = write!(out, "content-length: {length}\r\n");
 }
 
 /// A map of `lines`, which were read in `text`; its values share `copy`, which is the same text.

@@ -48,10 +48,18 @@ pub(super) struct Head<'b> {
     status: StatusCode,
     reason: &'b str,
     headers: &'b [Header<'b>],
-    /// What it says of its length.
-    sized: Framing,
+    says: Says,
     /// No body follows, whatever it says.
     without_body: bool,
+}
+
+/// What an answer says of itself.
+#[derive(Clone, Copy)]
+struct Says {
+    /// How its length is told, if it has a body.
+    sized: Framing,
+    /// Its `Connection` names more than `keep-alive`, so maybe others of its headers.
+    names: bool,
 }
 
 /// What a header means for the way of an answer.
@@ -91,10 +99,10 @@ pub(super) fn read<T>(
     if status.is_informational() {
         return Ok(Some((passed, None)));
     }
-    let sized = passed.look(parsed.headers, version)?;
+    let says = passed.look(parsed.headers, version)?;
     let without_body = *asked == Method::HEAD || is_bodiless(status);
     if !without_body {
-        passed.framing = sized;
+        passed.framing = says.sized;
     }
     passed.keep &= passed.framing != Framing::Close;
     let head = Head {
@@ -102,7 +110,7 @@ pub(super) fn read<T>(
         status,
         reason: parsed.reason.unwrap_or_default(),
         headers: parsed.headers,
-        sized,
+        says,
         without_body,
     };
     let taken = take(&head)?;
@@ -123,7 +131,7 @@ impl Head<'_> {
             lines::write(out, header.name.as_bytes(), header.value);
         }
         match self.length() {
-            Some(length) => lines::write(out, b"content-length", length.to_string().as_bytes()),
+            Some(length) => lines::write_length(out, length),
             None if !self.without_body => lines::write(out, b"transfer-encoding", b"chunked"),
             None => {}
         }
@@ -158,14 +166,14 @@ impl Head<'_> {
     /// Headers that are neither between the endpoint and us nor said anew.
     fn passing(&self) -> impl Iterator<Item = &Header<'_>> + Clone {
         let passes = move |header: &&Header<'_>| {
-            Line::of(header) == Line::Passes && !is_named_by_connection(header, self.headers)
+            Line::of(header) == Line::Passes && !(self.says.names && is_named_by_connection(header, self.headers))
         };
         self.headers.iter().filter(passes)
     }
 
     /// What is told of the body's length; to HEAD what it would be, had it been asked for with GET.
     fn length(&self) -> Option<u64> {
-        match self.sized {
+        match self.says.sized {
             Framing::Length(length) if !is_bodiless(self.status) => Some(length),
             _ => None,
         }
@@ -175,12 +183,12 @@ impl Head<'_> {
 // === impl Passed ===
 
 impl Passed {
-    /// What its headers say of its length and of the connection.
+    /// What its headers say, also of the connection.
     //= RFC 9112, 6.3
     //# If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
     //# overrides the Content-Length.
-    fn look(&mut self, headers: &[Header<'_>], version: u8) -> Result<Framing, AnswerError> {
-        let (mut length, mut chunked) = (None, false);
+    fn look(&mut self, headers: &[Header<'_>], version: u8) -> Result<Says, AnswerError> {
+        let (mut length, mut chunked, mut names) = (None, false, false);
         for header in headers {
             match Line::of(header) {
                 Line::Length => {
@@ -196,15 +204,21 @@ impl Passed {
                     }
                     chunked = true;
                 }
-                Line::Connection => self.keep &= !options(header).any(|option| option.eq_ignore_ascii_case(b"close")),
+                Line::Connection => {
+                    for option in options(header) {
+                        self.keep &= !option.eq_ignore_ascii_case(b"close");
+                        names |= !option.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
                 Line::Passes | Line::Ours => {}
             }
         }
-        Ok(match (chunked, length) {
+        let sized = match (chunked, length) {
             (true, _) => Framing::Chunked,
             (false, Some(length)) => Framing::Length(length),
             (false, None) => Framing::Close,
-        })
+        };
+        Ok(Says { sized, names })
     }
 }
 
@@ -317,6 +331,10 @@ mod tests {
         );
         let (passed, head) = read(&wire, &Method::GET).unwrap().unwrap();
         assert!(passed.keep);
+        assert_eq!(head, "HTTP/1.1 200 Fine\r\nX-A: 1\r\ncontent-length: 0\r\n\r\n");
+        let wire = answer("Close: 1\r\nConnection: close\r\nX-A: 1\r\ncontent-length: 0\r\n");
+        let (passed, head) = read(&wire, &Method::GET).unwrap().unwrap();
+        assert!(!passed.keep);
         assert_eq!(head, "HTTP/1.1 200 Fine\r\nX-A: 1\r\ncontent-length: 0\r\n\r\n");
     }
 

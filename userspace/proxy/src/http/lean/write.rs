@@ -134,7 +134,7 @@ fn write_head(exchange: &Exchange, response: &mut Response<ResponseBody>, out: &
         _ if response::is_bodiless(status) => {}
         // To HEAD what is not known is not said.
         None if without_body => {}
-        Some(length) => lines::write(out, b"content-length", length.to_string().as_bytes()),
+        Some(length) => lines::write_length(out, length),
         None => lines::write(out, b"transfer-encoding", b"chunked"),
     }
     if close {
