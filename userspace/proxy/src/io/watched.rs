@@ -59,13 +59,13 @@ impl ConnClock {
     }
 
     pub(crate) fn request_began(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        up(&self.in_flight);
         self.flushed.store(false, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn request_ended(&self, now: Instant) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        down(&self.in_flight);
         self.idle_since.store(self.at(now), Ordering::Relaxed);
         self.flushed.store(false, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
@@ -73,12 +73,12 @@ impl ConnClock {
 
     /// The request has a body.
     pub(crate) fn body_began(&self) {
-        self.bodies.fetch_add(1, Ordering::Relaxed);
+        up(&self.bodies);
     }
 
     /// Its last byte was read: what follows is another request.
     pub(crate) fn body_ended(&self) {
-        self.bodies.fetch_sub(1, Ordering::Relaxed);
+        down(&self.bodies);
     }
 
     /// Between two requests for longer than `limit`: all of the last one was read, all of its answer is written, and not a byte
@@ -130,6 +130,15 @@ impl ConnClock {
     fn passed(&self, since: u64) -> Duration {
         Duration::from_millis(self.now().saturating_sub(since))
     }
+}
+
+/// No other thread counts, so no bus has to be locked for it.
+fn up(count: &AtomicU64) {
+    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+fn down(count: &AtomicU64) {
+    count.store(count.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
 }
 
 // === impl Watched ===
