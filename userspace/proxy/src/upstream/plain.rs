@@ -6,14 +6,15 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use tokio::time::Instant;
-
 use super::Upstream;
 use crate::{
     io::Socket,
-    limits::{POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
+    limits::{POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT, POOL_TICK},
     netns::Netns,
 };
+
+/// The reap at which a connection has been idle for [`POOL_IDLE_TIMEOUT`]: the first may come at once.
+const LAST_REAP: u64 = POOL_IDLE_TIMEOUT.as_secs() / POOL_TICK.as_secs() + 1;
 
 /// Idle connections by endpoint.
 #[derive(Default)]
@@ -38,7 +39,8 @@ pub(crate) struct Plain {
 
 struct Idle {
     socket: Socket,
-    since: Instant,
+    /// Reaps it has seen: what is asked for with each request is not the time.
+    reaps: u64,
 }
 
 // === impl Connections ===
@@ -59,10 +61,14 @@ impl Connections {
             .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
     }
 
-    pub(super) fn reap(&self, now: Instant) {
+    /// Closes what has been idle too long. To be called every [`POOL_TICK`].
+    pub(super) fn reap(&self) {
         self.0.borrow_mut().retain(|_, home| {
             let mut idle = home.0.borrow_mut();
-            idle.retain(|idle| now.duration_since(idle.since) < POOL_IDLE_TIMEOUT && idle.socket.is_quiet());
+            idle.retain_mut(|idle| {
+                idle.reaps += 1;
+                idle.reaps < LAST_REAP && idle.socket.is_quiet()
+            });
             // What is in use comes back to it.
             !idle.is_empty() || Rc::strong_count(&home.0) > 1
         });
@@ -87,8 +93,7 @@ impl Home {
     pub(crate) fn keep(&self, socket: Socket) {
         let mut idle = self.0.borrow_mut();
         if idle.len() < POOL_IDLE_PER_ENDPOINT {
-            let since = Instant::now();
-            idle.push(Idle { socket, since });
+            idle.push(Idle { socket, reaps: 0 });
         }
     }
 
@@ -108,6 +113,8 @@ impl HomeRef {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -120,14 +127,33 @@ mod tests {
         let connections = Connections::default();
         let upstream = Upstream::at_home(([127, 0, 0, 1], 80).into());
         let home = connections.home(&upstream);
-        connections.reap(Instant::now());
+        connections.reap();
         home.keep(Socket::new(stream, false, None));
         let known = home.downgrade();
         drop(home);
         let found = known.upgrade().map(|home| home.idle().is_some());
         assert_eq!(found, Some(true));
-        connections.reap(Instant::now());
+        connections.reap();
         assert!(known.upgrade().is_none());
         assert!(connections.0.borrow().is_empty(), "nothing is idle there, or in use");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_in_time_and_not_before() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let _peer = listener.accept().await.unwrap();
+        let connections = Connections::default();
+        let home = connections.home(&Upstream::at_home(([127, 0, 0, 1], 80).into()));
+        home.keep(Socket::new(stream, false, None));
+        // The first comes right after it was given back.
+        let mut idle = Duration::ZERO;
+        while idle < POOL_IDLE_TIMEOUT {
+            connections.reap();
+            assert_eq!(home.0.borrow().len(), 1, "after {idle:?}");
+            idle += POOL_TICK;
+        }
+        connections.reap();
+        assert!(home.0.borrow().is_empty());
     }
 }

@@ -169,11 +169,11 @@ impl Pool {
         self.plain.forget(netns);
     }
 
-    /// Closes what has been idle too long at `now`.
+    /// Closes what has been idle too long at `now`. To be called every [`POOL_TICK`](crate::limits::POOL_TICK).
     pub(crate) fn reap(&self, now: Instant) {
         self.http1.reap(now);
         self.http2.reap(now);
-        self.plain.reap(now);
+        self.plain.reap();
     }
 }
 
