@@ -42,6 +42,10 @@ pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client connection without a request. As Envoy's: clients keep pools, and closing under them costs a retry.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// How often a worker looks for connections that have waited for [`IDLE_TIMEOUT`]: they may wait longer by this. More often costs a
+/// look at each of ten thousands.
+pub const IDLE_SWEEP: Duration = Duration::from_secs(60);
+
 /// After this without a request an HTTP/1 connection gives its parser and buffers (20 KB and more) back until the next one
 /// comes. Shorter makes them anew more often, which costs a microsecond or two; longer keeps them for clients that have nothing
 /// to say.
@@ -109,7 +113,8 @@ pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Idle HTTP/1 connections kept a worker and endpoint; where an endpoint sees its clients' addresses, also a client's address.
 pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
 
-/// How often a worker closes what has idled too long.
+/// How often a worker closes what has idled too long. Set once, in a timer of the kernel's: as long as the runtime has one of its own, each of
+/// its waits sets one.
 pub const POOL_TICK: Duration = Duration::from_secs(5);
 
 /// Buffer of one direction of an opaque connection.

@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use weft_adapters::Reporter;
 
@@ -10,11 +11,13 @@ use crate::{
     config::ProxyConfig,
     context::Origin,
     http::lean::buffers::Buffers,
-    limits::POOL_TICK,
+    idle::Idlers,
+    limits::IDLE_SWEEP,
     listen::stop::{Phase, StopWatch},
     metrics::{ProxyMetrics, RequestCounters, RequestOutcome},
     pick::Routes,
     report::{Destinations, Peers},
+    ticks::Ticks,
     upstream::Pool,
     watch::SnapshotWatch,
 };
@@ -45,6 +48,7 @@ pub(crate) struct Worker {
     pub(crate) destinations: Destinations,
     pub(crate) peers: Peers,
     pub(crate) routes: Routes,
+    pub(crate) idlers: Idlers,
     pub(crate) buffers: Buffers,
     requests: RequestCounters,
     /// Client connections and tunnels: what a drain waits for.
@@ -84,6 +88,7 @@ impl Worker {
             destinations: Destinations::default(),
             peers: Peers::default(),
             routes: Routes::default(),
+            idlers: Idlers::default(),
             buffers: Buffers::default(),
             requests: RequestCounters::default(),
             connections: TaskTracker::new(),
@@ -134,13 +139,17 @@ impl Worker {
         self.connections.wait().await;
     }
 
-    /// Closes what has idled too long, for as long as the worker lives.
-    pub(crate) async fn housekeeping(self: Rc<Self>) {
-        let mut tick = tokio::time::interval(POOL_TICK);
-        loop {
-            let now = tick.tick().await;
+    /// Closes what has idled too long, for as long as the worker lives. `ticks`: every [`POOL_TICK`](crate::limits::POOL_TICK).
+    pub(crate) async fn housekeeping(self: Rc<Self>, mut ticks: Ticks) {
+        let mut swept = Instant::now();
+        while ticks.next().await.is_ok() {
+            let now = Instant::now();
             self.pool.reap(now);
             self.loads.reap();
+            if now.duration_since(swept) >= IDLE_SWEEP {
+                swept = now;
+                self.idlers.sweep();
+            }
         }
     }
 

@@ -29,9 +29,10 @@ use crate::{
     config::ProxyConfig,
     context::Origin,
     error::ProxyError,
-    limits::RETIRED_DRAIN,
+    limits::{POOL_TICK, RETIRED_DRAIN},
     metrics::ProxyMetrics,
     netns::Netns,
+    ticks::Ticks,
     watch::SnapshotWatch,
     worker::{Shared, Worker},
 };
@@ -220,9 +221,9 @@ fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatc
     let thread = thread::Builder::new()
         .name(format!("weft-proxy-{index}"))
         .spawn(move || match begin(sockets) {
-            Ok((runtime, sockets)) => {
+            Ok(begun) => {
                 let _nobody_waits = tell_start.send(Ok(()));
-                let report = run(runtime, sockets, shared, changed, stop);
+                let report = run(begun, shared, changed, stop);
                 let _nobody_drains = tell.send(report);
             }
             Err(error) => {
@@ -240,25 +241,36 @@ fn spawn(index: usize, sockets: Vec<TcpListener>, shared: Shared, stop: StopWatc
 }
 
 /// What a worker's thread has to have, made on it: this runtime never leaves its thread.
-fn begin(sockets: Vec<TcpListener>) -> io::Result<(LocalRuntime, Vec<tokio::net::TcpListener>)> {
+struct Begun {
+    sockets: Vec<tokio::net::TcpListener>,
+    ticks: Ticks,
+    /// Last, for the others are of it.
+    runtime: LocalRuntime,
+}
+
+fn begin(sockets: Vec<TcpListener>) -> io::Result<Begun> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
     let inside = runtime.enter();
     let sockets = sockets.into_iter().map(tokio::net::TcpListener::from_std);
     let sockets = sockets.collect::<io::Result<Vec<_>>>()?;
+    let ticks = Ticks::every(POOL_TICK)?;
     drop(inside);
-    Ok((runtime, sockets))
+    Ok(Begun {
+        sockets,
+        ticks,
+        runtime,
+    })
 }
 
 /// A worker's life. Dropping the runtime at its end cuts what is left: no task outlives it.
-fn run(
-    runtime: LocalRuntime,
-    sockets: Vec<tokio::net::TcpListener>,
-    shared: Shared,
-    mut changed: mpsc::UnboundedReceiver<Change>,
-    mut stop: StopWatch,
-) -> DrainReport {
+fn run(begun: Begun, shared: Shared, mut changed: mpsc::UnboundedReceiver<Change>, mut stop: StopWatch) -> DrainReport {
+    let Begun {
+        sockets,
+        ticks,
+        runtime,
+    } = begun;
     runtime.block_on(async {
         let worker = Worker::new(shared, stop.clone());
         callout::enter(&worker);
@@ -267,7 +279,7 @@ fn run(
             accepting.begin(socket, None, CancellationToken::new());
         }
         let beside = [
-            tokio::task::spawn_local(worker.clone().housekeeping()),
+            tokio::task::spawn_local(worker.clone().housekeeping(ticks)),
             tokio::task::spawn_local(worker.clone().warming()),
         ];
         loop {

@@ -39,11 +39,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncWriteExt,
-    task::coop::unconstrained,
-    time::{Instant, sleep},
-};
+use tokio::{io::AsyncWriteExt, task::coop::unconstrained};
 use weft_adapters::trace;
 use weft_policy::{ObjectRef, Verdict};
 
@@ -54,7 +50,7 @@ use crate::{
     conn::Conn,
     io::{ConnClock, Prefixed, Socket},
     judge,
-    limits::{CHEAP_BOX, IDLE_TIMEOUT, MAX_HEADERS},
+    limits::{CHEAP_BOX, MAX_HEADERS},
     listen::stop::Phase,
     metrics::ProxyMetrics,
     pick::{Picked, pick_now},
@@ -109,10 +105,10 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
     }
     drop(prefix);
     let mut stop = conn.stop.clone();
-    // Both wake this task, once it has polled them, and need no poll before: that takes locks. Past tokio's budget, for one that
-    // is used up would put the first poll off.
+    // It wakes this task, once it has polled it, and needs no poll before: that takes locks. Past tokio's budget, for one that is
+    // used up would put the first poll off.
     let mut draining = pin!(unconstrained(stop.reached(Phase::Drain)));
-    let mut idle = pin!(sleep(IDLE_TIMEOUT));
+    let mut idle = worker.idlers.join(clock);
     let mut polled = false;
     loop {
         let mut input = match came.take() {
@@ -123,15 +119,8 @@ pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefi
                     if let Poll::Ready(read) = worker.buffers.poll_read(&mut socket, cx) {
                         return Poll::Ready(read.ok());
                     }
-                    if !polled || idle.is_elapsed() {
-                        // Set for when the connection was new; requests that came since have moved it.
-                        while Pin::new(&mut unconstrained(idle.as_mut())).poll(cx).is_ready() {
-                            let left = IDLE_TIMEOUT.saturating_sub(clock.idle_for().unwrap_or_default());
-                            if left.is_zero() {
-                                return Poll::Ready(None);
-                            }
-                            idle.as_mut().reset(Instant::now() + left);
-                        }
+                    if idle.has_waited(cx) {
+                        return Poll::Ready(None);
                     }
                     // A phase before the drain has used the wake-up.
                     let told = !polled || conn.stop.has_reached(Phase::Retire);
