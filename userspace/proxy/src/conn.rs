@@ -225,7 +225,7 @@ async fn begin(conn: Rc<Conn>, mut stream: Socket) -> Option<Pin<Box<dyn Future<
         }
     };
     let Found::Spoke(spoken, read) = found else { return None };
-    conn.worker.metrics.connection(match spoken {
+    conn.worker.count_connection(match spoken {
         Spoken::Http1 => ConnectionProtocol::Http1,
         Spoken::Http2 => ConnectionProtocol::Http2,
         Spoken::Tls => ConnectionProtocol::Tls,

@@ -22,7 +22,7 @@ pub struct ProxyMetrics {
     /// Of those, how many rest: HTTP/1, between two requests, with nothing kept but the socket.
     pub connections_resting: Gauge<i64, Spread>,
     /// Client connections by what they turned out to speak.
-    pub connections: Family<ConnectionLabels, Counter>,
+    pub connections: Family<ConnectionLabels, Counter<u64, Spread>>,
     /// Requests by how they ended.
     pub requests: Family<RequestLabels, Counter<u64, Spread>>,
     /// Upstream connections opened.
@@ -73,12 +73,19 @@ pub enum RequestOutcome {
     Ours,
 }
 
+/// As many as there are protocols.
+const PROTOCOLS: usize = ConnectionProtocol::Opaque as usize + 1;
+
 /// As many as there are outcomes.
 const OUTCOMES: usize = RequestOutcome::Ours as usize + 1;
 
 /// One worker's way to [`ProxyMetrics::requests`]: it looks each counter up once, for that takes a lock that all workers share.
 #[derive(Debug, Default)]
 pub(crate) struct RequestCounters([OnceCell<Counter<u64, Spread>>; OUTCOMES]);
+
+/// The same to [`ProxyMetrics::connections`].
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionCounters([OnceCell<Counter<u64, Spread>>; PROTOCOLS]);
 
 // === impl ProxyMetrics ===
 
@@ -130,10 +137,6 @@ impl ProxyMetrics {
         registry.register("drain_cut", "Client connections cut by a drain", self.drain_cut.clone());
         registry.register("accept_failed", "Failed accepts", self.accept_failed.clone());
     }
-
-    pub(crate) fn connection(&self, protocol: ConnectionProtocol) {
-        self.connections.get_or_create(&ConnectionLabels { protocol }).inc();
-    }
 }
 
 // === impl RequestCounters ===
@@ -142,6 +145,15 @@ impl RequestCounters {
     pub(crate) fn count(&self, metrics: &ProxyMetrics, outcome: RequestOutcome) {
         let found = || metrics.requests.get_or_create_owned(&RequestLabels { outcome });
         self.0[outcome as usize].get_or_init(found).inc();
+    }
+}
+
+// === impl ConnectionCounters ===
+
+impl ConnectionCounters {
+    pub(crate) fn count(&self, metrics: &ProxyMetrics, protocol: ConnectionProtocol) {
+        let found = || metrics.connections.get_or_create_owned(&ConnectionLabels { protocol });
+        self.0[protocol as usize].get_or_init(found).inc();
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     idle::Idlers,
     limits::IDLE_SWEEP,
     listen::stop::{Phase, StopWatch},
-    metrics::{ProxyMetrics, RequestCounters, RequestOutcome},
+    metrics::{ConnectionCounters, ConnectionProtocol, ProxyMetrics, RequestCounters, RequestOutcome},
     pick::Routes,
     report::{Destinations, Peers},
     ticks::Ticks,
@@ -50,6 +50,7 @@ pub(crate) struct Worker {
     pub(crate) routes: Routes,
     pub(crate) idlers: Idlers,
     pub(crate) buffers: Buffers,
+    accepted: ConnectionCounters,
     requests: RequestCounters,
     /// Client connections and tunnels: what a drain waits for.
     connections: TaskTracker,
@@ -90,6 +91,7 @@ impl Worker {
             routes: Routes::default(),
             idlers: Idlers::default(),
             buffers: Buffers::default(),
+            accepted: ConnectionCounters::default(),
             requests: RequestCounters::default(),
             connections: TaskTracker::new(),
             chores: TaskTracker::new(),
@@ -109,6 +111,11 @@ impl Worker {
                 finished.set(finished.get() + 1);
             }
         });
+    }
+
+    /// A client's connection has shown what it speaks.
+    pub(crate) fn count_connection(&self, protocol: ConnectionProtocol) {
+        self.accepted.count(&self.metrics, protocol);
     }
 
     /// A request has ended.
