@@ -156,8 +156,6 @@ pub(crate) fn spawn(
         id: OnceCell::new(),
         last: Last::default(),
     });
-    // A failure here shows again at the first read.
-    let _ = stream.set_nodelay(true);
     let stream = Socket::new(stream, conn.context.receives_past_tcp, None);
     // In boxes: the task of a connection that rests has nothing of what came before.
     let beginning = Box::pin(begin(conn, stream));

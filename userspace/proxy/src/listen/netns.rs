@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{error::ProxyError, limits::LISTEN_BACKLOG};
 
@@ -71,6 +71,8 @@ impl NetnsListeners {
         let mut by_address: Vec<(SocketAddr, usize)> = Vec::new();
         for socket in sockets {
             socket.set_nonblocking(true)?;
+            // That process may not have.
+            SockRef::from(&socket).set_tcp_nodelay(true)?;
             let address = socket.local_addr()?;
             let worker = match by_address.iter_mut().find(|(known, _)| *known == address) {
                 Some((_, count)) => {
@@ -159,6 +161,8 @@ fn listen(kind: Kind, address: SocketAddr) -> io::Result<(TcpListener, SocketAdd
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(kind == Kind::EachItsOwn)?;
     socket.set_nonblocking(true)?;
+    // Without Nagle's delay, as connections to endpoints: what is accepted has it from its listener.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     let listener = TcpListener::from(socket);
@@ -227,6 +231,19 @@ mod tests {
         assert_eq!(taken.addresses(), [address]);
         let counts: Vec<usize> = taken.into_workers().iter().map(Vec::len).collect();
         assert_eq!(counts, [2, 1]);
+    }
+
+    #[test]
+    fn what_is_accepted_is_without_nagles_delay() {
+        let inherited = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        for listeners in [
+            NetnsListeners::open(&[(Ipv4Addr::LOCALHOST, 0).into()], 1).unwrap(),
+            NetnsListeners::of_sockets(vec![inherited], 1).unwrap(),
+        ] {
+            let _client = std::net::TcpStream::connect(listeners.addresses()[0]).unwrap();
+            let (accepted, _) = listeners.into_workers()[0][0].accept().unwrap();
+            assert!(accepted.nodelay().unwrap());
+        }
     }
 
     #[test]
