@@ -83,14 +83,25 @@ impl FlowStore {
     }
 
     pub fn push(&self, flow: Arc<Flow>) {
+        self.push_all([&flow]);
+    }
+
+    /// Several, under one lock.
+    fn push_all<'f>(&self, flows: impl IntoIterator<Item = &'f Arc<Flow>>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == FLOWS_KEPT {
-            kept.pop_front();
+        // Nobody comes while the lock is held.
+        let is_followed = self.next.receiver_count() > 0;
+        for flow in flows {
+            if kept.len() == FLOWS_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(Arc::clone(flow));
+            self.seen.fetch_add(1, Ordering::Relaxed);
+            if is_followed {
+                // It fails if the last one went, which is well.
+                let _ = self.next.send(News::Flow(Arc::clone(flow)));
+            }
         }
-        kept.push_back(Arc::clone(&flow));
-        self.seen.fetch_add(1, Ordering::Relaxed);
-        // It fails if nobody follows, which is well.
-        let _ = self.next.send(News::Flow(flow));
     }
 
     /// The kept flows that match, oldest first.
@@ -176,12 +187,10 @@ impl Report for FlowReport {
     }
 
     fn report(&mut self, batch: &[Record]) {
-        for record in batch {
-            match record {
-                Record::Flow(flow) => self.0.push(Arc::clone(flow)),
-                Record::Edge(_) | Record::EdgesRead(_) => {} // counters: the metrics endpoint's business
-            }
-        }
+        self.0.push_all(batch.iter().filter_map(|record| match record {
+            Record::Flow(flow) => Some(flow),
+            Record::Edge(_) | Record::EdgesRead(_) => None, // counters: the metrics endpoint's business
+        }));
     }
 }
 
