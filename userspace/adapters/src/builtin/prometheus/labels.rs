@@ -12,7 +12,7 @@ use std::{
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use weft_policy::ObjectRef;
 
-use crate::record::{Destination, FlowProtocol, Peer, Side};
+use crate::record::{Destination, Flow, FlowProtocol, FlowVerdict, L7, Peer, Side};
 
 /// Istio's word for what is not known.
 pub(super) const UNKNOWN: &str = "unknown";
@@ -166,6 +166,17 @@ impl EncodeLabelSet for EdgeLabels {
 // === impl RequestLabels ===
 
 impl RequestLabels {
+    /// Whether they are those of a request, as far as can be told without comparing texts.
+    pub fn are_surely_of(&self, flow: &Flow, l7: &L7) -> bool {
+        let edge = &self.edge;
+        Arc::ptr_eq(&edge.source, &flow.source)
+            && Arc::ptr_eq(&edge.destination, &flow.destination)
+            && (edge.reporter, edge.protocol) == (flow.reporter, flow.protocol)
+            && self.code == Self::code(l7.status)
+            && self.grpc_status == l7.grpc_status.map(Self::grpc_status)
+            && self.denied == (flow.verdict == FlowVerdict::Deny)
+    }
+
     /// The label of an HTTP status; 0: there was no answer.
     pub fn code(status: u16) -> u16 {
         match status {

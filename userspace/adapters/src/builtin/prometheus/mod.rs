@@ -83,7 +83,9 @@ pub struct Prometheus {
     request_bytes: Histograms,
     response_bytes: Histograms,
     /// Of labels that were counted before: all series, found at once.
-    known: HashMap<RequestLabels, RequestSeries>,
+    known: HashMap<RequestLabels, Known>,
+    /// What was counted last: requests of one edge come in rows.
+    last: Option<Last>,
     tcp_sent: Counters<EdgeLabels>,
     tcp_received: Counters<EdgeLabels>,
     tcp_opened: Counters<EdgeLabels>,
@@ -108,10 +110,24 @@ pub struct Prometheus {
     next_look: Option<Instant>,
 }
 
+/// Labels that were counted before.
+#[derive(Debug)]
+struct Known {
+    updated: Instant,
+    series: Arc<RequestSeries>,
+}
+
+/// The labels that were counted last, in the batch of `updated`.
+#[derive(Debug)]
+struct Last {
+    labels: RequestLabels,
+    updated: Instant,
+    series: Arc<RequestSeries>,
+}
+
 /// The series of one set of labels.
 #[derive(Debug)]
 struct RequestSeries {
-    updated: Instant,
     requests: Counter,
     durations: Histogram,
     request_bytes: Histogram,
@@ -149,6 +165,7 @@ impl Prometheus {
             request_bytes: Family::new_with_constructor(histogram),
             response_bytes: Family::new_with_constructor(histogram),
             known: HashMap::new(),
+            last: None,
             tcp_sent: Family::default(),
             tcp_received: Family::default(),
             tcp_opened: Family::default(),
@@ -332,7 +349,7 @@ impl Prometheus {
         let is_idle = |updated: &Instant| now.saturating_duration_since(*updated) >= IDLE;
         let room = &mut self.room;
         let sizes = [&self.durations, &self.request_bytes, &self.response_bytes];
-        for (labels, _) in self.known.extract_if(|_, series| is_idle(&series.updated)) {
+        for (labels, _) in self.known.extract_if(|_, known| is_idle(&known.updated)) {
             room.free(self.requests.remove(&labels));
             for family in sizes {
                 room.free(family.remove(&labels));
@@ -385,6 +402,12 @@ impl Prometheus {
     }
 
     fn on_request(&mut self, flow: &Flow, l7: &L7, now: Instant) {
+        if let Some(last) = &self.last
+            && last.updated == now
+            && last.labels.are_surely_of(flow, l7)
+        {
+            return last.series.count(l7);
+        }
         let labels = RequestLabels {
             edge: EdgeLabels {
                 reporter: flow.reporter,
@@ -397,9 +420,15 @@ impl Prometheus {
             grpc_status: l7.grpc_status.map(RequestLabels::grpc_status),
             denied: flow.verdict == FlowVerdict::Deny,
         };
-        if let Some(series) = self.known.get_mut(&labels) {
-            series.updated = now;
-            return series.count(l7);
+        if let Some(known) = self.known.get_mut(&labels) {
+            known.updated = now;
+            known.series.count(l7);
+            self.last = Some(Last {
+                labels,
+                updated: now,
+                series: Arc::clone(&known.series),
+            });
+            return;
         }
         let (millis, request_bytes, response_bytes) = figures(l7);
         self.room.update(&self.requests, &labels, |metric| metric.inc());
@@ -409,16 +438,16 @@ impl Prometheus {
             .update(&self.request_bytes, &labels, |metric| metric.observe(request_bytes));
         self.room
             .update(&self.response_bytes, &labels, |metric| metric.observe(response_bytes));
-        if let Some(series) = self.series(&labels, now) {
-            self.known.insert(labels, series);
+        if let Some(series) = self.series(&labels) {
+            let series = Arc::new(series);
+            self.known.insert(labels, Known { updated: now, series });
         }
     }
 
     /// `None`: there was no room for one of them.
-    fn series(&self, labels: &RequestLabels, updated: Instant) -> Option<RequestSeries> {
+    fn series(&self, labels: &RequestLabels) -> Option<RequestSeries> {
         let of = |family: &Histograms| family.get(labels).map(|metric| metric.clone());
         Some(RequestSeries {
-            updated,
             requests: self.requests.get(labels).map(|metric| metric.clone())?,
             durations: of(&self.durations)?,
             request_bytes: of(&self.request_bytes)?,

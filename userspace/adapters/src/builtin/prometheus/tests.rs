@@ -413,6 +413,51 @@ fn the_port_is_no_label_and_makes_no_series() {
 }
 
 #[test]
+fn requests_in_a_row_count_each_by_its_own_labels() {
+    let (client, other) = (request("client", 200), request("other", 200));
+    let like = |first: &Flow, status: u16, verdict: FlowVerdict| {
+        flow(Flow {
+            source: Arc::clone(&first.source),
+            destination: Arc::clone(&first.destination),
+            verdict,
+            ..request("client", status)
+        })
+    };
+    let (allow, deny) = (FlowVerdict::Allow, FlowVerdict::Deny);
+    let records: Vec<Record> = [
+        (&client, 200, allow),
+        (&client, 200, allow),
+        (&client, 200, allow),
+        (&client, 403, allow),
+        (&client, 403, allow),
+        (&client, 403, deny),
+        (&other, 200, allow),
+        (&other, 200, allow),
+        (&client, 200, allow),
+    ]
+    .map(|(first, status, verdict)| like(first, status, verdict))
+    .into();
+    let mut registry = Registry::default();
+    let mut adapter = Prometheus::new(&Config::default(), &mut registry).unwrap();
+    adapter.report(&records);
+    adapter.report(&records);
+    let text = encode(&registry).unwrap();
+    for (source, code, flags, count) in [
+        ("client", 200, "-", "8"),
+        ("client", 403, "-", "4"),
+        ("client", 403, "UAEX", "2"),
+        ("other", 200, "-", "4"),
+    ] {
+        let source = format!(r#"source_workload="{source}""#);
+        let (code, flags) = (
+            format!(r#"response_code="{code}""#),
+            format!(r#"response_flags="{flags}""#),
+        );
+        assert_eq!(value(&text, &["istio_requests_total", &source, &code, &flags]), count);
+    }
+}
+
+#[test]
 fn what_is_not_known_is_unknown() {
     let stranger = Flow {
         source: Arc::new(Peer {
