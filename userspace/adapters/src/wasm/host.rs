@@ -44,7 +44,9 @@ pub(super) struct Host {
     pub counters: Arc<Counters>,
     pub inbox: Arc<Inbox>,
     pub memory: Option<Memory>,
-    pub allocate: Option<TypedFunc<u32, u32>>,
+    /// Taken out for each call, which needs the whole store: a `TypedFunc` itself counts its type and the engine, which all
+    /// workers share.
+    pub allocate: Option<Arc<TypedFunc<u32, u32>>>,
     pub deadline: Deadline,
     /// When the first callback began that is not counted yet.
     pub calling_since: Option<Instant>,

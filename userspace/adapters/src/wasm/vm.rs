@@ -290,7 +290,7 @@ fn instantiate(store: &mut Store<Host>, plugin: &Inner) -> Result<Exports, Faile
     let main = main.filter(|_| initialize.is_some());
     let memory = instance.get_memory(&mut *store, "memory");
     let host = store.data_mut();
-    (host.memory, host.allocate) = (memory, allocate);
+    (host.memory, host.allocate) = (memory, allocate.map(Arc::new));
     let exports = Exports::of(&instance, store, plugin.module.abi())?;
     for (stage, function) in [("_initialize", initialize), ("_start", start)] {
         let Some(function) = function else { continue };
