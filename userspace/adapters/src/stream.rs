@@ -17,12 +17,15 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, request, response};
+use http::{HeaderMap, Response, request};
 
 use crate::record::{Destination, FlowProtocol, Peer};
 
+mod head;
 mod state;
 
+pub(crate) use head::pairs;
+pub use head::{HeaderLines, HeaderSection, ResponseHead};
 pub use state::FilterState;
 pub(crate) use state::{Room, Saved};
 
@@ -97,7 +100,7 @@ pub enum Lent<'a> {
     RequestBody(&'a mut BytesMut),
     /// And what is held of the body before them.
     RequestTrailers(&'a mut HeaderMap, &'a mut BytesMut),
-    ResponseHeaders(&'a mut response::Parts),
+    ResponseHeaders(&'a mut ResponseHead),
     ResponseBody(&'a mut BytesMut),
     /// And what is held of the body before them.
     ResponseTrailers(&'a mut HeaderMap, &'a mut BytesMut),
@@ -120,8 +123,9 @@ pub trait StreamFilter {
         Step::Continue
     }
 
-    /// The endpoint has answered. `end`: its answer has neither body nor trailers.
-    fn on_response_headers(&mut self, _head: &mut response::Parts, _end: bool) -> Step {
+    /// The endpoint has answered. `end`: its answer has neither body nor trailers. Where nobody changes a header, none is put into a
+    /// map.
+    fn on_response_headers(&mut self, _head: &mut ResponseHead, _end: bool) -> Step {
         Step::Continue
     }
 

@@ -11,12 +11,12 @@ use tracing::debug;
 
 use super::{
     grpc::{self, Outgoing, Unframe},
-    headers::ResponseHead,
     kept::{Full, Hold, bytes_of},
     worker::Worker,
 };
 use crate::{
     grpc::{FRAME, unframe},
+    stream::ResponseHead,
     upstreams::{CallBody, CallProtocol, Calling, Upstreams},
 };
 
@@ -202,10 +202,7 @@ async fn gather(calling: Calling, mut kept: Hold) -> Result<HttpAnswer, String> 
     answered(&mut kept, &parts.headers).map_err(|full| full.to_string())?;
     let (body, trailers) = collect(body, MAX_ANSWER, &mut kept).await?;
     Ok(HttpAnswer {
-        head: ResponseHead {
-            status: parts.status,
-            headers: parts.headers,
-        },
+        head: ResponseHead::new(parts.status, parts.headers),
         body,
         trailers: trailers.unwrap_or_default(),
         kept,

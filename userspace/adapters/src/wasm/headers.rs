@@ -7,7 +7,7 @@ use std::mem;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::HOST,
-    request, response,
+    request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
@@ -15,25 +15,19 @@ use super::{
     abi::Status,
     pairs::{self, MAX_PAIRS},
 };
+use crate::stream::{self, HeaderSection, ResponseHead};
 
 /// Longest value of a header that a filter may set, bytes.
 const MAX_VALUE: usize = 64 << 10;
 
 /// What a filter may see and change of a request's head.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct RequestHead {
     pub method: Method,
     pub uri: Uri,
     /// As it came; changes are not looked at.
     pub version: Version,
-    pub headers: HeaderMap,
-}
-
-/// What a filter may see and change of a response's head.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ResponseHead {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
+    pub headers: HeaderSection,
 }
 
 /// A map that a filter reads.
@@ -70,19 +64,43 @@ pub(super) enum Value {
 // === impl RequestHead ===
 
 impl RequestHead {
-    /// Exchanges what a filter may see with that of `parts`; costs a few moves.
-    pub fn swap(&mut self, parts: &mut request::Parts) {
-        self.version = parts.version;
-        mem::swap(&mut self.method, &mut parts.method);
-        mem::swap(&mut self.uri, &mut parts.uri);
-        mem::swap(&mut self.headers, &mut parts.headers);
+    /// Moves what a filter may see out of `parts`.
+    pub fn take(parts: &mut request::Parts) -> Self {
+        Self {
+            method: mem::take(&mut parts.method),
+            uri: mem::take(&mut parts.uri),
+            version: parts.version,
+            headers: HeaderSection::Map(mem::take(&mut parts.headers)),
+        }
+    }
+
+    /// Moves it back, and keeps a copy; `held`: it is to pass for the head itself, should that be held and the copy be changed.
+    pub fn give_back(&mut self, parts: &mut request::Parts, held: bool) {
+        let kept = Self {
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            version: self.version,
+            headers: if held {
+                self.headers.clone()
+            } else {
+                self.headers.kept()
+            },
+        };
+        let lent = mem::replace(self, kept);
+        (parts.method, parts.uri) = (lent.method, lent.uri);
+        parts.headers = lent.headers.into_map();
     }
 
     pub fn authority(&self) -> Option<Value> {
         match self.uri.authority() {
             Some(authority) => Some(Value::Authority(authority.clone())),
-            None => self.headers.get(HOST).cloned().map(Value::Header),
+            None => self.headers.get(b"host").map(Value::Header),
         }
+    }
+
+    /// `Host` headers.
+    fn hosts(&self) -> usize {
+        self.headers.count(b"host")
     }
 
     pub fn path(&self) -> &str {
@@ -114,8 +132,8 @@ impl RequestHead {
             }
             b":authority" => {
                 let authority = Authority::try_from(value).map_err(|_| Unfit)?;
-                if self.uri.authority().is_none() || self.headers.contains_key(HOST) {
-                    self.headers.insert(HOST, header_value(value)?);
+                if self.uri.authority().is_none() || self.hosts() > 0 {
+                    self.headers.map_mut().insert(HOST, header_value(value)?);
                 }
                 if self.uri.authority().is_some() {
                     let mut parts = self.uri.clone().into_parts();
@@ -138,47 +156,28 @@ impl RequestHead {
     }
 }
 
-// === impl ResponseHead ===
-
-impl ResponseHead {
-    /// Exchanges what a filter may see with that of `parts`; costs a few moves.
-    pub fn swap(&mut self, parts: &mut response::Parts) {
-        mem::swap(&mut self.status, &mut parts.status);
-        mem::swap(&mut self.headers, &mut parts.headers);
-    }
-}
-
 // === impl MapRef ===
 
 impl<'a> MapRef<'a> {
-    fn headers(self) -> &'a HeaderMap {
-        match self {
-            Self::Request(head) => &head.headers,
-            Self::Response(head) => &head.headers,
-            Self::Plain(headers) => headers,
-        }
-    }
-
     /// The first value under `name`.
     pub fn get(self, name: &[u8]) -> Option<Value> {
-        match self {
+        let value = match self {
             Self::Request(head) if name.starts_with(b":") => return head.pseudo(name),
-            Self::Request(head) if name.eq_ignore_ascii_case(b"host") => return head.authority(),
+            Self::Request(head) if is_host(name) => return head.authority(),
             Self::Response(head) if name == b":status" => return Some(Value::Status(head.status)),
-            _ => {}
-        }
-        let name = str::from_utf8(name).ok()?;
-        self.headers().get(name).cloned().map(Value::Header)
+            Self::Request(head) => head.headers.get(name),
+            Self::Response(head) => head.headers.get(name),
+            Self::Plain(headers) => headers.get(str::from_utf8(name).ok()?).cloned(),
+        };
+        value.map(Value::Header)
     }
 
     /// All pairs, `:` first.
     pub fn pairs(self) -> Vec<(&'a [u8], &'a [u8])> {
-        let headers = self.headers();
-        let mut pairs: Vec<(&[u8], &[u8])> = Vec::with_capacity(headers.len() + 4);
-        let mut hide_host = false;
+        let mut pairs: Vec<(&[u8], &[u8])> = Vec::with_capacity(self.len());
         match self {
             Self::Request(head) => {
-                let host = headers.get(HOST).map(HeaderValue::as_bytes);
+                let host = head.headers.find(b"host");
                 let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
                 if let Some(authority) = authority.or(host) {
                     pairs.push((b":authority", authority));
@@ -186,13 +185,18 @@ impl<'a> MapRef<'a> {
                 pairs.push((b":path", head.path().as_bytes()));
                 pairs.push((b":method", head.method.as_str().as_bytes()));
                 pairs.push((b":scheme", head.uri.scheme_str().unwrap_or("http").as_bytes()));
-                hide_host = true;
+                head.headers.each(|name, value| {
+                    if !is_host(name) {
+                        pairs.push((name, value));
+                    }
+                });
             }
-            Self::Response(head) => pairs.push((b":status", head.status.as_str().as_bytes())),
-            Self::Plain(_) => {}
+            Self::Response(head) => {
+                pairs.push((b":status", head.status.as_str().as_bytes()));
+                head.headers.each(|name, value| pairs.push((name, value)));
+            }
+            Self::Plain(headers) => pairs.extend(stream::pairs(headers)),
         }
-        let rest = headers.iter().filter(|(name, _)| !(hide_host && **name == HOST));
-        pairs.extend(rest.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())));
         pairs
     }
 
@@ -200,7 +204,7 @@ impl<'a> MapRef<'a> {
     pub fn len(self) -> usize {
         match self {
             Self::Request(head) => {
-                let hosts = head.headers.get_all(HOST).iter().count();
+                let hosts = head.hosts();
                 let authority = usize::from(head.uri.authority().is_some() || hosts > 0);
                 3 + authority + head.headers.len() - hosts
             }
@@ -215,8 +219,8 @@ impl<'a> MapRef<'a> {
 impl MapMut<'_> {
     fn headers(&mut self) -> &mut HeaderMap {
         match self {
-            Self::Request(head) => &mut head.headers,
-            Self::Response(head) => &mut head.headers,
+            Self::Request(head) => head.headers.map_mut(),
+            Self::Response(head) => head.headers.map_mut(),
             Self::Plain(headers) => headers,
         }
     }
@@ -225,7 +229,7 @@ impl MapMut<'_> {
     fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Unfit> {
         match self {
             Self::Request(head) if name.starts_with(b":") => head.set_pseudo(name, value)?,
-            Self::Request(head) if name.eq_ignore_ascii_case(b"host") => head.set_pseudo(b":authority", value)?,
+            Self::Request(head) if is_host(name) => head.set_pseudo(b":authority", value)?,
             Self::Response(head) if name == b":status" => {
                 head.status = StatusCode::from_bytes(value).map_err(|_| Unfit)?;
             }
@@ -271,7 +275,7 @@ impl MapMut<'_> {
 
     /// Removes all values under `name`. What begins with `:` stays: a head has it.
     pub fn remove(&mut self, name: &[u8]) {
-        let host = name.eq_ignore_ascii_case(b"host") && matches!(self, Self::Request(_));
+        let host = is_host(name) && matches!(self, Self::Request(_));
         if let (false, Ok(name)) = (host, str::from_utf8(name)) {
             self.headers().remove(name);
         }
@@ -280,7 +284,7 @@ impl MapMut<'_> {
     /// Has `pairs` and nothing else, but for what begins with `:` and is not among them. Says how many of them are unfit.
     pub fn set_all(&mut self, pairs: &[(&[u8], &[u8])]) -> u64 {
         let host = match self {
-            Self::Request(head) => head.headers.remove(HOST),
+            Self::Request(head) => head.headers.map_mut().remove(HOST),
             _ => None,
         };
         self.headers().clear();
@@ -319,6 +323,10 @@ pub(super) fn plain(encoded: &[u8]) -> Result<(HeaderMap, u64), Status> {
     Ok((headers, unfit))
 }
 
+fn is_host(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"host")
+}
+
 fn header_name(name: &[u8]) -> Result<HeaderName, Unfit> {
     HeaderName::from_bytes(name).map_err(|_| Unfit)
 }
@@ -336,9 +344,7 @@ mod tests {
 
     fn head(request: request::Builder) -> RequestHead {
         let mut parts = request.body(()).expect("a request").into_parts().0;
-        let mut head = RequestHead::default();
-        head.swap(&mut parts);
-        head
+        RequestHead::take(&mut parts)
     }
 
     fn text(value: Option<Value>) -> Option<String> {

@@ -1,7 +1,7 @@
 //! What the host knows while a module runs: the data of its store.
 //!
 //! What a callback is about (a head, a body) is moved into its [`Stream`] before the call and back after it, so that host
-//! calls work on the proxy's own values without copying them. Of heads a copy stays, because filters ask for the
+//! calls work on the proxy's own values without copying them. Of heads a copy stays, as text, because filters ask for the
 //! request's path when the response comes, and at the end.
 
 use std::{
@@ -20,13 +20,13 @@ use super::{
     abi::{BufferKind, MapKind},
     callout::{Call, Event, HttpAnswer, Order},
     counters::Counters,
-    headers::{MapMut, MapRef, RequestHead, ResponseHead},
+    headers::{MapMut, MapRef, RequestHead},
     inbox::Inbox,
     kept::Kept,
     metric::Metric,
     plugin::Inner,
 };
-use crate::stream::{StreamEnd, StreamInfo};
+use crate::stream::{ResponseHead, StreamEnd, StreamInfo};
 
 /// Context of the plugin itself; streams count on from here.
 pub(super) const ROOT: u32 = 1;

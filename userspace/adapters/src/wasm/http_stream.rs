@@ -8,16 +8,16 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{HeaderMap, request, response};
+use http::{HeaderMap, request};
 
 use super::{
     failed,
-    headers::MapRef,
+    headers::{MapRef, RequestHead},
     host::{Point, Stream},
     vm::{Vm, length, optional},
     worker::Worker,
 };
-use crate::stream::{Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use crate::stream::{Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
 
 /// Action of the ABI: go on.
 const CONTINUE: u32 = 0;
@@ -73,8 +73,9 @@ impl HttpStream {
             // Back in any case: the stream may go on without the filter.
             let stream = vm.host().streams.get_mut(&context);
             let step = stream.map(|stream| {
-                take_back(stream, &mut lent);
-                decide(stream, point, *action.as_ref().unwrap_or(&CONTINUE))
+                let step = decide(stream, point, *action.as_ref().unwrap_or(&CONTINUE));
+                take_back(stream, &mut lent, matches!(step, Step::Pause));
+                step
             });
             action.map(|_| step.unwrap_or(Step::Continue))
         });
@@ -135,7 +136,7 @@ impl StreamFilter for HttpStream {
         })
     }
 
-    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+    fn on_response_headers(&mut self, head: &mut ResponseHead, end: bool) -> Step {
         self.run(Lent::ResponseHeaders(head), |vm, context| {
             let stream = vm.host().streams.get(&context);
             let count = stream.map_or(0, |stream| MapRef::Response(&stream.response).len());
@@ -292,33 +293,32 @@ fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
         _ if changed => {}
         Lent::RequestHeaders(head) => {
             stream.has_request = true;
-            stream.request.swap(head);
+            stream.request = RequestHead::take(head);
         }
         Lent::ResponseHeaders(head) => {
             stream.has_response = true;
-            stream.response.swap(head);
+            stream.response = mem::take::<ResponseHead>(head);
         }
         Lent::RequestTrailers(trailers, _) => mem::swap(&mut stream.request_trailers, trailers),
         Lent::ResponseTrailers(trailers, _) => mem::swap(&mut stream.response_trailers, trailers),
     }
 }
 
-/// Moves what was lent back, and keeps a copy of heads and trailers for later callbacks.
-fn take_back(stream: &mut Stream, lent: &mut Lent<'_>) {
+/// Moves what was lent back, and keeps a copy of heads and trailers for later callbacks. `held`: the stream is held there.
+fn take_back(stream: &mut Stream, lent: &mut Lent<'_>, held: bool) {
     stream.lent = None;
     if let Some(body) = lent.body() {
         mem::swap(&mut stream.body, body);
     }
     match lent {
-        Lent::RequestHeaders(head) => {
-            let kept = stream.request.clone();
-            stream.request.swap(head);
-            stream.request = kept;
-        }
+        Lent::RequestHeaders(head) => stream.request.give_back(head, held),
         Lent::ResponseHeaders(head) => {
-            let kept = stream.response.clone();
-            stream.response.swap(head);
-            stream.response = kept;
+            let headers = match held {
+                true => stream.response.headers.clone(),
+                false => stream.response.headers.kept(),
+            };
+            let status = stream.response.status;
+            **head = mem::replace(&mut stream.response, ResponseHead { status, headers });
         }
         Lent::RequestTrailers(trailers, _) => trailers.clone_from(&stream.request_trailers),
         Lent::ResponseTrailers(trailers, _) => trailers.clone_from(&stream.response_trailers),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderName, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 
 use super::{
     headers::MapRef,
@@ -121,7 +121,7 @@ fn of_stream(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
 
 fn of_request(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
     let request = &stream.request;
-    let header_text = |name: HeaderName| Some(request.headers.get(name)?.as_bytes().to_vec());
+    let header_text = |name: HeaderName| Some(request.headers.find(name.as_str().as_bytes())?.to_vec());
     match path {
         ["path"] => text(request.path()),
         ["url_path"] => text(request.uri.path()),
@@ -165,9 +165,9 @@ fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
         ["headers", name] if stream.has_response => value_of(MapRef::Response(&stream.response), name),
         ["trailers", name] => value_of(MapRef::Plain(&stream.response_trailers), name),
         ["grpc_status"] => {
-            let (headers, trailers) = (&stream.response.headers, &stream.response_trailers);
-            let status = trailers.get("grpc-status").or_else(|| headers.get("grpc-status"))?;
-            number(status.to_str().ok()?.parse().ok()?)
+            let trailer = stream.response_trailers.get("grpc-status").map(HeaderValue::as_bytes);
+            let status = trailer.or_else(|| stream.response.headers.find(b"grpc-status"))?;
+            number(str::from_utf8(status).ok()?.parse().ok()?)
         }
         ["size" | "total_size"] => number(stream.end?.response_bytes),
         ["flags"] => flags(stream.end?.failure),

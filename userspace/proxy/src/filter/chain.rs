@@ -3,13 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
+    mem,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, request, response};
-use weft_adapters::{Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use weft_adapters::{Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
 
 use super::{Passage, Running, passage::Stages, running};
 use crate::{limits::FILTER_BODY_BUFFER, pick::Picked};
@@ -110,7 +111,7 @@ impl Chain {
     }
 
     /// Shows an answer's head to the filters that saw the request, last to first.
-    pub(crate) async fn response_headers(&self, head: &mut response::Parts, end: bool) -> Result<(), Stop> {
+    pub(crate) async fn response_headers(&self, head: &mut ResponseHead, end: bool) -> Result<(), Stop> {
         self.answering.set(true);
         for index in (0..self.seen.get()).rev() {
             let step = self.call(index, Lent::ResponseHeaders(head), end);
@@ -118,6 +119,14 @@ impl Chain {
                 poll_fn(|cx| self.poll_resume(index, cx, Lent::ResponseHeaders(head))).await?;
             }
         }
+        Ok(())
+    }
+
+    /// The same of a head that is in a map. After an error it is empty.
+    pub(crate) async fn response_parts(&self, parts: &mut response::Parts, end: bool) -> Result<(), Stop> {
+        let mut head = ResponseHead::new(parts.status, mem::take(&mut parts.headers));
+        self.response_headers(&mut head, end).await?;
+        (parts.status, parts.headers) = (head.status, head.headers.into_map());
         Ok(())
     }
 

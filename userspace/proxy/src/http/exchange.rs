@@ -182,6 +182,11 @@ impl Exchange {
         self.on_answer.replace(operations);
     }
 
+    /// Whether there are any.
+    pub(crate) fn changes_answer(&self) -> bool {
+        !self.on_answer.borrow().is_empty()
+    }
+
     pub(crate) fn change_answer(&self, headers: &mut HeaderMap) {
         for operation in self.on_answer.borrow().iter() {
             operation.apply(headers);

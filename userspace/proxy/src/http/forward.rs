@@ -407,7 +407,7 @@ async fn answer(
     head::prepare_response(&mut head, switching);
     let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
     if let Some(chain) = exchange.chain() {
-        chain.response_headers(&mut head, end).await?;
+        chain.response_parts(&mut head, end).await?;
     }
     exchange.change_answer(&mut head.headers);
     exchange.answered(head.status);

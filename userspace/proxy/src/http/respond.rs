@@ -113,7 +113,7 @@ pub(crate) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<
     if let Some(length) = body.size_hint().exact().filter(|_| !end) {
         head.headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    match chain.response_headers(&mut head, end).await {
+    match chain.response_parts(&mut head, end).await {
         Ok(()) => {
             exchange.set_status(head.status);
             Ok(Response::from_parts(head, body.after_head(end)))

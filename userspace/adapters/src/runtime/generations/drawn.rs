@@ -6,10 +6,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{HeaderMap, request, response};
+use http::{HeaderMap, request};
 
 use super::{Made, Set, waits::Hold};
-use crate::stream::{FilterFactory, Lent, Saved, Step, StreamEnd, StreamFilter, StreamInfo};
+use crate::stream::{FilterFactory, Lent, ResponseHead, Saved, Step, StreamEnd, StreamFilter, StreamInfo};
 
 /// Ways of [`Draw::hold`].
 const REQUEST: usize = 0;
@@ -182,7 +182,7 @@ impl StreamFilter for Drawn {
         self.told(REQUEST, true, step)
     }
 
-    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+    fn on_response_headers(&mut self, head: &mut ResponseHead, end: bool) -> Step {
         let step = self.filter.on_response_headers(head, end);
         self.told(ANSWER, true, step)
     }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{HeaderMap, request, response};
+use http::{HeaderMap, request};
 
 use super::{Made, Set, drawn::Drawn};
-use crate::stream::{FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo};
+use crate::stream::{FilterFactory, Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
 
 /// Bytes of a body, or of one direction of a connection, that a shadow may gather; beyond, it is shown nothing more of the stream.
 pub(super) const MAX_GATHERED: usize = 1 << 20;
@@ -49,7 +49,7 @@ enum Copy {
     RequestBody(BytesMut),
     /// With what is held of the body.
     RequestTrailers(HeaderMap, BytesMut),
-    ResponseHeaders(Box<response::Parts>),
+    ResponseHeaders(Box<ResponseHead>),
     ResponseBody(BytesMut),
     /// With what is held of the body.
     ResponseTrailers(HeaderMap, BytesMut),
@@ -132,7 +132,7 @@ impl StreamFilter for Shadowed {
         self.call(|drawn| drawn.on_request_trailers(trailers, body))
     }
 
-    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+    fn on_response_headers(&mut self, head: &mut ResponseHead, end: bool) -> Step {
         self.show(|| Copy::ResponseHeaders(Box::new(head.clone())), end);
         self.call(|drawn| drawn.on_response_headers(head, end))
     }

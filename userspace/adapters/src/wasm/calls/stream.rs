@@ -115,8 +115,8 @@ fn respond(
 }
 
 fn is_grpc(stream: &Stream) -> bool {
-    let kind = stream.request.headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    let kind = stream.request.headers.find(b"content-type");
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
 /// The status that a module says for gRPC clients; `None`: the proxy makes it of the HTTP status, as it makes all of an answer

@@ -100,10 +100,7 @@ fn what_no_head_can_hold_is_dropped_and_counted() {
     assert_eq!(names, ["fit", "host"]);
     let mut answer = ok();
     goes_on(filter.on_response_headers(&mut answer, true));
-    assert_eq!(
-        (answer.headers.len(), &answer.headers["z"]),
-        (1, &"1".parse().expect("a value"))
-    );
+    assert_eq!((answer.headers.len(), answer.headers.find(b"z")), (1, Some(&b"1"[..])));
     let Step::Respond(denied) = filter.on_request_trailers(&mut http::HeaderMap::new(), &mut BytesMut::new()) else {
         panic!("no answer");
     };
@@ -163,9 +160,9 @@ fn bodies_are_held_until_they_are_whole_and_then_replaced() {
     assert_eq!(body, "a tiger sat");
 
     let mut head = ok();
-    head.headers.insert("content-length", 5.into());
+    head.headers.map_mut().insert("content-length", 5.into());
     goes_on(filter.on_response_headers(&mut head, false));
-    assert!(!head.headers.contains_key("content-length"));
+    assert_eq!(head.headers.find(b"content-length"), None);
     let mut body = BytesMut::from("tiger");
     goes_on(filter.on_response_body(&mut body, true));
     assert_eq!(body, "cat");
@@ -184,7 +181,7 @@ fn assemblyscript_denies_a_path_and_marks_answers() {
     goes_on(filter.on_request_headers(&mut get("/shop", &[]), true));
     let mut head = ok();
     goes_on(filter.on_response_headers(&mut head, true));
-    assert_eq!(head.headers["x-adapter"], "deny-path");
+    assert_eq!(head.headers.find(b"x-adapter"), Some(&b"deny-path"[..]));
     filter.on_end(&end());
 }
 

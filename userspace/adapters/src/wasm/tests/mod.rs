@@ -9,12 +9,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request, response};
+use http::{Request, Response, request};
 
 use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
-    stream::{FilterFactory, FilterState, Step, StreamEnd, StreamFilter, StreamInfo, TrafficDirection},
+    stream::{
+        FilterFactory, FilterState, HeaderLines, HeaderSection, ResponseHead, Step, StreamEnd, StreamFilter,
+        StreamInfo, TrafficDirection,
+    },
     upstreams::{NoUpstreams, Upstreams},
 };
 
@@ -24,6 +27,7 @@ mod context;
 mod exchange;
 mod foreign;
 mod functions;
+mod heads;
 mod life;
 mod observed;
 mod property;
@@ -108,8 +112,8 @@ fn get(path: &str, headers: &[(&str, &str)]) -> request::Parts {
     request.body(()).expect("a request").into_parts().0
 }
 
-fn ok() -> response::Parts {
-    Response::new(()).into_parts().0
+fn ok() -> ResponseHead {
+    ResponseHead::default()
 }
 
 fn end() -> StreamEnd {

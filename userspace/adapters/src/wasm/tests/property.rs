@@ -89,7 +89,7 @@ fn the_status_is_among_the_headers_of_an_answer() {
         let plugin = plugin(&module, config(path));
         let mut head = ok();
         head.status = StatusCode::NOT_FOUND;
-        head.headers.insert("x-one", HeaderValue::from_static("1"));
+        head.headers.map_mut().insert("x-one", HeaderValue::from_static("1"));
         let (status, body) = answered(stream(&plugin).on_response_headers(&mut head, true));
         assert_eq!((status == 200).then_some(&*body), expected, "{path:?}");
     }

@@ -43,7 +43,7 @@ pub(super) fn map<'h>(
 ///
 /// # Errors
 /// A map does not hold it.
-pub(super) fn value(value: &[u8], text: &[u8], copy: &Bytes) -> Result<HeaderValue, AnswerError> {
+fn value(value: &[u8], text: &[u8], copy: &Bytes) -> Result<HeaderValue, AnswerError> {
     let value = match shared(value, text, copy) {
         Some(value) => HeaderValue::from_maybe_shared(value),
         None => HeaderValue::from_bytes(value),

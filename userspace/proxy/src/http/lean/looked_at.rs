@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{Method, Response, request::Parts};
-use weft_adapters::Directives;
+use http::{Method, request::Parts};
+use weft_adapters::{Directives, ResponseHead};
 
 use super::{
     LeanAnswer, Next,
@@ -88,7 +88,7 @@ pub(super) async fn forward(
             ))
             .await
             {
-                Ok(response) => return boxed(respond_with(exchange, response, client, out)).await,
+                Ok((head, body)) => return boxed(respond_with(exchange, head, body, client, out)).await,
                 Err(refusal) => refusal,
             }
         }
@@ -125,7 +125,7 @@ async fn through_adapters(
     head: &mut Parts,
     directives: Directives,
     out: &mut Vec<u8>,
-) -> Result<Response<ResponseBody>, Refusal> {
+) -> Result<(ResponseHead, ResponseBody), Refusal> {
     let conn = &exchange.conn;
     let worker = &conn.worker;
     let counted = carry::counted(&picked, head, &directives);
@@ -148,7 +148,7 @@ async fn through_adapters(
     let mut answer = ask(conn, &picked, &mut server, repeat, out).await?;
     out.clear();
     let method = &head.method;
-    let (passed, mut parts) = match head_of(worker, &mut server, &mut answer, method, |head| head.parts()).await {
+    let (passed, mut shown) = match head_of(worker, &mut server, &mut answer, method, |head| head.shown()).await {
         Ok(read) => read,
         Err(error) => {
             worker.buffers.give_input(answer);
@@ -158,10 +158,12 @@ async fn through_adapters(
     let body = LeanAnswer::new(worker, (server, home), answer, passed.framing, passed.keep);
     let end = exchange.method == Method::HEAD || body.is_over();
     if let Some(chain) = exchange.chain() {
-        chain.response_headers(&mut parts, end).await?;
+        chain.response_headers(&mut shown, end).await?;
     }
-    exchange.change_answer(&mut parts.headers);
-    exchange.answered(parts.status);
+    if exchange.changes_answer() {
+        exchange.change_answer(shown.headers.map_mut());
+    }
+    exchange.answered(shown.status);
     let body = ResponseBody::lean(body, Rc::clone(exchange), load);
-    Ok(Response::from_parts(parts, body.after_head(end)))
+    Ok((shown, body.after_head(end)))
 }

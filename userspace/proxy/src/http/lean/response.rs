@@ -2,12 +2,15 @@
 
 use std::{io, mem::MaybeUninit};
 
-use bytes::Bytes;
-use http::{Method, Response, StatusCode, header::CONTENT_LENGTH, response::Parts};
+use http::{Method, StatusCode};
 use httparse::{Header, ParserConfig, Status};
+use weft_adapters::{HeaderLines, HeaderSection, ResponseHead};
 
 use super::{chunks::Framing, lines};
 use crate::limits::MAX_HEADERS;
+
+/// Longest name that a map of headers holds; of what else it does not hold, nothing passes for a header here either.
+const MAX_NAME: usize = u16::MAX as usize;
 
 /// Why an answer cannot be passed on.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +47,8 @@ pub(super) struct Passed {
 
 /// The head of an answer that is no interim one, borrowed from what was read.
 pub(super) struct Head<'b> {
-    text: &'b [u8],
+    /// Bytes it had.
+    size: usize,
     status: StatusCode,
     reason: &'b str,
     headers: &'b [Header<'b>],
@@ -106,7 +110,7 @@ pub(super) fn read<T>(
     }
     passed.keep &= passed.framing != Framing::Close;
     let head = Head {
-        text: &bytes[..length],
+        size: length,
         status,
         reason: parsed.reason.unwrap_or_default(),
         headers: parsed.headers,
@@ -141,30 +145,25 @@ impl Head<'_> {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// The same for those who want to change it. Of how the body's end is told, only its length is there.
+    /// The same for those who may want to change it. Of how the body's end is told, only its length is there, first of all.
     ///
     /// # Errors
     /// What a map of headers does not hold.
-    pub fn parts(&self) -> Result<Parts, AnswerError> {
-        let (mut parts, ()) = Response::new(()).into_parts();
-        parts.status = self.status;
-        let copy = Bytes::copy_from_slice(self.text);
-        parts.headers = lines::map(self.passing(), self.text, &copy)?;
-        if let Some(length) = self.length() {
-            let says = |header: &&Header<'_>| {
-                header.name.eq_ignore_ascii_case("content-length") && number(header.value) == Some(length)
-            };
-            let said = match self.headers.iter().find(says) {
-                Some(header) => lines::value(header.value, self.text, &copy)?,
-                None => length.into(),
-            };
-            parts.headers.insert(CONTENT_LENGTH, said);
+    pub fn shown(&self) -> Result<ResponseHead, AnswerError> {
+        if self.headers.iter().any(|header| header.name.len() > MAX_NAME) {
+            return Err(AnswerError::Malformed(httparse::Error::HeaderName));
         }
-        Ok(parts)
+        let length = self.length().map(|length| length.to_string());
+        let length = length.iter().map(|length| (&b"content-length"[..], length.as_bytes()));
+        let passing = self.passing().map(|header| (header.name.as_bytes(), header.value));
+        Ok(ResponseHead {
+            status: self.status,
+            headers: HeaderSection::Text(HeaderLines::of(length.chain(passing), self.size)),
+        })
     }
 
     /// Headers that are neither between the endpoint and us nor said anew.
-    fn passing(&self) -> impl Iterator<Item = &Header<'_>> + Clone {
+    fn passing(&self) -> impl Iterator<Item = &Header<'_>> {
         let passes = move |header: &&Header<'_>| {
             Line::of(header) == Line::Passes && !(self.says.names && is_named_by_connection(header, self.headers))
         };
@@ -336,6 +335,35 @@ mod tests {
         let (passed, head) = read(&wire, &Method::GET).unwrap().unwrap();
         assert!(!passed.keep);
         assert_eq!(head, "HTTP/1.1 200 Fine\r\nX-A: 1\r\ncontent-length: 0\r\n\r\n");
+    }
+
+    #[test]
+    fn adapters_are_shown_what_passes_and_the_length_before_it() {
+        let wire = answer(
+            "X-A: B\r\nConnection: x-private\r\nX-Private: 2\r\nContent-Length: 5\r\nKeep-Alive: 5\r\nSet-Cookie: a=1\r\n\
+             set-cookie: b=2\r\n",
+        );
+        let mut show = |head: &Head<'_>| head.shown();
+        let (_, shown) = super::read(wire.as_bytes(), &Method::GET, &mut show).unwrap().unwrap();
+        let shown = shown.unwrap();
+        let HeaderSection::Text(lines) = &shown.headers else {
+            panic!("no text");
+        };
+        let expect = "content-length: 5\r\nx-a: B\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n";
+        assert_eq!(str::from_utf8(lines.as_bytes()).unwrap(), expect);
+        assert_eq!((shown.status.as_u16(), shown.headers.len()), (200, 4));
+        let chunked = answer("transfer-encoding: chunked\r\n");
+        let (_, shown) = super::read(chunked.as_bytes(), &Method::GET, &mut show)
+            .unwrap()
+            .unwrap();
+        assert!(shown.unwrap().headers.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_no_map_holds_is_no_answer_to_show() {
+        let wire = answer(&format!("{}: 1\r\n", "x".repeat(MAX_NAME + 1)));
+        let mut show = |head: &Head<'_>| head.shown();
+        assert!(super::read(wire.as_bytes(), &Method::GET, &mut show).is_err());
     }
 
     #[test]

@@ -10,11 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    Method, Response, StatusCode,
+    Method, StatusCode,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 use hyper::body::Body as _;
 use tokio::io::AsyncWriteExt;
+use weft_adapters::{HeaderSection, ResponseHead};
 
 use super::{
     Next, lines,
@@ -53,7 +54,11 @@ pub(super) async fn write(client: &mut Socket, out: &mut Vec<u8>) -> Result<(), 
 pub(super) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal, client: &mut Socket, out: &mut Vec<u8>) -> Next {
     let answer = async {
         match respond::refuse(exchange, refusal).await {
-            Ok(response) => respond_with(exchange, response, client, out).await,
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                let head = ResponseHead::new(parts.status, parts.headers);
+                respond_with(exchange, head, body, client, out).await
+            }
             Err(_unanswered) => Next::Close,
         }
     };
@@ -63,7 +68,8 @@ pub(super) async fn refuse(exchange: &Rc<Exchange>, refusal: Refusal, client: &m
 /// Writes an answer whose body comes in frames, as hyper would.
 pub(super) async fn respond_with(
     exchange: &Exchange,
-    mut response: Response<ResponseBody>,
+    mut head: ResponseHead,
+    mut body: ResponseBody,
     client: &mut Socket,
     out: &mut Vec<u8>,
 ) -> Next {
@@ -71,11 +77,11 @@ pub(super) async fn respond_with(
         length,
         without_body,
         close,
-    } = write_head(exchange, &mut response, out);
+    } = write_head(exchange, &mut head, &body, out);
     let sent = if without_body {
         Ok(())
     } else {
-        send_frames(response.body_mut(), length, client, out).await
+        send_frames(&mut body, length, client, out).await
     };
     match (sent, client.write_all(out).await) {
         (Ok(()), Ok(())) if !close => Next::Request,
@@ -93,25 +99,32 @@ struct Written {
     close: bool,
 }
 
-fn write_head(exchange: &Exchange, response: &mut Response<ResponseBody>, out: &mut Vec<u8>) -> Written {
-    if response.status().is_informational() {
+fn write_head(exchange: &Exchange, head: &mut ResponseHead, body: &ResponseBody, out: &mut Vec<u8>) -> Written {
+    if head.status.is_informational() {
         // A filter's: interim answers and changes of the protocol are not its to give.
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        exchange.set_status(response.status());
+        head.status = StatusCode::INTERNAL_SERVER_ERROR;
+        exchange.set_status(head.status);
     }
-    let status = response.status();
-    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
-    let said = lengths.next().and_then(|value| response::number(value.as_bytes()));
-    let said = said.filter(|_| lengths.next().is_none());
-    let without_body = exchange.method == Method::HEAD || response::is_bodiless(status);
-    let length = match response.body().is_end_stream() {
+    let status = head.status;
+    let said = said_length(&head.headers);
+    let bodiless = response::is_bodiless(status);
+    let without_body = exchange.method == Method::HEAD || bodiless;
+    let length = match body.is_end_stream() {
         // Whatever was said.
         true if !without_body => Some(0),
-        _ => said.or(response.body().size_hint().exact()),
+        _ => said.or(body.size_hint().exact()),
     };
-    let headers = response.headers_mut();
-    let connection = headers.remove(CONNECTION);
-    let closes = connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    if length != said || (bodiless && said.is_some()) {
+        // It is not to be said so.
+        head.headers.map_mut();
+    }
+    let closes = match &mut head.headers {
+        HeaderSection::Text(_) => false,
+        HeaderSection::Map(headers) => {
+            let connection = headers.remove(CONNECTION);
+            connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+        }
+    };
     let close = closes || exchange.conn.stop.has_reached(Phase::Retire);
     out.clear();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -124,17 +137,28 @@ fn write_head(exchange: &Exchange, response: &mut Response<ResponseBody>, out: &
     ] {
         out.extend_from_slice(part);
     }
-    for (name, value) in headers.iter() {
-        // Said anew below, however a filter has said it.
-        if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
-            lines::write(out, name.as_str().as_bytes(), value.as_bytes());
+    let unsaid = match &head.headers {
+        // With its length.
+        HeaderSection::Text(headers) => {
+            out.extend_from_slice(headers.as_bytes());
+            length.is_none()
         }
-    }
+        HeaderSection::Map(headers) => {
+            for (name, value) in headers {
+                // Said anew below, however a filter has said it.
+                if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+                    lines::write(out, name.as_str().as_bytes(), value.as_bytes());
+                }
+            }
+            true
+        }
+    };
     match length {
-        _ if response::is_bodiless(status) => {}
+        _ if bodiless => {}
         // To HEAD what is not known is not said.
         None if without_body => {}
-        Some(length) => lines::write_length(out, length),
+        Some(length) if unsaid => lines::write_length(out, length),
+        Some(_) => {}
         None => lines::write(out, b"transfer-encoding", b"chunked"),
     }
     if close {
@@ -146,6 +170,17 @@ fn write_head(exchange: &Exchange, response: &mut Response<ResponseBody>, out: &
         without_body,
         close,
     }
+}
+
+/// What they say of the body's length; of two that may differ, neither.
+fn said_length(headers: &HeaderSection) -> Option<u64> {
+    let name = b"content-length";
+    let one = match headers {
+        // It is ours.
+        HeaderSection::Text(_) => true,
+        HeaderSection::Map(_) => headers.count(name) == 1,
+    };
+    headers.find(name).filter(|_| one).and_then(response::number)
 }
 
 /// Carries a body to the client: of this length, or in chunks; what is left in `out` at its end is still to be written.

@@ -200,7 +200,7 @@ async fn a_failure_of_ours_is_an_answer_that_filters_see() {
     let mut events = Events::new();
     let script = events.script("a").act(|lent, _| {
         if let Lent::ResponseHeaders(head) = lent {
-            head.headers.insert("x-seen", "1".parse().unwrap());
+            head.headers.map_mut().insert("x-seen", "1".parse().unwrap());
         }
         Step::Continue
     });

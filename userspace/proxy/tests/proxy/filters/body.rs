@@ -196,13 +196,14 @@ async fn an_answers_framing_is_not_a_filters_to_say() {
     let events = Events::new();
     let script = events.script("a").act(|lent, _| {
         if let Lent::ResponseHeaders(head) = lent {
-            match head.headers.get("x-do").map(|value| value.as_bytes()) {
+            match head.headers.find(b"x-do") {
                 Some(b"coding") => {
-                    head.headers.remove("content-length");
-                    head.headers.append("transfer-encoding", "chunked".parse().unwrap());
+                    let headers = head.headers.map_mut();
+                    headers.remove("content-length");
+                    headers.append("transfer-encoding", "chunked".parse().unwrap());
                 }
-                Some(b"lengths") => _ = head.headers.append("content-length", "1".parse().unwrap()),
-                Some(b"long") => _ = head.headers.insert("content-length", "99".parse().unwrap()),
+                Some(b"lengths") => _ = head.headers.map_mut().append("content-length", "1".parse().unwrap()),
+                Some(b"long") => _ = head.headers.map_mut().insert("content-length", "99".parse().unwrap()),
                 Some(b"interim") => head.status = http::StatusCode::SWITCHING_PROTOCOLS,
                 _ => {}
             }

@@ -401,7 +401,7 @@ async fn a_filter_changes_what_the_endpoint_gets_and_not_who_that_is() {
             }
             Lent::ResponseHeaders(head) => {
                 head.status = StatusCode::ACCEPTED;
-                head.headers.insert("x-seen", "1".parse().unwrap());
+                head.headers.map_mut().insert("x-seen", "1".parse().unwrap());
             }
             _ => {}
         }

@@ -8,10 +8,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, request, response};
+use http::{HeaderMap, Response, StatusCode, request};
 use tokio::sync::{mpsc, watch};
 use weft_adapters::{
-    Chain, Chains, Direction, FilterFactory, Lent, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter, TcpStep,
+    Chain, Chains, Direction, FilterFactory, Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo, TcpFilter,
+    TcpStep,
 };
 
 type Act = Arc<dyn Fn(Lent<'_>, bool) -> Step + Send + Sync>;
@@ -132,7 +133,7 @@ impl Script {
                 Step::Continue
             }
             Lent::ResponseHeaders(head) => {
-                head.headers.remove("content-length");
+                head.headers.map_mut().remove("content-length");
                 Step::Continue
             }
             Lent::RequestBody(body) | Lent::ResponseBody(body) => {
@@ -239,7 +240,7 @@ impl StreamFilter for Scripted {
         self.run("request-trailers", Lent::RequestTrailers(trailers, body), false)
     }
 
-    fn on_response_headers(&mut self, head: &mut response::Parts, end: bool) -> Step {
+    fn on_response_headers(&mut self, head: &mut ResponseHead, end: bool) -> Step {
         self.run(
             &format!("response-head {}", head.status.as_u16()),
             Lent::ResponseHeaders(head),
