@@ -3,7 +3,7 @@
 //! Only what can be read in one way: whatever is unusual, long-winded or wrong is left to hyper and [`super::super::head`],
 //! which know what to make of it.
 
-use std::{borrow::Cow, io::Write as _, mem::MaybeUninit};
+use std::{borrow::Cow, mem::MaybeUninit};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
@@ -248,11 +248,15 @@ pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
 
 /// A head that [`super::super::head::prepare_request`] made.
 pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
-    // As it is displayed, a target has a slash. A Vec takes all.
-    let _ = match parts.uri.path_and_query() {
-        Some(target) => write!(out, "{} {target} HTTP/1.1\r\n", parts.method),
-        None => write!(out, "{} / HTTP/1.1\r\n", parts.method),
-    };
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if !target.starts_with(['/', '*']) {
+        // A query alone.
+        out.push(b'/');
+    }
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in &parts.headers {
         lines::write(out, name.as_str().as_bytes(), value.as_bytes());
     }
@@ -363,6 +367,22 @@ mod tests {
         );
         let value = made.headers["host"].as_bytes().as_ptr();
         assert!(copy.as_ptr_range().contains(&value));
+    }
+
+    #[test]
+    fn a_target_is_written_with_the_slash_that_it_may_lack() {
+        for (target, expect) in [
+            ("/a?b=c", "/a?b=c"),
+            ("*", "*"),
+            ("http://web", "/"),
+            ("http://web?b", "/?b"),
+        ] {
+            let (parts, ()) = http::Request::options(target).body(()).unwrap().into_parts();
+            let mut out = Vec::new();
+            write_parts(&parts, &mut out);
+            let expect = format!("OPTIONS {expect} HTTP/1.1\r\n\r\n");
+            assert_eq!(String::from_utf8(out).unwrap(), expect);
+        }
     }
 
     #[test]
