@@ -22,7 +22,9 @@ pub(crate) struct Chain {
     seen: Cell<usize>,
     /// They see an answer's head now, or have.
     answering: Cell<bool>,
-    /// What the request's body ended in, for whoever answers.
+    /// A body of the request goes through them.
+    carries_request: Cell<bool>,
+    /// What that ended in, for whoever answers.
     stopped: RefCell<Option<Stop>>,
     /// Of whoever answers.
     answerer: RefCell<Option<Waker>>,
@@ -79,6 +81,7 @@ impl Chain {
             filters: RefCell::new(filters),
             seen: Cell::new(0),
             answering: Cell::new(false),
+            carries_request: Cell::new(false),
             stopped: RefCell::default(),
             answerer: RefCell::default(),
             pause,
@@ -86,7 +89,10 @@ impl Chain {
     }
 
     /// The way of a body through the filters that saw the request's head.
-    pub(crate) fn passage(&self) -> Passage {
+    pub(crate) fn passage(&self, way: Way) -> Passage {
+        if way == Way::Request {
+            self.carries_request.set(true);
+        }
         Passage::new(self.seen.get())
     }
 
@@ -145,6 +151,10 @@ impl Chain {
 
     /// What the request's body ended in. `Pending`: nothing yet, `cx` is woken then.
     pub(crate) fn poll_stopped(&self, cx: &Context<'_>) -> Poll<Stop> {
+        if !self.carries_request.get() {
+            // Should one begin to, whoever answers makes it do so, and asks again.
+            return Poll::Pending;
+        }
         if let Some(stop) = self.stopped.take() {
             return Poll::Ready(stop);
         }

@@ -94,7 +94,7 @@ impl RequestBody {
     /// Leads it through the filters that saw the head, and were not told that it is the end.
     pub(crate) fn filtered(mut self) -> Self {
         if let Some(chain) = self.exchange.chain() {
-            self.passage = Some(Box::new(chain.passage()));
+            self.passage = Some(Box::new(chain.passage(Way::Request)));
         }
         self
     }
@@ -264,7 +264,7 @@ impl ResponseBody {
         if end {
             self.exchange.response_ended();
         } else if let Some(chain) = self.exchange.chain() {
-            self.passage = Some(Box::new(chain.passage()));
+            self.passage = Some(Box::new(chain.passage(Way::Response)));
         }
         self
     }
