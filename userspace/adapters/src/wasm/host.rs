@@ -136,8 +136,8 @@ pub(super) struct Stream {
     pub info: Arc<StreamInfo>,
     pub request: RequestHead,
     pub response: ResponseHead,
-    pub request_trailers: HeaderMap,
-    pub response_trailers: HeaderMap,
+    /// By [`Point::side`]; few streams have any.
+    pub trailers: [Option<Box<HeaderMap>>; 2],
     /// What the callback at hand may read and change: the body, or bytes of a connection.
     pub body: BytesMut,
     /// What of the above is there by now.
@@ -238,9 +238,9 @@ impl Host {
         let stream = self.stream()?;
         match kind {
             MapKind::RequestHeaders if stream.has_request => Some(MapRef::Request(&stream.request)),
-            MapKind::RequestTrailers => Some(MapRef::Plain(&stream.request_trailers)),
+            MapKind::RequestTrailers => stream.trailers[0].as_deref().map(MapRef::Plain),
             MapKind::ResponseHeaders if stream.has_response => Some(MapRef::Response(&stream.response)),
-            MapKind::ResponseTrailers => Some(MapRef::Plain(&stream.response_trailers)),
+            MapKind::ResponseTrailers => stream.trailers[1].as_deref().map(MapRef::Plain),
             _ => None,
         }
     }
@@ -252,11 +252,17 @@ impl Host {
             MapKind::RequestHeaders if stream.has_request => {
                 (Point::RequestHeaders, MapMut::Request(&mut stream.request))
             }
-            MapKind::RequestTrailers => (Point::RequestTrailers, MapMut::Plain(&mut stream.request_trailers)),
+            MapKind::RequestTrailers => (
+                Point::RequestTrailers,
+                MapMut::Plain(stream.trailers[0].get_or_insert_default()),
+            ),
             MapKind::ResponseHeaders if stream.has_response => {
                 (Point::ResponseHeaders, MapMut::Response(&mut stream.response))
             }
-            MapKind::ResponseTrailers => (Point::ResponseTrailers, MapMut::Plain(&mut stream.response_trailers)),
+            MapKind::ResponseTrailers => (
+                Point::ResponseTrailers,
+                MapMut::Plain(stream.trailers[1].get_or_insert_default()),
+            ),
             _ => return None,
         };
         let side = point.side();
@@ -350,8 +356,7 @@ impl Stream {
             info,
             request: RequestHead::default(),
             response: ResponseHead::default(),
-            request_trailers: HeaderMap::new(),
-            response_trailers: HeaderMap::new(),
+            trailers: [None, None],
             body: BytesMut::new(),
             has_request: false,
             has_response: false,

@@ -299,8 +299,9 @@ fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
             stream.has_response = true;
             stream.response = mem::take::<ResponseHead>(head);
         }
-        Lent::RequestTrailers(trailers, _) => mem::swap(&mut stream.request_trailers, trailers),
-        Lent::ResponseTrailers(trailers, _) => mem::swap(&mut stream.response_trailers, trailers),
+        Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) => {
+            stream.trailers[point.side()] = Some(Box::new(mem::take::<HeaderMap>(trailers)));
+        }
     }
 }
 
@@ -310,6 +311,7 @@ fn take_back(stream: &mut Stream, lent: &mut Lent<'_>, held: bool) {
     if let Some(body) = lent.body() {
         mem::swap(&mut stream.body, body);
     }
+    let side = lent.point().side();
     match lent {
         Lent::RequestHeaders(head) => stream.request.give_back(head, held),
         Lent::ResponseHeaders(head) => {
@@ -320,8 +322,11 @@ fn take_back(stream: &mut Stream, lent: &mut Lent<'_>, held: bool) {
             let status = stream.response.status;
             **head = mem::replace(&mut stream.response, ResponseHead { status, headers });
         }
-        Lent::RequestTrailers(trailers, _) => trailers.clone_from(&stream.request_trailers),
-        Lent::ResponseTrailers(trailers, _) => trailers.clone_from(&stream.response_trailers),
+        Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) => {
+            if let Some(kept) = &stream.trailers[side] {
+                trailers.clone_from(kept);
+            }
+        }
         Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
     }
 }

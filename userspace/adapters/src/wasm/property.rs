@@ -163,10 +163,13 @@ fn of_response(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
             )),
         },
         ["headers", name] if stream.has_response => value_of(MapRef::Response(&stream.response), name),
-        ["trailers", name] => value_of(MapRef::Plain(&stream.response_trailers), name),
+        ["trailers", name] => value_of(MapRef::Plain(stream.trailers[1].as_deref()?), name),
         ["grpc_status"] => {
-            let trailer = stream.response_trailers.get("grpc-status").map(HeaderValue::as_bytes);
-            let status = trailer.or_else(|| stream.response.headers.find(b"grpc-status"))?;
+            let trailers = stream.trailers[1].as_deref();
+            let trailer = trailers.and_then(|trailers| trailers.get("grpc-status"));
+            let status = trailer
+                .map(HeaderValue::as_bytes)
+                .or_else(|| stream.response.headers.find(b"grpc-status"))?;
             number(str::from_utf8(status).ok()?.parse().ok()?)
         }
         ["size" | "total_size"] => number(stream.end?.response_bytes),
