@@ -1,7 +1,7 @@
 //! An accepted connection, from its original destination to the protocol that serves it.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
@@ -36,7 +36,15 @@ use crate::{
     worker::Worker,
 };
 
-static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
+/// Numbers of streams that a thread takes at once: else each request would write what all workers do.
+const STREAMS_AT_ONCE: u64 = 1024;
+
+static NEXT_STREAMS: AtomicU64 = AtomicU64::new(STREAMS_AT_ONCE);
+
+thread_local! {
+    /// This thread's next one; where it begins a new lot, there is none.
+    static NEXT_STREAM: Cell<u64> = const { Cell::new(0) };
+}
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -90,7 +98,7 @@ impl Conn {
     /// What filters are told of a request, or of the whole connection.
     pub(crate) fn stream_info(&self, picked: &Picked, protocol: FlowProtocol) -> StreamInfo {
         StreamInfo {
-            id: NEXT_STREAM.fetch_add(1, Ordering::Relaxed),
+            id: next_stream(),
             connection: *self.id.get_or_init(|| NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed)),
             direction: self.direction,
             began: SystemTime::now(),
@@ -166,6 +174,16 @@ pub(crate) fn spawn(
     });
 }
 
+fn next_stream() -> u64 {
+    let next = NEXT_STREAM.get();
+    let number = match next.is_multiple_of(STREAMS_AT_ONCE) {
+        true => NEXT_STREAMS.fetch_add(STREAMS_AT_ONCE, Ordering::Relaxed),
+        false => next,
+    };
+    NEXT_STREAM.set(number + 1);
+    number
+}
+
 /// What is sent to our outbound port was accepted there; what came in, at the address that was dialled.
 fn direction(local: SocketAddr, original: SocketAddr) -> TrafficDirection {
     if local == original {
@@ -239,7 +257,21 @@ async fn begin(conn: Rc<Conn>, mut stream: Socket) -> Option<Pin<Box<dyn Future<
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashSet, thread};
+
     use super::*;
+
+    #[test]
+    fn no_two_streams_have_one_number() {
+        let some = || {
+            (0..2 * STREAMS_AT_ONCE + 1)
+                .map(|_| next_stream())
+                .collect::<HashSet<_>>()
+        };
+        let (own, others) = (some(), thread::spawn(some).join().unwrap());
+        assert_eq!([own.len() as u64, others.len() as u64], [2 * STREAMS_AT_ONCE + 1; 2]);
+        assert!(own.is_disjoint(&others) && !own.contains(&0));
+    }
 
     #[test]
     fn what_was_accepted_where_it_was_sent_to_came_in() {
