@@ -10,6 +10,7 @@
 //! with the same thing lent again. Where no filter is configured, nothing is called and nothing is kept.
 
 use std::{
+    mem,
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
@@ -25,7 +26,7 @@ mod head;
 mod state;
 
 pub(crate) use head::pairs;
-pub use head::{HeaderLines, HeaderSection, ResponseHead};
+pub use head::{HeaderLines, HeaderSection, RequestHead, ResponseHead};
 pub use state::FilterState;
 pub(crate) use state::{Room, Saved};
 
@@ -111,6 +112,14 @@ pub trait StreamFilter {
     /// The request is about to be forwarded. `end`: it has neither body nor trailers.
     fn on_request_headers(&mut self, _head: &mut request::Parts, _end: bool) -> Step {
         Step::Continue
+    }
+
+    /// The same of a head that may be a text. [`StreamFilter::poll_resume`] is lent it in a map all the same.
+    fn on_request_head(&mut self, head: &mut RequestHead, end: bool) -> Step {
+        let mut parts = mem::take(head).into_parts();
+        let step = self.on_request_headers(&mut parts, end);
+        *head = RequestHead::take(&mut parts);
+        step
     }
 
     /// All of the body that was not passed on yet; with [`Step::Pause`] it stays and grows.

@@ -1,10 +1,28 @@
 //! Heads as filters see them, read into a map only where somebody changes one.
 //!
-//! Most filters change nothing of an answer, and most that look at an earlier head look for one header. So what comes in as text
-//! stays text until then: one piece of memory, where a map takes two and more, and counts each value.
+//! Most filters look for a header and set one, and change nothing of an answer. So what comes in as text stays text until more is
+//! wanted of it: one piece of memory, where a map takes two and more, and counts each value.
+
+use std::mem;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request};
+
+/// A text is changed so often at most: each change copies it.
+const MAX_CHANGES: u8 = 4;
+
+/// And no longer than this, bytes.
+const MAX_CHANGED: usize = 4096;
+
+/// A request's head.
+#[derive(Debug, Clone, Default)]
+pub struct RequestHead {
+    pub method: Method,
+    pub uri: Uri,
+    /// As it came; changes are not looked at.
+    pub version: Version,
+    pub headers: HeaderSection,
+}
 
 /// An answer's head.
 #[derive(Debug, Clone, Default)]
@@ -16,7 +34,7 @@ pub struct ResponseHead {
 /// The headers of a head.
 #[derive(Debug, Clone)]
 pub enum HeaderSection {
-    /// Nobody has changed them since they were written.
+    /// Of what tells where a message ends, nobody has changed anything.
     Text(HeaderLines),
     Map(HeaderMap),
 }
@@ -26,6 +44,33 @@ pub enum HeaderSection {
 pub struct HeaderLines {
     text: Bytes,
     count: usize,
+    changes: u8,
+}
+
+// === impl RequestHead ===
+
+impl RequestHead {
+    /// Moves what filters may see out of `parts`.
+    pub fn take(parts: &mut request::Parts) -> Self {
+        Self {
+            method: mem::take(&mut parts.method),
+            uri: mem::take(&mut parts.uri),
+            version: parts.version,
+            headers: HeaderSection::Map(mem::take(&mut parts.headers)),
+        }
+    }
+
+    /// Moves it back.
+    pub fn put(self, parts: &mut request::Parts) {
+        (parts.method, parts.uri, parts.version) = (self.method, self.uri, self.version);
+        parts.headers = self.headers.into_map();
+    }
+
+    pub fn into_parts(self) -> request::Parts {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        self.put(&mut parts);
+        parts
+    }
 }
 
 // === impl ResponseHead ===
@@ -86,6 +131,44 @@ impl HeaderSection {
         self.len() == 0
     }
 
+    /// Has this value under `name`, in the place of all others.
+    ///
+    /// # Errors
+    /// Nothing was changed: that is for the map.
+    pub(crate) fn replace(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), ForMap> {
+        let name = settable(name)?;
+        self.text()?.change(Some(name), Some((name, value.as_bytes())))
+    }
+
+    /// Has one more.
+    ///
+    /// # Errors
+    /// As [`HeaderSection::replace`].
+    pub(crate) fn add(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), ForMap> {
+        let name = settable(name)?;
+        self.text()?.change(None, Some((name, value.as_bytes())))
+    }
+
+    /// Has none under `name`.
+    ///
+    /// # Errors
+    /// As [`HeaderSection::replace`].
+    pub(crate) fn remove(&mut self, name: &HeaderName) -> Result<(), ForMap> {
+        let name = settable(name)?;
+        let lines = self.text()?;
+        match lines.find(name) {
+            Some(_) => lines.change(Some(name), None),
+            None => Ok(()),
+        }
+    }
+
+    fn text(&mut self) -> Result<&mut HeaderLines, ForMap> {
+        match self {
+            Self::Text(lines) => Ok(lines),
+            Self::Map(_) => Err(ForMap),
+        }
+    }
+
     /// To be changed: a map from now on.
     pub fn map_mut(&mut self) -> &mut HeaderMap {
         match self {
@@ -104,9 +187,12 @@ impl HeaderSection {
         }
     }
 
-    /// A copy for whoever may ask for one of them later.
+    /// A copy for whoever may ask for one of them later. `held`: it may become what goes on, and then has all that a map knows.
     #[must_use]
-    pub fn kept(&self) -> Self {
+    pub(crate) fn kept(&self, held: bool) -> Self {
+        if held {
+            return self.clone();
+        }
         Self::Text(match self {
             Self::Text(lines) => lines.clone(),
             Self::Map(map) => {
@@ -120,6 +206,18 @@ impl HeaderSection {
 impl Default for HeaderSection {
     fn default() -> Self {
         Self::Map(HeaderMap::new())
+    }
+}
+
+/// A change is none that a text is made for: it is one, and not changed much, as long as it says where the message ends.
+#[derive(Debug)]
+pub(crate) struct ForMap;
+
+/// What may be set in a text.
+fn settable(name: &HeaderName) -> Result<&[u8], ForMap> {
+    match *name {
+        header::CONNECTION | header::CONTENT_LENGTH | header::TRANSFER_ENCODING => Err(ForMap),
+        _ => Ok(name.as_str().as_bytes()),
     }
 }
 
@@ -148,7 +246,26 @@ impl HeaderLines {
         Self {
             text: Bytes::from(text),
             count,
+            changes: 0,
         }
+    }
+
+    /// Leaves out the lines of one name and puts another one into the first one's place, or behind all.
+    fn change(&mut self, without: Option<&[u8]>, put: Option<(&[u8], &[u8])>) -> Result<(), ForMap> {
+        let size = self.text.len() + put.map_or(0, |(name, value)| name.len() + value.len() + 4);
+        if self.changes >= MAX_CHANGES || size > MAX_CHANGED {
+            return Err(ForMap);
+        }
+        let goes = |name: &[u8]| without.is_some_and(|gone| name == gone);
+        let at = self.iter().position(|(name, _)| goes(name)).unwrap_or(self.count);
+        let before = self.iter().take(at);
+        let behind = self.iter().skip(at).filter(|(name, _)| !goes(name));
+        let changed = Self::of(before.chain(put).chain(behind), size);
+        *self = Self {
+            changes: self.changes + 1,
+            ..changed
+        };
+        Ok(())
     }
 
     /// As HTTP/1 sends them.
@@ -161,8 +278,9 @@ impl HeaderLines {
         lines.find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
     }
 
-    /// Neither names nor values hold a line end, and names no colon.
-    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        // Neither names nor values hold a line end, and names no colon.
         let lines = self.text.split(|byte| *byte == b'\n');
         lines.filter_map(|line| {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -242,17 +360,57 @@ mod tests {
     #[test]
     fn what_is_changed_becomes_a_map_and_what_was_kept_stays() {
         let mut section = text();
-        let kept = section.kept();
+        let kept = section.kept(false);
         section.map_mut().insert("x-empty", HeaderValue::from_static("1"));
         assert_eq!(section.find(b"x-empty"), Some(&b"1"[..]));
-        let later = section.kept();
+        let (later, held) = (section.kept(false), section.kept(true));
         section.map_mut().clear();
-        assert!(section.is_empty() && matches!(later, HeaderSection::Text(_)));
+        assert!(section.is_empty() && matches!((&later, held), (HeaderSection::Text(_), HeaderSection::Map(_))));
         assert_eq!(
             (kept.find(b"x-empty"), later.find(b"x-empty")),
             (Some(&b""[..]), Some(&b"1"[..]))
         );
         assert_eq!(later.into_map().get_all("set-cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn a_text_is_changed_in_place_as_its_map_is() {
+        let name = HeaderName::from_static;
+        let value = HeaderValue::from_static;
+        let mut text = text();
+        let mut map = text.clone().into_map();
+        text.replace(&name("set-cookie"), &value("c=3")).expect("a text");
+        map.insert("set-cookie", value("c=3"));
+        assert_eq!(text.find(b"set-cookie"), Some(&b"c=3"[..]));
+        text.add(&name("x-empty"), &value("2")).expect("a text");
+        map.append("x-empty", value("2"));
+        text.remove(&name("x-colons")).expect("a text");
+        map.remove("x-colons");
+        text.remove(&name("x-none")).expect("nothing to do");
+        text.replace(&name("x-new"), &value("")).expect("a text");
+        map.insert("x-new", value(""));
+        assert_eq!(all(&text), all(&HeaderSection::Map(map)));
+        assert!(matches!(text, HeaderSection::Text(_)) && text.len() == 5);
+    }
+
+    #[test]
+    fn what_is_changed_often_or_long_or_tells_where_a_message_ends_is_for_a_map() {
+        let name = HeaderName::from_static;
+        let mut often = text();
+        for _ in 0..MAX_CHANGES {
+            often.add(&name("x"), &HeaderValue::from_static("1")).expect("a text");
+        }
+        let before = all(&often).len();
+        assert!(often.add(&name("x"), &HeaderValue::from_static("1")).is_err());
+        assert_eq!(all(&often).len(), before);
+        let long = HeaderValue::from_bytes(&[b'v'; MAX_CHANGED]).expect("a value");
+        assert!(text().replace(&name("x"), &long).is_err());
+        for framing in ["connection", "content-length", "transfer-encoding"] {
+            assert!(text().replace(&name(framing), &HeaderValue::from_static("1")).is_err());
+            assert!(text().remove(&name(framing)).is_err());
+        }
+        often.map_mut();
+        assert!(often.remove(&name("x")).is_err());
     }
 
     #[test]

@@ -2,12 +2,9 @@
 //!
 //! `host` is `:authority`, as in Envoy, and is not listed beside it.
 
-use std::mem;
-
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
     header::HOST,
-    request,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
@@ -15,20 +12,10 @@ use super::{
     abi::Status,
     pairs::{self, MAX_PAIRS},
 };
-use crate::stream::{self, HeaderSection, ResponseHead};
+use crate::stream::{self, HeaderSection, RequestHead, ResponseHead};
 
 /// Longest value of a header that a filter may set, bytes.
 const MAX_VALUE: usize = 64 << 10;
-
-/// What a filter may see and change of a request's head.
-#[derive(Debug, Default)]
-pub(super) struct RequestHead {
-    pub method: Method,
-    pub uri: Uri,
-    /// As it came; changes are not looked at.
-    pub version: Version,
-    pub headers: HeaderSection,
-}
 
 /// A map that a filter reads.
 #[derive(Debug, Clone, Copy)]
@@ -64,34 +51,17 @@ pub(super) enum Value {
 // === impl RequestHead ===
 
 impl RequestHead {
-    /// Moves what a filter may see out of `parts`.
-    pub fn take(parts: &mut request::Parts) -> Self {
+    /// A copy for later callbacks. `held`: as in [`HeaderSection::kept`].
+    pub(super) fn kept(&self, held: bool) -> Self {
         Self {
-            method: mem::take(&mut parts.method),
-            uri: mem::take(&mut parts.uri),
-            version: parts.version,
-            headers: HeaderSection::Map(mem::take(&mut parts.headers)),
-        }
-    }
-
-    /// Moves it back, and keeps a copy; `held`: it is to pass for the head itself, should that be held and the copy be changed.
-    pub fn give_back(&mut self, parts: &mut request::Parts, held: bool) {
-        let kept = Self {
             method: self.method.clone(),
             uri: self.uri.clone(),
             version: self.version,
-            headers: if held {
-                self.headers.clone()
-            } else {
-                self.headers.kept()
-            },
-        };
-        let lent = mem::replace(self, kept);
-        (parts.method, parts.uri) = (lent.method, lent.uri);
-        parts.headers = lent.headers.into_map();
+            headers: self.headers.kept(held),
+        }
     }
 
-    pub fn authority(&self) -> Option<Value> {
+    pub(super) fn authority(&self) -> Option<Value> {
         match self.uri.authority() {
             Some(authority) => Some(Value::Authority(authority.clone())),
             None => self.headers.get(b"host").map(Value::Header),
@@ -103,11 +73,11 @@ impl RequestHead {
         self.headers.count(b"host")
     }
 
-    pub fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         self.uri.path_and_query().map_or("/", PathAndQuery::as_str)
     }
 
-    pub fn scheme(&self) -> Scheme {
+    pub(super) fn scheme(&self) -> Scheme {
         self.uri.scheme().cloned().unwrap_or(Scheme::HTTP)
     }
 
@@ -225,6 +195,15 @@ impl MapMut<'_> {
         }
     }
 
+    /// What may be a text.
+    fn section(&mut self) -> Option<&mut HeaderSection> {
+        match self {
+            Self::Request(head) => Some(&mut head.headers),
+            Self::Response(head) => Some(&mut head.headers),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// Whether `name` is no header; if so, it was set.
     fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Unfit> {
         match self {
@@ -244,6 +223,9 @@ impl MapMut<'_> {
     pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
             let (name, value) = (header_name(name)?, header_value(value)?);
+            if self.section().is_some_and(|section| section.add(&name, &value).is_ok()) {
+                return Ok(());
+            }
             let headers = self.headers();
             // The map itself ends far beyond, and then by a panic of whoever adds the next.
             if headers.len() >= MAX_PAIRS {
@@ -260,11 +242,17 @@ impl MapMut<'_> {
     pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
             let name = header_name(name)?;
-            let headers = self.headers();
             let Ok(value) = header_value(value) else {
-                headers.remove(name);
+                self.remove_all(&name);
                 return Err(Unfit);
             };
+            if self
+                .section()
+                .is_some_and(|section| section.replace(&name, &value).is_ok())
+            {
+                return Ok(());
+            }
+            let headers = self.headers();
             if headers.len() >= MAX_PAIRS && !headers.contains_key(&name) {
                 return Err(Unfit);
             }
@@ -276,7 +264,13 @@ impl MapMut<'_> {
     /// Removes all values under `name`. What begins with `:` stays: a head has it.
     pub fn remove(&mut self, name: &[u8]) {
         let host = is_host(name) && matches!(self, Self::Request(_));
-        if let (false, Ok(name)) = (host, str::from_utf8(name)) {
+        if let (false, Ok(name)) = (host, header_name(name)) {
+            self.remove_all(&name);
+        }
+    }
+
+    fn remove_all(&mut self, name: &HeaderName) {
+        if self.section().is_none_or(|section| section.remove(name).is_err()) {
             self.headers().remove(name);
         }
     }
@@ -340,6 +334,8 @@ fn header_value(value: &[u8]) -> Result<HeaderValue, Unfit> {
 
 #[cfg(test)]
 mod tests {
+    use http::request;
+
     use super::*;
 
     fn head(request: request::Builder) -> RequestHead {

@@ -20,13 +20,13 @@ use super::{
     abi::{BufferKind, MapKind},
     callout::{Call, Event, HttpAnswer, Order},
     counters::Counters,
-    headers::{MapMut, MapRef, RequestHead},
+    headers::{MapMut, MapRef},
     inbox::Inbox,
     kept::Kept,
     metric::Metric,
     plugin::Inner,
 };
-use crate::stream::{ResponseHead, StreamEnd, StreamInfo};
+use crate::stream::{RequestHead, ResponseHead, StreamEnd, StreamInfo};
 
 /// Context of the plugin itself; streams count on from here.
 pub(super) const ROOT: u32 = 1;

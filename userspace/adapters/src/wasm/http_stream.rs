@@ -12,12 +12,12 @@ use http::{HeaderMap, request};
 
 use super::{
     failed,
-    headers::{MapRef, RequestHead},
+    headers::MapRef,
     host::{Point, Stream},
     vm::{Vm, length, optional},
     worker::Worker,
 };
-use crate::stream::{Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
+use crate::stream::{Lent, RequestHead, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
 
 /// Action of the ABI: go on.
 const CONTINUE: u32 = 0;
@@ -57,7 +57,12 @@ impl HttpStream {
     }
 
     /// Lends something to the module while `callback` runs, and says what becomes of the stream.
-    fn run(&mut self, mut lent: Lent<'_>, callback: impl FnOnce(&mut Vm, u32) -> wasmtime::Result<u32>) -> Step {
+    fn run<'a>(
+        &mut self,
+        lent: impl Into<Loan<'a>>,
+        callback: impl FnOnce(&mut Vm, u32) -> wasmtime::Result<u32>,
+    ) -> Step {
+        let mut lent = lent.into();
         let context = self.context;
         let created = mem::replace(&mut self.created, true);
         let step = self.worker.enter(|vm| {
@@ -114,10 +119,12 @@ impl HttpStream {
 impl StreamFilter for HttpStream {
     fn on_request_headers(&mut self, head: &mut request::Parts, end: bool) -> Step {
         self.run(Lent::RequestHeaders(head), |vm, context| {
-            let stream = vm.host().streams.get(&context);
-            let count = stream.map_or(0, |stream| MapRef::Request(&stream.request).len());
-            vm.on_headers(true, context, count, end)
+            request_headers(vm, context, end)
         })
+    }
+
+    fn on_request_head(&mut self, head: &mut RequestHead, end: bool) -> Step {
+        self.run(Loan::Head(head), |vm, context| request_headers(vm, context, end))
     }
 
     fn on_request_body(&mut self, body: &mut BytesMut, end: bool) -> Step {
@@ -253,6 +260,43 @@ fn decide(stream: &mut Stream, point: Point, action: u32) -> Step {
     Step::Pause
 }
 
+fn request_headers(vm: &mut Vm, context: u32, end: bool) -> wasmtime::Result<u32> {
+    let stream = vm.host().streams.get(&context);
+    let count = stream.map_or(0, |stream| MapRef::Request(&stream.request).len());
+    vm.on_headers(true, context, count, end)
+}
+
+/// What a callback is about.
+enum Loan<'a> {
+    /// A request's head that may be a text.
+    Head(&'a mut RequestHead),
+    Lent(Lent<'a>),
+}
+
+// === impl Loan ===
+
+impl Loan<'_> {
+    fn point(&self) -> Point {
+        match self {
+            Self::Head(_) => Point::RequestHeaders,
+            Self::Lent(lent) => lent.point(),
+        }
+    }
+
+    fn body(&mut self) -> Option<&mut BytesMut> {
+        match self {
+            Self::Head(_) => None,
+            Self::Lent(lent) => lent.body(),
+        }
+    }
+}
+
+impl<'a> From<Lent<'a>> for Loan<'a> {
+    fn from(lent: Lent<'a>) -> Self {
+        Self::Lent(lent)
+    }
+}
+
 // === impl Lent ===
 
 impl Lent<'_> {
@@ -277,7 +321,7 @@ impl Lent<'_> {
 }
 
 /// Moves what is lent into the stream. What was changed while it was held is in there already.
-fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
+fn lend(stream: &mut Stream, lent: &mut Loan<'_>) {
     let point = lent.point();
     stream.lent = Some(point);
     if stream.flows_on(point.side()) {
@@ -289,44 +333,53 @@ fn lend(stream: &mut Stream, lent: &mut Lent<'_>) {
         mem::swap(&mut stream.body, body);
     }
     match lent {
-        Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
         _ if changed => {}
-        Lent::RequestHeaders(head) => {
+        Loan::Head(head) => {
+            stream.has_request = true;
+            stream.request = mem::take::<RequestHead>(head);
+        }
+        Loan::Lent(Lent::RequestHeaders(head)) => {
             stream.has_request = true;
             stream.request = RequestHead::take(head);
         }
-        Lent::ResponseHeaders(head) => {
+        Loan::Lent(Lent::ResponseHeaders(head)) => {
             stream.has_response = true;
             stream.response = mem::take::<ResponseHead>(head);
         }
-        Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) => {
+        Loan::Lent(Lent::RequestBody(_) | Lent::ResponseBody(_)) => {}
+        Loan::Lent(Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _)) => {
             stream.trailers[point.side()] = Some(Box::new(mem::take::<HeaderMap>(trailers)));
         }
     }
 }
 
 /// Moves what was lent back, and keeps a copy of heads and trailers for later callbacks. `held`: the stream is held there.
-fn take_back(stream: &mut Stream, lent: &mut Lent<'_>, held: bool) {
+fn take_back(stream: &mut Stream, lent: &mut Loan<'_>, held: bool) {
     stream.lent = None;
     if let Some(body) = lent.body() {
         mem::swap(&mut stream.body, body);
     }
     let side = lent.point().side();
     match lent {
-        Lent::RequestHeaders(head) => stream.request.give_back(head, held),
-        Lent::ResponseHeaders(head) => {
-            let headers = match held {
-                true => stream.response.headers.clone(),
-                false => stream.response.headers.kept(),
+        Loan::Head(head) => **head = take_request(stream, held),
+        Loan::Lent(Lent::RequestHeaders(head)) => take_request(stream, held).put(head),
+        Loan::Lent(Lent::ResponseHeaders(head)) => {
+            let kept = ResponseHead {
+                status: stream.response.status,
+                headers: stream.response.headers.kept(held),
             };
-            let status = stream.response.status;
-            **head = mem::replace(&mut stream.response, ResponseHead { status, headers });
+            **head = mem::replace(&mut stream.response, kept);
         }
-        Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) => {
+        Loan::Lent(Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _)) => {
             if let Some(kept) = &stream.trailers[side] {
                 trailers.clone_from(kept);
             }
         }
-        Lent::RequestBody(_) | Lent::ResponseBody(_) => {}
+        Loan::Lent(Lent::RequestBody(_) | Lent::ResponseBody(_)) => {}
     }
+}
+
+fn take_request(stream: &mut Stream, held: bool) -> RequestHead {
+    let kept = stream.request.kept(held);
+    mem::replace(&mut stream.request, kept)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, request, response};
-use weft_adapters::{Lent, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
+use weft_adapters::{Lent, RequestHead, ResponseHead, Step, StreamEnd, StreamFilter, StreamInfo};
 
 use super::{Passage, Running, passage::Stages, running};
 use crate::{limits::FILTER_BODY_BUFFER, pick::Picked};
@@ -114,6 +114,34 @@ impl Chain {
             }
         }
         Ok(())
+    }
+
+    /// The same of a head that may be a text.
+    ///
+    /// # Cancel safety
+    /// As [`Chain::request_headers`].
+    pub(crate) async fn request_head(&self, head: &mut RequestHead, end: bool) -> Result<(), Stop> {
+        let count = self.filters.borrow().len();
+        for index in 0..count {
+            self.seen.set(index + 1);
+            let step = {
+                let running = &mut self.filters.borrow_mut()[index];
+                running.patience[0].renew();
+                running.filter.on_request_head(head, end)
+            };
+            if !self.passes(index, step)? {
+                // In a box: few are held.
+                Box::pin(self.hold_request(index, head)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hold_request(&self, index: usize, head: &mut RequestHead) -> Result<(), Stop> {
+        let mut parts = mem::take(head).into_parts();
+        let held = poll_fn(|cx| self.poll_resume(index, cx, Lent::RequestHeaders(&mut parts))).await;
+        *head = RequestHead::take(&mut parts);
+        held
     }
 
     /// Shows an answer's head to the filters that saw the request, last to first.

@@ -128,14 +128,14 @@ pub(crate) fn counted(picked: &Picked, head: &request::Parts, directives: &Direc
     })
 }
 
-/// The same after the checks, which wanted this. Whether adapters may have changed it.
-pub(crate) async fn change(
+/// The same after the checks, which wanted this.
+async fn change(
     exchange: &Rc<Exchange>,
     picked: &Picked,
     head: &mut request::Parts,
     end: bool,
     directives: Directives,
-) -> Result<bool, Refusal> {
+) -> Result<(), Refusal> {
     let filtered = exchange.begin_filters(picked).is_some();
     let changed = filtered || !directives.request.is_empty();
     for operation in &directives.request {
@@ -149,7 +149,7 @@ pub(crate) async fn change(
         head::check(head).map_err(DataError::of_adapters)?;
         head::check_length(&mut head.headers, end);
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Picks an endpoint and judges it.

@@ -52,17 +52,27 @@ const HOLD: &str = r#"(module
 fn a_tick_changes_a_held_request_lets_it_go_and_ends_it() {
     local(async {
         let module = Module::compile(&text(HOLD)).expect("a filter");
-        let plugin = plugin(&module, config(""));
-        let mut filter = stream(&plugin);
-        let mut head = get("/", &[("x-mine", "1")]);
-        waits(filter.on_request_headers(&mut head, true));
-        goes_on(poll_fn(|cx| filter.poll_resume(cx, Lent::RequestHeaders(&mut head))).await);
-        assert_eq!(head.headers["x-tick"], "tick");
-        assert_eq!(head.headers["x-mine"], "1");
-        filter.on_end(&end());
-        drop(filter);
-        beside::until("the end", || beside::metric(&plugin, "ended") == 1).await;
-        assert_eq!(plugin.stats().traps, 0);
+        for is_text in [false, true] {
+            let plugin = plugin(&module, config(""));
+            let mut filter = stream(&plugin);
+            let sent = [("x-mine", "1")];
+            let mut head = if is_text {
+                let mut head = get_text("/", &sent);
+                waits(filter.on_request_head(&mut head, true));
+                head.into_parts()
+            } else {
+                let mut head = get("/", &sent);
+                waits(filter.on_request_headers(&mut head, true));
+                head
+            };
+            goes_on(poll_fn(|cx| filter.poll_resume(cx, Lent::RequestHeaders(&mut head))).await);
+            assert_eq!(head.headers["x-tick"], "tick");
+            assert_eq!(head.headers["x-mine"], "1");
+            filter.on_end(&end());
+            drop(filter);
+            beside::until("the end", || beside::metric(&plugin, "ended") == 1).await;
+            assert_eq!(plugin.stats().traps, 0);
+        }
     });
 }
 

@@ -25,6 +25,25 @@ fn a_header_decides_and_the_service_is_told() {
 }
 
 #[test]
+fn a_head_that_is_a_text_stays_one_where_a_header_is_set() {
+    let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s3cret": "alice"}}"#));
+    let (status, _) = answered(stream(&plugin).on_request_head(&mut get_text("/", &[]), true));
+    assert_eq!(status, 401);
+    let mut head = get_text(
+        "/a",
+        &[("Authorization", "Bearer s3cret"), ("X-User", "root"), ("x-user", "me")],
+    );
+    goes_on(stream(&plugin).on_request_head(&mut head, true));
+    let HeaderSection::Text(lines) = &head.headers else {
+        panic!("a map was made");
+    };
+    let expect = "host: cart\r\nauthorization: Bearer s3cret\r\nx-user: alice\r\n";
+    assert_eq!(str::from_utf8(lines.as_bytes()).expect("text"), expect);
+    assert_eq!((head.method.as_str(), head.uri.path()), ("GET", "/a"));
+    assert_eq!(plugin.stats().traps, 0);
+}
+
+#[test]
 fn challenges_carry_their_headers() {
     let plugin = plugin(&filter("header-auth"), config(r#"{"tokens": {"s": "a"}}"#));
     let Step::Respond(response) = stream(&plugin).on_request_headers(&mut get("/", &[]), true) else {

@@ -15,8 +15,8 @@ use super::*;
 use crate::{
     record::{Destination, FlowProtocol, Peer},
     stream::{
-        FilterFactory, FilterState, HeaderLines, HeaderSection, ResponseHead, Step, StreamEnd, StreamFilter,
-        StreamInfo, TrafficDirection,
+        FilterFactory, FilterState, HeaderLines, HeaderSection, RequestHead, ResponseHead, Step, StreamEnd,
+        StreamFilter, StreamInfo, TrafficDirection,
     },
     upstreams::{NoUpstreams, Upstreams},
 };
@@ -110,6 +110,16 @@ fn get(path: &str, headers: &[(&str, &str)]) -> request::Parts {
         request = request.header(*name, *value);
     }
     request.body(()).expect("a request").into_parts().0
+}
+
+/// The same with its headers in a text.
+fn get_text(path: &str, headers: &[(&str, &str)]) -> RequestHead {
+    let mut head = RequestHead::take(&mut get(path, &[]));
+    let host = [("Host", "cart")].into_iter();
+    let pairs = host.chain(headers.iter().copied());
+    let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    head.headers = HeaderSection::Text(HeaderLines::of(pairs, 0));
+    head
 }
 
 fn ok() -> ResponseHead {

@@ -9,7 +9,7 @@
 //! ```text
 //!  client --> Head::read --> pick, rules ---> Head::write --> endpoint                 plain.rs
 //!               |                  |   +-> checks -+     |                             looked_at.rs
-//!               |                  |         +-> filters --> write_parts
+//!               |                  |         +-> filters --> write_shown
 //!               | hyper is to look | no
 //!               +------------------+--> server.rs, forward.rs
 //!  client <-- response::read (head), Body::next (framing said anew) <-- endpoint

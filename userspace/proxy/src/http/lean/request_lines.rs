@@ -8,7 +8,7 @@ use std::{borrow::Cow, mem::MaybeUninit};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
-use weft_adapters::{Headers, attribute::RequestView};
+use weft_adapters::{HeaderLines, HeaderSection, Headers, RequestHead, attribute::RequestView};
 use weft_policy::HttpRequestView;
 
 use super::lines;
@@ -139,14 +139,33 @@ impl<'l, 'b> Head<'l, 'b> {
     pub fn parts(&self, text: &[u8], copy: &Bytes) -> Result<Parts, DataError> {
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.method = self.method.clone();
+        parts.uri = self.uri(text, copy)?;
+        parts.version = Version::HTTP_11;
+        parts.headers = lines::map(self.headers.iter(), text, copy).map_err(|_| UNFIT)?;
+        Ok(parts)
+    }
+
+    /// The same with its headers in a text, where most of those who may change it leave them.
+    ///
+    /// # Errors
+    /// As [`Head::parts`].
+    pub fn shown(&self, text: &[u8], copy: &Bytes) -> Result<RequestHead, DataError> {
+        let headers = self.headers.iter();
+        let pairs = headers.map(|header| (header.name.as_bytes(), header.value));
+        Ok(RequestHead {
+            method: self.method.clone(),
+            uri: self.uri(text, copy)?,
+            version: Version::HTTP_11,
+            headers: HeaderSection::Text(HeaderLines::of(pairs, self.length)),
+        })
+    }
+
+    fn uri(&self, text: &[u8], copy: &Bytes) -> Result<Uri, DataError> {
         let target = match lines::shared(self.target.as_bytes(), text, copy) {
             Some(target) => PathAndQuery::from_maybe_shared(target),
             None => PathAndQuery::try_from(self.target),
         };
-        parts.uri = Uri::from(target.map_err(|_| UNFIT)?);
-        parts.version = Version::HTTP_11;
-        parts.headers = lines::map(self.headers.iter(), text, copy).map_err(|_| UNFIT)?;
-        Ok(parts)
+        Ok(Uri::from(target.map_err(|_| UNFIT)?))
     }
 
     /// The head that goes to the endpoint, as [`super::super::head::prepare_request`] would make it; names stay as they were
@@ -246,21 +265,58 @@ pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
     Head::read_to_keep(&text).ok_or(UNFIT)?.parts(&text, &text)
 }
 
+/// The head that goes to the endpoint, of one that adapters have seen, where all of it can be told from its lines alone: as
+/// [`super::super::head::prepare_request`] would make it. `false`, and nothing is written: that is to look at it.
+pub(super) fn write_shown(head: &RequestHead, forwarded_for: Option<&HeaderValue>, out: &mut Vec<u8>) -> bool {
+    let HeaderSection::Text(lines) = &head.headers else {
+        return false;
+    };
+    if head.method == Method::CONNECT || head.uri.authority().is_some() {
+        return false;
+    }
+    let begin = out.len();
+    write_request_line(&head.method, &head.uri, out);
+    let hosts = lines.iter().try_fold(0, |hosts, (name, value)| {
+        let name = str::from_utf8(name).ok()?;
+        let hosts = match Line::of(&Header { name, value }) {
+            Line::Ours => return Some(hosts),
+            Line::Host if is_plain_host(value) => hosts + 1,
+            Line::Host | Line::Unusual => return None,
+            Line::Passes | Line::Cookie | Line::UserAgent => hosts,
+        };
+        lines::write(out, name.as_bytes(), value);
+        Some(hosts)
+    });
+    if hosts != Some(1) {
+        out.truncate(begin);
+        return false;
+    }
+    if let Some(client) = forwarded_for {
+        lines::write(out, b"x-forwarded-for", client.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    true
+}
+
 /// A head that [`super::super::head::prepare_request`] made.
 pub(super) fn write_parts(parts: &Parts, out: &mut Vec<u8>) {
-    out.extend_from_slice(parts.method.as_str().as_bytes());
+    write_request_line(&parts.method, &parts.uri, out);
+    for (name, value) in &parts.headers {
+        lines::write(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_request_line(method: &Method, uri: &Uri, out: &mut Vec<u8>) {
+    out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
-    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     if !target.starts_with(['/', '*']) {
         // A query alone.
         out.push(b'/');
     }
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in &parts.headers {
-        lines::write(out, name.as_str().as_bytes(), value.as_bytes());
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// A path, maybe with a query, of bytes that every party takes for the same (RFC 3986 `pchar`, `/` and `?`).
@@ -367,6 +423,75 @@ mod tests {
         );
         let value = made.headers["host"].as_bytes().as_ptr();
         assert!(copy.as_ptr_range().contains(&value));
+    }
+
+    #[test]
+    fn what_adapters_were_shown_and_left_plain_goes_on_as_what_nobody_looks_at() {
+        let wire = get(
+            "Connection: keep-alive\r\nKeep-Alive: 5\r\nX-Forwarded-For: 1.2.3.4\r\nAccept:  */* \r\nCookie: a=1\r\n",
+        );
+        let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let head = Head::read(wire.as_bytes(), &mut lines).unwrap();
+        let copy = Bytes::copy_from_slice(wire.as_bytes());
+        let shown = head.shown(wire.as_bytes(), &copy).unwrap();
+        assert_eq!(
+            shown.headers.find(b"keep-alive"),
+            Some(&b"5"[..]),
+            "adapters see it all"
+        );
+        let mut out = Vec::new();
+        assert!(write_shown(
+            &shown,
+            Some(&HeaderValue::from_static("10.0.0.1")),
+            &mut out
+        ));
+        let written = String::from_utf8(out).unwrap();
+        assert!(
+            written.starts_with("GET /a?b=c HTTP/1.1\r\nhost: web:80\r\n"),
+            "{written}"
+        );
+        assert_eq!(written.to_lowercase(), forwarded(&wire).unwrap().to_lowercase());
+    }
+
+    #[test]
+    fn what_adapters_have_made_unusual_is_not_told_from_its_lines() {
+        let shown = |name: &[u8], value: &[u8]| RequestHead {
+            headers: HeaderSection::Text(HeaderLines::of(
+                [(&b"host"[..], &b"web"[..]), (name, value)].into_iter(),
+                0,
+            )),
+            ..RequestHead::default()
+        };
+        let usual = shown(b"x-a", b"1");
+        let connect = RequestHead {
+            method: Method::CONNECT,
+            ..usual.clone()
+        };
+        let absolute = RequestHead {
+            uri: Uri::from_static("http://other/"),
+            ..usual.clone()
+        };
+        let map = RequestHead::take(&mut usual.clone().into_parts());
+        let mut out = b"before".to_vec();
+        for head in [
+            shown(b"host", b"other"),
+            shown(b"te", b"trailers"),
+            shown(b"expect", b"100-continue"),
+            shown(b"upgrade", b"websocket"),
+            shown(b"http2-settings", b"x"),
+            shown(b"content-length", b"3"),
+            shown(b"transfer-encoding", b"chunked"),
+            shown(b"connection", b"x-a"),
+            shown(b"content-type", b"application/grpc"),
+            connect,
+            absolute,
+            map,
+        ] {
+            assert!(!write_shown(&head, None, &mut out), "{head:?}");
+            assert_eq!(out, b"before");
+        }
+        assert!(write_shown(&usual, None, &mut out));
+        assert_eq!(out, b"beforeGET / HTTP/1.1\r\nhost: web\r\nx-a: 1\r\n\r\n");
     }
 
     #[test]

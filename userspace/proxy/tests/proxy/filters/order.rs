@@ -9,8 +9,8 @@ use std::{
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::{io::AsyncWriteExt, sync::mpsc, time::timeout};
 use weft_adapters::{
-    Bag, Chain, Chains, Check, CheckResult, Checking, Directives, FilterFactory, HeaderOperation, Lent, Pipeline, Step,
-    StreamFilter, StreamInfo, TrafficDirection, builtin::MemQuota,
+    Bag, Chain, Chains, Check, CheckResult, Checking, Directives, FilterFactory, HeaderOperation, HeaderSection, Lent,
+    Pipeline, RequestHead, ResponseHead, Step, StreamFilter, StreamInfo, TrafficDirection, builtin::MemQuota,
 };
 use weft_policy::{AppProtocol, ServiceName};
 
@@ -377,6 +377,71 @@ async fn a_second_choice_that_other_filters_look_at_is_not_asked() {
         }
     }
     assert!(answered > 0);
+}
+
+/// Wants no map of a head.
+struct Texts;
+
+impl FilterFactory for Texts {
+    fn name(&self) -> &str {
+        "texts"
+    }
+
+    fn stream(&self, _: &Arc<StreamInfo>) -> Option<Box<dyn StreamFilter>> {
+        Some(Box::new(Self))
+    }
+}
+
+impl StreamFilter for Texts {
+    fn on_request_head(&mut self, head: &mut RequestHead, end: bool) -> Step {
+        assert!(end && matches!(head.headers, HeaderSection::Text(_)));
+        assert_eq!(head.headers.find(b"x-old"), Some(&b"1"[..]));
+        head.uri = "/b?x=1".parse().unwrap();
+        Step::Continue
+    }
+
+    fn on_response_headers(&mut self, head: &mut ResponseHead, end: bool) -> Step {
+        assert!(!end && matches!(head.headers, HeaderSection::Text(_)));
+        head.status = StatusCode::ACCEPTED;
+        Step::Continue
+    }
+}
+
+#[tokio::test]
+async fn heads_of_the_short_way_are_texts_to_the_end_for_who_wants_no_map() {
+    let server = Server::http1(|request| async move {
+        let headers = request.headers();
+        let mut response = text(format!(
+            "{} {:?} {:?}",
+            request.uri(),
+            headers["host"],
+            headers["x-old"]
+        ));
+        for value in ["a", "b"] {
+            response.headers_mut().append("x-two", HeaderValue::from_static(value));
+        }
+        response
+    })
+    .await;
+    let chain = Chain {
+        filters: vec![Arc::new(Texts)],
+        ..Chain::default()
+    };
+    let mesh = Mesh::filtered(
+        &Spec::of([Port::http("web", [server.address])]),
+        Chains::everywhere(chain),
+    );
+    let mut stream = mesh.dial(0).await;
+    let ask = b"GET /a HTTP/1.1\r\nHost: web\r\nX-Old: 1\r\nConnection: keep-alive\r\n\r\n";
+    for _ in 0..2 {
+        stream.write_all(ask).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+    let answers = read_all(&mut stream).await;
+    assert_eq!(answers.matches("HTTP/1.1 202 Accepted\r\n").count(), 2, "{answers}");
+    assert_eq!(answers.matches("/b?x=1 \"web\" \"1\"").count(), 2, "{answers}");
+    assert_eq!(answers.matches("x-two: a\r\nx-two: b\r\n").count(), 2, "{answers}");
+    assert_eq!(answers.matches("content-length: ").count(), 2, "{answers}");
 }
 
 #[tokio::test]
