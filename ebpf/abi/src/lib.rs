@@ -7,6 +7,8 @@ mod conn;
 mod edge;
 mod event;
 mod flow;
+#[cfg(test)]
+mod layout;
 mod policy;
 mod service;
 mod tuple;
