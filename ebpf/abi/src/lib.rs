@@ -2,6 +2,7 @@
 //! which both sides must agree. Plain data, `no_std`, no pointers; see `README.md`.
 #![no_std]
 
+pub mod capacity;
 mod config;
 mod conn;
 mod edge;

@@ -1,4 +1,5 @@
-//! All maps. Sizes are upper bounds that user space may lower or raise at load (`map_max_entries`).
+//! All maps. Sizes are those of [`weft_abi::capacity`], which also says why, unless user space has others at load
+//! (`map_max_entries`); a map that is pinned keeps the one that it was made with.
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
@@ -8,7 +9,7 @@ use aya_ebpf::{
 use weft_abi::{
     Addr, AddrOwner, Asked, Backend, BackendKey, Config, ConnRecord, Dest, DestKey, EdgeCounters, EdgeKey, Event,
     External, FlowKey, FlowRecord, ListenKey, ListenValue, LocalKey, PolicyKey, PolicyValue, RuleCounters, SockRecord,
-    Tuple, Versioned, Workload,
+    Tuple, Versioned, Workload, capacity,
 };
 
 use crate::errs::ErrKey;
@@ -21,23 +22,25 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 
 /// cgroup id -> who lives there. Written by the daemon only: enrolment is a write to this map and nothing else.
 #[btf_map(name = "weft_workloads")]
-pub static WORKLOADS: HashMap<u64, Workload, 65_536, NO_PREALLOC> = HashMap::new();
+pub static WORKLOADS: HashMap<u64, Workload, { capacity::WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Virtual IPs and endpoint addresses that mean something. Full: the daemon refuses the publication and says so.
 #[btf_map(name = "weft_dests")]
-pub static DESTS: HashMap<DestKey, Versioned<Dest>, 524_288, NO_PREALLOC> = HashMap::new();
+pub static DESTS: HashMap<DestKey, Versioned<Dest>, { capacity::DESTS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Alias tables of all backend sets.
 #[btf_map(name = "weft_backends")]
-pub static BACKENDS: HashMap<BackendKey, Versioned<Backend>, 1_048_576, NO_PREALLOC> = HashMap::new();
+pub static BACKENDS: HashMap<BackendKey, Versioned<Backend>, { capacity::BACKENDS as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 /// Foreign proxies by service port number, and their ports. Full: the daemon refuses the publication and says so.
 #[btf_map(name = "weft_externals")]
-pub static EXTERNALS: HashMap<u32, Versioned<External>, 65_536, NO_PREALLOC> = HashMap::new();
+pub static EXTERNALS: HashMap<u32, Versioned<External>, { capacity::EXTERNALS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// The L4 policy of every identity.
 #[btf_map(name = "weft_policy")]
-pub static POLICY: HashMap<PolicyKey, Versioned<PolicyValue>, 524_288, NO_PREALLOC> = HashMap::new();
+pub static POLICY: HashMap<PolicyKey, Versioned<PolicyValue>, { capacity::POLICY as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 /// Socket storage that an accepted socket gets a copy of from its listener; aya's `SkStorage` has no flags.
 #[repr(C)]
@@ -77,66 +80,69 @@ pub static ASKED: SkStorage<Asked> = SkStorage::new();
 ///
 /// Written by `weft_sockops` at TCP_CONNECT_CB, before the SYN leaves; removed at close (a connection handed to the
 /// proxy: when the accepting end has read it). Not an LRU: an evicted entry would be a misroute. When full, the
-/// connection goes on without record, counted in `weft_errs`: the proxy then refuses it, a direct one loses its
-/// source in telemetry.
+/// connection goes on without record, counted in `weft_errs`: the proxy then refuses it; a direct one is an unknown
+/// client's to the accepting side, in telemetry, and where such are denied also in its verdict.
+/// Proved by: `vm-test/tests/telemetry/full.rs`.
 #[btf_map(name = "weft_conns")]
-pub static CONNS: HashMap<Tuple, ConnRecord, 262_144, NO_PREALLOC> = HashMap::new();
+pub static CONNS: HashMap<Tuple, ConnRecord, { capacity::CONNS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Who listens where. Tells an undeclared local port's owner, an endpoint's readiness and whether our proxy lives.
 #[btf_map(name = "weft_listen")]
-pub static LISTEN: HashMap<ListenKey, ListenValue, 65_536, NO_PREALLOC> = HashMap::new();
+pub static LISTEN: HashMap<ListenKey, ListenValue, { capacity::LISTEN as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Addresses of this machine beyond loopback, by namespace: whoever listens on all addresses of a namespace is reached by
 /// these as well. Written by the daemon. Full: the rest counts as outside, and the daemon says so.
 #[btf_map(name = "weft_local")]
-pub static LOCAL: HashMap<LocalKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
+pub static LOCAL: HashMap<LocalKey, u32, { capacity::LOCAL as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Network namespace cookie -> [`weft_abi::netns_flags`], of all namespaces beside the home one in which something of ours
 /// is. Written by the daemon.
 #[btf_map(name = "weft_netns")]
-pub static NETNS: HashMap<u64, u32, 4_096, NO_PREALLOC> = HashMap::new();
+pub static NETNS: HashMap<u64, u32, { capacity::NETNS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Whose an address is, where no record of a connection says more: workloads of other machines, ranges of network
 /// policies. An LPM trie, for few are expected and every prefix length may occur; read once a connection.
 #[btf_map(name = "weft_addrs")]
-pub static ADDRS: LpmTrie<Addr, Versioned<AddrOwner>, 262_144> = LpmTrie::new();
+pub static ADDRS: LpmTrie<Addr, Versioned<AddrOwner>, { capacity::ADDRS as usize }> = LpmTrie::new();
 
 /// Flows of datagrams, and of packets that no socket of ours speaks for. See [`FlowRecord`] for when it is full.
+/// Proved by: `vm-test/tests/telemetry/full.rs`.
 #[btf_map(name = "weft_flows")]
-pub static FLOWS: HashMap<FlowKey, FlowRecord, 262_144, NO_PREALLOC> = HashMap::new();
+pub static FLOWS: HashMap<FlowKey, FlowRecord, { capacity::FLOWS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// How often each rule decided. Full: counted in `weft_errs`.
 #[btf_map(name = "weft_rules")]
-pub static RULES: PerCpuHashMap<u32, RuleCounters, 65_536, NO_PREALLOC> = PerCpuHashMap::new();
+pub static RULES: PerCpuHashMap<u32, RuleCounters, { capacity::RULES as usize }, NO_PREALLOC> = PerCpuHashMap::new();
 
 /// Our inbound listeners by network namespace (low half of the cookie) and family (4, 6). Written by the daemon; a closed
 /// listener leaves by itself, so one that is found lives.
 #[btf_map(name = "weft_inbound")]
-pub static INBOUND: SockHash<[u32; 2], 4_096> = SockHash::new();
+pub static INBOUND: SockHash<[u32; 2], { capacity::INBOUND as usize }> = SockHash::new();
 
 /// Aggregated telemetry; read and expired by the daemon.
 ///
 /// An entry takes 280 bytes a CPU, and memory only when it is made: 4.6 MB a CPU with all 16,384 in use, 9 MB on 2 CPUs,
 /// 290 MB on 64. Full: counts go to an overflow edge (`EdgeKey::overflow`), made by the daemon beforehand, and the miss
 /// is counted in `weft_errs`. Not an LRU, which would lose counts.
-/// Proved by: `vm-test/tests/telemetry.rs`.
+/// Proved by: `vm-test/tests/telemetry/limits.rs`.
 #[btf_map(name = "weft_edges")]
-pub static EDGES: PerCpuHashMap<EdgeKey, EdgeCounters, 16_384, NO_PREALLOC> = PerCpuHashMap::new();
+pub static EDGES: PerCpuHashMap<EdgeKey, EdgeCounters, { capacity::EDGES as usize }, NO_PREALLOC> =
+    PerCpuHashMap::new();
 
 /// Open, close, deny, listen. Full: dropped and counted in `weft_errs`.
 #[btf_map(name = "weft_events")]
-pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();
+pub static EVENTS: RingBuf<Event, { capacity::EVENT_BYTES as usize }> = RingBuf::new();
 
 /// Sockets whose sends `weft_sk_msg` looks at: those of applications, towards our proxy or (`acceleration: full`) one another.
 #[btf_map(name = "weft_tx")]
-pub static TX: SockHash<Tuple, 65_536> = SockHash::new();
+pub static TX: SockHash<Tuple, { capacity::CIRCUITS as usize }> = SockHash::new();
 
 /// Sockets that may be handed bytes past TCP: those that our proxy reads, and those of a service whose operator declared
 /// `acceleration: full`. No program is attached here, so the proxy's own sends take the plain TCP path. That no other
 /// application's socket is in this map is what keeps `splice(2)` in applications safe (see `README.md`).
 #[btf_map(name = "weft_rx")]
-pub static RX: SockHash<Tuple, 65_536> = SockHash::new();
+pub static RX: SockHash<Tuple, { capacity::CIRCUITS as usize }> = SockHash::new();
 
 /// Failed kernel calls by site and errno.
 #[btf_map(name = "weft_errs")]
-pub static ERRS: PerCpuHashMap<ErrKey, u64, 256, NO_PREALLOC> = PerCpuHashMap::new();
+pub static ERRS: PerCpuHashMap<ErrKey, u64, { capacity::ERRS as usize }, NO_PREALLOC> = PerCpuHashMap::new();

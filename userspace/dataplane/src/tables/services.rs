@@ -92,8 +92,6 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     let (v4, native) = (of(false), of(true));
     // IPv4 sockets to a service that only IPv6 endpoints serve go through the proxy, which dials for them.
     let only_v6 = service.l7 == L7::Auto && !leads(&v4) && leads(&native);
-    // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round.
-    let v6 = if leads(&native) { native } else { v4.clone() };
     let mut flags = policy;
     if port.protocol == Protocol::Tcp && port.proxied.is_some() {
         flags |= dest_flags::PROXIED;
@@ -108,13 +106,19 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
     if flags & dest_flags::EXTERNAL == 0 && parties.any(|party| party != first) {
         flags |= dest_flags::MIXED;
     }
+    let count4 = fill_set(tables, set4, &v4);
+    // An IPv6 socket can reach an IPv4 address in v4-mapped form, not the other way round: one set for both then.
+    let (set6, count6) = match leads(&native) {
+        true => (set6, fill_set(tables, set6, &native)),
+        false => (set4, count4),
+    };
     let dest = Dest {
         service: port.id,
         identity: first.0,
         set4,
-        count4: fill_set(tables, set4, &v4),
+        count4,
         set6,
-        count6: fill_set(tables, set6, &v6),
+        count6,
         class: first.1,
         kind: dest_kind::SERVICE,
         flags,

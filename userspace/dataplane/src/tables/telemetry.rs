@@ -27,6 +27,9 @@ const IDLE_UDP_NS: u64 = 180_000_000_000;
 const IDLE_TCP_NS: u64 = 7_440_000_000_000;
 /// The same after a FIN, of one that is refused, and of one that is no more than a SYN.
 const ENDING_TCP_NS: u64 = 120_000_000_000;
+/// What is left of all but established connections while more than half of the table is in use: what conntrack gives a flow of
+/// datagrams without an answer (`nf_conntrack_udp_timeout`). Most of such a table is one question and one answer each.
+const CROWDED_NS: u64 = 30_000_000_000;
 
 /// One edge with its counters summed over CPUs, growing since the edge was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,48 +176,92 @@ pub fn sweep_conns(pin: &Path) -> Result<usize, DataplaneError> {
     Ok(stale.len())
 }
 
-/// Removes flows that are idle. How many.
+/// Removes flows that are idle, sooner where they crowd the table. How many.
 pub fn sweep_flows(pin: &Path) -> Result<usize, DataplaneError> {
     let now = monotonic_ns();
-    let idle = |key: &FlowKey, flow: &FlowRecord| {
-        let allowed = if key.protocol != u32::from(protocol::TCP) {
-            IDLE_UDP_NS
-        } else if flow.flags & (flow_flags::ENDING | flow_flags::REFUSED) != 0 || flow.flags & flow_flags::ANSWERED == 0
-        {
-            ENDING_TCP_NS
-        } else {
-            IDLE_TCP_NS
-        };
-        now.saturating_sub(flow.seen_ns) > allowed
+    let (mut idle, mut quiet, mut flows) = (Vec::new(), Vec::new(), 0);
+    let room = each_flow(pin, |key, flow| {
+        flows += 1;
+        match idleness(&key, &flow, now) {
+            Idleness::None => {}
+            Idleness::Quiet => quiet.push(key),
+            Idleness::Idle => idle.push(key),
+        }
+    })?;
+    if flows > room / 2 {
+        idle.append(&mut quiet);
+    }
+    remove_flows(pin, &idle)?;
+    Ok(idle.len())
+}
+
+/// How long nothing came of a flow.
+#[derive(Debug, PartialEq, Eq)]
+enum Idleness {
+    None,
+    /// Long enough to be forgotten where there is little room.
+    Quiet,
+    /// Long enough to be forgotten.
+    Idle,
+}
+
+fn idleness(key: &FlowKey, flow: &FlowRecord, now: u64) -> Idleness {
+    let ending = flow.flags & (flow_flags::ENDING | flow_flags::REFUSED) != 0;
+    let (allowed, crowded) = if key.protocol != u32::from(protocol::TCP) {
+        (IDLE_UDP_NS, CROWDED_NS)
+    } else if ending || flow.flags & flow_flags::ANSWERED == 0 {
+        (ENDING_TCP_NS, CROWDED_NS)
+    } else {
+        (IDLE_TCP_NS, IDLE_TCP_NS)
     };
-    remove_flows(pin, idle)
+    match now.saturating_sub(flow.seen_ns) {
+        silent if silent > allowed => Idleness::Idle,
+        silent if silent > crowded => Idleness::Quiet,
+        _ => Idleness::None,
+    }
 }
 
 /// Removes flows whose source `is_its` says so of.
 pub fn forget_flows(pin: &Path, is_its: impl Fn(u32) -> bool) -> Result<(), DataplaneError> {
-    remove_flows(pin, |_, flow| is_its(flow.source)).map(drop)
+    let mut gone = Vec::new();
+    each_flow(pin, |key, flow| {
+        if is_its(flow.source) {
+            gone.push(key);
+        }
+    })?;
+    remove_flows(pin, &gone)
 }
 
-/// How many.
-fn remove_flows(pin: &Path, goes: impl Fn(&FlowKey, &FlowRecord) -> bool) -> Result<usize, DataplaneError> {
-    let fail = |source: MapError| DataplaneError::Map {
-        map: "weft_flows",
-        what: "sweep",
-        source: Box::new(source),
-    };
-    let map = Map::HashMap(MapData::from_pin(pin).map_err(fail)?);
-    let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(fail)?;
-    let gone: Vec<FlowKey> = map
-        .iter()
-        .filter_map(Result::ok)
-        .filter(|(key, flow)| goes(key, flow))
-        .map(|(key, _)| key)
-        .collect();
-    for key in &gone {
+/// Shows every flow; how many the table has room for.
+fn each_flow(pin: &Path, mut see: impl FnMut(FlowKey, FlowRecord)) -> Result<usize, DataplaneError> {
+    let data = MapData::from_pin(pin).map_err(flows_failed)?;
+    let room = data.info().map_err(flows_failed)?.max_entries();
+    let map: HashMap<MapData, FlowKey, FlowRecord> = Map::HashMap(data).try_into().map_err(flows_failed)?;
+    for (key, flow) in map.iter().filter_map(Result::ok) {
+        see(key, flow);
+    }
+    Ok(room as usize)
+}
+
+fn remove_flows(pin: &Path, gone: &[FlowKey]) -> Result<(), DataplaneError> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let map = Map::HashMap(MapData::from_pin(pin).map_err(flows_failed)?);
+    let mut map: HashMap<MapData, FlowKey, FlowRecord> = map.try_into().map_err(flows_failed)?;
+    for key in gone {
         // Gone already is as good.
         let _ = map.remove(key);
     }
-    Ok(gone.len())
+    Ok(())
+}
+
+fn flows_failed(source: MapError) -> DataplaneError {
+    DataplaneError::Map {
+        map: "weft_flows",
+        what: "sweep",
+        source: Box::new(source),
+    }
 }
 
 /// Address and port out of a key; v4-mapped becomes IPv4.
@@ -225,4 +272,46 @@ pub fn socket_addr(addr: &Addr, port_be: u16) -> SocketAddr {
 /// Address out of a key; v4-mapped becomes IPv4.
 pub fn ip_addr(addr: &Addr) -> IpAddr {
     Ipv6Addr::from(addr.octets()).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quiet_may_go_before_its_time_but_for_established_connections() {
+        const SECOND: u64 = 1_000_000_000;
+        let after = |protocol: u8, flags: u8, seconds: u64| {
+            let key = FlowKey {
+                protocol: u32::from(protocol),
+                ..FlowKey::default()
+            };
+            let flow = FlowRecord {
+                seen_ns: 7 * SECOND,
+                flags,
+                ..FlowRecord::default()
+            };
+            idleness(&key, &flow, (7 + seconds) * SECOND)
+        };
+        let answered = flow_flags::ANSWERED;
+        for (protocol, flags, idle_after) in [
+            (protocol::UDP, 0, 180),
+            (protocol::TCP, 0, 120),
+            (protocol::TCP, answered | flow_flags::ENDING, 120),
+            (protocol::TCP, answered | flow_flags::REFUSED, 120),
+        ] {
+            for (seconds, expected) in [
+                (0, Idleness::None),
+                (30, Idleness::None),
+                (31, Idleness::Quiet),
+                (idle_after, Idleness::Quiet),
+                (idle_after + 1, Idleness::Idle),
+            ] {
+                let found = after(protocol, flags, seconds);
+                assert_eq!(found, expected, "{protocol}, flags {flags}, {seconds} s");
+            }
+        }
+        assert_eq!(after(protocol::TCP, answered, 7_440), Idleness::None);
+        assert_eq!(after(protocol::TCP, answered, 7_441), Idleness::Idle);
+    }
 }

@@ -32,8 +32,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// good; and so is a rule whose object is gone, with its metrics. What is counted between the last read and the removal is lost, after ten minutes of nothing.
 const STALE_AFTER: u64 = 600;
 /// At the start and every so many intervals, records that nobody will read any more are removed: a daemon that never lives
-/// that long would let them fill the tables.
-const SWEEP_EVERY: u64 = 60;
+/// that long would let them fill the tables. More often than flows of datagrams become idle in a crowded table.
+const SWEEP_EVERY: u64 = 20;
 
 /// What the kernel programs could not do.
 #[derive(Debug, Clone, Default)]
