@@ -40,6 +40,21 @@ pub enum DataplaneError {
         AFTER_A_CHANGED_LAYOUT
     )]
     Layout { path: PathBuf, found: u32, expected: u32 },
+    /// Of a publication, found before anything is written.
+    #[error(
+        "weft_{map} has room for {room} entries, and {needed} would be in it during this change ({leaving} of them leave with it): \
+         make it larger with `--map-size {map}={}`, which counts when the kernel tables are made anew: after {}",
+        enough(*needed),
+        AFTER_A_CHANGED_LAYOUT
+    )]
+    Full {
+        /// Without the prefix.
+        map: &'static str,
+        room: usize,
+        needed: usize,
+        /// Entries that are in force and will not be after this change.
+        leaving: usize,
+    },
     #[error("pin {path}")]
     Pin {
         path: PathBuf,
@@ -89,6 +104,11 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
+}
+
+/// The smallest size that has room for so many and costs no more than they do: tables are made for powers of two.
+fn enough(needed: usize) -> usize {
+    needed.checked_next_power_of_two().unwrap_or(needed)
 }
 
 impl DataplaneError {

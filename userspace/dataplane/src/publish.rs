@@ -2,18 +2,18 @@
 //!
 //! Steps of one publication, generation G in force:
 //!
-//! 1. compute the desired tables ([`crate::tables`]) and compare with what is there;
+//! 1. compute the desired tables ([`crate::tables`]), compare with what is there, and refuse what some table has no room for;
 //! 2. widen the set of port prefix lengths and dimensions, write every changed value with `since = G + 1` (nobody reads those yet), enrol
 //!    new workloads (nobody lives there yet);
 //! 3. flip the generation: one write;
 //! 4. wait until no program runs under G; remove what is absent now, narrow the prefix set;
 //! 5. dismiss workloads that are gone. From 3 on nothing fails.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap as KernelMap, LpmTrie, MapData, MapError},
+    maps::{Array, HashMap as KernelMap, LpmTrie, Map, MapData, MapError},
 };
 use weft_abi::{
     Addr, AddrOwner, Backend, BackendKey, Config, Dest, DestKey, External, PolicyKey, PolicyValue, Versioned, Workload,
@@ -28,8 +28,10 @@ use crate::{
 };
 
 mod mirror;
+#[cfg(test)]
+mod tests;
 
-use self::mirror::Mirror;
+use self::mirror::{Backing, Mirror};
 
 /// What a publication did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,7 @@ pub struct Publisher {
     addrs: Mirror<LpmTrie<MapData, Addr, Versioned<AddrOwner>>, Prefix, AddrOwner>,
     externals: Mirror<KernelMap<MapData, u32, Versioned<External>>, u32, External>,
     workloads_map: KernelMap<MapData, u64, Workload>,
+    workloads_room: usize,
     workloads: HashMap<u64, Workload>,
     canary: canary::Cgroups,
 }
@@ -61,17 +64,19 @@ impl Publisher {
     pub fn adopt(ebpf: &mut Ebpf, canary: canary::Cgroups) -> Result<Self, DataplaneError> {
         let config_map: Array<MapData, Config> = take(ebpf, "weft_config")?;
         let config = config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
+        let workloads_room = room(ebpf, "weft_workloads")?;
         let workloads_map: KernelMap<MapData, u64, Workload> = take(ebpf, "weft_workloads")?;
         let workloads = enrolled(&workloads_map)?;
         Ok(Self {
-            dests: Mirror::adopt("weft_dests", take(ebpf, "weft_dests")?, config.generation)?,
-            backends: Mirror::adopt("weft_backends", take(ebpf, "weft_backends")?, config.generation)?,
-            policy: Mirror::adopt("weft_policy", take(ebpf, "weft_policy")?, config.generation)?,
-            addrs: Mirror::adopt("weft_addrs", take(ebpf, "weft_addrs")?, config.generation)?,
-            externals: Mirror::adopt("weft_externals", take(ebpf, "weft_externals")?, config.generation)?,
+            dests: take_mirror(ebpf, "weft_dests", config.generation)?,
+            backends: take_mirror(ebpf, "weft_backends", config.generation)?,
+            policy: take_mirror(ebpf, "weft_policy", config.generation)?,
+            addrs: take_mirror(ebpf, "weft_addrs", config.generation)?,
+            externals: take_mirror(ebpf, "weft_externals", config.generation)?,
             config_map,
             config,
             workloads_map,
+            workloads_room,
             workloads,
             canary,
         })
@@ -124,6 +129,7 @@ impl Publisher {
         foreign: &ForeignCgroups,
     ) -> Result<Published, DataplaneError> {
         let desired = Tables::of(snapshot, namespaces, foreign, self.canary);
+        self.fits(&desired)?;
         let next = self.config.generation + 1;
         let (prefixes, network) = (desired.port_prefixes(), u8::from(desired.network()));
         let wider = (self.config.port_prefixes | prefixes, self.config.network | network);
@@ -181,6 +187,17 @@ impl Publisher {
         })
     }
 
+    /// Whether every table has room for this, beside what is there. Writes nothing.
+    fn fits(&self, desired: &Tables) -> Result<(), DataplaneError> {
+        self.backends.fits(&desired.backends)?;
+        self.dests.fits(&desired.dests)?;
+        self.policy.fits(&desired.policy)?;
+        self.addrs.fits(&desired.addrs)?;
+        self.externals.fits(&desired.externals)?;
+        let room = self.workloads_room;
+        mirror::fits("weft_workloads", room, &self.workloads, &desired.workloads)
+    }
+
     /// Writes new and changed workloads.
     fn enrol(&mut self, desired: &HashMap<u64, Workload>) -> Result<usize, DataplaneError> {
         let mut changed = 0;
@@ -219,6 +236,28 @@ impl Publisher {
     }
 }
 
+/// Takes a table over with what is in it.
+fn take_mirror<M, K, V>(ebpf: &mut Ebpf, name: &'static str, generation: u64) -> Result<Mirror<M, K, V>, DataplaneError>
+where
+    M: Backing<K, V> + TryFrom<Map, Error = MapError>,
+    K: Copy + Eq + Hash,
+    V: Copy + Default + PartialEq,
+{
+    let room = room(ebpf, name)?;
+    Mirror::adopt(name, take(ebpf, name)?, room, generation)
+}
+
+/// How many entries a table holds at most: what the kernel says, for a pinned one keeps its size.
+pub(crate) fn room(ebpf: &Ebpf, name: &'static str) -> Result<usize, DataplaneError> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(data) | Map::LpmTrie(data)) => {
+            let info = data.info().map_err(map_error(name, "ask for the size"))?;
+            Ok(info.max_entries() as usize)
+        }
+        _ => Err(DataplaneError::Missing { what: "map", name }),
+    }
+}
+
 fn enrolled(map: &KernelMap<MapData, u64, Workload>) -> Result<HashMap<u64, Workload>, DataplaneError> {
     map.iter()
         .collect::<Result<_, _>>()
@@ -237,7 +276,7 @@ fn wait_for_programs() {
 
 pub(crate) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
-    T: TryFrom<aya::maps::Map, Error = MapError>,
+    T: TryFrom<Map, Error = MapError>,
 {
     let map = ebpf
         .take_map(name)

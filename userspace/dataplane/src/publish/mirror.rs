@@ -1,4 +1,6 @@
 //! One kernel table of versioned values, and what is known to be in it.
+//!
+//! A table has room for so many keys: those of the generation in force, and those of the next one beside them until it is.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -9,7 +11,7 @@ use aya::{
 use weft_abi::{Addr, Versioned};
 
 use super::map_error;
-use crate::{error::DataplaneError, tables::Prefix};
+use crate::{error::DataplaneError, loader::pin_name, tables::Prefix};
 
 /// What a table is written and read by, whatever its kind.
 pub trait Backing<K, V> {
@@ -66,7 +68,29 @@ where
 pub struct Mirror<M, K, V> {
     name: &'static str,
     map: M,
+    /// Entries that it holds at most.
+    room: usize,
     current: HashMap<K, V>,
+}
+
+/// Whether what is in a table and what is to be in it fit beside each other.
+pub fn fits<K: Eq + Hash, V>(
+    name: &'static str,
+    room: usize,
+    current: &HashMap<K, V>,
+    desired: &HashMap<K, V>,
+) -> Result<(), DataplaneError> {
+    let leaving = current.keys().filter(|key| !desired.contains_key(key)).count();
+    let needed = desired.len() + leaving;
+    if needed <= room {
+        return Ok(());
+    }
+    Err(DataplaneError::Full {
+        map: pin_name(name),
+        room,
+        needed,
+        leaving,
+    })
 }
 
 /// What staging did: values written, keys that are absent from the next generation on.
@@ -82,10 +106,11 @@ where
     V: Copy + Default + PartialEq,
 {
     /// Takes over a (possibly pinned) table with what is in it.
-    pub fn adopt(name: &'static str, map: M, generation: u64) -> Result<Self, DataplaneError> {
+    pub fn adopt(name: &'static str, map: M, room: usize, generation: u64) -> Result<Self, DataplaneError> {
         let mut mirror = Self {
             name,
             map,
+            room,
             current: HashMap::new(),
         };
         mirror.read(generation)?;
@@ -125,6 +150,11 @@ where
     /// Whether this is in the table.
     pub fn is(&self, desired: &HashMap<K, V>) -> bool {
         self.current == *desired
+    }
+
+    /// Whether [`Mirror::stage`] finds room for this. Writes nothing.
+    pub fn fits(&self, desired: &HashMap<K, V>) -> Result<(), DataplaneError> {
+        fits(self.name, self.room, &self.current, desired)
     }
 
     /// Writes what differs, to hold from `next` on. An absent value is all zero.
@@ -199,6 +229,30 @@ where
     pub fn settle(&mut self, removed: Vec<K>) {
         for key in removed {
             self.map.delete(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_takes_room_until_it_has_left() {
+        let table = |keys: std::ops::Range<u32>| keys.map(|key| (key, ())).collect::<HashMap<_, _>>();
+        let check = |desired| fits("weft_policy", 10, &table(0..6), &table(desired));
+        assert!(check(0..10).is_ok(), "all of it");
+        assert!(check(6..10).is_ok(), "four for six");
+        assert!(check(0..0).is_ok(), "none");
+        assert!(check(0..11).is_err(), "one too many");
+        let error = check(4..11).expect_err("four that leave and seven").to_string();
+        for said in [
+            "weft_policy has room for 10",
+            "11 would be in it",
+            "(4 of them",
+            "--map-size policy=16`",
+        ] {
+            assert!(error.contains(said), "{said}: {error}");
         }
     }
 }

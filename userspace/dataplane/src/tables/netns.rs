@@ -13,7 +13,10 @@ use nix::ifaddrs::getifaddrs;
 use weft_abi::{LocalKey, netns_flags};
 
 use super::{services::addr, telemetry::ip_addr};
-use crate::{error::DataplaneError, publish::take};
+use crate::{
+    error::DataplaneError,
+    publish::{room, take},
+};
 
 /// Both tables, and what is known to be in them.
 pub struct Netns {
@@ -22,6 +25,7 @@ pub struct Netns {
     /// By cookie.
     addresses: BTreeMap<u64, BTreeSet<IpAddr>>,
     local_map: HashMap<MapData, LocalKey, u32>,
+    local_room: usize,
     local: BTreeMap<LocalKey, u32>,
     netns_map: HashMap<MapData, u64, u32>,
     netns: BTreeSet<u64>,
@@ -52,6 +56,7 @@ pub fn local_addresses() -> Result<BTreeSet<IpAddr>, DataplaneError> {
 impl Netns {
     /// Takes over the (possibly pinned) maps with what is in them.
     pub fn adopt(ebpf: &mut Ebpf, home: u64) -> Result<Self, DataplaneError> {
+        let local_room = room(ebpf, "weft_local")?;
         let local_map: HashMap<MapData, LocalKey, u32> = take(ebpf, "weft_local")?;
         let netns_map: HashMap<MapData, u64, u32> = take(ebpf, "weft_netns")?;
         let local = local_map
@@ -67,6 +72,7 @@ impl Netns {
             addresses: addresses_of(&local, &netns, home),
             local,
             local_map,
+            local_room,
             netns,
             netns_map,
         })
@@ -135,9 +141,19 @@ impl Netns {
             let _ = self.local_map.remove(&key);
             self.local.remove(&key);
         }
+        let (needed, room) = (desired.len(), self.local_room);
+        let no_room = |source| match needed > room {
+            true => DataplaneError::Full {
+                map: "local",
+                room,
+                needed,
+                leaving: 0,
+            },
+            false => failed("weft_local")(source),
+        };
         for (key, netns) in desired {
             if self.local.get(&key) != Some(&netns) {
-                self.local_map.insert(key, netns, 0).map_err(failed("weft_local"))?;
+                self.local_map.insert(key, netns, 0).map_err(no_room)?;
                 self.local.insert(key, netns);
             }
         }
