@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::doctor;
+use crate::{doctor, sizes::Shape};
 
 /// What lets a daemon start over kernel tables of another layout, and what that does to what runs; both who refuse say it.
 pub const AFTER_A_CHANGED_LAYOUT: &str = "`weft uninstall --kernel-only`: until the next daemon runs nothing is \
@@ -40,6 +40,15 @@ pub enum DataplaneError {
         AFTER_A_CHANGED_LAYOUT
     )]
     Layout { path: PathBuf, found: u32, expected: u32 },
+    #[error(
+        "{path} is pinned with {found}, this binary has {expected}: start the version that made it, or run {}",
+        AFTER_A_CHANGED_LAYOUT
+    )]
+    Shape {
+        path: PathBuf,
+        found: Shape,
+        expected: Shape,
+    },
     /// Of a publication, found before anything is written.
     #[error(
         "weft_{map} has room for {room} entries, and {needed} would be in it during this change ({leaving} of them leave with it): \

@@ -22,6 +22,7 @@ mod netlink;
 mod publish;
 mod recorded;
 mod selftest;
+mod sizes;
 pub mod sources;
 mod sys;
 mod tables;
@@ -38,8 +39,9 @@ pub use doctor::{Examined, Feature, Hook, examine, features};
 pub use error::{AFTER_A_CHANGED_LAYOUT, DataplaneError};
 pub use events::{Events, monotonic_ns};
 pub use inbound::{OWN_NETNS, device_of};
-pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, SIZED_MAPS, ShortCircuit};
+pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, ShortCircuit};
 pub use publish::Published;
+pub use sizes::{KeptSize, SIZED_MAPS, Shape, SizedMap};
 pub use sys::{give_memory_back, has_tcx, netns_cookie};
 pub use tables::{
     Edge, Namespaces,

@@ -26,7 +26,9 @@ use crate::{
     foreign::ForeignProxies,
     lock::Lock,
     publish::{Published, Publisher},
-    selftest, sys,
+    selftest,
+    sizes::{KeptSize, Sizes},
+    sys,
     tables::{
         Namespaces, errs,
         errs::KernelError,
@@ -43,7 +45,7 @@ use crate::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
 
 /// Maps that outlive the process, by name in the object; pinned without the `weft_` prefix.
-const PINNED_MAPS: [&str; 21] = [
+pub const PINNED_MAPS: [&str; 21] = [
     "weft_config",
     "weft_workloads",
     "weft_dests",
@@ -86,12 +88,10 @@ pub struct DataplaneConfig {
     pub short_circuit: ShortCircuit,
     /// One of so many connections gets its open and its close reported; 1 = all.
     pub flow_sample: u32,
-    /// Other sizes of maps ([`SIZED_MAPS`], without the prefix). Maps that an earlier daemon made keep theirs.
+    /// Other sizes of maps ([`SIZED_MAPS`](crate::SIZED_MAPS)). Maps that an earlier daemon made keep theirs
+    /// ([`Dataplane::kept_sizes`]).
     pub map_sizes: Vec<(String, u32)>,
 }
-
-/// Maps whose size is for the operator to choose: `edges` in entries, `events` in bytes (a power of two of pages).
-pub const SIZED_MAPS: [&str; 2] = ["edges", "events"];
 
 /// What of `acceleration` in resources is carried out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,6 +122,7 @@ pub struct Dataplane {
     adopted: bool,
     unfit: Option<String>,
     default_acceleration: DefaultAcceleration,
+    kept_sizes: Vec<KeptSize>,
     fixed: Config,
     cgroup: Cgroup,
     locks: Mutex<Option<Locks>>,
@@ -166,7 +167,7 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// Pins of another layout, or the kernel does not take these programs. Nothing has changed.
+    /// Pins of another layout or shape, or the kernel does not take these programs. Nothing has changed.
     pub fn prepare(
         bpffs: &Path,
         flow_sample: u32,
@@ -177,7 +178,8 @@ impl Dataplane {
         if !maps.join("config").exists() {
             return Ok(None);
         }
-        load_programs(&maps, flow_sample, map_sizes).map(Prepared).map(Some)
+        let sizes = Sizes::of(&maps, map_sizes)?;
+        load_programs(&maps, flow_sample, &sizes).map(Prepared).map(Some)
     }
 
     /// The same in the place of a daemon that still serves, and goes on serving until it is told otherwise; it must write
@@ -216,11 +218,14 @@ impl Dataplane {
         }
         check_pins(&config.bpffs)?;
         let adopted = maps.join("config").exists();
+        let sizes = Sizes::of(&maps, &config.map_sizes)?;
+        sizes.tell();
         let programs = match prepared {
             Some(Prepared(programs)) => Ok(programs),
-            None => load_programs(&maps, config.flow_sample, &config.map_sizes),
+            None => load_programs(&maps, config.flow_sample, &sizes),
         };
-        let loaded = programs.and_then(|programs| Self::attach(config, programs, adopted, locks, namespaces));
+        let loaded =
+            programs.and_then(|programs| Self::attach(config, programs, adopted, sizes.kept, locks, namespaces));
         if loaded.is_err() && !adopted {
             // Half of the hooks would be worse than none, and the next start would take them for a daemon's.
             let _ = uninstall::remove_pins(&config.bpffs);
@@ -232,6 +237,7 @@ impl Dataplane {
         config: &DataplaneConfig,
         mut ebpf: Ebpf,
         adopted: bool,
+        kept_sizes: Vec<KeptSize>,
         locks: Locks,
         namespaces: Namespaces,
     ) -> Result<Self, DataplaneError> {
@@ -272,6 +278,7 @@ impl Dataplane {
             adopted,
             default_acceleration,
             unfit,
+            kept_sizes,
             fixed,
             cgroup: config.cgroup.clone(),
             locks: Mutex::new(Some(locks)),
@@ -325,6 +332,11 @@ impl Dataplane {
         self.adopted
     }
 
+    /// Maps that have another size than a new one would get, because they were there.
+    pub fn kept_sizes(&self) -> &[KeptSize] {
+        &self.kept_sizes
+    }
+
     /// Why short-circuits are not safe in this kernel; `None`: the self-test found nothing.
     pub fn unfit_for_short_circuit(&self) -> Option<&str> {
         self.unfit.as_deref()
@@ -354,7 +366,8 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// A table is full or the kernel refused a write: the generation in force stays in force.
+    /// A table has no room for it ([`DataplaneError::Full`], before anything is written) or the kernel refused a write: the
+    /// generation in force stays in force.
     pub fn publish(&self, snapshot: &weft_policy::Snapshot) -> Result<Published, DataplaneError> {
         let mut publisher = self.publisher.lock().expect("no panic under this lock");
         let mut foreign = self.foreign.lock().expect("no panic under this lock");
@@ -543,14 +556,11 @@ pub fn open_object<'a>(set: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Ebpf, Da
 
 /// The object with the pinned maps (made if they are not there), every program verified: what the kernel refuses, it refuses
 /// before anything is changed.
-fn load_programs(maps: &Path, flow_sample: u32, sizes: &[(String, u32)]) -> Result<Ebpf, DataplaneError> {
-    let sizes: Vec<(String, u32)> = sizes
-        .iter()
-        .map(|(name, size)| (format!("weft_{name}"), *size))
-        .collect();
+fn load_programs(maps: &Path, flow_sample: u32, sizes: &Sizes) -> Result<Ebpf, DataplaneError> {
     let mut ebpf = open_object(|loader| {
         loader.override_global("FLOW_SAMPLE", &flow_sample, true);
-        for (name, size) in &sizes {
+        // Also of maps that are pinned: aya maps a ring by the size that it is told, not by the one that the ring has.
+        for (name, size) in &sizes.overrides {
             loader.map_max_entries(name, *size);
         }
         with_pinned_maps(loader, maps);

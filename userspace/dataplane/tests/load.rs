@@ -2,8 +2,11 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use weft_dataplane::{Cgroup, Dataplane, DataplaneConfig, Inherited, ShortCircuit, find_cgroup2, uninstall, verify};
-use weft_policy::Snapshot;
+use weft_dataplane::{
+    Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, SIZED_MAPS, ShortCircuit, find_cgroup2,
+    uninstall, verify,
+};
+use weft_policy::{AccessDefault, AccessPolicy, Identity, RuleId, Snapshot};
 
 struct Place {
     cgroup: PathBuf,
@@ -103,6 +106,78 @@ fn what_a_successor_began_is_taken_back_and_what_it_finished_is_its_own() {
     let other = Dataplane::start(&place.config()).err().expect("refused").to_string();
     assert!(other.contains("in use by another weft daemon"), "{other}");
     assert_eq!(publish(&third), 4);
+}
+
+#[test]
+fn a_table_that_is_there_keeps_its_size_whoever_wants_another() {
+    let Some(place) = Place::new("sizes") else { return };
+    let start = |asked: &[(&str, u32)]| {
+        let mut config = place.config();
+        config.map_sizes = asked.iter().map(|(map, size)| ((*map).to_owned(), *size)).collect();
+        Dataplane::start(&config).expect("started")
+    };
+    let first = start(&[("policy", 64), ("events", 8192)]);
+    assert_eq!(first.kept_sizes(), []);
+    drop(first);
+    let default = |name: &str| {
+        let map = SIZED_MAPS.iter().find(|map| map.name == name);
+        map.expect("a map of this name").default
+    };
+    let kept = |map, size, wanted, asked| KeptSize {
+        map,
+        size,
+        wanted,
+        asked,
+    };
+    let second = start(&[]);
+    assert_eq!(
+        second.kept_sizes(),
+        [
+            kept("policy", 64, default("policy"), false),
+            kept("events", 8192, default("events"), false)
+        ]
+    );
+    drop(second);
+    let third = start(&[("policy", 128), ("events", 8192)]);
+    assert_eq!(third.kept_sizes(), [kept("policy", 64, 128, true)]);
+}
+
+#[test]
+fn what_a_table_has_no_room_for_leaves_everything_as_it_was() {
+    let Some(place) = Place::new("full") else { return };
+    let mut config = place.config();
+    config.map_sizes = vec![("policy".to_owned(), 64)];
+    let dataplane = Dataplane::start(&config).expect("started");
+    // An entry an identity.
+    let of = |identities: u32| {
+        let policy = Arc::new(AccessPolicy {
+            default: AccessDefault::Deny,
+            default_rule: RuleId(1),
+            audit: false,
+            allow: Vec::new(),
+        });
+        Snapshot {
+            generation: dataplane.next_generation(),
+            access: (0..identities)
+                .map(|number| (Identity(256 + number), Arc::clone(&policy)))
+                .collect(),
+            ..Snapshot::default()
+        }
+    };
+    let fits = of(32);
+    assert_eq!(dataplane.publish(&fits).expect("32 fit").generation, 1);
+    match dataplane.publish(&of(100)) {
+        Err(DataplaneError::Full {
+            map: "policy",
+            room: 64,
+            needed,
+            leaving: 0,
+        }) => assert!(needed > 100, "{needed}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(dataplane.holds(&fits), "it is in force as it was");
+    assert_eq!(dataplane.next_generation(), 2);
+    assert_eq!(dataplane.publish(&of(40)).expect("40 fit").generation, 2);
 }
 
 #[test]

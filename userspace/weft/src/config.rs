@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_dataplane::{SIZED_MAPS, ShortCircuit};
+use weft_dataplane::{SIZED_MAPS, ShortCircuit, SizedMap};
 use weft_policy::compile::{DEFAULT_VIP4, DEFAULT_VIP6};
 
 use crate::{
@@ -264,7 +264,10 @@ const KEYS: &[Key] = &[
         name: "map-size",
         value: "MAP=N",
         many: true,
-        help: "Size of a kernel table when it is first made: edges=ENTRIES [default: 16384], events=BYTES [default: 1048576]; may be repeated",
+        help: "Size of a kernel table when it is made, in entries (events: bytes); one that is there keeps its own; may be repeated \
+               [default: addrs=262144 backends=131072 conns=65536 dests=262144 edges=16384 events=1048576 externals=4096 \
+               flows=65536 inbound=4096 listen=16384 local=8192 netns=4096 policy=131072 rules=16384 rx=16384 tx=16384 \
+               workloads=8192]",
         set: |config, values| {
             config.map_sizes = values.iter().map(|value| map_size(value)).collect::<Result<_, _>>()?;
             Ok(())
@@ -275,34 +278,22 @@ const KEYS: &[Key] = &[
 /// The key that a daemon adds when it starts its own successor.
 pub const TAKE_OVER: &str = "take-over";
 
-/// The kernel makes a ring buffer of whole pages, of which there is a power of two.
-const MIN_RING_BYTES: u32 = 4096;
-/// The overflow edges, and one more.
-const MIN_EDGES: u32 = 13;
-
 fn map_size(text: &str) -> Result<(String, u32), String> {
     let (name, size) = text
         .split_once('=')
         .ok_or_else(|| format!("`{text}` names no size; expected one like edges=65536"))?;
-    if !SIZED_MAPS.contains(&name) {
-        return Err(format!(
-            "`{name}` has a fixed size; expected one of {}",
-            SIZED_MAPS.join(", ")
-        ));
-    }
-    let good = |size: &u32| match name {
-        "events" => size.is_power_of_two() && *size >= MIN_RING_BYTES,
-        _ => *size >= MIN_EDGES,
-    };
-    let expected = match name {
-        "events" => format!("a power of two, at least {MIN_RING_BYTES}"),
-        _ => format!("a number of at least {MIN_EDGES}"),
-    };
+    let map = SizedMap::named(name).ok_or_else(|| {
+        let names: Vec<&str> = SIZED_MAPS.iter().map(|map| map.name).collect();
+        format!(
+            "`{name}` is no table with a size to choose; expected one of {}",
+            names.join(", ")
+        )
+    })?;
     let size = size
         .parse()
         .ok()
-        .filter(good)
-        .ok_or_else(|| format!("`{size}` is no size of {name}; expected {expected}"))?;
+        .filter(|size| map.takes(*size))
+        .ok_or_else(|| format!("`{size}` is no size of {name}; expected {}", map.expected()))?;
     Ok((name.to_owned(), size))
 }
 
@@ -566,14 +557,27 @@ mod tests {
             take_over: true,
             drain: Duration::from_secs(5),
             flow_sample: 100,
-            map_sizes: vec![("edges".into(), 64), ("events".into(), 8192)],
+            map_sizes: [("edges", 64), ("events", 8192), ("policy", 262_144)]
+                .map(|(map, size)| (map.to_owned(), size))
+                .into(),
         };
-        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\ntake-over: true\ndrain: 5\nflow-sample: 100\nmap-size: [edges=64, events=8192]\n";
-        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"],"take-over":true,"drain":5,"flow-sample":100,"map-size":["edges=64","events=8192"]}"#;
-        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7 --take-over --drain 5 --flow-sample 100 --map-size edges=64 --map-size events=8192";
+        let yaml = "resources: r\nstate-dir: s\nbpffs: b\ncgroup: c\nvip-cidr: [10.9.0.0/16]\nlog: debug\naccess-log: json\nshort-circuit: off\ninbound: netns\ndevice: [eth0, eth1.7]\ntake-over: true\ndrain: 5\nflow-sample: 100\nmap-size: [edges=64, events=8192, policy=262144]\n";
+        let json = r#"{"resources":"r","state-dir":"s","bpffs":"b","cgroup":"c","vip-cidr":"10.9.0.0/16","log":"debug","access-log":"json","short-circuit":"off","inbound":"netns","device":["eth0","eth1.7"],"take-over":true,"drain":5,"flow-sample":100,"map-size":["edges=64","events=8192","policy=262144"]}"#;
+        let words = "--resources r --state-dir s --bpffs b --cgroup c --vip-cidr 10.9.0.0/16 --log debug --access-log json --short-circuit off --inbound netns --device eth0 --device eth1.7 --take-over --drain 5 --flow-sample 100 --map-size edges=64 --map-size events=8192 --map-size policy=262144";
         assert_eq!(read(yaml).as_ref(), Ok(&expected));
         assert_eq!(read(json).as_ref(), Ok(&expected));
         assert_eq!(flags(&words.split(' ').collect::<Vec<_>>()).as_ref(), Ok(&expected));
+    }
+
+    #[test]
+    fn help_says_how_large_every_table_is() {
+        let key = KEYS.iter().find(|key| key.name == "map-size").expect("a key");
+        let (_, said) = key.help.split_once("[default: ").expect("defaults");
+        let sizes: Vec<String> = SIZED_MAPS
+            .iter()
+            .map(|map| format!("{}={}", map.name, map.default))
+            .collect();
+        assert_eq!(said.trim_end_matches(']'), sizes.join(" "));
     }
 
     #[test]
@@ -622,12 +626,20 @@ mod tests {
                 "weft.yaml:1:14: flow-sample: `0` is no sample; expected a whole number",
             ),
             (
-                "map-size: policy=1\n",
-                "weft.yaml:1:11: map-size: `policy` has a fixed size; expected one of edges, events",
+                "map-size: config=2\n",
+                "weft.yaml:1:11: map-size: `config` is no table with a size to choose; expected one of addrs, backends, conns, ",
+            ),
+            (
+                "map-size: 64\n",
+                "weft.yaml:1:11: map-size: `64` names no size; expected one like edges=65536",
+            ),
+            (
+                "map-size: [policy=200000, conns=15]\n",
+                "weft.yaml:1:11: map-size: `15` is no size of conns; expected a number of entries from 16 to 16777216",
             ),
             (
                 "map-size: events=5000\n",
-                "weft.yaml:1:11: map-size: `5000` is no size of events; expected a power of two, at least 4096",
+                "weft.yaml:1:11: map-size: `5000` is no size of events; expected bytes, a power of two from 4096 to 1073741824",
             ),
             ("- a\n", "weft.yaml:1:1: expected keys and values"),
             ("a: [\n", "weft.yaml:2:1: not YAML"),

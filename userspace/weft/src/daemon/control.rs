@@ -12,7 +12,7 @@ use weft_policy::{
     resource::Object,
 };
 
-use super::{doctor, engine::Engine, hand_over::Gate, unrecorded};
+use super::{doctor, engine::Engine, hand_over::Gate, tables, unrecorded};
 use crate::{
     admin::{
         Control, ControlError,
@@ -293,6 +293,7 @@ impl Control for DaemonControl {
         degraded.extend(self.unaccelerated(snapshot));
         degraded.extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         degraded.extend(unrecorded::degraded(&self.engine));
+        degraded.extend(tables::kept(&self.engine.dataplane));
         let files = self.files.as_ref().map(FilesSource::status).unwrap_or_default();
         diagnostics.extend(files.unread);
         if let Some(why) = files.problem {
@@ -429,6 +430,8 @@ impl Control for DaemonControl {
             .problems
             .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         report.problems.extend(unrecorded::degraded(&self.engine));
+        report.problems.extend(tables::kept(&self.engine.dataplane));
+        report.problems.extend(tables::full(&self.engine.dataplane));
         report.cuts = self.engine.cuts();
         report.problems.extend(doctor::late(&report.cuts));
         report.features.push(FeatureView {

@@ -32,6 +32,7 @@ mod origin;
 mod reporting;
 mod start;
 mod successor;
+mod tables;
 mod unrecorded;
 
 use std::{
