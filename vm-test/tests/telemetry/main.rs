@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod edges;
+mod full;
 mod limits;
 mod living;
 
