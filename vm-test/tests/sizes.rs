@@ -164,6 +164,32 @@ fn a_size_that_is_asked_for_in_vain_is_told_until_the_tables_are_made_anew() {
 }
 
 #[test]
+fn a_first_start_makes_its_tables_large_enough_for_its_resources() {
+    lab_test("sizes-first", |lab| {
+        // More entries than the table has by default: one for each of so many sources and ports.
+        const SOURCES: usize = 150;
+        let ports: Vec<u16> = (20_001..=21_000).collect();
+        let sources: String = (0..SOURCES)
+            .map(|number| format!("  - {{kind: ServiceAccount, name: source-{number}, namespace: default}}\n"))
+            .collect();
+        let target = format!(
+            "---\napiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\n\
+             metadata: {{name: many, namespace: default}}\nspec:\n\
+             \x20 destination: {{kind: ServiceAccount, name: web, namespace: default}}\n\
+             \x20 sources:\n{sources}\x20 rules:\n  - {{kind: TCPRoute, name: many}}\n"
+        );
+        let many = format!("{}{}{target}", access(), resources::tcp_route("many", &ports));
+        lab.resource("mesh.yaml", &many)?;
+        lab.daemon()?;
+        ensure!(size(lab, "policy")? == 262_144, "{}", size(lab, "policy")?);
+        ensure!(lab.log().contains("starting again with it"), "{}", lab.log());
+        ensure!(told(lab)?.is_empty(), "{:?}", told(lab)?);
+        let _web = friends_only(lab)?;
+        Ok(())
+    });
+}
+
+#[test]
 fn a_table_of_another_shape_is_refused_in_words_and_changes_nothing() {
     lab_test("sizes-shape", |lab| {
         lab.resource("mesh.yaml", &access())?;

@@ -22,6 +22,7 @@ pub mod hand_over;
 mod inbound;
 mod keepers;
 mod kernel;
+mod larger;
 mod last_good;
 mod memory;
 mod metrics;

@@ -36,7 +36,7 @@ use super::{
     hand_over::{self, Channel, Gate, Giver, HandedOver, Sockets, Taken, names},
     inbound,
     keepers::{Keepers, goes_on},
-    kernel, last_good, memory, metrics, netns, notify,
+    kernel, larger, last_good, memory, metrics, netns, notify,
     origin::KernelOrigin,
     reporting::Reporting,
     successor,
@@ -114,6 +114,8 @@ pub async fn run(config: DaemonConfig) -> anyhow::Result<()> {
         // It never ran: what it put into the kernel would only be in the way.
         if let Err(error) = weft_dataplane::uninstall(&config.bpffs) {
             tracing::error!(%error, "kernel programs stay behind; `weft uninstall` removes them");
+        } else if let Some(table) = result.as_ref().err().and_then(|error| larger::wanted(&config, error)) {
+            return Err(larger::begin_again(&config, table));
         }
     }
     result

@@ -43,7 +43,7 @@ pub fn start() -> anyhow::Result<()> {
 }
 
 /// Where the binary was, and by now its successor is.
-fn binary(running: PathBuf) -> PathBuf {
+pub fn binary(running: PathBuf) -> PathBuf {
     match running.as_os_str().as_bytes().strip_suffix(REPLACED) {
         Some(path) => OsStr::from_bytes(path).to_owned().into(),
         None => running,
