@@ -32,6 +32,10 @@ pub const HTTP1_BUFFER: usize = MAX_HEADER_BYTES + 16 * 1024;
 /// made and given back.
 pub const SPARE_BUFFERS: usize = 16;
 
+/// Names of clients (`User-Agent`) that a worker remembers, to tell of each without a copy of its own. More are compared with each
+/// request; fewer are copied where many kinds of clients take turns.
+pub const AGENTS_KEPT: usize = 16;
+
 /// Longest piece of an answer's body that is copied beside what goes with it, to be written with one call. Longer ones are written
 /// from where they were read.
 pub const LEAN_COPY: usize = 16 * 1024;

@@ -21,7 +21,7 @@ use weft_adapters::{
 };
 use weft_policy::ObjectRef;
 
-use super::failure;
+use super::{agents::Agents, failure};
 use crate::{
     conn::Conn,
     error::FaultSide,
@@ -44,7 +44,7 @@ pub(crate) struct Exchange {
     clock: Arc<ConnClock>,
     began: Instant,
     path: String,
-    user_agent: Option<String>,
+    user_agent: Option<Arc<str>>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     /// 0: the client got none.
@@ -70,7 +70,7 @@ pub(crate) struct Asked {
     pub(crate) method: Method,
     /// With its query.
     pub(crate) path: String,
-    pub(crate) user_agent: Option<String>,
+    pub(crate) user_agent: Option<Arc<str>>,
     pub(crate) grpc: bool,
     pub(crate) is_http1: bool,
     /// Where somebody reports spans.
@@ -88,7 +88,7 @@ struct Told {
 // === impl Asked ===
 
 impl Asked {
-    pub(crate) fn of(head: &Parts) -> Self {
+    pub(crate) fn of(head: &Parts, agents: &Agents) -> Self {
         let content_type = head
             .headers
             .get(http::header::CONTENT_TYPE)
@@ -102,7 +102,7 @@ impl Asked {
             user_agent: head
                 .headers
                 .get(http::header::USER_AGENT)
-                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+                .map(|value| agents.of(value.as_bytes())),
             grpc: is_grpc(content_type),
             is_http1: head.version < Version::HTTP_2,
             trace: Trace::of(&head.headers).map(Box::new),

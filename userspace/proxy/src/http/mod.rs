@@ -3,6 +3,7 @@
 //! [`lean`] is the short way of most HTTP/1 requests; of all others, [`server`] runs hyper's side towards the client, [`forward`] is one request from head to answer, [`exchange`] is
 //! what must be told about it at its end, [`respond`] says what the client gets where nothing was forwarded.
 
+pub(crate) mod agents;
 pub(crate) mod body;
 pub(crate) mod exchange;
 mod failure;

@@ -195,7 +195,7 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let (head, body) = request.into_parts();
-    let exchange = Exchange::new(&conn, &clock, Asked::of(&head));
+    let exchange = Exchange::new(&conn, &clock, Asked::of(&head, &conn.worker.agents));
     let version = head.version;
     let request = Request::from_parts(head, body);
     let mut response = match forward_unless_stopped(&exchange, request).await {

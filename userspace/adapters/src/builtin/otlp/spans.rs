@@ -75,7 +75,7 @@ fn attributes(flow: &Flow, l7: &L7) -> Vec<KeyValue> {
         attributes.push(KeyValue::text("url.query", query));
     }
     if let Some(agent) = &l7.user_agent {
-        attributes.push(KeyValue::text("user_agent.original", agent.as_str()));
+        attributes.push(KeyValue::text("user_agent.original", &**agent));
     }
     if let Some(status) = l7.grpc_status {
         attributes.push(KeyValue::int("rpc.grpc.status_code", status));

@@ -90,7 +90,7 @@ fn tags(flow: &Flow, l7: &L7) -> BTreeMap<&'static str, String> {
         tags.insert("grpc.status_code", status.to_string());
     }
     if let Some(agent) = &l7.user_agent {
-        tags.insert("http.user_agent", agent.clone());
+        tags.insert("http.user_agent", agent.to_string());
     }
     if flow.verdict != FlowVerdict::Allow {
         tags.insert("weft.verdict", flow.verdict.as_str().to_owned());

@@ -212,7 +212,7 @@ fn admit(conn: &Rc<Conn>, clock: &Arc<ConnClock>, bytes: &[u8], out: &mut Vec<u8
     if !picked.is_filtered() {
         head.write(conn.forwarded_for.as_ref(), out);
     }
-    let exchange = Exchange::new(conn, clock, head.asked());
+    let exchange = Exchange::new(conn, clock, head.asked(&conn.worker.agents));
     verdict.note(&exchange, &picked);
     Some(Admitted {
         exchange,

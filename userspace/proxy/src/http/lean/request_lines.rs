@@ -14,7 +14,7 @@ use weft_policy::HttpRequestView;
 use super::lines;
 use crate::{
     error::DataError,
-    http::{exchange::Asked, head::is_plain_host, view},
+    http::{agents::Agents, exchange::Asked, head::is_plain_host, view},
     limits::{MAX_HEADER_BYTES, MAX_HEADERS},
 };
 
@@ -111,11 +111,11 @@ impl<'l, 'b> Head<'l, 'b> {
     }
 
     /// What is told of it at its end.
-    pub fn asked(&self) -> Asked {
+    pub fn asked(&self, agents: &Agents) -> Asked {
         Asked {
             method: self.method.clone(),
             path: self.target.to_owned(),
-            user_agent: self.user_agent.map(|value| String::from_utf8_lossy(value).into_owned()),
+            user_agent: self.user_agent.map(|value| agents.of(value)),
             grpc: false,
             is_http1: true,
             trace: None,
@@ -519,7 +519,7 @@ mod tests {
         head.each_value("x-team", &mut |team| teams.push(team.map(str::to_owned)));
         assert_eq!((head.method(), head.path()), ("GET", "/a"));
         assert_eq!(teams, [Some("red".to_owned()), Some("blue".to_owned())]);
-        assert_eq!(head.asked().path, "/a?b=c");
+        assert_eq!(head.asked(&Agents::default()).path, "/a?b=c");
         assert_eq!(head.length, wire.len());
     }
 }
