@@ -151,7 +151,11 @@ impl Worker {
     /// Closes what has idled too long, for as long as the worker lives. `ticks`: every [`POOL_TICK`](crate::limits::POOL_TICK).
     pub(crate) async fn housekeeping(self: Rc<Self>, mut ticks: Ticks) {
         let mut swept = Instant::now();
-        while ticks.next().await.is_ok() {
+        loop {
+            if let Err(error) = ticks.next().await {
+                tracing::error!(%error, "a worker has no more ticks: it closes nothing that idles");
+                return;
+            }
             let now = Instant::now();
             self.pool.reap(now);
             self.loads.reap();
