@@ -98,6 +98,11 @@ impl SnapshotWatch {
         self.changed.borrow_and_update();
     }
 
+    /// Whether there was a publication after the last [`Self::mark`]. No lock.
+    pub fn has_changed(&self) -> bool {
+        self.changed.has_changed().unwrap_or(false)
+    }
+
     /// Waits for a publication later than the last [`Self::mark`] or return. Never returns once the publisher is gone.
     ///
     /// # Cancel safety
@@ -124,7 +129,9 @@ mod tests {
             generation: 7,
             ..Snapshot::default()
         };
+        assert!(!watch.has_changed());
         publisher.publish(Arc::new(snapshot), Arc::default());
+        assert!(watch.has_changed());
         watch.changed().await;
         assert_eq!((watch.load_full().generation, current.load().generation), (7, 7));
     }

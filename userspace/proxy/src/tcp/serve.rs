@@ -1,7 +1,14 @@
 //! One opaque connection: pick, judge, connect, move bytes, tell.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+};
 
+use tokio::task::coop::unconstrained;
 use weft_adapters::{FlowEvent, FlowProtocol, FlowVerdict};
 use weft_policy::{Decision, Verdict};
 
@@ -216,15 +223,14 @@ async fn relay(conn: &Conn, opened: Opened, client: Prefixed<Socket>) {
         moved: Rc::clone(relay.moved()),
         reason: Some("cut: the proxy stopped".to_owned()),
     };
-    let running = async {
-        match &chain {
-            Some(chain) => relay.run_filtered(chain).await,
-            None => relay.run().await,
-        }
-    };
-    let ended = tokio::select! {
-        outcome = running => Ended::Itself(outcome),
-        denied = denied_later(conn, picked) => Ended::Denied(denied),
+    let ended = {
+        let running = pin!(async {
+            match &chain {
+                Some(chain) => relay.run_filtered(chain).await,
+                None => relay.run().await,
+            }
+        });
+        unless_denied(conn, picked, running).await
     };
     match ended {
         Ended::Itself(Outcome::Finished) => close.because("closed".to_owned()),
@@ -274,6 +280,27 @@ impl Drop for Close<'_> {
 enum Ended {
     Itself(Outcome),
     Denied(Refused),
+}
+
+/// `running` to its end, or until it is denied.
+async fn unless_denied(conn: &Conn, picked: &Picked, mut running: Pin<&mut impl Future<Output = Outcome>>) -> Ended {
+    // It wakes this task, once it was polled, and needs no poll before there is something new: that takes a lock which all workers
+    // share. Past tokio's budget, for one that is used up would put the first poll off.
+    let mut denied = pin!(unconstrained(denied_later(conn, picked)));
+    let mut changes = conn.worker.snapshots.clone();
+    let mut is_polled = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(outcome) = running.as_mut().poll(cx) {
+            return Poll::Ready(Ended::Itself(outcome));
+        }
+        if is_polled && !changes.has_changed() {
+            return Poll::Pending;
+        }
+        is_polled = true;
+        changes.mark();
+        denied.as_mut().poll(cx).map(Ended::Denied)
+    })
+    .await
 }
 
 /// Returns when a later snapshot denies what an earlier one allowed.
