@@ -6,7 +6,7 @@
 use std::mem;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request};
 
 /// A text is changed so often at most: each change copies it.
 const MAX_CHANGES: u8 = 4;
@@ -93,14 +93,6 @@ impl HeaderSection {
         }
     }
 
-    /// The same, to be kept: shared, not copied.
-    pub fn get(&self, name: &[u8]) -> Option<HeaderValue> {
-        match self {
-            Self::Text(lines) => lines.shared(lines.find(name)?),
-            Self::Map(map) => map.get(str::from_utf8(name).ok()?).cloned(),
-        }
-    }
-
     /// Shows all of them, those of one name in their order.
     pub fn each<'a>(&'a self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
         match self {
@@ -134,27 +126,24 @@ impl HeaderSection {
     /// Has this value under `name`, in the place of all others.
     ///
     /// # Errors
-    /// Nothing was changed: that is for the map.
-    pub(crate) fn replace(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), ForMap> {
-        let name = settable(name)?;
-        self.text()?.change(Some(name), Some((name, value.as_bytes())))
+    /// Nothing was changed: that is for the map, which knows what it does not hold.
+    pub(crate) fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), ForMap> {
+        self.text()?.change(Some(name), Some((name, value)))
     }
 
     /// Has one more.
     ///
     /// # Errors
     /// As [`HeaderSection::replace`].
-    pub(crate) fn add(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), ForMap> {
-        let name = settable(name)?;
-        self.text()?.change(None, Some((name, value.as_bytes())))
+    pub(crate) fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), ForMap> {
+        self.text()?.change(None, Some((name, value)))
     }
 
     /// Has none under `name`.
     ///
     /// # Errors
     /// As [`HeaderSection::replace`].
-    pub(crate) fn remove(&mut self, name: &HeaderName) -> Result<(), ForMap> {
-        let name = settable(name)?;
+    pub(crate) fn remove(&mut self, name: &[u8]) -> Result<(), ForMap> {
         let lines = self.text()?;
         match lines.find(name) {
             Some(_) => lines.change(Some(name), None),
@@ -213,12 +202,15 @@ impl Default for HeaderSection {
 #[derive(Debug)]
 pub(crate) struct ForMap;
 
-/// What may be set in a text.
-fn settable(name: &HeaderName) -> Result<&[u8], ForMap> {
-    match *name {
-        header::CONNECTION | header::CONTENT_LENGTH | header::TRANSFER_ENCODING => Err(ForMap),
-        _ => Ok(name.as_str().as_bytes()),
-    }
+/// Whether a text may have it: no map has to be asked whether it would hold it.
+fn is_plain(name: &[u8], value: &[u8]) -> bool {
+    let framing: [&[u8]; 3] = [b"connection", b"content-length", b"transfer-encoding"];
+    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let text = |byte: &u8| matches!(*byte, b'\t' | b' '..=b'~' | 0x80..);
+    !name.is_empty()
+        && name.iter().all(token)
+        && value.iter().all(text)
+        && !framing.iter().any(|framing| name.eq_ignore_ascii_case(framing))
 }
 
 /// Names and values.
@@ -253,10 +245,12 @@ impl HeaderLines {
     /// Leaves out the lines of one name and puts another one into the first one's place, or behind all.
     fn change(&mut self, without: Option<&[u8]>, put: Option<(&[u8], &[u8])>) -> Result<(), ForMap> {
         let size = self.text.len() + put.map_or(0, |(name, value)| name.len() + value.len() + 4);
-        if self.changes >= MAX_CHANGES || size > MAX_CHANGED {
+        let plain =
+            put.is_none_or(|(name, value)| is_plain(name, value)) && without.is_none_or(|name| is_plain(name, b""));
+        if !plain || self.changes >= MAX_CHANGES || size > MAX_CHANGED {
             return Err(ForMap);
         }
-        let goes = |name: &[u8]| without.is_some_and(|gone| name == gone);
+        let goes = |name: &[u8]| without.is_some_and(|gone| name.eq_ignore_ascii_case(gone));
         let at = self.iter().position(|(name, _)| goes(name)).unwrap_or(self.count);
         let before = self.iter().take(at);
         let behind = self.iter().skip(at).filter(|(name, _)| !goes(name));
@@ -289,17 +283,13 @@ impl HeaderLines {
         })
     }
 
-    /// `value` lies in the text.
-    fn shared(&self, value: &[u8]) -> Option<HeaderValue> {
-        HeaderValue::from_maybe_shared(self.text.slice_ref(value)).ok()
-    }
-
     fn to_map(&self) -> HeaderMap {
         // Room for what filters add.
         let mut map = HeaderMap::with_capacity(self.count + 2);
         for (name, value) in self.iter() {
+            let value = HeaderValue::from_maybe_shared(self.text.slice_ref(value));
             // A map would hold them, as was promised.
-            if let (Ok(name), Some(value)) = (HeaderName::from_bytes(name), self.shared(value)) {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) {
                 map.append(name, value);
             }
         }
@@ -346,9 +336,7 @@ mod tests {
         ] {
             let name = name.as_bytes();
             assert_eq!(text.find(name), map.find(name));
-            assert_eq!(text.get(name), map.get(name));
             assert_eq!(text.count(name), map.count(name));
-            assert_eq!(text.get(name).as_ref().map(HeaderValue::as_bytes), text.find(name));
         }
         assert_eq!(
             (text.find(b"x-colons"), text.len()),
@@ -375,19 +363,18 @@ mod tests {
 
     #[test]
     fn a_text_is_changed_in_place_as_its_map_is() {
-        let name = HeaderName::from_static;
         let value = HeaderValue::from_static;
         let mut text = text();
         let mut map = text.clone().into_map();
-        text.replace(&name("set-cookie"), &value("c=3")).expect("a text");
+        text.replace(b"Set-Cookie", b"c=3").expect("a text");
         map.insert("set-cookie", value("c=3"));
         assert_eq!(text.find(b"set-cookie"), Some(&b"c=3"[..]));
-        text.add(&name("x-empty"), &value("2")).expect("a text");
+        text.add(b"x-empty", b"2").expect("a text");
         map.append("x-empty", value("2"));
-        text.remove(&name("x-colons")).expect("a text");
+        text.remove(b"x-colons").expect("a text");
         map.remove("x-colons");
-        text.remove(&name("x-none")).expect("nothing to do");
-        text.replace(&name("x-new"), &value("")).expect("a text");
+        text.remove(b"x-none").expect("nothing to do");
+        text.replace(b"x-new", b"").expect("a text");
         map.insert("x-new", value(""));
         assert_eq!(all(&text), all(&HeaderSection::Map(map)));
         assert!(matches!(text, HeaderSection::Text(_)) && text.len() == 5);
@@ -395,22 +382,33 @@ mod tests {
 
     #[test]
     fn what_is_changed_often_or_long_or_tells_where_a_message_ends_is_for_a_map() {
-        let name = HeaderName::from_static;
         let mut often = text();
         for _ in 0..MAX_CHANGES {
-            often.add(&name("x"), &HeaderValue::from_static("1")).expect("a text");
+            often.add(b"x", b"1").expect("a text");
         }
         let before = all(&often).len();
-        assert!(often.add(&name("x"), &HeaderValue::from_static("1")).is_err());
+        assert!(often.add(b"x", b"1").is_err());
         assert_eq!(all(&often).len(), before);
-        let long = HeaderValue::from_bytes(&[b'v'; MAX_CHANGED]).expect("a value");
-        assert!(text().replace(&name("x"), &long).is_err());
-        for framing in ["connection", "content-length", "transfer-encoding"] {
-            assert!(text().replace(&name(framing), &HeaderValue::from_static("1")).is_err());
-            assert!(text().remove(&name(framing)).is_err());
+        assert!(text().replace(b"x", &[b'v'; MAX_CHANGED]).is_err());
+        for framing in [&b"Connection"[..], b"content-length", b"transfer-encoding"] {
+            let mut framed = HeaderSection::Text(HeaderLines::of([(framing, &b"1"[..])].into_iter(), 0));
+            assert!(framed.replace(framing, b"1").is_err() && framed.add(framing, b"1").is_err());
+            assert!(framed.remove(framing).is_err());
         }
         often.map_mut();
-        assert!(often.remove(&name("x")).is_err());
+        assert!(often.remove(b"x").is_err());
+    }
+
+    #[test]
+    fn a_text_takes_what_a_map_takes_and_nothing_else() {
+        for byte in 0..=u8::MAX {
+            let name = [b'x', byte];
+            let fits = HeaderName::from_bytes(&name).is_ok();
+            assert_eq!(text().replace(&name, b"1").is_ok(), fits, "{byte} in a name");
+            let fits = HeaderValue::from_bytes(&[byte]).is_ok();
+            assert_eq!(text().replace(b"x", &[byte]).is_ok(), fits, "{byte} in a value");
+        }
+        assert!(text().replace(b"", b"1").is_err());
     }
 
     #[test]

@@ -37,17 +37,6 @@ pub(super) enum MapMut<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unfit;
 
-/// A value that outlives the map. Cloned without copying its bytes.
-#[derive(Debug)]
-pub(super) enum Value {
-    Header(HeaderValue),
-    Method(Method),
-    Path(PathAndQuery),
-    Authority(Authority),
-    Scheme(Scheme),
-    Status(StatusCode),
-}
-
 // === impl RequestHead ===
 
 impl RequestHead {
@@ -61,10 +50,10 @@ impl RequestHead {
         }
     }
 
-    pub(super) fn authority(&self) -> Option<Value> {
+    pub(super) fn authority(&self) -> Option<&[u8]> {
         match self.uri.authority() {
-            Some(authority) => Some(Value::Authority(authority.clone())),
-            None => self.headers.get(b"host").map(Value::Header),
+            Some(authority) => Some(authority.as_str().as_bytes()),
+            None => self.headers.find(b"host"),
         }
     }
 
@@ -77,16 +66,16 @@ impl RequestHead {
         self.uri.path_and_query().map_or("/", PathAndQuery::as_str)
     }
 
-    pub(super) fn scheme(&self) -> Scheme {
-        self.uri.scheme().cloned().unwrap_or(Scheme::HTTP)
+    pub(super) fn scheme(&self) -> &str {
+        self.uri.scheme_str().unwrap_or("http")
     }
 
-    fn pseudo(&self, name: &[u8]) -> Option<Value> {
+    fn pseudo(&self, name: &[u8]) -> Option<&[u8]> {
         match name {
-            b":method" => Some(Value::Method(self.method.clone())),
-            b":path" => self.uri.path_and_query().cloned().map(Value::Path),
+            b":method" => Some(self.method.as_str().as_bytes()),
+            b":path" => self.uri.path_and_query().map(|path| path.as_str().as_bytes()),
             b":authority" => self.authority(),
-            b":scheme" => Some(Value::Scheme(self.scheme())),
+            b":scheme" => Some(self.scheme().as_bytes()),
             _ => None,
         }
     }
@@ -130,16 +119,15 @@ impl RequestHead {
 
 impl<'a> MapRef<'a> {
     /// The first value under `name`.
-    pub fn get(self, name: &[u8]) -> Option<Value> {
-        let value = match self {
-            Self::Request(head) if name.starts_with(b":") => return head.pseudo(name),
-            Self::Request(head) if is_host(name) => return head.authority(),
-            Self::Response(head) if name == b":status" => return Some(Value::Status(head.status)),
-            Self::Request(head) => head.headers.get(name),
-            Self::Response(head) => head.headers.get(name),
-            Self::Plain(headers) => headers.get(str::from_utf8(name).ok()?).cloned(),
-        };
-        value.map(Value::Header)
+    pub fn get(self, name: &[u8]) -> Option<&'a [u8]> {
+        match self {
+            Self::Request(head) if name.starts_with(b":") => head.pseudo(name),
+            Self::Request(head) if is_host(name) => head.authority(),
+            Self::Response(head) if name == b":status" => Some(head.status.as_str().as_bytes()),
+            Self::Request(head) => head.headers.find(name),
+            Self::Response(head) => head.headers.find(name),
+            Self::Plain(headers) => Some(headers.get(str::from_utf8(name).ok()?)?.as_bytes()),
+        }
     }
 
     /// All pairs, `:` first.
@@ -147,14 +135,12 @@ impl<'a> MapRef<'a> {
         let mut pairs: Vec<(&[u8], &[u8])> = Vec::with_capacity(self.len());
         match self {
             Self::Request(head) => {
-                let host = head.headers.find(b"host");
-                let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-                if let Some(authority) = authority.or(host) {
+                if let Some(authority) = head.authority() {
                     pairs.push((b":authority", authority));
                 }
                 pairs.push((b":path", head.path().as_bytes()));
                 pairs.push((b":method", head.method.as_str().as_bytes()));
-                pairs.push((b":scheme", head.uri.scheme_str().unwrap_or("http").as_bytes()));
+                pairs.push((b":scheme", head.scheme().as_bytes()));
                 head.headers.each(|name, value| {
                     if !is_host(name) {
                         pairs.push((name, value));
@@ -222,10 +208,10 @@ impl MapMut<'_> {
     /// Nothing was added.
     pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
-            let (name, value) = (header_name(name)?, header_value(value)?);
-            if self.section().is_some_and(|section| section.add(&name, &value).is_ok()) {
+            if self.section().is_some_and(|section| section.add(name, value).is_ok()) {
                 return Ok(());
             }
+            let (name, value) = (header_name(name)?, header_value(value)?);
             let headers = self.headers();
             // The map itself ends far beyond, and then by a panic of whoever adds the next.
             if headers.len() >= MAX_PAIRS {
@@ -241,18 +227,18 @@ impl MapMut<'_> {
     /// filter wanted in its place.
     pub fn replace(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
-            let name = header_name(name)?;
-            let Ok(value) = header_value(value) else {
-                self.remove_all(&name);
-                return Err(Unfit);
-            };
             if self
                 .section()
-                .is_some_and(|section| section.replace(&name, &value).is_ok())
+                .is_some_and(|section| section.replace(name, value).is_ok())
             {
                 return Ok(());
             }
+            let name = header_name(name)?;
             let headers = self.headers();
+            let Ok(value) = header_value(value) else {
+                headers.remove(name);
+                return Err(Unfit);
+            };
             if headers.len() >= MAX_PAIRS && !headers.contains_key(&name) {
                 return Err(Unfit);
             }
@@ -264,13 +250,10 @@ impl MapMut<'_> {
     /// Removes all values under `name`. What begins with `:` stays: a head has it.
     pub fn remove(&mut self, name: &[u8]) {
         let host = is_host(name) && matches!(self, Self::Request(_));
-        if let (false, Ok(name)) = (host, header_name(name)) {
-            self.remove_all(&name);
+        if host || self.section().is_some_and(|section| section.remove(name).is_ok()) {
+            return;
         }
-    }
-
-    fn remove_all(&mut self, name: &HeaderName) {
-        if self.section().is_none_or(|section| section.remove(name).is_err()) {
+        if let Ok(name) = str::from_utf8(name) {
             self.headers().remove(name);
         }
     }
@@ -291,21 +274,6 @@ impl MapMut<'_> {
     fn add_all(&mut self, pairs: &[(&[u8], &[u8])]) -> u64 {
         let unfit = |pair: &&(&[u8], &[u8])| self.add(pair.0, pair.1).is_err();
         pairs.iter().filter(unfit).count() as u64
-    }
-}
-
-// === impl Value ===
-
-impl Value {
-    pub fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Header(value) => value.as_bytes(),
-            Self::Method(method) => method.as_str().as_bytes(),
-            Self::Path(path) => path.as_str().as_bytes(),
-            Self::Authority(authority) => authority.as_str().as_bytes(),
-            Self::Scheme(scheme) => scheme.as_str().as_bytes(),
-            Self::Status(status) => status.as_str().as_bytes(),
-        }
     }
 }
 
@@ -343,8 +311,8 @@ mod tests {
         RequestHead::take(&mut parts)
     }
 
-    fn text(value: Option<Value>) -> Option<String> {
-        value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    fn text(value: Option<&[u8]>) -> Option<&str> {
+        value.map(|value| str::from_utf8(value).expect("text"))
     }
 
     #[test]
@@ -355,9 +323,9 @@ mod tests {
         ] {
             let mut head = head(request.header("x", "1"));
             let map = MapRef::Request(&head);
-            assert_eq!(text(map.get(b":authority")).as_deref(), Some("shop"));
-            assert_eq!(text(map.get(b"Host")).as_deref(), Some("shop"));
-            assert_eq!(text(map.get(b":path")).as_deref(), Some("/a?b"));
+            assert_eq!(text(map.get(b":authority")), Some("shop"));
+            assert_eq!(text(map.get(b"Host")), Some("shop"));
+            assert_eq!(text(map.get(b":path")), Some("/a?b"));
             assert_eq!(map.pairs().len(), map.len());
             assert!(map.pairs().iter().all(|(name, _)| *name != b"host"));
             let mut map = MapMut::Request(&mut head);
@@ -365,9 +333,9 @@ mod tests {
             map.replace(b":path", b"/c").expect("a path");
             map.replace(b":method", b"PUT").expect("a method");
             let map = MapRef::Request(&head);
-            assert_eq!(text(map.get(b"host")).as_deref(), Some("other:81"));
-            assert_eq!(text(map.get(b":path")).as_deref(), Some("/c"));
-            assert_eq!(text(map.get(b":method")).as_deref(), Some("PUT"));
+            assert_eq!(text(map.get(b"host")), Some("other:81"));
+            assert_eq!(text(map.get(b":path")), Some("/c"));
+            assert_eq!(text(map.get(b":method")), Some("PUT"));
         }
     }
 
@@ -420,7 +388,7 @@ mod tests {
         let unfit = MapMut::Request(&mut head).set_all(&[(b"y", b"2"), (b"y", b"\0"), (b"y", b"3")]);
         assert_eq!(unfit, 1);
         let map = MapRef::Request(&head);
-        assert_eq!(text(map.get(b":authority")).as_deref(), Some("shop"));
+        assert_eq!(text(map.get(b":authority")), Some("shop"));
         assert_eq!(map.len(), 6);
         assert_eq!(text(map.get(b"x")), None);
     }

@@ -126,8 +126,8 @@ fn of_request(stream: &Stream, path: &[&str]) -> Option<Vec<u8>> {
         ["path"] => text(request.path()),
         ["url_path"] => text(request.uri.path()),
         ["query"] => text(request.uri.query().unwrap_or_default()),
-        ["host"] => request.authority().map(|host| host.as_bytes().to_vec()),
-        ["scheme"] => text(request.scheme().as_str()),
+        ["host"] => request.authority().map(<[u8]>::to_vec),
+        ["scheme"] => text(request.scheme()),
         ["method"] => text(request.method.as_str()),
         ["headers", name] => value_of(MapRef::Request(request), name),
         ["referer"] => header_text(header::REFERER),
@@ -199,7 +199,7 @@ fn flags(failure: Option<StreamFailure>) -> Option<Vec<u8>> {
 
 /// As the map answers it.
 fn value_of(map: MapRef<'_>, name: &str) -> Option<Vec<u8>> {
-    Some(map.get(name.as_bytes())?.as_bytes().to_vec())
+    map.get(name.as_bytes()).map(<[u8]>::to_vec)
 }
 
 fn text(text: &str) -> Option<Vec<u8>> {

@@ -103,8 +103,17 @@ fn get(caller: &mut Caller<'_, Host>, map: u32, key: (u32, u32), at: u32, length
     let kind = MapKind::from_abi(map)?;
     let (memory, host) = all(caller)?;
     let key = slice(memory, key.0, key.1)?;
-    let value = host.map(kind).and_then(|map| map.get(key)).ok_or(Status::NotFound)?;
-    give(caller, value.as_bytes(), at, length)
+    // Out first: the module's allocator needs the whole store.
+    let mut copy = mem::take(&mut host.scratch);
+    copy.clear();
+    let found = host.map(kind).and_then(|map| map.get(key));
+    let found = found.map(|value| copy.extend_from_slice(value));
+    let given = match found {
+        Some(()) => give(caller, &copy, at, length),
+        None => Err(Status::NotFound.into()),
+    };
+    caller.data_mut().scratch = copy;
+    given
 }
 
 fn change(caller: &mut Caller<'_, Host>, map: u32, key: (u32, u32), change: Change) -> Result<(), Fail> {
