@@ -1,12 +1,15 @@
 //! Heads as filters see them, read into a map only where somebody changes one.
 //!
-//! Most filters look for a header and set one, and change nothing of an answer. So what comes in as text stays text until more is
-//! wanted of it: one piece of memory, where a map takes two and more, and counts each value.
+//! Most filters look for a header and set one, and change nothing of an answer. So what comes in as text stays one until more is
+//! wanted of it: one piece of memory, where a map takes two and more, hashes each name and counts each value.
 
 use std::mem;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, request};
+
+/// Bytes that say how long a name and its value are.
+const LENGTHS: usize = 8;
 
 /// A text is changed so often at most: each change copies it.
 const MAX_CHANGES: u8 = 4;
@@ -39,7 +42,8 @@ pub enum HeaderSection {
     Map(HeaderMap),
 }
 
-/// Headers as HTTP/1 has them: `name: value` and a line end each, names in lower case. Clones share the text.
+/// Headers in the order in which they came, in one piece of memory: of each the lengths of its name and its value, then both, the
+/// name in lower case. Clones share it.
 #[derive(Debug, Clone)]
 pub struct HeaderLines {
     text: Bytes,
@@ -185,8 +189,8 @@ impl HeaderSection {
         Self::Text(match self {
             Self::Text(lines) => lines.clone(),
             Self::Map(map) => {
-                let size = pairs(map).map(|(name, value)| name.len() + value.len() + 4).sum();
-                HeaderLines::of(pairs(map), size)
+                let bytes = pairs(map).map(|(name, value)| name.len() + value.len()).sum();
+                HeaderLines::of(pairs(map), map.len(), bytes)
             }
         })
     }
@@ -222,17 +226,17 @@ pub(crate) fn pairs(map: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
 // === impl HeaderLines ===
 
 impl HeaderLines {
-    /// `pairs` are names and values that a map would hold; `size`: how many bytes their lines have, about.
-    pub fn of<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, size: usize) -> Self {
-        let mut text = Vec::with_capacity(size);
+    /// `pairs` are names and values that a map would hold; how many, and how many `bytes` they have, need not be known exactly.
+    pub fn of<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, many: usize, bytes: usize) -> Self {
+        let mut text = Vec::with_capacity(bytes + many * LENGTHS);
         let mut count = 0;
         for (name, value) in pairs {
+            text.extend_from_slice(&length(name));
+            text.extend_from_slice(&length(value));
             let at = text.len();
             text.extend_from_slice(name);
             text[at..].make_ascii_lowercase();
-            text.extend_from_slice(b": ");
             text.extend_from_slice(value);
-            text.extend_from_slice(b"\r\n");
             count += 1;
         }
         Self {
@@ -244,7 +248,7 @@ impl HeaderLines {
 
     /// Leaves out the lines of one name and puts another one into the first one's place, or behind all.
     fn change(&mut self, without: Option<&[u8]>, put: Option<(&[u8], &[u8])>) -> Result<(), ForMap> {
-        let size = self.text.len() + put.map_or(0, |(name, value)| name.len() + value.len() + 4);
+        let size = self.text.len() + put.map_or(0, |(name, value)| LENGTHS + name.len() + value.len());
         let plain =
             put.is_none_or(|(name, value)| is_plain(name, value)) && without.is_none_or(|name| is_plain(name, b""));
         if !plain || self.changes >= MAX_CHANGES || size > MAX_CHANGED {
@@ -254,17 +258,12 @@ impl HeaderLines {
         let at = self.iter().position(|(name, _)| goes(name)).unwrap_or(self.count);
         let before = self.iter().take(at);
         let behind = self.iter().skip(at).filter(|(name, _)| !goes(name));
-        let changed = Self::of(before.chain(put).chain(behind), size);
+        let changed = Self::of(before.chain(put).chain(behind), 0, size);
         *self = Self {
             changes: self.changes + 1,
             ..changed
         };
         Ok(())
-    }
-
-    /// As HTTP/1 sends them.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.text
     }
 
     fn find(&self, name: &[u8]) -> Option<&[u8]> {
@@ -274,12 +273,14 @@ impl HeaderLines {
 
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        // Neither names nor values hold a line end, and names no colon.
-        let lines = self.text.split(|byte| *byte == b'\n');
-        lines.filter_map(|line| {
-            let colon = line.iter().position(|byte| *byte == b':')?;
-            let (name, value) = line.split_at(colon);
-            Some((name, value.strip_prefix(b": ")?.strip_suffix(b"\r")?))
+        let mut rest = &self.text[..];
+        std::iter::from_fn(move || {
+            let (name, after) = rest.split_first_chunk()?;
+            let (value, after) = after.split_first_chunk()?;
+            let (name, after) = after.split_at_checked(u32::from_le_bytes(*name) as usize)?;
+            let (value, after) = after.split_at_checked(u32::from_le_bytes(*value) as usize)?;
+            rest = after;
+            Some((name, value))
         })
     }
 
@@ -297,6 +298,11 @@ impl HeaderLines {
     }
 }
 
+/// No header is longer than this can say.
+fn length(text: &[u8]) -> [u8; 4] {
+    u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,7 +316,7 @@ mod tests {
     ];
 
     fn text() -> HeaderSection {
-        HeaderSection::Text(HeaderLines::of(PAIRS.into_iter(), 0))
+        HeaderSection::Text(HeaderLines::of(PAIRS.into_iter(), 0, 0))
     }
 
     fn all(section: &HeaderSection) -> Vec<(&[u8], &[u8])> {
@@ -391,7 +397,7 @@ mod tests {
         assert_eq!(all(&often).len(), before);
         assert!(text().replace(b"x", &[b'v'; MAX_CHANGED]).is_err());
         for framing in [&b"Connection"[..], b"content-length", b"transfer-encoding"] {
-            let mut framed = HeaderSection::Text(HeaderLines::of([(framing, &b"1"[..])].into_iter(), 0));
+            let mut framed = HeaderSection::Text(HeaderLines::of([(framing, &b"1"[..])].into_iter(), 1, 0));
             assert!(framed.replace(framing, b"1").is_err() && framed.add(framing, b"1").is_err());
             assert!(framed.remove(framing).is_err());
         }
@@ -412,9 +418,11 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_what_goes_over_the_wire() {
-        let lines = HeaderLines::of([(&b"Server"[..], &b"nginx"[..]), (b"etag", b"")].into_iter(), 64);
-        assert_eq!(lines.as_bytes(), b"server: nginx\r\netag: \r\n");
-        assert_eq!(HeaderLines::of([].into_iter(), 0).iter().count(), 0);
+    fn a_text_has_what_it_was_made_of_with_names_in_lower_case() {
+        let lines = HeaderLines::of(PAIRS.into_iter(), PAIRS.len(), 64);
+        let expect = PAIRS.map(|(name, value)| (name.to_ascii_lowercase(), value));
+        let found: Vec<_> = lines.iter().map(|(name, value)| (name.to_vec(), value)).collect();
+        assert_eq!(found, expect);
+        assert_eq!(HeaderLines::of([].into_iter(), 0, 0).iter().count(), 0);
     }
 }

@@ -49,7 +49,7 @@ const LATER: &str = r#"(module
 fn heads_that_have_passed_are_there_to_the_end() {
     let module = Module::compile(&text(LATER)).expect("a filter");
     let lines = [(&b"Server"[..], &b"nginx"[..]), (b"etag", b"1")];
-    let lines = HeaderSection::Text(HeaderLines::of(lines.into_iter(), 0));
+    let lines = HeaderSection::Text(HeaderLines::of(lines.into_iter(), 0, 0));
     for headers in [lines.clone(), HeaderSection::Map(lines.into_map())] {
         let plugin = plugin(&module, config(""));
         let mut filter = stream(&plugin);

@@ -118,7 +118,7 @@ fn get_text(path: &str, headers: &[(&str, &str)]) -> RequestHead {
     let host = [("Host", "cart")].into_iter();
     let pairs = host.chain(headers.iter().copied());
     let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-    head.headers = HeaderSection::Text(HeaderLines::of(pairs, 0));
+    head.headers = HeaderSection::Text(HeaderLines::of(pairs, 0, 0));
     head
 }
 

@@ -156,7 +156,7 @@ impl<'l, 'b> Head<'l, 'b> {
             method: self.method.clone(),
             uri: self.uri(text, copy)?,
             version: Version::HTTP_11,
-            headers: HeaderSection::Text(HeaderLines::of(pairs, self.length)),
+            headers: HeaderSection::Text(HeaderLines::of(pairs, self.headers.len(), self.length)),
         })
     }
 
@@ -458,6 +458,7 @@ mod tests {
         let shown = |name: &[u8], value: &[u8]| RequestHead {
             headers: HeaderSection::Text(HeaderLines::of(
                 [(&b"host"[..], &b"web"[..]), (name, value)].into_iter(),
+                2,
                 0,
             )),
             ..RequestHead::default()

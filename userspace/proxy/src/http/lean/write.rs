@@ -140,7 +140,9 @@ fn write_head(exchange: &Exchange, head: &mut ResponseHead, body: &ResponseBody,
     let unsaid = match &head.headers {
         // With its length.
         HeaderSection::Text(headers) => {
-            out.extend_from_slice(headers.as_bytes());
+            for (name, value) in headers.iter() {
+                lines::write(out, name, value);
+            }
             length.is_none()
         }
         HeaderSection::Map(headers) => {
