@@ -52,7 +52,7 @@ pub use runtime::{
     GenerationWaits, Preparer, RuntimeMetrics, WasmHost,
 };
 pub use stream::{
-    Direction, FilterFactory, FilterState, HeaderLines, HeaderSection, Lent, RequestHead, ResponseHead, Step, StreamEnd,
-    StreamFailure, StreamFilter, StreamInfo, TcpFilter, TcpStep, TrafficDirection,
+    Direction, FilterFactory, FilterState, HeaderLines, HeaderSection, Lent, RequestHead, ResponseHead, Step,
+    StreamEnd, StreamFailure, StreamFilter, StreamInfo, TcpFilter, TcpStep, TrafficDirection,
 };
 pub use upstreams::{CallBody, CallError, CallProtocol, Calling, NoUpstreams, Upstreams};
