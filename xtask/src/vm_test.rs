@@ -51,11 +51,14 @@ pub struct Args {
     /// Run only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Run only these test binaries: the files and folders of vm-test/tests.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "torture"])]
+    binary: Vec<String>,
     /// Compare the table in vm-test/README.md with what is found instead of writing it.
     #[arg(long)]
     check: bool,
     /// Write the table after a quick run too, with the chosen tests in every kernel: what it says of tests is what ran.
-    #[arg(long, conflicts_with_all = ["check", "filter"])]
+    #[arg(long, conflicts_with_all = ["binary", "check", "filter"])]
     write: bool,
     /// Run only the torture suite for short-circuits, in every kernel, and compare (or, with --write, record) its results.
     #[arg(long, conflicts_with_all = ["quick", "filter"])]
@@ -86,6 +89,11 @@ impl Args {
             ..Self::default()
         }
     }
+
+    /// Whether somebody chose what runs: that says nothing of the rest.
+    fn is_part(&self) -> bool {
+        self.filter.is_some() || !self.binary.is_empty()
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -112,6 +120,18 @@ pub fn run(args: &Args) -> Result<()> {
     let profile = if args.debug { "debug" } else { "release" };
     steps.step(&format!("weft, {profile}"), || build::binary(args.debug))?;
     let weft = paths::target().join(profile).join("weft");
+
+    if let Some(unknown) = args
+        .binary
+        .iter()
+        .find(|name| !tests.iter().any(|test| test.target == **name))
+    {
+        let known: Vec<&str> = tests.iter().map(|test| test.target.as_str()).collect();
+        bail!(
+            "--binary: there is no {unknown:?}; expected one of {}",
+            known.join(", ")
+        );
+    }
 
     let mut all = Vec::new();
     let mut wrong = Vec::new();
@@ -149,7 +169,7 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("no test has {filter:?} in its name");
     }
     let tortured = all.iter().any(|found| !found.cells.is_empty());
-    if tortured && args.filter.is_none() {
+    if tortured && !args.is_part() {
         // Before anything else may be wrong: what is red is recorded as well.
         steps.step("torture", || {
             if args.write || !(args.torture || args.check) {
@@ -164,7 +184,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !wrong.is_empty() {
         bail!("{} things are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
     }
-    let whole = args.filter.is_none() && args.kernel.is_empty() && !args.torture;
+    let whole = !args.is_part() && args.kernel.is_empty() && !args.torture;
     if whole {
         steps.step("table", || {
             if (args.quick || args.check) && !args.write {
@@ -196,6 +216,9 @@ fn tests_of(args: &Args, oldest: bool, tests: &[Test]) -> Vec<Test> {
     let chosen = |test: &&Test| {
         if args.torture {
             return test.target == TORTURE;
+        }
+        if !args.binary.is_empty() {
+            return args.binary.contains(&test.target);
         }
         !args.quick || ((oldest || args.write) && QUICK.contains(&test.target.as_str()))
     };
