@@ -12,6 +12,7 @@ use weft_abi::{
 };
 
 use crate::{
+    capture::EPERM,
     errs::{self, Site},
     maps::{EDGES, EVENTS, RULES},
 };
@@ -212,9 +213,9 @@ fn count_rule(rule: u32, decision: u8) {
     }
 }
 
-/// Counts (by `count`) and tells that the workload of a record was refused what it asked for; `errno`: what it is answered.
+/// Counts, by `count`, that the workload of a record was refused what it asked for.
 #[inline(always)]
-pub fn refused(record: &SockRecord, protocol: u8, errno: u8, count: impl FnOnce(&mut EdgeCounters)) {
+pub fn count_refused(record: &SockRecord, protocol: u8, count: impl FnOnce(&mut EdgeCounters)) {
     let key = EdgeKey {
         source: record.source,
         destination: record.destination,
@@ -226,6 +227,11 @@ pub fn refused(record: &SockRecord, protocol: u8, errno: u8, count: impl FnOnce(
         pad: [0; 3],
     };
     edge(&key, count);
+}
+
+/// Tells of it. `errno`: what it is answered.
+#[inline(always)]
+pub fn tell_refused(record: &SockRecord, protocol: u8, errno: u8) {
     event(|event| {
         event.kind = EventKind::DENY;
         event.owner = record.owner;
@@ -241,6 +247,17 @@ pub fn refused(record: &SockRecord, protocol: u8, errno: u8, count: impl FnOnce(
         event.service = record.service;
         event.rule = record.rule;
     });
+}
+
+/// A datagram to a service that has no endpoint for its socket, which is answered EPERM. Counted each, told of once a second: whoever
+/// sends so sends many.
+#[inline(never)]
+pub fn nowhere(record: &mut SockRecord) {
+    count_refused(record, protocol::UDP, |counters| add(&mut counters.refused, 1));
+    // Connections flush by it, and a datagram socket has none.
+    if due(&mut record.flushed_at) {
+        tell_refused(record, protocol::UDP, EPERM);
+    }
 }
 
 /// Tells of something that happened to the connection of a record.

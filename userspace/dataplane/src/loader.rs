@@ -322,7 +322,7 @@ impl Dataplane {
             .transpose()
     }
 
-    /// The successor has the locks; from here on this process must write no table.
+    /// Others may have the locks; from here on this process must write no table.
     pub fn let_go(&self) {
         self.locks.lock().expect("no panic under this lock").take();
     }

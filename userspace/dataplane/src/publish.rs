@@ -249,11 +249,14 @@ where
 
 /// How many entries a table holds at most: what the kernel says, for a pinned one keeps its size.
 pub(crate) fn room(ebpf: &Ebpf, name: &'static str) -> Result<usize, DataplaneError> {
+    let size = |data: &MapData| {
+        let info = data.info().map_err(map_error(name, "ask for the size"))?;
+        Ok(info.max_entries() as usize)
+    };
     match ebpf.map(name) {
-        Some(Map::HashMap(data) | Map::LpmTrie(data)) => {
-            let info = data.info().map_err(map_error(name, "ask for the size"))?;
-            Ok(info.max_entries() as usize)
-        }
+        Some(Map::HashMap(data)) => size(data),
+        // A trie that is full takes no other value for a key that it has, before Linux 6.13 (`trie_update_elem`).
+        Some(Map::LpmTrie(data)) => Ok(size(data)?.saturating_sub(1)),
         _ => Err(DataplaneError::Missing { what: "map", name }),
     }
 }

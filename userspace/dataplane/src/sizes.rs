@@ -195,7 +195,7 @@ impl Sizes {
         if !by_itself.is_empty() {
             tracing::info!(
                 maps = by_itself,
-                "kernel tables that another version made keep their size"
+                "kernel tables that an earlier daemon made keep their size"
             );
         }
     }

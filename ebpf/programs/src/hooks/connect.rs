@@ -94,13 +94,14 @@ fn has_set_retval() -> bool {
 /// Counts and reports a refused connect. EPERM is what the kernel answers for 0; another errno is set (Linux 5.18).
 #[inline(always)]
 fn refuse(record: &mut SockRecord, errno: u8) -> i32 {
-    telemetry::refused(record, protocol::TCP, errno, |counters| {
+    telemetry::count_refused(record, protocol::TCP, |counters| {
         if errno == capture::EPERM {
             telemetry::add(&mut counters.opened, 1);
         } else {
             telemetry::add(&mut counters.refused, 1);
         }
     });
+    telemetry::tell_refused(record, protocol::TCP, errno);
     record.role = role::NONE;
     if errno != capture::EPERM && has_set_retval() {
         // SAFETY: the helper has no precondition.

@@ -78,9 +78,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         && record.translated == remote;
     if translated && record.verdict == action::DENY {
         // To a service that is nowhere: the sender is answered EPERM, as for any packet that is refused here.
-        telemetry::refused(record, packet.protocol, capture::EPERM, |counters| {
-            telemetry::add(&mut counters.refused, 1)
-        });
+        telemetry::nowhere(record);
         return false;
     }
     // What another workload began from this port a moment ago, or received at it, says nothing about this one.

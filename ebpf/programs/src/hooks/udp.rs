@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use weft_abi::{Addr, action, identity, sock_flags};
 
-use crate::{asked, capture, context::SockAddr};
+use crate::{asked, capture, context::SockAddr, telemetry};
 
 #[inline(always)]
 fn sendmsg(hook: &SockAddr) -> i32 {
@@ -30,10 +30,12 @@ fn sendmsg(hook: &SockAddr) -> i32 {
     let mut way = capture::route_udp(config, hook, record);
     if hook.is_v6() && way.addr.is_v4() && !asked.is_v4() {
         // IPv6 datagrams may not become IPv4 here (`udpv6_sendmsg` answers ENOTSUPP, in every kernel). Our own server answers
-        // at ::1 as well; other services are nowhere for this socket, which `weft_skb_out` counts and tells.
+        // at ::1 as well; other services are nowhere for this socket.
         if record.flags & sock_flags::DNS == 0 {
             record.destination = identity::UNKNOWN_LOCAL;
             record.verdict = action::DENY;
+            telemetry::nowhere(record);
+            return 0;
         }
         way.addr = Addr::LOCALHOST_V6;
         record.translated = way.addr;
