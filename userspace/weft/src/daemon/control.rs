@@ -287,7 +287,7 @@ impl Control for DaemonControl {
             degraded.push(Degraded {
                 what: "publication".to_owned(),
                 why,
-                instead: "the last good state is in force".to_owned(),
+                instead: "the last good state is in force; a daemon that starts anew fails by this".to_owned(),
             });
         }
         degraded.extend(self.unaccelerated(snapshot));
@@ -431,7 +431,7 @@ impl Control for DaemonControl {
             .extend(self.engine.pods.unseen().into_iter().map(doctor::unseen));
         report.problems.extend(unrecorded::degraded(&self.engine));
         report.problems.extend(tables::kept(&self.engine.dataplane));
-        report.problems.extend(tables::full(&self.engine.dataplane));
+        report.problems.extend(self.engine.full_tables.lately(Instant::now()));
         report.cuts = self.engine.cuts();
         report.problems.extend(doctor::late(&report.cuts));
         report.features.push(FeatureView {

@@ -135,7 +135,7 @@ pub fn examine(
         report.problems.push(Degraded {
             what: "publication".to_owned(),
             why,
-            instead: "the last good state is in force".to_owned(),
+            instead: "the last good state is in force; a daemon that starts anew fails by this".to_owned(),
         });
     }
     report

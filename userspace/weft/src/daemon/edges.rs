@@ -250,6 +250,8 @@ impl Reader {
         }
         match dataplane.kernel_errors() {
             Ok(errors) => {
+                // First: whoever sees the metric finds it there.
+                self.engine.full_tables.note(&errors, Instant::now());
                 let lost = self.metrics.update(&errors);
                 self.flows.set_dropped(lost + self.reporter.dropped());
                 if lost > self.lost {

@@ -27,7 +27,7 @@ use super::{
     cuts::{Cut, Cuts},
     last_good::LastGood,
     netns::{Pods, Sources},
-    unrecorded,
+    tables, unrecorded,
 };
 use crate::{admin::api::CutsView, config::DaemonConfig, registry::Registry, state_dir};
 
@@ -49,6 +49,7 @@ pub struct Engine {
     pub registry: Arc<Registry>,
     pub dataplane: Arc<Dataplane>,
     pub pods: Pods,
+    pub full_tables: tables::Full,
     in_force: ArcSwap<InForce>,
     /// Also serialises publications.
     state: Mutex<State>,
@@ -124,6 +125,7 @@ impl Engine {
         Ok(Self {
             store: Arc::new(Mutex::new(store)),
             registry,
+            full_tables: tables::Full::default(),
             pods: Pods::new(cgroup, Arc::clone(&dataplane), Sources::new(config.state.namespaces())),
             dataplane,
             in_force: ArcSwap::default(),
