@@ -30,6 +30,7 @@ use weft_policy::Snapshot;
 use weft_proxy::{Callouts, DrainReport, NetnsListeners, ProxyConfig, ProxyMetrics, SnapshotPublisher, Workers};
 
 use super::{
+    LAST_WORK,
     control::DaemonControl,
     dns, edges,
     engine::Engine,
@@ -198,10 +199,19 @@ async fn mesh(
     last_good::forget_stale(&mut engine.store(), config.resources.as_deref(), &applied_files);
     // As the first process of a container nothing else would end us while modules start.
     let mut signals = Signals::new()?;
+    let gate = Arc::new(Gate::default());
     tokio::select! {
-        published = publish(&engine) => published?,
+        published = publish(&engine, &gate) => published?,
         () = signals.stop() => {
             tracing::info!("stopped before it was ready");
+            // What is being published is, and nothing after it: another daemon may be in charge.
+            tokio::task::spawn_blocking(move || {
+                gate.close(LAST_WORK);
+                gate.give_away();
+            })
+            .await?;
+            // Modules may start for minutes, and what starts them holds on to the engine.
+            engine.dataplane.let_go();
             return Ok(());
         }
     }
@@ -285,7 +295,6 @@ async fn mesh(
         }
     }
     engine.pods.clean();
-    let gate = Arc::new(Gate::default());
     let edges = edges::Reader::new(Arc::clone(&engine), edge_reporter, Arc::clone(&flows), kernel_metrics);
     let (successors, mut asked) = mpsc::channel(1);
     let mut giver = Giver {
@@ -458,11 +467,13 @@ fn wasm_host(
 }
 
 /// Publishes for the first time, on a thread that may block.
-async fn publish(engine: &Arc<Engine>) -> anyhow::Result<()> {
-    let engine = Arc::clone(engine);
+async fn publish(engine: &Arc<Engine>, gate: &Arc<Gate>) -> anyhow::Result<()> {
+    let (engine, gate) = (Arc::clone(engine), Arc::clone(gate));
     let published = tokio::task::spawn_blocking(move || {
         for _ in 0..FIRST_ATTEMPTS {
-            engine.prepare_and_publish()?;
+            let _ahead = engine.prepare_stored();
+            let _pass = gate.enter()?;
+            engine.publish()?;
             if !engine.awaits_modules() {
                 break;
             }

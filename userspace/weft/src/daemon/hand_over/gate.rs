@@ -24,7 +24,7 @@ enum Phase {
     Open,
     /// A hand-over is under way: wait.
     Closed,
-    /// Another daemon is in charge.
+    /// Another daemon is in charge, or none.
     Gone,
 }
 
@@ -32,9 +32,9 @@ enum Phase {
 #[derive(Debug)]
 pub struct Pass<'a>(&'a Gate);
 
-/// Another daemon is in charge; ask that one.
+/// Another daemon is in charge, which is to be asked; or this one stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this daemon has handed over to another; ask again")]
+#[error("this daemon is in charge no more: another has taken over, or it was stopped; ask again")]
 pub struct HandedOver;
 
 // === impl Gate ===
@@ -44,7 +44,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// It succeeded.
+    /// It succeeded, or the daemon stops.
     pub fn enter(&self) -> Result<Pass<'_>, HandedOver> {
         let mut state = self.lock();
         loop {
