@@ -187,6 +187,7 @@ impl AdapterRuntime {
     /// not for modules: who publishes a new one has [prepared](Preparer::prepare) it.
     pub fn update(&mut self, snapshot: &Snapshot) -> Arc<Chains> {
         let wanted: BTreeSet<&ObjectRef> = snapshot.adapters.iter().map(|adapter| &adapter.config.object).collect();
+        self.forget_unguarded(snapshot);
         let (metrics, wasm) = (&self.metrics, &mut self.wasm);
         self.live.retain(|object, _| {
             let stays = wanted.contains(object);
@@ -207,6 +208,25 @@ impl AdapterRuntime {
         self.order = snapshot.adapters.iter().map(|a| a.config.object.clone()).collect();
         self.services = snapshot.services.keys().cloned().collect();
         Arc::new(self.chains(snapshot))
+    }
+
+    /// What loses a closed guard with this snapshot was not open before: another that takes its place, under another name maybe,
+    /// does not open it while its modules start.
+    fn forget_unguarded(&mut self, snapshot: &Snapshot) {
+        for (object, live) in &self.live {
+            let earlier = &live.adapter;
+            if !earlier.config.role.sees_requests() || earlier.config.failure_policy == AdapterFailure::Open {
+                continue;
+            }
+            let mut adapters = snapshot.adapters.iter();
+            let now = adapters.find(|adapter| adapter.config.object == *object);
+            for service in &earlier.target.services {
+                let guards = |adapter: &Arc<Adapter>| adapter.target.services.contains(service);
+                if !live.spared.contains(service) && !now.is_some_and(guards) {
+                    self.services.remove(service);
+                }
+            }
+        }
     }
 
     /// All adapters, in the order in which they look.

@@ -155,6 +155,23 @@ fn a_service_that_comes_with_its_guard_is_not_open_before_that_is_ready() {
 }
 
 #[test]
+fn a_guard_under_another_name_does_not_open_its_service_before_it_is_ready() {
+    let (mut world, _) = counting();
+    let chains = world.apply("auth", &good(PARAMS));
+    assert_eq!(status(&chains, 1, &[]), 401);
+    let other = good("params: {tokens: {other: bob}}").replace("name: auth", "name: auth2");
+    world.write("auth", "");
+    world.write("auth2", &other);
+    for _ in 0..2 {
+        let chains = world.publish();
+        assert!(world.state("auth2").pending);
+        assert_eq!(ask(&chains, "web").unwrap_err().status, 503);
+    }
+    let chains = world.apply("auth2", &other);
+    assert_eq!((status(&chains, 2, &[]), status(&chains, 3, &[TOKEN])), (401, 403));
+}
+
+#[test]
 fn who_was_refused_for_a_module_that_cannot_run_is_until_the_next_one_is_ready() {
     let (mut world, _) = counting();
     world.apply("auth", &auth("module: /etc/hostname", PARAMS));
