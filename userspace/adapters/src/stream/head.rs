@@ -27,6 +27,9 @@ pub struct RequestHead {
     pub headers: HeaderSection,
 }
 
+/// Bytes of names and values of a map up to which a copy of it is a text: of a larger one its values are shared.
+const KEPT_AS_TEXT: usize = 16 << 10;
+
 /// An answer's head.
 #[derive(Debug, Clone, Default)]
 pub struct ResponseHead {
@@ -183,16 +186,16 @@ impl HeaderSection {
     /// A copy for whoever may ask for one of them later. `held`: it may become what goes on, and then has all that a map knows.
     #[must_use]
     pub(crate) fn kept(&self, held: bool) -> Self {
-        if held {
-            return self.clone();
-        }
-        Self::Text(match self {
-            Self::Text(lines) => lines.clone(),
-            Self::Map(map) => {
+        match self {
+            Self::Map(map) if !held => {
                 let bytes = pairs(map).map(|(name, value)| name.len() + value.len()).sum();
-                HeaderLines::of(pairs(map), map.len(), bytes)
+                match bytes {
+                    0..=KEPT_AS_TEXT => Self::Text(HeaderLines::of(pairs(map), map.len(), bytes)),
+                    _ => self.clone(),
+                }
             }
-        })
+            _ => self.clone(),
+        }
     }
 }
 
