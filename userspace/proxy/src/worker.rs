@@ -12,7 +12,7 @@ use crate::{
     context::Origin,
     http::{agents::Agents, lean::buffers::Buffers},
     idle::Idlers,
-    limits::IDLE_SWEEP,
+    limits::{IDLE_SWEEP, POOL_TICK},
     listen::stop::{Phase, StopWatch},
     metrics::{ConnectionCounters, ConnectionProtocol, ProxyMetrics, RequestCounters, RequestOutcome},
     pick::Routes,
@@ -21,6 +21,9 @@ use crate::{
     upstream::Pool,
     watch::SnapshotWatch,
 };
+
+/// Every how many ticks idle connections are looked for.
+const SWEEP_TICKS: u64 = IDLE_SWEEP.as_secs() / POOL_TICK.as_secs();
 
 /// What a worker is started with; crosses the thread border.
 pub(crate) struct Shared {
@@ -148,19 +151,16 @@ impl Worker {
         self.connections.wait().await;
     }
 
-    /// Closes what has idled too long, for as long as the worker lives. `ticks`: every [`POOL_TICK`](crate::limits::POOL_TICK).
+    /// Closes what has idled too long, for as long as the worker lives. `ticks`: every [`POOL_TICK`].
     pub(crate) async fn housekeeping(self: Rc<Self>, mut ticks: Ticks) {
-        let mut swept = Instant::now();
-        loop {
+        for tick in 1_u64.. {
             if let Err(error) = ticks.next().await {
                 tracing::error!(%error, "a worker has no more ticks: it closes nothing that idles");
                 return;
             }
-            let now = Instant::now();
-            self.pool.reap(now);
+            self.pool.reap(Instant::now());
             self.loads.reap();
-            if now.duration_since(swept) >= IDLE_SWEEP {
-                swept = now;
+            if tick % SWEEP_TICKS == 0 {
                 self.idlers.sweep();
             }
         }

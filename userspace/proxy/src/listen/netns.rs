@@ -71,7 +71,7 @@ impl NetnsListeners {
         let mut by_address: Vec<(SocketAddr, usize)> = Vec::new();
         for socket in sockets {
             socket.set_nonblocking(true)?;
-            // That process may not have.
+            // That process may not have. What waits in its queue then keeps what it began with.
             SockRef::from(&socket).set_tcp_nodelay(true)?;
             let address = socket.local_addr()?;
             let worker = match by_address.iter_mut().find(|(known, _)| *known == address) {
@@ -241,7 +241,10 @@ mod tests {
             NetnsListeners::of_sockets(vec![inherited], 1).unwrap(),
         ] {
             let _client = std::net::TcpStream::connect(listeners.addresses()[0]).unwrap();
-            let (accepted, _) = listeners.into_workers()[0][0].accept().unwrap();
+            let listener = listeners.into_workers().remove(0).remove(0);
+            // The connection may still be on its way.
+            listener.set_nonblocking(false).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
             assert!(accepted.nodelay().unwrap());
         }
     }

@@ -12,6 +12,7 @@ use std::{
     ptr,
     rc::{Rc, Weak},
     sync::Arc,
+    thread,
 };
 
 use weft_policy::{HttpRequestView, Identity, Service, ServiceName, ServicePort};
@@ -118,8 +119,11 @@ impl Routes {
         drop(known);
         drop(routes);
         if let Some(last) = under.and_then(Arc::into_inner) {
-            // Nobody else has it. There may be much of it, and requests wait for this thread.
-            tokio::task::spawn_blocking(move || drop(last));
+            // Nobody else has it. There may be much of it, and requests wait for this thread. Where no other is to be had, it is dropped
+            // here.
+            let _ = thread::Builder::new()
+                .name("weft-let-go".to_owned())
+                .spawn(move || drop(last));
         }
     }
 }
