@@ -13,6 +13,7 @@ mod torture;
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -72,11 +73,12 @@ pub struct Args {
 const TORTURE: &str = "torture";
 /// Bytes a transfer of a guest's tests: one byte takes about 30 times longer than in this kernel.
 const BYTES: u64 = 4 << 20;
-/// How much slower than a real machine a guest may be: measured 10 to 15 times, on two cores with other work.
+/// How much slower than a real machine a guest may be that has the machine to itself: measured 10 to 15 times, on two cores with
+/// other work.
 const PATIENCE: u32 = 20;
 /// Guests that are begun where the emulator ends them ([`Machine::failed_by_emulator`]).
 const ATTEMPTS: u32 = 3;
-/// Longest run of one guest.
+/// Longest run of one guest that has the machine to itself.
 const BOUND: Duration = Duration::from_secs(90 * 60);
 
 // === impl Args ===
@@ -133,34 +135,25 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
 
-    let mut all = Vec::new();
-    let mut wrong = Vec::new();
-    for (number, kernel) in kernels.iter().enumerate() {
-        let chosen = tests_of(args, number == 0, &tests);
-        let what = if chosen.is_empty() {
-            "programs"
-        } else {
-            "programs and real traffic"
-        };
-        let plan = Plan {
+    let plans: Vec<Plan> = (0..kernels.len())
+        .map(|number| Plan {
             weft: weft.clone(),
-            tests: chosen,
+            tests: tests_of(args, number == 0, &tests),
             filter: args.filter.clone(),
             environment: vec![
                 ("WEFT_TEST_BYTES".to_owned(), BYTES.to_string()),
-                (poll::SCALE.to_owned(), PATIENCE.to_string()),
+                (poll::SCALE.to_owned(), (PATIENCE * at_once(kernels.len())).to_string()),
             ],
-        };
-        // One kernel's trouble does not hide the other's.
-        let mut found = steps.step(&format!("Linux {}: {what}", kernel.name), || boot(kernel, &plan))?;
+        })
+        .collect();
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let what = format!("Linux {}: programs and real traffic", names.join(" and "));
+    let mut all = steps.step(&what, || boot_all(&kernels, &plans))?;
+    let mut wrong = Vec::new();
+    for found in &mut all {
         found.binaries = tests.len();
-        wrong.extend(
-            found
-                .problems(BUDGETS)
-                .into_iter()
-                .map(|line| format!("Linux {}: {line}", kernel.name)),
-        );
-        all.push(found);
+        let problems = found.problems(BUDGETS).into_iter();
+        wrong.extend(problems.map(|line| format!("Linux {}: {line}", found.kernel)));
     }
     if let Some(filter) = &args.filter
         && wrong.is_empty()
@@ -225,11 +218,37 @@ fn tests_of(args: &Args, oldest: bool, tests: &[Test]) -> Vec<Test> {
     tests.iter().filter(chosen).cloned().collect()
 }
 
-/// Runs `plan` in `kernel`.
+/// Guests share the processors.
+fn at_once(guests: usize) -> u32 {
+    u32::try_from(guests).unwrap_or(u32::MAX)
+}
+
+/// Runs each plan in its kernel, all at once: tests wait about half of the time, and one guest leaves a processor idle meanwhile.
+///
+/// # Errors
+/// As [`boot`]. One kernel's trouble does not hide the other's findings, which are told as they come.
+fn boot_all(kernels: &[Kernel], plans: &[Plan]) -> Result<Vec<Found>> {
+    let bound = BOUND * at_once(kernels.len());
+    thread::scope(|scope| {
+        let guests: Vec<_> = kernels
+            .iter()
+            .zip(plans)
+            .map(|(kernel, plan)| scope.spawn(move || boot(kernel, plan, bound)))
+            .collect();
+        // All of them end before the first error is told.
+        let ended: Vec<_> = guests.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        let found = ended
+            .into_iter()
+            .map(|ended| ended.unwrap_or_else(|_| bail!("a guest's thread panicked")));
+        found.collect()
+    })
+}
+
+/// Runs `plan` in `kernel`, for at most `bound`.
 ///
 /// # Errors
 /// The guest does not come up, hangs, or ends too early; its console's tail is on the terminal by then.
-fn boot(kernel: &Kernel, plan: &Plan) -> Result<Found> {
+fn boot(kernel: &Kernel, plan: &Plan, bound: Duration) -> Result<Found> {
     let dir = paths::vm().join(&kernel.name);
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let (plan_file, initrd) = (dir.join("plan.json"), dir.join("initramfs"));
@@ -243,14 +262,15 @@ fn boot(kernel: &Kernel, plan: &Plan) -> Result<Found> {
 
     let mut attempt = 1;
     loop {
-        let mut machine = Machine::boot(kernel, &initrd, &console, BOUND)?;
+        let mut machine = Machine::boot(kernel, &initrd, &console, bound)?;
         let mut found = Found::new(&kernel.name);
         let Err(error) = listen(&mut machine, &mut found) else {
             machine.power_off();
             return Ok(found);
         };
         eprintln!(
-            "   console of the guest ({}), its end:\n{}",
+            "   console of the guest {} ({}), its end:\n{}",
+            kernel.name,
             console.display(),
             machine.console_tail()
         );
@@ -259,7 +279,8 @@ fn boot(kernel: &Kernel, plan: &Plan) -> Result<Found> {
             return Err(error);
         }
         eprintln!(
-            "   {error:#}: the emulator's doing; attempt {attempt} of {ATTEMPTS}, another guest from the beginning"
+            "   Linux {}: {error:#}: the emulator's doing; attempt {attempt} of {ATTEMPTS}, another guest from the beginning",
+            kernel.name
         );
         attempt += 1;
     }

@@ -1,5 +1,7 @@
 //! What a guest found, told while it comes in, and judged when it is all there.
 
+use std::fmt::Display;
+
 use vm_test::torture::{self, Cell};
 
 use super::{
@@ -50,10 +52,10 @@ impl Found {
                 uptime,
             } => {
                 self.version = debian_version(&version).unwrap_or(&release).to_owned();
-                println!("   booted {release} ({}) in {uptime:.1} s", self.version);
+                self.say(format_args!("booted {release} ({}) in {uptime:.1} s", self.version));
             }
             Event::Verified { report } => {
-                println!("   {}", summary_of(&report));
+                self.say(summary_of(&report));
                 self.report = report;
             }
             Event::Binary { target } => {
@@ -64,14 +66,14 @@ impl Found {
             Event::Test { name, outcome } => {
                 match &outcome {
                     Outcome::Passed => {}
-                    Outcome::Failed => println!("   FAILED {name}"),
-                    Outcome::Absent(why) => println!("   absent {name}: {why}"),
+                    Outcome::Failed => self.say(format_args!("FAILED {name}")),
+                    Outcome::Absent(why) => self.say(format_args!("absent {name}: {why}")),
                 }
                 self.tests.push((self.running().to_owned(), name, outcome));
             }
             Event::Tortured { cell } => {
                 if let torture::Outcome::Wrong(why) = &cell.outcome {
-                    println!("   mode {}, {}: {why}", cell.mode, cell.case);
+                    self.say(format_args!("mode {}, {}: {why}", cell.mode, cell.case));
                 }
                 self.cells.push(cell);
             }
@@ -80,7 +82,7 @@ impl Found {
                 let target = self.running().to_owned();
                 if code != 0 {
                     for line in &self.words[self.words.len().saturating_sub(WORDS)..] {
-                        println!("   | {line}");
+                        self.say(format_args!("| {line}"));
                     }
                 }
                 let of = |outcome: fn(&Outcome) -> bool| {
@@ -89,7 +91,9 @@ impl Found {
                 };
                 let (passed, absent) = (of(|o| *o == Outcome::Passed), of(|o| matches!(o, Outcome::Absent(_))));
                 let mark = if code == 0 { "ok" } else { "FAILED" };
-                println!("   {mark:<6} {target:<24} {passed:>4} passed {absent:>3} absent {seconds:>7.1} s");
+                self.say(format_args!(
+                    "{mark:<6} {target:<24} {passed:>4} passed {absent:>3} absent {seconds:>7.1} s"
+                ));
                 if code == 0 {
                     self.broken.pop();
                 } else if let Some(last) = self.broken.last_mut() {
@@ -98,6 +102,11 @@ impl Found {
             }
             Event::Broken { .. } | Event::Done => {}
         }
+    }
+
+    /// One of several kernels that are heard at once.
+    fn say(&self, what: impl Display) {
+        println!("   {:<5} {what}", self.kernel);
     }
 
     fn running(&self) -> &str {
