@@ -83,14 +83,18 @@ impl H2 {
 
 impl Text {
     pub async fn read(response: Response<Incoming>) -> Self {
+        Self::try_read(response).await.unwrap()
+    }
+
+    pub async fn try_read(response: Response<Incoming>) -> hyper::Result<Self> {
         let (head, body) = response.into_parts();
-        let collected = body.collect().await.unwrap();
-        Self {
+        let collected = body.collect().await?;
+        Ok(Self {
             status: head.status,
             headers: head.headers,
             trailers: collected.trailers().cloned(),
             body: String::from_utf8(collected.to_bytes().to_vec()).unwrap(),
-        }
+        })
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
