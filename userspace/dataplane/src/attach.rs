@@ -40,6 +40,8 @@ pub const GETSOCKOPT: &str = "weft_getsockopt";
 
 /// The program on the sockmap.
 pub const SK_MSG: &str = "weft_sk_msg";
+/// The sockhash whose sockets it sees.
+pub const SK_MSG_MAP: &str = "weft_tx";
 
 /// Loads (verifies) every program; nothing is attached yet.
 pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
@@ -176,12 +178,12 @@ fn reusable(pin: &Path, cgroup_id: u64) -> Result<Option<OwnedFd>, DataplaneErro
 pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     let attach_error = |source: io::Error| DataplaneError::Attach {
         program: SK_MSG,
-        target: "weft_tx".to_owned(),
+        target: SK_MSG_MAP.to_owned(),
         source,
     };
-    let map = ebpf.map("weft_tx").ok_or(DataplaneError::Missing {
+    let map = ebpf.map(SK_MSG_MAP).ok_or(DataplaneError::Missing {
         what: "map",
-        name: "weft_tx",
+        name: SK_MSG_MAP,
     })?;
     let fd = match map {
         Map::SockHash(_) => SockHash::<_, [u8; 40]>::try_from(map)
@@ -191,7 +193,7 @@ pub fn attach_sk_msg(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
         _ => {
             return Err(DataplaneError::Missing {
                 what: "sockhash",
-                name: "weft_tx",
+                name: SK_MSG_MAP,
             });
         }
     }

@@ -17,7 +17,7 @@ use std::{
 
 use aya::{
     maps::MapType,
-    programs::{ProgramType, loaded_programs},
+    programs::{ProgramInfo, ProgramType, loaded_programs},
 };
 use serde::{Deserialize, Serialize};
 
@@ -233,15 +233,16 @@ fn runs(bpffs: &Path) -> Result<Vec<Runs>, DataplaneError> {
     }
     ids.extend(inbound::attached_programs(&bpffs.join("links"))?);
     ids.extend(foreign::attached_programs(&bpffs.join("links")));
-    let mut found = Vec::new();
-    let mut sk_msg = None;
-    for program in loaded_programs() {
-        let Ok(program) = program else { continue };
-        if program.name_as_str() == Some(attach::SK_MSG) {
-            sk_msg = Some(program.id());
-        }
-        found.push(program);
-    }
+    let found: Vec<_> = loaded_programs().flatten().collect();
+    let named = || {
+        found
+            .iter()
+            .find(|program| program.name_as_str() == Some(attach::SK_MSG))
+    };
+    // An older kernel does not say which one it is; other daemons have one of that name too.
+    let sk_msg = sys::obj_get(&bpffs.join("maps").join(pin_name(attach::SK_MSG_MAP)))
+        .and_then(|map| sys::sk_msg_of(&map))
+        .unwrap_or_else(|_| named().map(ProgramInfo::id));
     ids.push((attach::SK_MSG.to_owned(), sk_msg));
     ids.into_iter()
         .map(|(name, id)| {

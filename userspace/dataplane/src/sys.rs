@@ -15,8 +15,10 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_SK_MSG_VERDICT: u32 = 7;
 const BPF_CGROUP_GETSOCKOPT: u32 = 21;
 const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
@@ -60,6 +62,17 @@ struct CgroupLinkInfo {
     cgroup_id: u64,
     attach_type: u32,
     pad2: u32,
+}
+
+/// The same as BPF_PROG_QUERY reads it.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_count: u32,
 }
 
 /// The same as BPF_OBJ_GET and BPF_OBJ_PIN read it.
@@ -174,6 +187,22 @@ pub fn has_tcx() -> io::Result<bool> {
         }
         Err(error) => Ok(error.raw_os_error() == Some(libc::ENODEV)),
     }
+}
+
+/// The id of the program that sees what sockets of a sockhash send (Linux 5.17).
+pub fn sk_msg_of(map: impl AsFd) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    let mut query = ProgQuery {
+        target_fd: map.as_fd().as_raw_fd().cast_unsigned(),
+        attach_type: BPF_SK_MSG_VERDICT,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: std::ptr::from_mut(&mut id) as u64,
+        prog_count: 1,
+    };
+    // `id` outlives the call, which writes one number there at most.
+    bpf(BPF_PROG_QUERY, &mut query)?;
+    Ok((query.prog_count > 0).then_some(id))
 }
 
 /// The id of the cgroup a link is attached to; 0 if that cgroup is gone.
