@@ -386,7 +386,7 @@ fn in_force(lab: &Lab, protocol: Protocol, service: &str) -> Result<SocketAddr> 
         let target = address(lab, service)?;
         let ask = |account: &str| {
             let url = format!("http://{target}/bench.Echo/Say");
-            // A refused call has status 200, and says so in a header.
+            // A refused call has status 200, and says so in its gRPC status, in a header or a trailer.
             let told = "%{http_version} %{http_code} %header{grpc-status}";
             let words = [
                 "curl",
@@ -404,7 +404,11 @@ fn in_force(lab: &Lab, protocol: Protocol, service: &str) -> Result<SocketAddr> 
             Ok::<_, anyhow::Error>(told.trim_end().to_owned())
         };
         let (friend, stranger) = (ask(FRIEND)?, ask("stranger")?);
-        ensure!(friend == "2 200", "{service}: a friend got {friend:?}");
+        let answered = match protocol {
+            Protocol::Http2 => "2 200",
+            Protocol::Grpc => "2 200 0",
+        };
+        ensure!(friend == answered, "{service}: a friend got {friend:?}");
         ensure!(stranger != friend, "{service}: a stranger got {stranger:?}");
         Ok(target)
     })
