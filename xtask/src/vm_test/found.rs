@@ -106,7 +106,9 @@ impl Found {
 
     /// One of several kernels that are heard at once.
     fn say(&self, what: impl Display) {
-        println!("   {:<5} {what}", self.kernel);
+        for line in what.to_string().lines() {
+            println!("   {:<5} {}", self.kernel, line.trim_start());
+        }
     }
 
     fn running(&self) -> &str {
@@ -197,7 +199,7 @@ fn summary_of(report: &Report) -> String {
     };
     let fit = report.unfit_for_short_circuit.as_deref();
     format!(
-        "{} of {} programs loaded{most}{lacks}\n   short-circuit self-test: {}",
+        "{} of {} programs loaded{most}{lacks}\nshort-circuit self-test: {}",
         loaded.count(),
         report.programs.len(),
         fit.unwrap_or("passes")
