@@ -180,10 +180,15 @@ impl Running {
     /// It ends before, or does not within [`poll::PATIENCE`].
     pub fn line(&mut self, count: usize) -> Result<String> {
         let what = format!("line {count} of `{}`", self.line);
-        poll::until(&what, || match self.nth_line(count) {
-            Some(line) => Ok(line),
-            None => bail!("it said so far: {}{}", self.stdout(), self.stderr()),
-        })
+        let found = poll::until(&what, || {
+            // First: what it says while we look is not missed.
+            let over = self.stdout.is_over() && self.stderr.is_over();
+            match self.nth_line(count) {
+                None if !over => bail!("it said so far: {}{}", self.stdout(), self.stderr()),
+                found => Ok(found),
+            }
+        })?;
+        found.with_context(|| format!("no {what}: it ended, and said {}{}", self.stdout(), self.stderr()))
     }
 
     fn nth_line(&self, count: usize) -> Option<String> {
@@ -309,6 +314,11 @@ impl Heard {
         String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
+    /// There is no more of it.
+    fn is_over(&self) -> bool {
+        self.reader.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// All there will be. A grandchild may hold the pipe open: what it says later is nobody's.
     fn finish(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
@@ -355,6 +365,17 @@ mod tests {
     #[test]
     fn a_signal_is_128_and_its_number() -> Result<()> {
         assert_eq!(output(sh("kill -9 $$"), BOUND)?.code, 137);
+        Ok(())
+    }
+
+    #[test]
+    fn a_line_that_cannot_come_any_more_is_not_waited_for() -> Result<()> {
+        let begun = Instant::now();
+        let mut ends = Running::start(sh("echo one; echo why >&2"))?;
+        assert_eq!(ends.line(1)?, "one");
+        let error = ends.line(2).unwrap_err().to_string();
+        assert!(error.contains("it ended") && error.contains("why"), "{error}");
+        assert!(begun.elapsed() < poll::PATIENCE);
         Ok(())
     }
 
