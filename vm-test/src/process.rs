@@ -179,8 +179,16 @@ impl Running {
     /// # Errors
     /// It ends before, or does not within [`poll::PATIENCE`].
     pub fn line(&mut self, count: usize) -> Result<String> {
+        self.line_within(poll::PATIENCE, count)
+    }
+
+    /// The same with a bound of its own.
+    ///
+    /// # Errors
+    /// It ends before, or does not within `bound`.
+    pub fn line_within(&mut self, bound: Duration, count: usize) -> Result<String> {
         let what = format!("line {count} of `{}`", self.line);
-        let found = poll::until(&what, || {
+        let found = poll::within(bound, &what, || {
             // First: what it says while we look is not missed.
             let over = self.stdout.is_over() && self.stderr.is_over();
             match self.nth_line(count) {

@@ -6,14 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::IgnoredAny};
-use vm_test::{Running, poll};
+use vm_test::Running;
 
 use super::cpu;
 
 /// Longer than a load takes by this is an error.
 const SLACK: Duration = Duration::from_secs(20);
+
+/// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
+const PROXIED: f64 = 5.0;
 
 /// Share of the processors' time that a host may take from a load before its figures are worth nothing.
 pub const STOLEN: f64 = 0.03;
@@ -163,19 +166,7 @@ impl Client {
     fn load(&mut self, words: &[String], bound: Duration) -> Result<Outcome> {
         self.running.say(&serde_json::json!(words).to_string())?;
         self.told += 1;
-        let told = self.told;
-        let line = poll::within(bound, "a load", || {
-            let alive = self.running.is_running()?;
-            let stdout = self.running.stdout();
-            let whole = stdout.rfind('\n').map_or("", |end| &stdout[..end]);
-            match whole.lines().nth(told - 1) {
-                Some(line) => Ok(Some(line.to_owned())),
-                // What ended says no more: no need to wait.
-                None if !alive => Ok(None),
-                None => bail!("no outcome yet"),
-            }
-        })?;
-        let line = line.with_context(|| format!("weft-load ended: {}", self.running.stderr()))?;
+        let line = self.running.line_within(bound, self.told)?;
         serde_json::from_str(&line).with_context(|| format!("weft-load said {line}"))
     }
 }
@@ -183,6 +174,18 @@ impl Client {
 // === impl Arm ===
 
 impl Arm {
+    /// # Errors
+    /// It has a proxy, and requests went past that.
+    pub fn went_through(&self, measured: &Measured) -> Result<()> {
+        ensure!(
+            self.proxies.is_empty() || measured.proxy > PROXIED,
+            "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",
+            self.name,
+            measured.proxy
+        );
+        Ok(())
+    }
+
     /// Puts a load on it.
     ///
     /// # Errors

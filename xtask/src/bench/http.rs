@@ -35,9 +35,6 @@ pub const CONNECTIONS: usize = 32;
 const LATENCY_RATE: u32 = 250;
 const SHORT_RATE: u32 = 1000;
 
-/// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
-pub const PROXIED: f64 = 5.0;
-
 /// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
 const PLAIN: &str = "plain";
 const FAST: &str = "fast";
@@ -337,12 +334,7 @@ impl Scenario for Http {
                     arm.name,
                     measured.requests
                 );
-                ensure!(
-                    arm.proxies.is_empty() || measured.proxy > PROXIED,
-                    "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",
-                    arm.name,
-                    measured.proxy
-                );
+                arm.went_through(&measured)?;
                 stolen += measured.disturbed();
                 let into = match (load.rate, load.short, load.connections) {
                     (None, ..) => &mut figures.full,

@@ -12,7 +12,7 @@ use vm_test::{Lab, Nginx, Running, Server, cgroup::Cgroup, envoy, poll, resource
 use super::{
     arm::{Arm, Client, Load, Measured, Seconds, undisturbed},
     found::{ArmFound, Found, Series},
-    http::{PROXIED, RATE, address},
+    http::{RATE, address},
     peers,
     rounds::{self, Goal, Rounds, Row, Scenario, ratio},
 };
@@ -227,12 +227,7 @@ impl Scenario for Http2 {
                 continue;
             };
             let measured = undisturbed(|| arm.measure(&load, self.seconds.warm_up))?;
-            ensure!(
-                arm.proxies.is_empty() || measured.proxy > PROXIED,
-                "arm `{}`: its proxy ran {:.1} µs a request: requests went past it",
-                arm.name,
-                measured.proxy
-            );
+            arm.went_through(&measured)?;
             stolen += measured.disturbed();
             into.push(measured);
         }
