@@ -25,6 +25,7 @@ pub mod curl;
 mod daemon;
 pub mod envoy;
 pub mod filters;
+pub mod friends;
 mod harness;
 mod hosts;
 pub mod interrupt;

@@ -3,31 +3,11 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use vm_test::{Host, Lab, Nginx, Output, Remote, Running, Server, curl, hosts_test, lab_test, poll, resources};
+use vm_test::{Host, Lab, Nginx, Output, Remote, Running, curl, friends, hosts_test, lab_test, poll, resources};
 
 const ECONNABORTED: i64 = 103;
 /// An address of the endpoint that is not loopback (every lab has it).
 const OWN_ADDRESS: &str = "http://10.77.0.5:8080/";
-
-/// `friend` may reach web's port 8080, nobody else may.
-fn friends_only(lab: &Lab) -> Result<Server> {
-    let route = resources::tcp_route("web-port", &[8080]);
-    let target = resources::allow("friend-may", "friend", "web", ("TCPRoute", "web-port"));
-    lab.resource("access.yaml", &format!("{}{route}{target}", resources::DENY))?;
-    let web = lab.nginx(Nginx::service("web").port(80, 8080))?;
-    poll::until("friend to be allowed and strangers to be denied", || {
-        let (friend, stranger) = (
-            lab.run("friend").curl("http://web/")?,
-            lab.run("stranger").curl("http://web/")?,
-        );
-        ensure!(
-            friend.http == 200 && stranger.code == curl::COULD_NOT_CONNECT,
-            "{friend:?} {stranger:?}"
-        );
-        Ok(())
-    })?;
-    Ok(web)
-}
 
 /// An uncaptured curl that does not wait for long.
 fn outside(lab: &Lab, url: &str) -> Result<Output> {
@@ -68,7 +48,8 @@ fn two_accounts_on_one_loopback_address_are_told_apart_by_the_accepting_side_alo
     ] {
         lab_test(name, |lab| {
             lab.daemon_with(flags)?;
-            let _web = friends_only(lab)?;
+            lab.resource("access.yaml", &friends::rules())?;
+            let _web = friends::web(lab)?;
             without_connect_hooks(lab)?;
             for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/", OWN_ADDRESS] {
                 let friend = lab.run("friend").curl_with(&["--max-time", "2"], address)?;

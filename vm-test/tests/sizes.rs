@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapData, MapInfo};
-use vm_test::{Actor, Lab, Nginx, Server, curl, lab_test, poll, process, resources};
+use vm_test::{Actor, Lab, friends, lab_test, poll, process, resources};
 
 /// What the tables were made with before they were made smaller.
 const FORMER: [(&str, u32); 7] = [
@@ -19,29 +19,6 @@ const FORMER: [(&str, u32); 7] = [
 
 /// Connections whose events fill a ring of 8 KiB several times.
 const BURST: usize = 200;
-
-/// `friend` may reach web's port 8080, nobody else may.
-fn friends_only(lab: &Lab) -> Result<Server> {
-    let web = lab.nginx(Nginx::service("web").port(80, 8080))?;
-    poll::until("friend alone to be let in", || {
-        let (friend, stranger) = (
-            lab.run("friend").curl("http://web/")?,
-            lab.run("stranger").curl("http://web/")?,
-        );
-        ensure!(
-            friend.http == 200 && stranger.code == curl::COULD_NOT_CONNECT,
-            "{friend:?} {stranger:?}"
-        );
-        Ok(())
-    })?;
-    Ok(web)
-}
-
-fn access() -> String {
-    let route = resources::tcp_route("web-port", &[8080]);
-    let allow = resources::allow("friend-web", "friend", "web", ("TCPRoute", "web-port"));
-    format!("{}{route}{allow}", resources::DENY)
-}
 
 /// Entries that a pinned table has room for.
 fn size(lab: &Lab, map: &str) -> Result<u32> {
@@ -64,13 +41,13 @@ fn told(lab: &Lab) -> Result<Vec<String>> {
 #[test]
 fn an_upgrade_from_larger_tables_keeps_them_and_what_is_in_them_under_load() {
     lab_test("sizes-upgrade", |lab| {
-        lab.resource("mesh.yaml", &access())?;
+        lab.resource("mesh.yaml", &friends::rules())?;
         let sizes: Vec<String> = FORMER.iter().map(|(map, size)| format!("{map}={size}")).collect();
         // A ring of another size too: it is read by its own.
         let former = sizes.iter().map(String::as_str).chain(["events=2097152"]);
         let flags: Vec<&str> = former.flat_map(|size| ["--map-size", size]).collect();
         lab.daemon_with(&flags)?;
-        let _web = friends_only(lab)?;
+        let _web = friends::web(lab)?;
         let traffic = lab.traffic()?;
         let mut load = Vec::new();
         for (account, outcome) in [("friend", "200"), ("stranger", "connect: errno 1")] {
@@ -178,13 +155,13 @@ fn a_first_start_makes_its_tables_large_enough_for_its_resources() {
              \x20 destination: {{kind: ServiceAccount, name: web, namespace: default}}\n\
              \x20 sources:\n{sources}\x20 rules:\n  - {{kind: TCPRoute, name: many}}\n"
         );
-        let many = format!("{}{}{target}", access(), resources::tcp_route("many", &ports));
+        let many = format!("{}{}{target}", friends::rules(), resources::tcp_route("many", &ports));
         lab.resource("mesh.yaml", &many)?;
         lab.daemon()?;
         ensure!(size(lab, "policy")? == 262_144, "{}", size(lab, "policy")?);
         ensure!(lab.log().contains("starting again with it"), "{}", lab.log());
         ensure!(told(lab)?.is_empty(), "{:?}", told(lab)?);
-        let _web = friends_only(lab)?;
+        let _web = friends::web(lab)?;
         Ok(())
     });
 }
@@ -192,9 +169,9 @@ fn a_first_start_makes_its_tables_large_enough_for_its_resources() {
 #[test]
 fn a_table_of_another_shape_is_refused_in_words_and_changes_nothing() {
     lab_test("sizes-shape", |lab| {
-        lab.resource("mesh.yaml", &access())?;
+        lab.resource("mesh.yaml", &friends::rules())?;
         lab.daemon()?;
-        let _web = friends_only(lab)?;
+        let _web = friends::web(lab)?;
         lab.kill9()?;
         // What another version made of it: here, the table of something else.
         let maps = lab.bpffs().join("maps");
@@ -219,9 +196,9 @@ fn a_table_of_another_shape_is_refused_in_words_and_changes_nothing() {
 #[test]
 fn what_a_table_has_no_room_for_is_refused_before_anything_is_written() {
     lab_test("sizes-full", |lab| {
-        lab.resource("mesh.yaml", &access())?;
+        lab.resource("mesh.yaml", &friends::rules())?;
         lab.daemon_with(&["--map-size", "policy=16"])?;
-        let _web = friends_only(lab)?;
+        let _web = friends::web(lab)?;
         let traffic = lab.traffic()?;
         let actor = |account: &str| Actor::new(lab.run(account).start([traffic.as_str(), "actor"])?);
         let (mut friend, mut stranger) = (actor("friend")?, actor("stranger")?);

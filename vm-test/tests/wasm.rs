@@ -537,19 +537,24 @@ fn has_begun(lab: &Lab) -> Result<()> {
     })
 }
 
+/// `weft apply` of a file, under way.
+fn applying(lab: &Lab, file: &Path) -> Result<Running> {
+    Running::start(lab.command([
+        lab.weft_binary().display().to_string(),
+        "apply".to_owned(),
+        "--state-dir".to_owned(),
+        lab.state().display().to_string(),
+        "-f".to_owned(),
+        file.display().to_string(),
+    ]))
+}
+
 #[test]
 fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
     with_web("wasm-slow", |lab, client| {
         let file = lab.work().join("slow.yaml");
         fs::write(&file, object("slow", &looping(lab)?, LONG_START)).context("write a file to apply")?;
-        let mut slow = Running::start(lab.command([
-            lab.weft_binary().display().to_string(),
-            "apply".to_owned(),
-            "--state-dir".to_owned(),
-            lab.state().display().to_string(),
-            "-f".to_owned(),
-            file.display().to_string(),
-        ]))?;
+        let mut slow = applying(lab, &file)?;
         has_begun(lab)?;
         // Nobody waits, and nobody is refused.
         answers(client, &[], "/", 200)?;
@@ -583,14 +588,7 @@ fn a_stop_waits_for_no_module_that_starts() {
         // Somebody waits for one more: they are made one after the other.
         let file = lab.work().join("slower.yaml");
         fs::write(&file, object("slower", &looping, longest)).context("write a file to apply")?;
-        let waiting = Running::start(lab.command([
-            lab.weft_binary().display().to_string(),
-            "apply".to_owned(),
-            "--state-dir".to_owned(),
-            lab.state().display().to_string(),
-            "-f".to_owned(),
-            file.display().to_string(),
-        ]))?;
+        let waiting = applying(lab, &file)?;
         lab.stop()?;
         ensure!(!lab.log().contains("CPU time"), "it waited for the end of the start");
         let told = waiting.finish(process::BOUND)?;
