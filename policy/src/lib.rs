@@ -29,5 +29,5 @@ pub use self::{
     query::{DNS_SUFFIX, DnsAnswer},
     resource::{DEFAULT_NAMESPACE, Location, Object, Spec},
     snapshot::*,
-    store::{Refusal, Store},
+    store::{Change, MAX_CHANGED_BYTES, MAX_CHANGES, Refusal, Store},
 };

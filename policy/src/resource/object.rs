@@ -368,6 +368,11 @@ impl Object {
         self.id.namespace.as_deref().unwrap_or_default()
     }
 
+    /// Whether it is the same text at the same place: then it is the same object.
+    pub(crate) fn is_written_as(&self, other: &Self) -> bool {
+        self.location == other.location && self.text == other.text
+    }
+
     /// Whether it is annotated to be audited.
     pub(crate) fn is_audited(&self) -> bool {
         self.annotations

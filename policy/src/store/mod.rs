@@ -11,6 +11,7 @@
 //!
 //! An order of the same files gives the same objects; nothing here looks at a clock or a disk.
 
+mod changes;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use std::{
     sync::Arc,
 };
 
+use self::changes::Changes;
+pub use self::changes::{Change, MAX_CHANGED_BYTES, MAX_CHANGES};
 use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
@@ -40,6 +43,7 @@ pub struct Store {
     waiting: BTreeSet<Key>,
     /// Grows with every file that is taken or forgotten.
     revision: u64,
+    changes: Changes,
 }
 
 /// What a file wants.
@@ -104,8 +108,11 @@ impl Store {
                     match document {
                         Parsed::Good(key, object) => {
                             let (line, column) = (object.location.line, object.location.column);
+                            // Of a long file most are as they were: the same memory, and no change.
+                            let known = old.slots.get(&key).and_then(|slot| slot.wanted.as_ref());
+                            let known = known.filter(|known| known.is_written_as(&object)).cloned();
                             let slot = Slot {
-                                wanted: Some(object),
+                                wanted: Some(known.unwrap_or(object)),
                                 refused: false,
                                 line,
                                 column,
@@ -262,6 +269,12 @@ impl Store {
 // === impl FileState ===
 
 impl FileState {
+    /// Whether both have the same objects, all of them readable: what changes between them are versions and nothing else.
+    fn has_the_objects_of(&self, other: &Self) -> bool {
+        let mut all = self.slots.values().chain(other.slots.values());
+        self.slots.keys().eq(other.slots.keys()) && all.all(|slot| !slot.refused)
+    }
+
     /// Takes the first of the file's documents that are this object, and refuses the others.
     fn take(&mut self, path: &str, key: Key, slot: Slot) {
         let Some(first) = self.slots.get(&key) else {

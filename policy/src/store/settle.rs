@@ -9,6 +9,7 @@ impl Store {
     /// Puts `new` in the place of `old`, which has been taken out.
     pub(super) fn replace(&mut self, path: &str, old: FileState, new: Option<FileState>) {
         self.revision += 1;
+        let versions_only = new.as_ref().is_some_and(|new| new.has_the_objects_of(&old));
         let mut touched: BTreeSet<Key> = old.slots.into_keys().collect();
         match new {
             Some(state) => {
@@ -33,7 +34,12 @@ impl Store {
                 self.holders.remove(key);
             }
         }
+        // Beside what is in force others are told of: what is refused, and what waits for what.
+        let waited = (versions_only && touched.is_disjoint(&self.waiting)).then(|| self.waiting.clone());
         self.settle(touched);
+        if waited.as_ref() != Some(&self.waiting) {
+            self.changes.cut(self.revision);
+        }
     }
 
     /// The file whose version of the object counts: the first that has a good one, else the first.
@@ -108,9 +114,16 @@ impl Store {
         }
         self.release(key);
         self.claims.extend(claim.map(|claim| (claim, key.clone())));
-        self.in_force.insert(key.clone(), wanted);
-        self.waiting.remove(key);
+        self.put(key, wanted);
         true
+    }
+
+    fn put(&mut self, key: &Key, wanted: Arc<Object>) {
+        self.waiting.remove(key);
+        let before = self.in_force.insert(key.clone(), Arc::clone(&wanted));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &wanted)) {
+            self.changes.note(self.revision, key, before);
+        }
     }
 
     /// Objects that wait for each other in a circle, beginning with this one (two splits that exchange their roots).
@@ -138,8 +151,7 @@ impl Store {
             let Some(wanted) = self.wanted(key) else { continue };
             self.claims
                 .extend(wanted.spec.claim(&key.id).map(|claim| (claim, key.clone())));
-            self.in_force.insert(key.clone(), wanted);
-            self.waiting.remove(key);
+            self.put(key, wanted);
         }
     }
 

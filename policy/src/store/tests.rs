@@ -186,3 +186,134 @@ fn splits_of_two_files_may_exchange_their_roots_one_after_the_other() {
     assert_eq!(in_force(&store), ["a@1 api", "b@2 web"]);
     assert!(store.waiting.is_empty());
 }
+
+fn workload(name: &str, address: &str) -> String {
+    format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\nspec: {{address: {address}}}\n---\n"
+    )
+}
+
+/// Name, line before and line now of what changed since.
+fn changed(store: &Store, revision: u64) -> Option<Vec<(String, u32, u32)>> {
+    let changes = store.changed_since(revision)?.into_iter();
+    let line = |object: &Object| object.location.line;
+    Some(
+        changes
+            .map(|change| (change.now.id.name.clone(), line(&change.before), line(&change.now)))
+            .collect(),
+    )
+}
+
+#[test]
+fn of_an_object_that_changed_twice_the_version_before_the_first_change_is_told() {
+    let mut store = Store::default();
+    apply(
+        &mut store,
+        "f",
+        &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")),
+    );
+    let first = store.revision();
+    assert_eq!(changed(&store, first), Some(Vec::new()));
+    assert_eq!(changed(&store, first - 1), None, "they came with it");
+    apply(
+        &mut store,
+        "f",
+        &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.3")),
+    );
+    let second = store.revision();
+    assert_eq!(changed(&store, first), Some(vec![("b".to_owned(), 6, 6)]));
+    apply(
+        &mut store,
+        "f",
+        &("# b\n".to_owned() + &workload("a", "10.0.0.1") + &workload("b", "10.0.0.3")),
+    );
+    let both = vec![("a".to_owned(), 1, 2), ("b".to_owned(), 6, 7)];
+    assert_eq!(changed(&store, first), Some(both.clone()));
+    assert_eq!(changed(&store, second), Some(both));
+    assert_eq!(changed(&store, store.revision() + 1), Some(Vec::new()));
+}
+
+#[test]
+fn an_object_that_is_read_again_as_it_was_is_the_same_memory() {
+    let mut store = Store::default();
+    let first = |store: &Store| store.objects().next().cloned().unwrap();
+    apply(
+        &mut store,
+        "f",
+        &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")),
+    );
+    let (before, revision) = (first(&store), store.revision());
+    apply(
+        &mut store,
+        "f",
+        &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.3")),
+    );
+    assert!(Arc::ptr_eq(&before, &first(&store)));
+    apply(&mut store, "f", "a: [");
+    apply(&mut store, "f", &workload("a", "10.0.0.1"));
+    assert!(Arc::ptr_eq(&before, &first(&store)), "also after a mistake");
+    assert_eq!(changed(&store, revision), None);
+}
+
+#[test]
+fn what_is_not_told_by_versions_cuts_the_changes() {
+    let steps: [(&str, &str, String); 8] = [
+        ("one comes", "new", workload("c", "10.0.0.9")),
+        ("one goes", "f", workload("a", "10.0.0.1")),
+        (
+            "one is refused",
+            "f",
+            workload("a", "10.0.0.1") + &workload("b", "none"),
+        ),
+        ("a file cannot be read", "f", "a: [".to_owned()),
+        ("a second file has it", "g", workload("a", "10.0.0.1")),
+        ("a claim is taken away", "mine", split("s", "other", 1)),
+        ("one waits", "theirs", split("t", "web", 1)),
+        ("one that waits changes", "waits", split("w", "web", 2)),
+    ];
+    for (what, file, text) in steps {
+        let mut store = Store::default();
+        apply(
+            &mut store,
+            "f",
+            &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")),
+        );
+        apply(&mut store, "mine", &split("s", "web", 1));
+        apply(&mut store, "waits", &split("w", "web", 1));
+        let before = store.revision();
+        assert_eq!(changed(&store, before), Some(Vec::new()), "{what}");
+        apply(&mut store, file, &text);
+        assert_eq!(changed(&store, before), None, "{what}");
+        assert_eq!(changed(&store, store.revision()), Some(Vec::new()), "{what}");
+        store.remove_file("f");
+        assert_eq!(changed(&store, before + 1), None, "{what}");
+    }
+}
+
+#[test]
+fn a_log_of_changes_is_bounded_by_their_number_and_their_text() {
+    let mut store = Store::default();
+    let put = |store: &mut Store, address: usize, more: &str| {
+        let address = format!("10.0.{}.{}", address / 256, address % 256);
+        apply(store, "f", &(workload("a", &address) + more));
+    };
+    put(&mut store, 0, "");
+    let first = store.revision();
+    (1..=MAX_CHANGES).for_each(|address| put(&mut store, address, ""));
+    assert_eq!(changed(&store, first).map(|found| found.len()), Some(1));
+    put(&mut store, MAX_CHANGES + 1, "");
+    assert_eq!(changed(&store, first), None);
+    assert_eq!(changed(&store, first + 1).map(|found| found.len()), Some(1));
+
+    let long = "# ".to_owned() + &"x".repeat(MAX_CHANGED_BYTES / 2) + "\n";
+    let mut store = Store::default();
+    put(&mut store, 0, "");
+    let long = |store: &mut Store, address| {
+        let address = format!("10.0.0.{address}");
+        apply(store, "f", &(long.clone() + &workload("a", &address)));
+    };
+    (1..=3).for_each(|address| long(&mut store, address));
+    let second = store.revision() - 1;
+    assert_eq!(changed(&store, second - 1).map(|found| found.len()), None);
+    assert_eq!(changed(&store, second).map(|found| found.len()), Some(1));
+}
