@@ -6,6 +6,7 @@
 mod adapter;
 mod network;
 mod path;
+mod shared;
 mod wasm;
 
 use std::{
@@ -27,6 +28,7 @@ pub use self::adapter::{
 pub(crate) use self::network::range_key;
 pub use self::network::{Class, ClassName, ClassPolicy, Isolation, Network, NetworkAllow};
 pub use self::path::PathPattern;
+pub use self::shared::{Items, Shared, SharedMap, SharedVec};
 pub use self::wasm::{
     MAX_GENERATIONS, ONLY_GENERATION, WasmBackend, WasmGeneration, WasmInstances, WasmLimits, WasmModule,
     WasmProtocols, WasmRollback, WasmVm,
@@ -180,42 +182,44 @@ impl AppProtocol {
     }
 }
 
-#[derive(Debug, Default)]
+/// A clone shares memory with what it is cloned from: that of 100,000 workloads counts about a thousand references
+/// ([`SharedMap`]).
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub generation: u64,
-    pub services: BTreeMap<ServiceName, Arc<Service>>,
-    pub workloads: Vec<Arc<Workload>>,
+    pub services: SharedMap<ServiceName, Arc<Service>>,
+    pub workloads: SharedVec<Arc<Workload>>,
     /// Both directions of the identity numbering.
-    pub accounts: BTreeMap<Identity, Account>,
-    pub identities: HashMap<Account, Identity>,
+    pub accounts: Shared<BTreeMap<Identity, Account>>,
+    pub identities: Shared<HashMap<Account, Identity>>,
     /// Access policy of every identity that some workload or service account has.
-    pub access: HashMap<Identity, Arc<AccessPolicy>>,
+    pub access: Shared<HashMap<Identity, Arc<AccessPolicy>>>,
     /// What captured workloads may reach outside the mesh, and the object that says so.
     pub outbound_default: Option<(AccessDefault, RuleId)>,
     /// What `outbound_default` denies is let through and reported.
     pub outbound_audit: bool,
     /// NetworkPolicies: a dimension of its own beside `access`; both must allow.
-    pub network: Network,
+    pub network: Shared<Network>,
     /// What the classes stand for, also those that are gone.
-    pub classes: BTreeMap<Class, ClassName>,
+    pub classes: Shared<BTreeMap<Class, ClassName>>,
     /// Shared with each event that tells of them.
-    pub rules: HashMap<RuleId, Arc<ObjectRef>>,
+    pub rules: Shared<HashMap<RuleId, Arc<ObjectRef>>>,
     /// In the order in which they look at a request.
     pub adapters: Vec<Arc<Adapter>>,
-    pub statuses: Vec<ObjectStatus>,
+    pub statuses: Shared<Vec<ObjectStatus>>,
     /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
-    pub by_vip: HashMap<IpAddr, ServiceName>,
-    pub by_endpoint: HashMap<(SocketAddr, Protocol), EndpointOwner>,
-    pub by_cgroup: HashMap<u64, Arc<Workload>>,
+    pub by_vip: Shared<HashMap<IpAddr, ServiceName>>,
+    pub by_endpoint: SharedMap<(SocketAddr, Protocol), EndpointOwner>,
+    pub by_cgroup: Shared<HashMap<u64, Arc<Workload>>>,
     /// Addresses by which workloads on other machines are known, and those of this machine that a workload bound itself to
     /// ([`Class::UNKNOWN_LOCAL`]: others here have them too). [`Class::UNKNOWN`]: of workloads of several classes.
-    pub by_address: HashMap<IpAddr, Class>,
+    pub by_address: SharedMap<IpAddr, Class>,
     /// Identities and target ports behind service ports that adapters guard -> the first such port of a service. What is
     /// connected to there, at whatever address, is to be looked at.
-    pub guards: BTreeMap<(Identity, u16), (ServiceName, usize)>,
+    pub guards: Shared<BTreeMap<(Identity, u16), (ServiceName, usize)>>,
     /// Every address a captured workload listens on as it bound it (so 0.0.0.0 and :: occur), whether or not a service
     /// port leads there: dialling it is dialling that workload, and meets its access policy.
-    pub listeners: BTreeMap<(SocketAddr, Protocol), Listener>,
+    pub listeners: Shared<BTreeMap<(SocketAddr, Protocol), Listener>>,
 }
 
 /// Who listens on an address.
@@ -228,7 +232,7 @@ pub struct Listener {
 /// Whose an endpoint address is.
 #[derive(Debug, Clone)]
 pub struct EndpointOwner {
-    pub service: ServiceName,
+    pub service: Arc<ServiceName>,
     /// Index into [`Service::ports`].
     pub port: usize,
     pub endpoint: Arc<Endpoint>,

@@ -9,7 +9,7 @@ use std::{
 use super::{Allocations, RuntimeWorkload, capture, services::Drafts, sources::Sources};
 use crate::{
     resource::weft::WorkloadSpec,
-    snapshot::{Account, Captured, Class, ClassName, Identity, Protocol, ServiceName, Workload},
+    snapshot::{Account, Captured, Class, ClassName, Identity, Protocol, ServiceName, SharedVec, Workload},
 };
 
 const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -135,7 +135,7 @@ impl<'a> Members<'a> {
     }
 
     /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
-    pub fn workloads(self, drafts: &Drafts, captured: &BTreeMap<String, Captured>) -> Vec<Arc<Workload>> {
+    pub fn workloads(self, drafts: &Drafts, captured: &BTreeMap<String, Captured>) -> SharedVec<Arc<Workload>> {
         let workload = |member: Member<'_>| {
             let (service, cgroup, addresses, capture) = match member.origin {
                 Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new(), None),

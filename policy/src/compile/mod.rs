@@ -56,7 +56,7 @@ use crate::{
     diagnostic::Diagnostic,
     snapshot::{
         Acceleration, Adapter, Captured, Class, EndpointOwner, Identity, Listener, Network, Protocol, Service,
-        ServiceName, Snapshot, Workload,
+        ServiceName, SharedMap, SharedVec, Snapshot, Workload,
     },
     store::Store,
 };
@@ -151,7 +151,7 @@ fn assemble(
 ) -> Compiled {
     let listeners = listeners(&members);
     let by_address = by_address(&members);
-    let workloads: Vec<Arc<Workload>> = members.workloads(&drafts, input.captured);
+    let workloads = members.workloads(&drafts, input.captured);
     let mut by_vip = HashMap::with_capacity(2 * services.len());
     for service in services.values() {
         by_vip.insert(IpAddr::V4(service.vip4), service.name.clone());
@@ -166,18 +166,18 @@ fn assemble(
     let snapshot = Snapshot {
         generation: input.generation,
         by_endpoint: owners(&services, &workloads),
-        guards: guards(&services),
+        guards: guards(&services).into(),
         by_cgroup: workloads.iter().filter_map(|w| Some((w.cgroup?, w.clone()))).collect(),
         by_address,
-        listeners,
-        services,
+        listeners: listeners.into(),
+        services: services.into_iter().collect(),
         workloads,
-        accounts,
-        identities,
-        access: access.policies,
+        accounts: accounts.into(),
+        identities: identities.into(),
+        access: access.policies.into(),
         outbound_default: access.outbound_default,
         outbound_audit: access.outbound_audit,
-        network,
+        network: network.into(),
         adapters,
         classes: allocations
             .classes()
@@ -187,8 +187,8 @@ fn assemble(
             .rules()
             .map(|(object, rule)| (*rule, Arc::new(object.clone())))
             .collect(),
-        by_vip,
-        statuses: report.statuses(),
+        by_vip: by_vip.into(),
+        statuses: report.statuses().into(),
     };
     Compiled {
         snapshot,
@@ -199,26 +199,27 @@ fn assemble(
 /// Whose an endpoint address is; the workload's own service before others that it belongs to.
 fn owners(
     services: &BTreeMap<ServiceName, Arc<Service>>,
-    workloads: &[Arc<Workload>],
-) -> HashMap<(SocketAddr, Protocol), EndpointOwner> {
+    workloads: &SharedVec<Arc<Workload>>,
+) -> SharedMap<(SocketAddr, Protocol), EndpointOwner> {
     let own: HashMap<&str, Option<&str>> = workloads
         .iter()
         .map(|w| (w.name.as_str(), w.service.as_deref()))
         .collect();
     let mut owners: HashMap<(SocketAddr, Protocol), EndpointOwner> = HashMap::new();
     for service in services.values() {
+        let name = Arc::new(service.name.clone());
         for (index, port) in service.ports.iter().enumerate() {
             for endpoint in &port.endpoints {
                 let is_own = own.get(endpoint.workload.as_str()).copied().flatten() == Some(service.name.name.as_str());
                 let owner = || EndpointOwner {
-                    service: service.name.clone(),
+                    service: Arc::clone(&name),
                     port: index,
                     endpoint: endpoint.clone(),
                 };
                 let entry = owners.entry((endpoint.address, port.protocol));
                 entry
                     .and_modify(|old| {
-                        if is_own && old.endpoint.workload == endpoint.workload && old.service != service.name {
+                        if is_own && old.endpoint.workload == endpoint.workload && old.service != name {
                             *old = owner();
                         }
                     })
@@ -226,7 +227,7 @@ fn owners(
             }
         }
     }
-    owners
+    owners.into_iter().collect()
 }
 
 fn guards(services: &BTreeMap<ServiceName, Arc<Service>>) -> BTreeMap<(Identity, u16), (ServiceName, usize)> {
@@ -257,7 +258,7 @@ fn listeners(members: &Members<'_>) -> BTreeMap<(SocketAddr, Protocol), Listener
     found
 }
 
-fn by_address(members: &Members<'_>) -> HashMap<IpAddr, Class> {
+fn by_address(members: &Members<'_>) -> SharedMap<IpAddr, Class> {
     let mut found: HashMap<IpAddr, Class> = HashMap::new();
     let mut add = |address: IpAddr, class| {
         let one = found.entry(address.to_canonical()).or_insert(class);
@@ -277,5 +278,5 @@ fn by_address(members: &Members<'_>) -> HashMap<IpAddr, Class> {
                 .for_each(|ip| add(ip, Class::UNKNOWN_LOCAL)),
         }
     }
-    found
+    found.into_iter().collect()
 }

@@ -126,7 +126,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::snapshot::{Endpoint, EndpointOwner, Listener, Network, ServiceName, range_key};
+    use crate::snapshot::{Endpoint, EndpointOwner, Listener, ServiceName, range_key};
 
     fn snapshot() -> Snapshot {
         let mut ranges: Vec<(IpNet, Class)> = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "2001:db8::/32"]
@@ -135,14 +135,8 @@ mod tests {
             .map(|(net, class)| (net.parse().unwrap(), Class(class)))
             .collect();
         ranges.sort_by_key(|(net, _)| range_key(net));
-        let network = Network {
-            ranges,
-            ..Network::default()
-        };
-        let mut snapshot = Snapshot {
-            network,
-            ..Snapshot::default()
-        };
+        let mut snapshot = Snapshot::default();
+        snapshot.network.ranges = ranges;
         snapshot.by_address.insert("10.1.0.7".parse().unwrap(), Class(256));
         snapshot
     }
@@ -174,10 +168,10 @@ mod tests {
         let mut snapshot = snapshot();
         let endpoint: SocketAddr = "127.0.0.1:8080".parse().unwrap();
         let owner = EndpointOwner {
-            service: ServiceName {
+            service: Arc::new(ServiceName {
                 namespace: "shop".into(),
                 name: "web".into(),
-            },
+            }),
             port: 0,
             endpoint: Arc::new(Endpoint {
                 address: endpoint,

@@ -243,7 +243,7 @@ mod tests {
             };
             Snapshot {
                 generation,
-                accounts: [(Identity::FIRST, account)].into(),
+                accounts: [(Identity::FIRST, account)].into_iter().collect(),
                 ..Snapshot::default()
             }
         };

@@ -141,7 +141,7 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         // One of several services belongs to the one that `weft explain` names: its access policy is its identity's in any
         // case, but not who asks it.
         if let Some(owner) = snapshot.by_endpoint.get(&(endpoint.address, port.protocol))
-            && owner.service != service.name
+            && *owner.service != service.name
         {
             continue;
         }

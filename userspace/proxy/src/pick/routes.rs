@@ -145,7 +145,7 @@ impl Route {
             Target::Endpoint(owner) => {
                 let (address, identity) = (owner.endpoint.address, owner.endpoint.identity);
                 let destination = worker.destinations.of(&under, &owner.service, address, identity);
-                (address, identity, destination, chain(Some(&owner.service)))
+                (address, identity, destination, chain(Some(&*owner.service)))
             }
             Target::Workload {
                 address,

@@ -3,7 +3,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use serde::Serialize;
 use weft_adapters::native::Catalog;
-use weft_policy::{Allocations, CompileInput, Diagnostic, ObjectStatus, Store, compile};
+use weft_policy::{Allocations, CompileInput, Diagnostic, ObjectStatus, Shared, Store, compile};
 
 use super::{
     files,
@@ -27,7 +27,7 @@ pub struct Check {
 #[derive(Debug, Serialize)]
 struct Outcome {
     diagnostics: Vec<Diagnostic>,
-    objects: Vec<ObjectStatus>,
+    objects: Shared<Vec<ObjectStatus>>,
 }
 
 impl Check {

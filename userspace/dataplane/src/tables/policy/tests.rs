@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proptest::prelude::*;
 use weft_abi::mask_port;
-use weft_policy::{AccessRule, ClassPolicy, Identity, Network, ObjectRef, RuleId, Verdict};
+use weft_policy::{AccessRule, ClassPolicy, Identity, Network, ObjectRef, RuleId, Shared, Verdict};
 
 use super::*;
 use crate::tables::Tables;
@@ -200,13 +200,13 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             (default, RuleId(4))
         }),
         outbound_audit: outbound.is_some_and(|(_, audit)| audit),
-        network: Network {
+        network: Shared::from(Network {
             isolation: network
                 .into_iter()
                 .map(|(class, policy)| (Class(class), policy))
                 .collect(),
             ranges: Vec::new(),
-        },
+        }),
         ..Snapshot::default()
     })
 }

@@ -109,7 +109,8 @@ impl Spec {
             (NETWORK_RULE, object("NetworkPolicy", Some("default"), "closed")),
         ]
         .map(|(rule, object)| (rule, Arc::new(object)))
-        .into();
+        .into_iter()
+        .collect();
         for (index, port) in self.ports.iter().enumerate() {
             self.add_service(&mut snapshot, index, port);
         }
@@ -157,7 +158,7 @@ impl Spec {
             .collect();
         for endpoint in &endpoints {
             let owner = EndpointOwner {
-                service: name.clone(),
+                service: Arc::new(name.clone()),
                 port: 0,
                 endpoint: endpoint.clone(),
             };
