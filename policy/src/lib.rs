@@ -21,7 +21,7 @@ mod yaml;
 pub use self::{
     compile::{
         Allocations, CompileInput, Compiled, RuntimePort, RuntimeWorkload, SERVICE_LABEL, adapter_configs, captures,
-        compile,
+        compile, patch,
     },
     decode::Located,
     diagnostic::{Diagnostic, Severity},

@@ -206,6 +206,7 @@ pub struct Snapshot {
     pub rules: Shared<HashMap<RuleId, Arc<ObjectRef>>>,
     /// In the order in which they look at a request.
     pub adapters: Vec<Arc<Adapter>>,
+    /// By object.
     pub statuses: Shared<Vec<ObjectStatus>>,
     /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
     pub by_vip: Shared<HashMap<IpAddr, ServiceName>>,

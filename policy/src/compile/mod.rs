@@ -15,7 +15,8 @@
 //!                        splits, what works per request, what visits the proxy
 //! ```
 //!
-//! The same input and allocations give the same snapshot. Nothing is guessed from which objects exist.
+//! The same input and allocations give the same snapshot. Nothing is guessed from which objects exist. Where all that
+//! changed are addresses of Workloads, [`patch()`] gives it without all this work.
 
 mod access;
 mod adapters;
@@ -24,6 +25,7 @@ mod capture;
 mod l7;
 mod members;
 mod network;
+mod patch;
 mod report;
 mod services;
 mod smi;
@@ -31,7 +33,7 @@ mod sources;
 mod split;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -43,6 +45,7 @@ use self::{
     access::Access,
     adapters::Adapters,
     members::{Members, Origin},
+    patch::Basis,
     report::Report,
     services::Drafts,
     sources::Sources,
@@ -51,6 +54,7 @@ pub use self::{
     adapters::adapter_configs,
     allocations::{Allocations, DEFAULT_VIP4, DEFAULT_VIP6},
     capture::captures,
+    patch::patch,
 };
 use crate::{
     diagnostic::Diagnostic,
@@ -109,12 +113,15 @@ pub struct RuntimePort {
     pub protocol: Protocol,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Compiled {
     pub snapshot: Snapshot,
     /// What can only be said about the objects together: dangling references, clashes. Those about the text of a file
     /// are the store's.
     pub diagnostics: Vec<Diagnostic>,
+    /// Of the store.
+    revision: u64,
+    basis: Arc<Basis>,
 }
 
 /// Compiles all of it. What is new gets its numbers and addresses from `allocations`.
@@ -150,7 +157,7 @@ fn assemble(
     report: Report,
 ) -> Compiled {
     let listeners = listeners(&members);
-    let by_address = by_address(&members);
+    let (by_address, contested) = by_address(&members);
     let workloads = members.workloads(&drafts, input.captured);
     let mut by_vip = HashMap::with_capacity(2 * services.len());
     for service in services.values() {
@@ -193,6 +200,8 @@ fn assemble(
     Compiled {
         snapshot,
         diagnostics: report.diagnostics,
+        revision: input.store.revision(),
+        basis: Arc::new(Basis::new(input, drafts.joined, contested)),
     }
 }
 
@@ -258,12 +267,22 @@ fn listeners(members: &Members<'_>) -> BTreeMap<(SocketAddr, Protocol), Listener
     found
 }
 
-fn by_address(members: &Members<'_>) -> SharedMap<IpAddr, Class> {
+/// And those that more than one has, or one more than once: who goes from there does not tell whose they are then.
+fn by_address(members: &Members<'_>) -> (SharedMap<IpAddr, Class>, HashSet<IpAddr>) {
     let mut found: HashMap<IpAddr, Class> = HashMap::new();
+    let mut contested = HashSet::new();
     let mut add = |address: IpAddr, class| {
-        let one = found.entry(address.to_canonical()).or_insert(class);
-        if *one != class {
-            *one = Class::UNKNOWN;
+        let address = address.to_canonical();
+        match found.entry(address) {
+            Entry::Vacant(free) => {
+                free.insert(class);
+            }
+            Entry::Occupied(mut one) => {
+                contested.insert(address);
+                if *one.get() != class {
+                    one.insert(Class::UNKNOWN);
+                }
+            }
         }
     };
     for member in &members.all {
@@ -278,5 +297,5 @@ fn by_address(members: &Members<'_>) -> SharedMap<IpAddr, Class> {
                 .for_each(|ip| add(ip, Class::UNKNOWN_LOCAL)),
         }
     }
-    found.into_iter().collect()
+    (found.into_iter().collect(), contested)
 }

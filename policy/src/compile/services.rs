@@ -24,6 +24,8 @@ pub(super) struct Drafts {
     pub services: BTreeMap<ServiceName, Draft>,
     /// Workload -> the first service (by name) that has it.
     pub first_service: BTreeMap<String, String>,
+    /// Class of workloads written by hand -> the services that select them, by name.
+    pub joined: HashMap<Class, Vec<Arc<ServiceName>>>,
 }
 
 pub(super) struct Draft {
@@ -44,6 +46,21 @@ pub(super) struct PortDraft {
     /// The same by class.
     pub class_targets: BTreeSet<(Class, u16)>,
     pub pending: bool,
+}
+
+impl Drafts {
+    /// Those of one class have the same labels: all of them are selected, or none.
+    fn note_joined(&mut self, service: &ServiceName, joined: &[&Member<'_>]) {
+        let by_hand = joined.iter().filter(|member| matches!(member.origin, Origin::Hand(_)));
+        let classes: BTreeSet<Class> = by_hand.map(|member| member.class).collect();
+        let name = Arc::new(service.clone());
+        for class in classes {
+            self.joined
+                .entry(class)
+                .or_insert_with(|| Vec::with_capacity(1))
+                .push(Arc::clone(&name));
+        }
+    }
 }
 
 pub(super) fn draft(
@@ -81,6 +98,7 @@ pub(super) fn draft(
                 .entry(member.name.clone())
                 .or_insert_with(|| name.name.clone());
         }
+        drafts.note_joined(name, &joined);
         let specs = match defined {
             Some((object, spec)) if !spec.ports.is_empty() => {
                 undefined_ports(object, &spec.ports, &joined, report);

@@ -5,4 +5,5 @@ mod examples;
 mod garbage;
 mod judge;
 mod network_judge;
+mod patch;
 mod support;

@@ -45,6 +45,9 @@ impl AdapterCatalog for Known {
     }
 }
 
+/// Nobody has looked for what Workloads want to have captured.
+pub static NOTHING_FOUND: BTreeMap<String, Captured> = BTreeMap::new();
+
 /// What the directives of a case say.
 #[derive(Default)]
 pub struct Script {
