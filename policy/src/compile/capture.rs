@@ -13,7 +13,10 @@ use crate::{
 /// [`compile`](super::compile()) by whoever may.
 pub fn captures(store: &Store) -> BTreeMap<String, Capture> {
     let of_object = |object: &crate::resource::Object| match &object.spec {
-        Spec::Workload(spec) => Some((format!("{}/{}", object.namespace(), object.id.name), of(spec, None)?)),
+        Spec::Workload(spec) => {
+            let capture = of(spec, None)?;
+            Some((format!("{}/{}", object.namespace(), object.id.name), capture))
+        }
         _ => None,
     };
     store.objects().filter_map(|object| of_object(object)).collect()
