@@ -18,8 +18,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, Preparer, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
-    AdapterConfig, Allocations, Captured, Class, ClassName, CompileInput, Diagnostic, Identity, ObjectRef, ObjectState,
-    Protocol, RuntimeWorkload, ServiceName, Snapshot, Store, Verdict, adapter_configs, captures, compile,
+    AdapterConfig, Allocations, Captured, Class, ClassName, CompileInput, Compiled, Diagnostic, Identity, ObjectRef,
+    ObjectState, Protocol, RuntimeWorkload, ServiceName, Snapshot, Store, Verdict, adapter_configs, captures, compile,
+    patch,
 };
 use weft_proxy::SnapshotPublisher;
 
@@ -76,6 +77,8 @@ struct State {
     cuts: Cuts,
     /// What the snapshot in force was compiled from; `None`: it is to be published whatever it says.
     compiled_from: Option<CompiledFrom>,
+    /// As the compiler gave it last, for the next one to be made from; `None`: all is to be compiled.
+    compiled: Option<Compiled>,
 }
 
 /// All that a snapshot is compiled from, but for who listens where.
@@ -141,6 +144,7 @@ impl Engine {
                 problem: None,
                 cuts: Cuts::default(),
                 compiled_from: None,
+                compiled: None,
             }),
             seen: AtomicU64::new(0),
             unrecorded: Mutex::default(),
@@ -255,6 +259,7 @@ impl Engine {
             let mut state = self.state();
             state.saved.clear();
             state.compiled_from = None;
+            state.compiled = None;
             state.last_good.forget_saved();
         }
         let published = self.publish();
@@ -270,7 +275,9 @@ impl Engine {
         let workloads = self.registry.runtime();
         let wanted = captures(&self.store());
         let captured = self.pods.look(wanted, &workloads);
-        let allocated = state.allocations.clone();
+        let basis = state.compiled.take();
+        // Before this; `None`: what is patched allocates nothing.
+        let mut allocated = None;
         let (compiled, from) = {
             let store = self.store();
             let from = CompiledFrom::new(store.revision(), &workloads, &captured);
@@ -283,13 +290,21 @@ impl Engine {
                 acceleration: self.dataplane.default_acceleration().acceleration,
                 generation: self.dataplane.next_generation(),
             };
-            (compile(&input, &mut state.allocations), from)
+            let patched = basis.and_then(|basis| patch(&basis, &input));
+            let compiled = patched.unwrap_or_else(|| {
+                allocated = Some(state.allocations.clone());
+                compile(&input, &mut state.allocations)
+            });
+            (compiled, from)
         };
-        if let Err(error) = state.save() {
+        if let Some(allocated) = allocated
+            && let Err(error) = state.save()
+        {
             // Else the next publication, which may allocate nothing, would have to save these.
             state.allocations = allocated;
             return Err(error);
         }
+        state.compiled = Some(compiled.clone());
         let mut snapshot = compiled.snapshot;
         let chains = state.adapters.update(&snapshot);
         self.awaits_modules
@@ -524,7 +539,7 @@ impl State {
     }
 }
 
-/// The status of an adapter that could not be made says so.
+/// The status of an adapter that could not be made says so. Without such a one the snapshot goes on sharing its statuses.
 fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
     for adapter in states {
         let without = adapter.generations.iter().filter_map(|generation| {
@@ -532,8 +547,13 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
             Some(format!("; without generation {}: {why}", generation.name))
         });
         let without: String = without.collect();
-        let mut statuses = snapshot.statuses.iter_mut();
-        let Some(status) = statuses.find(|status| status.object == adapter.object) else {
+        if adapter.problem.is_none() && without.is_empty() {
+            continue;
+        }
+        let found = snapshot
+            .statuses
+            .binary_search_by(|status| status.object.cmp(&adapter.object));
+        let Some(status) = found.ok().and_then(|index| snapshot.statuses.get_mut(index)) else {
             continue;
         };
         match &adapter.problem {
