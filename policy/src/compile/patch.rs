@@ -35,8 +35,9 @@ pub(super) struct Basis {
     contested: HashSet<IpAddr>,
 }
 
-/// The same as [`super::compile()`], with what is new in the store since `before` was compiled from it. Allocates nothing, and
-/// shares with `before` whatever stays. `None`: more has changed than addresses of Workloads, so all is to be compiled.
+/// The same as [`super::compile()`] gives, with what is new in the store since `before` was compiled from it; it would leave the
+/// allocations as they are. Shares with `before` whatever stays. `None`: more has changed than addresses of Workloads, or it
+/// cannot be told, so all is to be compiled.
 pub fn patch(before: &Compiled, input: &CompileInput<'_>) -> Option<Compiled> {
     if !before.basis.is_of(input) {
         return None;
