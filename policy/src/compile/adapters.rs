@@ -12,7 +12,10 @@ use super::{
     sources::{Sources, service_name},
 };
 use crate::{
-    resource::{Object, Spec, weft::Target},
+    resource::{
+        Object, Spec,
+        weft::{ADAPTER, Target},
+    },
     snapshot::{Adapter, AdapterConfig, AdapterFailure, AdapterTarget, L7, ObjectRef, ObjectState, ServiceName},
     store::Store,
 };
@@ -23,7 +26,7 @@ pub fn adapter_configs(store: &Store) -> Vec<Arc<AdapterConfig>> {
         Spec::Adapter(spec) => Some(Arc::clone(&spec.config)),
         _ => None,
     };
-    store.objects().filter_map(config).collect()
+    store.objects_of_kind(&ADAPTER).filter_map(config).collect()
 }
 
 #[derive(Default)]

@@ -19,7 +19,7 @@ pub fn captures(store: &Store) -> BTreeMap<String, Capture> {
         }
         _ => None,
     };
-    store.objects().filter_map(|object| of_object(object)).collect()
+    store.captured().filter_map(|object| of_object(object)).collect()
 }
 
 /// What the workload's spec says, with what was found.

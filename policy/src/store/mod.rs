@@ -12,6 +12,7 @@
 //! An order of the same files gives the same objects; nothing here looks at a clock or a disk.
 
 mod changes;
+mod index;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,8 @@ use std::{
     sync::Arc,
 };
 
-use self::changes::Changes;
 pub use self::changes::{Change, MAX_CHANGED_BYTES, MAX_CHANGES};
+use self::{changes::Changes, index::Index};
 use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
@@ -41,6 +42,7 @@ pub struct Store {
     claims: BTreeMap<Claim, Key>,
     /// Objects whose wanted version waits for a claim.
     waiting: BTreeSet<Key>,
+    index: Index,
     /// Grows with every file that is taken or forgotten.
     revision: u64,
     changes: Changes,
@@ -212,7 +214,7 @@ impl Store {
 
     /// Objects whose present version is refused, or waits for another object to go.
     pub fn refusals(&self) -> impl Iterator<Item = Refusal> {
-        self.holders.keys().filter_map(|key| {
+        self.index.refused.union(&self.waiting).filter_map(|key| {
             let path = self.owner(key)?;
             let state = self.files.get(path)?;
             let reason = if state.slots.get(key)?.refused {

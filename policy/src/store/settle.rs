@@ -33,6 +33,7 @@ impl Store {
             if holders.is_empty() {
                 self.holders.remove(key);
             }
+            self.note_refused(key);
         }
         // Beside what is in force others are told of: what is refused, and what waits for what.
         let waited = (versions_only && touched.is_disjoint(&self.waiting)).then(|| self.waiting.clone());
@@ -71,8 +72,7 @@ impl Store {
         let (going, coming): (Vec<Key>, Vec<Key>) = touched.into_iter().partition(|key| self.wanted(key).is_none());
         for key in &going {
             self.release(key);
-            self.in_force.remove(key);
-            self.waiting.remove(key);
+            self.put(key, None);
         }
         // Who waits has been there longer; what comes together comes in the order of its file.
         let mut coming: Vec<Key> = coming.into_iter().filter(|key| !self.waiting.contains(key)).collect();
@@ -114,16 +114,8 @@ impl Store {
         }
         self.release(key);
         self.claims.extend(claim.map(|claim| (claim, key.clone())));
-        self.put(key, wanted);
+        self.put(key, Some(wanted));
         true
-    }
-
-    fn put(&mut self, key: &Key, wanted: Arc<Object>) {
-        self.waiting.remove(key);
-        let before = self.in_force.insert(key.clone(), Arc::clone(&wanted));
-        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &wanted)) {
-            self.changes.note(self.revision, key, before);
-        }
     }
 
     /// Objects that wait for each other in a circle, beginning with this one (two splits that exchange their roots).
@@ -151,7 +143,7 @@ impl Store {
             let Some(wanted) = self.wanted(key) else { continue };
             self.claims
                 .extend(wanted.spec.claim(&key.id).map(|claim| (claim, key.clone())));
-            self.put(key, wanted);
+            self.put(key, Some(wanted));
         }
     }
 

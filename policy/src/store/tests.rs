@@ -317,3 +317,84 @@ fn a_log_of_changes_is_bounded_by_their_number_and_their_text() {
     assert_eq!(changed(&store, second - 1).map(|found| found.len()), None);
     assert_eq!(changed(&store, second).map(|found| found.len()), Some(1));
 }
+
+/// What the index says is what a look at all objects finds.
+fn check_index(store: &Store) {
+    let refused = store.holders.keys().filter(|key| {
+        let slot = store.owner(key).and_then(|path| store.files.get(path)?.slots.get(*key));
+        slot.is_some_and(|slot| slot.refused) || store.waiting.contains(*key)
+    });
+    let refused: Vec<_> = refused.map(|key| key.id.clone()).collect();
+    let told: Vec<_> = store.refusals().map(|refusal| refusal.object).collect();
+    assert_eq!(told, refused);
+
+    let captured = store
+        .objects()
+        .filter(|object| matches!(&object.spec, resource::Spec::Workload(spec) if spec.capture.is_some()));
+    let captured: Vec<_> = captured.map(|object| object.id.clone()).collect();
+    let known: Vec<_> = store.captured().map(|object| object.id.clone()).collect();
+    assert_eq!(known, captured);
+
+    let files: BTreeSet<&str> = store.objects().map(|object| &*object.location.file).collect();
+    for file in files {
+        let of_file = store.objects().filter(|object| &*object.location.file == file);
+        let of_file: BTreeSet<_> = of_file.map(|object| object.id.clone()).collect();
+        let found: BTreeSet<_> = store.objects_of(file).map(|object| object.id.clone()).collect();
+        assert_eq!(found, of_file, "{file}");
+    }
+
+    let splits = store.objects().filter(|object| object.id.kind == "TrafficSplit");
+    let splits: Vec<_> = splits.map(|object| object.id.clone()).collect();
+    let found: Vec<_> = store
+        .objects_of_kind(&resource::smi::TRAFFIC_SPLIT)
+        .map(|object| object.id.clone())
+        .collect();
+    assert_eq!(found, splits);
+}
+
+#[test]
+fn the_index_is_what_a_look_at_all_objects_finds() {
+    let captured = "apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: {name: pod}\n\
+                    spec: {capture: {cgroup: pods/a}}\n---\n";
+    let plain = captured.replace("capture: {cgroup: pods/a}", "addresses: [192.0.2.1]");
+    let bad = service("a", "none");
+    let steps: [(&str, Option<String>); 16] = [
+        ("1", Some(service("a", "80") + &split("a", "web", 1) + captured)),
+        ("2", Some(service("a", "81") + &split("b", "web", 1))),
+        ("1", Some(bad.clone() + &split("a", "web", 1) + &plain)),
+        ("3", Some(captured.to_owned())),
+        ("1", Some("a: [".to_owned())),
+        ("1", Some(split("a", "api", 1))),
+        ("3", Some(captured.to_owned())),
+        ("2", Some(bad + &split("a", "web", 1))),
+        ("4", Some(split("c", "web", 1))),
+        ("1", Some(split("a", "web", 1))),
+        ("1", None),
+        ("2", None),
+        ("4", Some(captured.to_owned())),
+        ("3", None),
+        ("4", Some(captured.replace("Workload", "Wrokload"))),
+        ("4", None),
+    ];
+    let mut store = Store::default();
+    for (path, text) in &steps {
+        match text {
+            Some(text) => _ = apply(&mut store, path, text),
+            None => store.remove_file(path),
+        }
+        check_index(&store);
+    }
+    assert!(store.objects().next().is_none());
+}
+
+/// The split `a` of file 1 wants a root that is taken, under a name that file 2 has by then: what is in force is that of file 1.
+#[test]
+fn what_a_file_has_no_more_is_found_under_it_as_long_as_it_is_in_force() {
+    let mut store = Store::default();
+    apply(&mut store, "1", &split("a", "web", 1));
+    apply(&mut store, "2", &(split("b", "api", 1) + &split("a", "api", 1)));
+    apply(&mut store, "1", "");
+    assert_eq!(in_force(&store), ["a@1 web", "b@2 api"]);
+    assert_eq!(store.objects_of("1").count(), 1);
+    check_index(&store);
+}
