@@ -3,7 +3,7 @@
 use weft_policy::{Diagnostic, Store};
 
 /// What a source feeds: files (or what stands for one) by name. Implemented by the policy's `Store`.
-pub trait Sink: Send {
+pub trait Sink {
     /// The file has these bytes now. Objects that it does not have any more are removed, refused ones keep their last
     /// good version.
     fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic>;

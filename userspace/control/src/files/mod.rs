@@ -13,7 +13,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -22,6 +22,7 @@ use std::{
 };
 
 use tracing::{info, warn};
+use weft_policy::Diagnostic;
 
 use crate::{
     error::SourceError,
@@ -85,7 +86,7 @@ impl FilesSource {
     /// # Errors
     /// [`SourceError::Folder`]: the folder cannot be read now; the store is as before. [`SourceError::Thread`]: the
     /// system gave no thread; the folder is applied but not watched.
-    pub fn spawn<S: Sink + 'static>(
+    pub fn spawn<S: Sink + Send + 'static>(
         path: impl Into<PathBuf>,
         store: Arc<Mutex<S>>,
         notify: tokio::sync::mpsc::Sender<Change>,
@@ -200,7 +201,9 @@ impl<S: Sink> Worker<S> {
     fn look(&mut self) -> bool {
         let nudged = self.shared.nudged.swap(false, Ordering::SeqCst);
         self.watch.ensure();
-        let change = self.folder.scan_or_keep(&mut *lock(&self.store), nudged);
+        let mut batch = Batch::of(&self.store);
+        let change = self.folder.scan_or_keep(&mut batch, nudged);
+        drop(batch);
         *lock(&self.shared.status) = self.folder.status();
         change.is_empty() || self.tell(change)
     }
@@ -218,8 +221,45 @@ impl<S: Sink> Worker<S> {
     }
 }
 
+/// The store's lock, taken with the first thing that changed and held until all of it is there: nobody sees half of a batch, and a
+/// look at a folder in which nothing changed, which may take long, holds up nobody.
+struct Batch<'a, S> {
+    store: &'a Mutex<S>,
+    held: Option<MutexGuard<'a, S>>,
+}
+
+// === impl Batch ===
+
+impl<'a, S> Batch<'a, S> {
+    fn of(store: &'a Mutex<S>) -> Self {
+        Self { store, held: None }
+    }
+
+    fn store(&mut self) -> &mut S {
+        let store = self.store;
+        self.held.get_or_insert_with(|| lock(store))
+    }
+}
+
+impl<S: Sink> Sink for Batch<'_, S> {
+    fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
+        self.store().apply_file(path, bytes)
+    }
+
+    fn remove_file(&mut self, path: &str) {
+        self.store().remove_file(path);
+    }
+
+    fn files(&self) -> Vec<String> {
+        match &self.held {
+            Some(store) => store.files(),
+            None => lock(self.store).files(),
+        }
+    }
+}
+
 /// A panic elsewhere under the lock must not end the source: the next batch is applied to what is there.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

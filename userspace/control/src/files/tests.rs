@@ -8,7 +8,7 @@ use std::{
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
-use weft_policy::{Diagnostic, Severity};
+use weft_policy::Severity;
 
 use super::*;
 use crate::read::MAX_FILE_BYTES;
@@ -269,6 +269,20 @@ async fn the_same_bytes_again_are_no_change() {
     bench.write("b.yaml", "2");
     while bench.change().await.applied != [bench.file("b.yaml").display().to_string()] {}
     assert_eq!(bench.store.lock().unwrap().applied.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_look_that_finds_nothing_new_waits_for_nobody_who_has_the_store() {
+    let bench = Bench::new(&[("a.yaml", "1")]).await;
+    let store = Arc::clone(&bench.store);
+    let held = store.lock().unwrap();
+    fs::rename(&bench.folder, bench.root.path().join("away")).unwrap();
+    let begun = Instant::now();
+    while bench.source.status().problem.is_none() {
+        assert!(begun.elapsed() < LONG, "nobody has looked");
+        thread::yield_now();
+    }
+    drop(held);
 }
 
 #[tokio::test]
