@@ -38,6 +38,9 @@ pub struct Allocations {
     ports: BTreeMap<String, u32>,
     rules: Vec<(ObjectRef, RuleId)>,
     classes: Vec<(ClassName, Class)>,
+    /// Grows with everything that is given or taken back.
+    #[serde(skip)]
+    changes: u64,
     /// Made from the lists above when it is first needed.
     #[serde(skip)]
     index: Option<Index>,
@@ -63,6 +66,12 @@ struct Index {
 // === impl Allocations ===
 
 impl Allocations {
+    /// A number that grows with every change: under the same one there is nothing to be written to disk. It begins anew with what
+    /// was read, which a file that was edited makes differ from what is here.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// The virtual IPs of a service; `None` if the ranges are full. `in_use` tells whether a service still exists.
     pub(crate) fn vips(
         &mut self,
@@ -90,12 +99,14 @@ impl Allocations {
             let v6 = kept6.or_else(|| free6(nets6, hash, used));
             if let (Some(v4), Some(v6)) = (v4, v6) {
                 let vips = Vips { v4, v6 };
+                self.changes += 1;
                 self.vips.insert(key, vips);
                 self.index().used.extend([IpAddr::V4(v4), IpAddr::V6(v6)]);
                 return Some(vips);
             }
             let gone = self.vips.keys().find(|name| **name != key && !in_use(name)).cloned()?;
             if let Some(vips) = self.vips.remove(&gone) {
+                self.changes += 1;
                 let used = &mut self.index().used;
                 used.remove(&IpAddr::V4(vips.v4));
                 used.remove(&IpAddr::V6(vips.v6));
@@ -113,6 +124,7 @@ impl Allocations {
         let index = self.index();
         let identity = Identity(index.next_identity);
         index.next_identity += 1;
+        self.changes += 1;
         self.identities.insert(key, identity);
         identity
     }
@@ -141,6 +153,7 @@ impl Allocations {
         let index = self.index();
         let id = index.next_port;
         index.next_port += 1;
+        self.changes += 1;
         self.ports.insert(key, id);
         id
     }
@@ -154,6 +167,7 @@ impl Allocations {
         let rule = RuleId(index.next_rule);
         index.next_rule += 1;
         index.rules.insert(object.clone(), rule);
+        self.changes += 1;
         self.rules.push((object.clone(), rule));
         rule
     }
@@ -172,6 +186,7 @@ impl Allocations {
         let class = Class(index.next_class);
         index.next_class += 1;
         index.classes.insert(name.clone(), class);
+        self.changes += 1;
         self.classes.push((name.clone(), class));
         class
     }
@@ -332,6 +347,39 @@ mod tests {
             (first.4, first.5, after.class(&class("new"))),
             (Class(256), Class(257), Class(259))
         );
+    }
+
+    #[test]
+    fn whatever_is_to_be_written_is_counted_as_a_change() {
+        let mut allocations = Allocations::default();
+        let text = |allocations: &Allocations| serde_json::to_string(allocations).unwrap();
+        let account = Account {
+            namespace: "shop".into(),
+            name: "web".into(),
+        };
+        let object = ObjectRef {
+            kind: "TrafficTarget".into(),
+            namespace: Some("shop".into()),
+            name: "t".into(),
+        };
+        let narrow: &[Ipv4Net] = &["10.0.0.0/32".parse().unwrap()];
+        let gives: [&dyn Fn(&mut Allocations); 6] = [
+            &|a| _ = a.vips(&name("web"), narrow, NETS.1, &|_| true),
+            // In the place of that one.
+            &|a| _ = a.vips(&name("api"), narrow, NETS.1, &|_| false),
+            &|a| _ = a.identity(&account),
+            &|a| _ = a.port(&name("web"), 80, Protocol::Tcp),
+            &|a| _ = a.rule(&object),
+            &|a| _ = a.class(&class("web")),
+        ];
+        for give in gives {
+            let before = (text(&allocations), allocations.changes());
+            give(&mut allocations);
+            let after = (text(&allocations), allocations.changes());
+            assert!(before.0 != after.0 && before.1 < after.1, "{before:?}, then {after:?}");
+            give(&mut allocations);
+            assert_eq!((text(&allocations), allocations.changes()), after, "it had it already");
+        }
     }
 
     #[test]

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
     net::IpAddr,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,12 +23,13 @@ use weft_policy::{
 use weft_proxy::SnapshotPublisher;
 
 use super::{
+    allocated::Saved,
     cuts::{Cut, Cuts},
     last_good::LastGood,
     netns::{Pods, Sources},
     tables, unrecorded,
 };
-use crate::{admin::api::CutsView, config::DaemonConfig, registry::Registry, state_dir};
+use crate::{admin::api::CutsView, config::DaemonConfig, registry::Registry};
 
 /// What is in force, with what is only needed to name things in events.
 #[derive(Debug, Default)]
@@ -66,9 +65,7 @@ pub struct Engine {
 
 struct State {
     allocations: Allocations,
-    /// As it is on disk.
-    saved: Vec<u8>,
-    path: PathBuf,
+    saved: Saved,
     proxy: SnapshotPublisher,
     adapters: AdapterRuntime,
     last_good: LastGood,
@@ -106,22 +103,7 @@ impl Engine {
         proxy: SnapshotPublisher,
         adapters: AdapterRuntime,
     ) -> anyhow::Result<Self> {
-        let path = config.state.allocations();
-        let saved = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        let allocations = if saved.is_empty() {
-            Allocations::default()
-        } else {
-            serde_json::from_slice(&saved).with_context(|| {
-                format!(
-                    "{} is damaged; removing it gives every service a new virtual IP",
-                    path.display()
-                )
-            })?
-        };
+        let (saved, allocations) = Saved::read(config.state.allocations())?;
         let mut last_good = LastGood::new(config.state.last_good());
         let mut store = Store::with_adapters(&Catalog);
         last_good.load(&mut store);
@@ -137,7 +119,6 @@ impl Engine {
             state: Mutex::new(State {
                 allocations,
                 saved,
-                path,
                 proxy,
                 adapters,
                 last_good,
@@ -257,7 +238,7 @@ impl Engine {
         let reclaimed = self.dataplane.reclaim().context("take the kernel side back");
         {
             let mut state = self.state();
-            state.saved.clear();
+            state.saved.look_again();
             state.compiled_from = None;
             state.compiled = None;
             state.last_good.forget_saved();
@@ -276,8 +257,6 @@ impl Engine {
         let wanted = captures(&self.store());
         let captured = self.pods.look(wanted, &workloads);
         let basis = state.compiled.take();
-        // Before this; `None`: what is patched allocates nothing.
-        let mut allocated = None;
         let (compiled, from) = {
             let store = self.store();
             let from = CompiledFrom::new(store.revision(), &workloads, &captured);
@@ -291,19 +270,10 @@ impl Engine {
                 generation: self.dataplane.next_generation(),
             };
             let patched = basis.and_then(|basis| patch(&basis, &input));
-            let compiled = patched.unwrap_or_else(|| {
-                allocated = Some(state.allocations.clone());
-                compile(&input, &mut state.allocations)
-            });
+            let compiled = patched.unwrap_or_else(|| compile(&input, &mut state.allocations));
             (compiled, from)
         };
-        if let Some(allocated) = allocated
-            && let Err(error) = state.save()
-        {
-            // Else the next publication, which may allocate nothing, would have to save these.
-            state.allocations = allocated;
-            return Err(error);
-        }
+        state.saved.save(&mut state.allocations)?;
         state.compiled = Some(compiled.clone());
         let mut snapshot = compiled.snapshot;
         let chains = state.adapters.update(&snapshot);
@@ -521,21 +491,6 @@ impl CompiledFrom {
             workloads: workloads.iter().map(without).collect(),
             captured: captured.clone(),
         }
-    }
-}
-
-// === impl State ===
-
-impl State {
-    /// On disk before anybody can see a virtual IP.
-    fn save(&mut self) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(&self.allocations).context("write allocations")?;
-        if bytes != self.saved {
-            state_dir::write_atomically(&self.path, &bytes)
-                .with_context(|| format!("write {}", self.path.display()))?;
-            self.saved = bytes;
-        }
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@
 //! Order of the start: the kernel side is in place (adopted or new), everything that can be published is published, and
 //! only then do listeners open: from the moment the kernel finds the proxy's port open it sends connections there.
 
+mod allocated;
 mod capabilities;
 mod control;
 mod cuts;
