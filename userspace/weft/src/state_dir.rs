@@ -95,8 +95,13 @@ impl StateDir {
         self.lib.join("allocations.json")
     }
 
-    /// What was in force last, for a start that finds broken files.
+    /// What was in force last, for a start that finds broken files: one JSON file a source file, named by a hash of its path.
     pub fn last_good(&self) -> PathBuf {
+        self.lib.join("last-good")
+    }
+
+    /// Where daemons had all of that before each source file had a file of its own. Read once, then removed.
+    pub fn last_good_file(&self) -> PathBuf {
         self.lib.join("last-good.json")
     }
 

@@ -168,6 +168,7 @@ impl Uninstall {
             state.namespaces(),
             state.allocations(),
             state.last_good(),
+            state.last_good_file(),
         ];
         if self.purge {
             ours.extend([state.applied(), state.modules(), state.rolled_back()]);
@@ -343,11 +344,15 @@ mod tests {
         fs::create_dir(state.workloads()).expect("made");
         fs::create_dir(state.applied()).expect("made");
         fs::write(state.allocations(), "{}").expect("written");
+        fs::create_dir(state.last_good()).expect("made");
+        fs::write(state.last_good().join("a.json"), "{}").expect("written");
+        fs::write(state.last_good_file(), "{}").expect("written");
         fs::write(state.applied().join("a.yaml"), "").expect("written");
 
         let left = verb.remove_state(&state).expect("removed");
         assert!(left.len() == 2 && left[0].contains("--purge removes them"), "{left:?}");
         assert!(!state.lock_file().exists() && !state.allocations().exists() && state.applied().exists());
+        assert!(!state.last_good().exists() && !state.last_good_file().exists());
 
         let (verb, state) = uninstall(&place, true);
         assert_eq!(verb.remove_state(&state).expect("removed"), Vec::<String>::new());

@@ -104,7 +104,7 @@ impl Engine {
         adapters: AdapterRuntime,
     ) -> anyhow::Result<Self> {
         let (saved, allocations) = Saved::read(config.state.allocations())?;
-        let mut last_good = LastGood::new(config.state.last_good());
+        let mut last_good = LastGood::new(config.state.last_good(), config.state.last_good_file());
         let mut store = Store::with_adapters(&Catalog);
         last_good.load(&mut store);
         Ok(Self {
@@ -241,7 +241,7 @@ impl Engine {
             state.saved.look_again();
             state.compiled_from = None;
             state.compiled = None;
-            state.last_good.forget_saved();
+            state.last_good.look_again();
         }
         let published = self.publish();
         // Also under an older policy.
@@ -346,8 +346,8 @@ impl Engine {
                 state.cuts.note(cut);
             }
         }
-        let good = self.store().objects().cloned().collect::<Vec<_>>();
-        if let Err(error) = state.last_good.save(good) {
+        let changes = state.last_good.changes(&self.store());
+        if let Err(error) = state.last_good.keep(&changes) {
             tracing::warn!(%error, "the last good version of resources is not kept for the next start");
         }
         Ok(published.generation)
