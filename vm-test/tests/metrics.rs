@@ -1,6 +1,6 @@
 //! What an operator sees: Istio's metric names on :15020, health, and flows that read like a conversation.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vm_test::{Lab, Nginx, lab_test, poll, resources};
 
 fn scrape(lab: &Lab, path: &str) -> Result<String> {
@@ -53,6 +53,42 @@ fn requests_and_kernel_edges_are_metrics_under_istios_names() {
             );
             Ok(())
         })
+    });
+}
+
+fn publications(lab: &Lab) -> Result<u64> {
+    let text = scrape(lab, "/metrics")?;
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("weft_publications_total "));
+    count.context("a count of publications")?.parse().context("a number")
+}
+
+#[test]
+fn what_a_start_finds_is_compiled_once() {
+    lab_test("compiled-once", |lab| {
+        lab.resource("mesh.yaml", resources::DENY)?;
+        lab.resource("web.yaml", &resources::service("web", 80, "http"))?;
+        let in_force = |name: &str| {
+            poll::until("the service to be in force", || {
+                let services = lab.status()?["services"].to_string();
+                ensure!(services.contains(name), "{services}");
+                Ok(())
+            })
+        };
+        lab.daemon()?;
+        // The folder's first change waits behind nothing: once the next one is in force, it was dealt with.
+        lab.resource("api.yaml", &resources::service("api", 80, "http"))?;
+        in_force("api")?;
+        ensure!(publications(lab)? == 2, "{}", publications(lab)?);
+        // So by the daemon after it, which finds what this one had.
+        lab.kill9()?;
+        lab.daemon()?;
+        in_force("web")?;
+        lab.resource("last.yaml", &resources::service("last", 80, "http"))?;
+        in_force("last")?;
+        ensure!(publications(lab)? == 2, "{}", publications(lab)?);
+        Ok(())
     });
 }
 

@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
+use prometheus_client::{metrics::counter::Counter, registry::Registry as MetricsRegistry};
 use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, Preparer, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
@@ -59,6 +60,7 @@ pub struct Engine {
     /// The last publication met modules that nobody had made ready.
     awaits_modules: AtomicBool,
     unrecorded: Mutex<unrecorded::Told>,
+    publications: Counter,
     vip4: Vec<Ipv4Net>,
     vip6: Vec<Ipv6Net>,
 }
@@ -129,9 +131,19 @@ impl Engine {
             }),
             seen: AtomicU64::new(0),
             unrecorded: Mutex::default(),
+            publications: Counter::default(),
             vip4: config.vip4.clone(),
             vip6: config.vip6.clone(),
         })
+    }
+
+    /// Registers `weft_publications_total`.
+    pub fn register(&self, registry: &mut MetricsRegistry) {
+        registry.register(
+            "weft_publications",
+            "Times that resources and workloads were compiled to be put in force",
+            self.publications.clone(),
+        );
     }
 
     /// What is in force now.
@@ -179,6 +191,15 @@ impl Engine {
         *self.registry.changes().borrow() != self.seen.load(Ordering::Acquire)
     }
 
+    /// Whether all resources are in force as they are now: nothing of them is to be published, and nothing to be tried again.
+    /// What a path of a `capture` leads to is no matter of resources. Waits for a publication that is under way.
+    pub fn is_current(&self) -> bool {
+        let state = self.state();
+        let compiled = state.compiled_from.as_ref().map(|from| from.revision);
+        let revision = Some(self.store().revision());
+        state.problem.is_none() && compiled == revision && !self.awaits_modules() && !self.is_behind()
+    }
+
     /// Compiles and publishes. Blocks: files, system calls, and a grace period of the kernel, but no module. Adapters whose modules
     /// are not ready stay as they are until somebody has made them ready and publishes again.
     ///
@@ -187,6 +208,8 @@ impl Engine {
     /// The kernel refused a table; what was in force stays in force, and [`Engine::problem`] keeps saying why.
     pub fn publish(&self) -> anyhow::Result<u64> {
         let mut state = self.state();
+        // Whoever sees what it brings finds it counted.
+        self.publications.inc();
         let result = self.try_publish(&mut state);
         let problem = result.as_ref().err().map(|error| format!("{error:#}"));
         // It is tried again and again: what is known is not said again.

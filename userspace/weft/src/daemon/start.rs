@@ -174,6 +174,7 @@ async fn mesh(
         snapshots,
         reporting.adapters,
     )?);
+    engine.register(&mut metrics_registry);
     kernel::refresh_listeners(&engine, None);
     dataplane.refresh_local_addresses()?;
 
@@ -528,7 +529,14 @@ pub(super) async fn republish(
                 false
             }
         };
-        if may_take_long && making.is_empty() && lacks_modules(&engine).await {
+        let needs = match may_take_long {
+            true => needs(&engine).await,
+            false => Needs::Publication,
+        };
+        if needs == Needs::Nothing {
+            continue;
+        }
+        if needs == Needs::Modules && making.is_empty() {
             let (engine, gate) = (Arc::clone(&engine), Arc::clone(&gate));
             making.spawn_blocking(move || {
                 // Not inside the gate: a hand-over does not wait for modules either.
@@ -554,10 +562,24 @@ pub(super) async fn republish(
     }
 }
 
-async fn lacks_modules(engine: &Arc<Engine>) -> bool {
+/// What is to be done for resources that may have changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// They are in force: the files' first change tells of what the start has published, and one change of what another brought.
+    Nothing,
+    Publication,
+    /// And modules before it.
+    Modules,
+}
+
+async fn needs(engine: &Arc<Engine>) -> Needs {
     let engine = Arc::clone(engine);
-    let looked = tokio::task::spawn_blocking(move || engine.lacks_modules()).await;
-    looked.unwrap_or_default()
+    let looked = tokio::task::spawn_blocking(move || match engine.is_current() {
+        true => Needs::Nothing,
+        false if engine.lacks_modules() => Needs::Modules,
+        false => Needs::Publication,
+    });
+    looked.await.unwrap_or(Needs::Publication)
 }
 
 pub(super) async fn watch_workloads(registry: Arc<Registry>) {
