@@ -68,3 +68,12 @@ fn the_access_examples_are_enforced() {
         "{targets:?}"
     );
 }
+
+/// They are looked up by it.
+#[test]
+fn statuses_are_in_the_order_of_their_objects_each_once() {
+    let compiled = support::compile_with(&examples(), &[], &mut Allocations::default());
+    let statuses = compiled.snapshot.statuses.iter();
+    let objects: Vec<_> = statuses.map(|status| &status.object).collect();
+    assert!(objects.len() > 1 && objects.is_sorted_by(|a, b| a < b), "{objects:?}");
+}

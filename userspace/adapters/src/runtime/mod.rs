@@ -206,7 +206,10 @@ impl AdapterRuntime {
         });
         self.wasm.preparer().set_live(running);
         self.order = snapshot.adapters.iter().map(|a| a.config.object.clone()).collect();
-        self.services = snapshot.services.keys().cloned().collect();
+        // Most changes leave all services there.
+        if !self.services.iter().eq(snapshot.services.keys()) {
+            self.services = snapshot.services.keys().cloned().collect();
+        }
         Arc::new(self.chains(snapshot))
     }
 
@@ -347,7 +350,9 @@ impl AdapterRuntime {
         if live.problem.is_none() {
             self.wasm.settled(&name);
         }
-        if let LivePart::Report(told) = &live.part {
+        if let LivePart::Report(told) = &live.part
+            && !Arc::ptr_eq(&before, adapter)
+        {
             told.audience.set(&adapter.target);
         }
     }

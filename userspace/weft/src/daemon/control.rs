@@ -88,11 +88,7 @@ impl DaemonControl {
     /// State and reason of an object, from the snapshot.
     fn state_of(&self, object: &ObjectRef) -> Option<(ObjectState, String)> {
         let in_force = self.engine.in_force();
-        let found = in_force
-            .snapshot
-            .statuses
-            .iter()
-            .find(|status| status.object == *object)?;
+        let found = in_force.status(object)?;
         Some((found.state, found.reason.clone()))
     }
 
@@ -506,23 +502,27 @@ impl DaemonControl {
     /// The object that is meant, in force or applied: kind in any case; without a namespace the mesh-wide one, else
     /// that of `default`.
     fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
-        let mut known: Vec<ObjectRef> = self.engine.store().objects().map(|object| object.id.clone()).collect();
+        let is_meant = |id: &ObjectRef| {
+            crate::admin::api::kind_matches(&asked.kind, &id.kind)
+                && id.name == asked.name
+                && match &asked.namespace {
+                    Some(_) => id.namespace == asked.namespace,
+                    None => id
+                        .namespace
+                        .as_deref()
+                        .is_none_or(|namespace| namespace == explain::DEFAULT_NAMESPACE),
+                }
+        };
+        let mut found: Vec<ObjectRef> = {
+            let store = self.engine.store();
+            let meant = store.objects().filter(|object| is_meant(&object.id));
+            meant.map(|object| object.id.clone()).collect()
+        };
         let applied = self.applied().list().map_err(|source| ControlError::Failed {
             doing: "find the object",
             source: source.into(),
         })?;
-        known.extend(applied.into_iter().map(|applied| applied.object));
-        let mut found: Vec<ObjectRef> = known
-            .into_iter()
-            .filter(|id| crate::admin::api::kind_matches(&asked.kind, &id.kind) && id.name == asked.name)
-            .filter(|id| match &asked.namespace {
-                Some(_) => id.namespace == asked.namespace,
-                None => id
-                    .namespace
-                    .as_deref()
-                    .is_none_or(|namespace| namespace == explain::DEFAULT_NAMESPACE),
-            })
-            .collect();
+        found.extend(applied.into_iter().map(|applied| applied.object).filter(is_meant));
         found.sort_by_key(|id| id.namespace.is_some());
         found.into_iter().next().ok_or_else(|| ControlError::NotFound {
             what: asked.to_string(),

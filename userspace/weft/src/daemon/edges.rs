@@ -1,7 +1,7 @@
 //! The kernel's edge counters as deltas for the reporter.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -200,8 +200,7 @@ impl Rules {
             }
         }
         if !unused.is_empty() {
-            let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &status.object).collect();
-            let is_there = |object: Arc<ObjectRef>| objects.contains(&*object) || object.kind == DEFAULTS;
+            let is_there = |object: Arc<ObjectRef>| in_force.status(&object).is_some() || object.kind == DEFAULTS;
             unused.retain(|rule| !in_force.rule(*rule).is_some_and(is_there));
         }
         for rule in &unused {
@@ -428,7 +427,7 @@ mod tests {
         }
     }
 
-    /// Rules 1 to 3, of which the objects of `there` are in force.
+    /// Rules 1 to 3, of which the objects of `there` (in order) are in force.
     fn in_force(there: &[&ObjectRef]) -> InForce {
         let rules = [
             object("TrafficTarget", "kept"),
@@ -519,7 +518,7 @@ mod tests {
     #[test]
     fn a_rule_whose_object_is_gone_is_forgotten_once_it_decides_nothing_any_more() {
         let (kept, gone) = (object("TrafficTarget", "kept"), object("TrafficTarget", "gone"));
-        let (both, one) = (in_force(&[&kept, &gone]), in_force(&[&kept]));
+        let (both, one) = (in_force(&[&gone, &kept]), in_force(&[&kept]));
         let mut rules = Rules::default();
         let none: Vec<u32> = Vec::new();
         assert_eq!(rules.stale(1, &both, &uses([1, 1, 1])), none);

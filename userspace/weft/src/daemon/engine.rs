@@ -1,6 +1,7 @@
 //! Compiles what is there and puts it in force: kernel first, then the proxy and DNS.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{
@@ -42,7 +43,7 @@ pub struct InForce {
     /// What the compiler had to say about all objects together.
     pub diagnostics: Vec<Diagnostic>,
     /// Service port number -> service and index of the port.
-    pub ports: HashMap<u32, (ServiceName, usize)>,
+    pub ports: Arc<HashMap<u32, (ServiceName, usize)>>,
 }
 
 /// The one place where things come into force.
@@ -322,17 +323,7 @@ impl Engine {
             snapshot.generation = before.snapshot.generation;
         }
         let snapshot = Arc::new(snapshot);
-        let ports = snapshot
-            .services
-            .values()
-            .flat_map(|service| {
-                service
-                    .ports
-                    .iter()
-                    .enumerate()
-                    .map(|(index, port)| (port.id, (service.name.clone(), index)))
-            })
-            .collect();
+        let ports = before.ports_of(&snapshot);
         // Names and proxy before the kernel: its first event under the new generation may name a rule that only this one
         // knows, and a connection that it hands over under the new one must not be judged under the old.
         let before = self.in_force.swap(Arc::new(InForce {
@@ -456,21 +447,32 @@ impl Engine {
 /// `verdict::again` has it: else it drops what nobody resets, and both ends wait for each other.
 struct Parties<'a> {
     snapshot: &'a Snapshot,
-    /// Workloads by their own addresses, as `weft_addrs` has them: of two with one address the first.
-    by_address: HashMap<IpAddr, Identity>,
+    /// Workloads by their own addresses, as `weft_addrs` has them: of two with one address the first. Made for the first connection
+    /// of which no record says who its ends are.
+    by_address: OnceCell<HashMap<IpAddr, Identity>>,
 }
 
 // === impl Parties ===
 
 impl<'a> Parties<'a> {
     fn of(snapshot: &'a Snapshot) -> Self {
-        let mut by_address = HashMap::new();
-        for workload in &snapshot.workloads {
-            for address in workload.addresses.iter().filter(|address| !address.is_loopback()) {
-                by_address.entry(address.to_canonical()).or_insert(workload.identity);
-            }
+        Self {
+            snapshot,
+            by_address: OnceCell::new(),
         }
-        Self { snapshot, by_address }
+    }
+
+    fn at(&self, address: IpAddr) -> Option<Identity> {
+        let by_address = self.by_address.get_or_init(|| {
+            let mut by_address = HashMap::new();
+            for workload in &self.snapshot.workloads {
+                for address in workload.addresses.iter().filter(|address| !address.is_loopback()) {
+                    by_address.entry(address.to_canonical()).or_insert(workload.identity);
+                }
+            }
+            by_address
+        });
+        by_address.get(&address.to_canonical()).copied()
     }
 
     fn source(&self, connection: &Established) -> (Identity, Class) {
@@ -482,9 +484,8 @@ impl<'a> Parties<'a> {
             },
             None if noted.0 == Identity::UNKNOWN_LOCAL => noted,
             None => {
-                let identity = self.by_address.get(&connection.from.to_canonical());
                 let class = self.snapshot.class_of_address(connection.from);
-                (identity.copied().unwrap_or(Identity::UNKNOWN), class)
+                (self.at(connection.from).unwrap_or(Identity::UNKNOWN), class)
             }
         }
     }
@@ -496,9 +497,9 @@ impl<'a> Parties<'a> {
             .class_of_destination(connection.to, Protocol::Tcp, identity);
         // Somebody outside, who is a workload elsewhere now.
         if identity == Identity::OUTSIDE
-            && let Some(known) = self.by_address.get(&connection.to.ip().to_canonical())
+            && let Some(known) = self.at(connection.to.ip())
         {
-            return (*known, now);
+            return (known, now);
         }
         // Whoever does not listen any more may still hold what it accepted.
         let classes = &self.snapshot.classes;

@@ -250,7 +250,8 @@ impl DaemonControl {
         drop(applied);
         // Those of resource files too, should one name a copy of ours.
         let store = self.engine.store();
-        let manifests = store.objects().filter_map(|object| Manifest::read(&object.text).ok());
+        let adapters = store.objects().filter(|object| object.id.kind == "Adapter");
+        let manifests = adapters.filter_map(|object| Manifest::read(&object.text).ok());
         named.extend(manifests.flat_map(|manifest| manifest.modules().map(Path::to_path_buf).collect::<Vec<_>>()));
         Some(named)
     }

@@ -1,10 +1,10 @@
 //! Numbers of the kernel as the names that events and metrics carry.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use weft_abi::EdgeKey;
 use weft_adapters::{Destination, Peer};
-use weft_policy::{Identity, ObjectRef, RuleId};
+use weft_policy::{Identity, ObjectRef, ObjectStatus, RuleId, Service, ServiceName, Snapshot};
 
 use super::engine::InForce;
 
@@ -84,5 +84,93 @@ impl InForce {
     /// The object behind a rule number; 0 is none.
     pub fn rule(&self, rule: u32) -> Option<Arc<ObjectRef>> {
         self.snapshot.rule(RuleId(rule)).cloned()
+    }
+
+    /// What is known of an object; statuses are in the order of their objects.
+    pub fn status(&self, object: &ObjectRef) -> Option<&ObjectStatus> {
+        let statuses = &self.snapshot.statuses;
+        let found = statuses.binary_search_by(|status| status.object.cmp(object)).ok()?;
+        statuses.get(found)
+    }
+
+    /// [`InForce::ports`] of the snapshot after this one: the same where no port came or went, which most changes leave as they are.
+    pub fn ports_of(&self, now: &Snapshot) -> Arc<HashMap<u32, (ServiceName, usize)>> {
+        let before = &self.snapshot.services;
+        if before.len() == now.services.len() && before.values().zip(now.services.values()).all(has_same_ports) {
+            return Arc::clone(&self.ports);
+        }
+        let ports = now.services.values().flat_map(|service| {
+            let ports = service.ports.iter().enumerate();
+            ports.map(|(index, port)| (port.id, (service.name.clone(), index)))
+        });
+        Arc::new(ports.collect())
+    }
+}
+
+fn has_same_ports((before, now): (&Arc<Service>, &Arc<Service>)) -> bool {
+    let ids = before.ports.iter().map(|port| port.id);
+    Arc::ptr_eq(before, now) || (before.name == now.name && ids.eq(now.ports.iter().map(|port| port.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use weft_policy::{Acceleration, Allocations, CompileInput, Store, compile};
+
+    use super::*;
+
+    /// Services with these ports.
+    fn snapshot(allocations: &mut Allocations, services: &[(&str, &[u16])]) -> Snapshot {
+        let mut store = Store::default();
+        for (name, ports) in services {
+            let ports = ports.iter().map(|port| format!("{{name: p{port}, port: {port}}}"));
+            let text = format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{}]}}\n",
+                ports.collect::<Vec<_>>().join(", ")
+            );
+            store.apply_file(name, text.as_bytes());
+        }
+        let input = CompileInput {
+            store: &store,
+            workloads: &[],
+            captured: &BTreeMap::new(),
+            vip4: &[],
+            vip6: &[],
+            acceleration: Acceleration::Off,
+            generation: 1,
+        };
+        compile(&input, allocations).snapshot
+    }
+
+    #[test]
+    fn names_of_ports_are_made_anew_where_ports_came_or_went() {
+        let mut allocations = Allocations::default();
+        let mut of = |services: &[(&str, &[u16])]| snapshot(&mut allocations, services);
+        let first = of(&[("kept", &[80]), ("web", &[80, 81])]);
+        let before = InForce {
+            ports: InForce::default().ports_of(&first),
+            snapshot: Arc::new(first),
+            ..InForce::default()
+        };
+        assert_eq!(before.ports.len(), 3);
+        let same = before.ports_of(&of(&[("kept", &[80]), ("web", &[80, 81])]));
+        assert!(Arc::ptr_eq(&same, &before.ports), "its ports are the same");
+        for now in [
+            of(&[("kept", &[80]), ("web", &[80])]),
+            of(&[("kept", &[80]), ("web", &[82, 81])]),
+            of(&[("api", &[80, 81]), ("kept", &[80])]),
+            of(&[("kept", &[80])]),
+            of(&[]),
+        ] {
+            let ports = before.ports_of(&now);
+            let mut expect = HashMap::new();
+            for service in now.services.values() {
+                for (index, port) in service.ports.iter().enumerate() {
+                    expect.insert(port.id, (service.name.clone(), index));
+                }
+            }
+            assert_eq!(*ports, expect);
+        }
     }
 }
