@@ -556,3 +556,45 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_policy::Acceleration;
+
+    use super::*;
+
+    #[test]
+    fn whoever_has_an_address_is_found_by_it_of_two_the_first() {
+        let mut store = Store::default();
+        for (name, address) in [("a", "192.0.2.1"), ("b", "192.0.2.1"), ("c", "192.0.2.2")] {
+            let text = format!(
+                "apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+                 spec: {{address: {address}, serviceAccount: {name}}}\n"
+            );
+            store.apply_file(name, text.as_bytes());
+        }
+        let input = CompileInput {
+            store: &store,
+            workloads: &[],
+            captured: &BTreeMap::new(),
+            vip4: &[],
+            vip6: &[],
+            acceleration: Acceleration::Off,
+            generation: 1,
+        };
+        let snapshot = compile(&input, &mut Allocations::default()).snapshot;
+        let parties = Parties::of(&snapshot);
+        let account = |address: &str| {
+            let identity = parties.at(address.parse().expect("an address"))?;
+            Some(snapshot.account(identity)?.name.clone())
+        };
+        for (address, expect) in [
+            ("192.0.2.1", Some("a")),
+            ("::ffff:192.0.2.1", Some("a")),
+            ("192.0.2.2", Some("c")),
+            ("192.0.2.3", None),
+        ] {
+            assert_eq!(account(address).as_deref(), expect, "{address}");
+        }
+    }
+}
