@@ -25,6 +25,7 @@ use weft_policy::{
 use self::{
     generations::{Generation, Generations},
     guard::{Broken, Guarded},
+    made::MadeChains,
     target::{Audience, Panicked, Targeted},
 };
 pub use self::{
@@ -45,6 +46,7 @@ use crate::{
 
 mod generations;
 mod guard;
+mod made;
 mod prepare;
 mod target;
 #[cfg(test)]
@@ -62,6 +64,8 @@ pub struct AdapterRuntime {
     order: Vec<ObjectRef>,
     /// Services that there are since the last update, or longer.
     services: BTreeSet<ServiceName>,
+    /// Of the last update; `None`: there were no adapters.
+    made: Option<MadeChains>,
 }
 
 /// What adapters count with.
@@ -169,6 +173,7 @@ impl AdapterRuntime {
             live: BTreeMap::new(),
             order: Vec::new(),
             services: BTreeSet::new(),
+            made: None,
         }
     }
 
@@ -197,8 +202,9 @@ impl AdapterRuntime {
             }
             stays
         });
+        let mut all_go_on = true;
         for adapter in &snapshot.adapters {
-            self.bring(adapter);
+            all_go_on &= self.bring(adapter);
         }
         let running = self.live.values().filter_map(|live| {
             let generations = live.part.generations()?;
@@ -210,7 +216,12 @@ impl AdapterRuntime {
         if !self.services.iter().eq(snapshot.services.keys()) {
             self.services = snapshot.services.keys().cloned().collect();
         }
-        Arc::new(self.chains(snapshot))
+        let made = self.made.take().filter(|made| all_go_on && made.fit(snapshot));
+        let chains = made.map_or_else(|| Arc::new(self.chains(snapshot)), |made| made.chains);
+        if !snapshot.adapters.is_empty() {
+            self.made = Some(MadeChains::of(snapshot, Arc::clone(&chains)));
+        }
+        chains
     }
 
     /// What loses a closed guard with this snapshot was not open before: another that takes its place, under another name maybe,
@@ -287,7 +298,8 @@ impl AdapterRuntime {
         found.ok_or_else(|| GenerationError::Unknown { object: object.clone() })
     }
 
-    fn bring(&mut self, adapter: &Arc<Adapter>) {
+    /// Whether what was made of it before goes on.
+    fn bring(&mut self, adapter: &Arc<Adapter>) -> bool {
         let config = &adapter.config;
         let name = name_of(&config.object);
         let live = self.live.entry(config.object.clone()).or_insert_with(|| Live {
@@ -302,7 +314,8 @@ impl AdapterRuntime {
         let before = mem::replace(&mut live.adapter, Arc::clone(adapter));
         let spared = mem::take(&mut live.spared);
         live.pending = false;
-        if live.made_of.as_ref() == Some(config) {
+        let goes_on = live.made_of.as_ref() == Some(config);
+        if goes_on {
             // Maybe again, after one that could not be made.
             live.problem = None;
         } else {
@@ -355,6 +368,7 @@ impl AdapterRuntime {
         {
             told.audience.set(&adapter.target);
         }
+        goes_on
     }
 
     /// Services that the same adapters look at share a chain.

@@ -102,6 +102,11 @@ impl World {
     }
 
     fn publish(&mut self) -> Arc<Chains> {
+        let snapshot = self.compile();
+        self.runtime.update(&snapshot)
+    }
+
+    fn compile(&mut self) -> Snapshot {
         let input = CompileInput {
             store: &self.store,
             workloads: &[],
@@ -111,8 +116,7 @@ impl World {
             acceleration: weft_policy::Acceleration::Off,
             generation: 1,
         };
-        let compiled = compile(&input, &mut self.allocations);
-        self.runtime.update(&compiled.snapshot)
+        compile(&input, &mut self.allocations).snapshot
     }
 
     /// Reporters of a request to this service.
@@ -204,6 +208,45 @@ fn quotas_come_after_checks_larger_priorities_first_and_a_split_meets_both_servi
     );
     let chains = world.apply("adapters", "");
     assert!(chains.is_empty());
+}
+
+#[test]
+fn chains_are_made_anew_where_adapters_services_or_splits_are_others() {
+    let mut world = World::new();
+    let first = world.apply(
+        "adapters",
+        &adapter("a", "native: denier, target: {services: [front, web]}"),
+    );
+    let snapshot = world.compile();
+    let chains = world.runtime.update(&snapshot);
+    assert!(!Arc::ptr_eq(&chains, &first), "other adapters, as far as anybody knows");
+    assert!(Arc::ptr_eq(&chains, &world.runtime.update(&snapshot)));
+
+    // The same services, with this one in place of its own.
+    let with = |changed: weft_policy::Service| Snapshot {
+        services: snapshot
+            .services
+            .iter()
+            .map(|(name, service)| match *name == changed.name {
+                true => (name.clone(), Arc::new(changed.clone())),
+                false => (name.clone(), Arc::clone(service)),
+            })
+            .collect(),
+        adapters: snapshot.adapters.clone(),
+        ..Snapshot::default()
+    };
+    let front = weft_policy::Service::clone(&snapshot.services[&service("front")]);
+    assert!(Arc::ptr_eq(&chains, &world.runtime.update(&with(front.clone()))));
+    assert_eq!(checks(&chains, "front", "web"), ["shop/a"]);
+    let mut whole = front;
+    whole.ports[0].split = None;
+    let whole = world.runtime.update(&with(whole));
+    assert_eq!(checks(&whole, "front", "web"), Vec::<String>::new());
+    let again = world.runtime.update(&snapshot);
+    assert_eq!(checks(&again, "front", "web"), ["shop/a"]);
+
+    let none = world.apply("adapters", "");
+    assert!(none.is_empty());
 }
 
 #[test]
