@@ -43,7 +43,7 @@ pub enum ClassName {
 }
 
 /// What all NetworkPolicies say together.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// Classes that some policy isolates; all others may connect and be connected to.
     pub isolation: HashMap<Class, ClassPolicy>,
@@ -53,14 +53,14 @@ pub struct Network {
 }
 
 /// Of one class. `None`: that direction is not isolated.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClassPolicy {
     pub ingress: Option<Isolation>,
     pub egress: Option<Isolation>,
 }
 
 /// One direction of a class that at least one policy isolates: what none of `allow` matches is denied.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolation {
     /// The policy that a denial names: of those that isolate, the first by name that is not audited, else the first.
     pub default_rule: RuleId,
