@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use aya::{
@@ -362,13 +362,14 @@ impl Dataplane {
         self.namespaces.clone()
     }
 
-    /// Puts a snapshot in force in one instant. Costs as much as what changed.
+    /// Puts a snapshot in force in one instant. Costs as much as what changed: from the one before, which is kept until then, where
+    /// both share what is the same (`Arc`); else all tables are computed and compared.
     ///
     /// # Errors
     ///
     /// A table has no room for it ([`DataplaneError::Full`], before anything is written) or the kernel refused a write: the
     /// generation in force stays in force.
-    pub fn publish(&self, snapshot: &weft_policy::Snapshot) -> Result<Published, DataplaneError> {
+    pub fn publish(&self, snapshot: &Arc<weft_policy::Snapshot>) -> Result<Published, DataplaneError> {
         let mut publisher = self.publisher.lock().expect("no panic under this lock");
         let mut foreign = self.foreign.lock().expect("no panic under this lock");
         // Attached before connections are handed over, detached after the last one was.
@@ -387,6 +388,14 @@ impl Dataplane {
         let publisher = self.publisher.lock().expect("no panic under this lock");
         let foreign = self.foreign.lock().expect("no panic under this lock");
         foreign.is_settled() && publisher.holds(snapshot, &self.namespaces, &foreign.present())
+    }
+
+    /// Says that a snapshot of which [`Dataplane::holds`] was true is the one in force: the next one is compared with it, and the one
+    /// before is let go.
+    pub fn rest_on(&self, snapshot: &Arc<weft_policy::Snapshot>) {
+        let mut publisher = self.publisher.lock().expect("no panic under this lock");
+        let foreign = self.foreign.lock().expect("no panic under this lock");
+        publisher.rest_on(snapshot, &foreign.present());
     }
 
     /// Whether the cgroup of a foreign proxy came, went or was made again: what is in force is to be published again. To be

@@ -2,14 +2,18 @@
 //!
 //! Steps of one publication, generation G in force:
 //!
-//! 1. compute the desired tables ([`crate::tables`]), compare with what is there, and refuse what some table has no room for;
+//! 1. compute what the tables shall hold ([`crate::tables`]): what differs from the snapshot in force, and where that does not tell
+//!    (other policies, services that come or go, the first one) all of it, compared with what is there; refuse what some table
+//!    has no room for;
 //! 2. widen the set of port prefix lengths and dimensions, write every changed value with `since = G + 1` (nobody reads those yet), enrol
 //!    new workloads (nobody lives there yet);
 //! 3. flip the generation: one write;
 //! 4. wait until no program runs under G; remove what is absent now, narrow the prefix set;
 //! 5. dismiss workloads that are gone. From 3 on nothing fails.
+//!
+//! What was begun and failed, and what another process may have written, leaves no snapshot to differ from.
 
-use std::{collections::HashMap, hash::Hash, time::Duration};
+use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
 use aya::{
     Ebpf,
@@ -24,14 +28,14 @@ use crate::{
     canary,
     error::DataplaneError,
     sys,
-    tables::{ForeignCgroups, Namespaces, Prefix, Tables},
+    tables::{self, Basis, Changes, ForeignCgroups, Namespaces, Prefix, Tables},
 };
 
 mod mirror;
 #[cfg(test)]
 mod tests;
 
-use self::mirror::{Backing, Mirror};
+use self::mirror::{Backing, Mirror, Staged};
 
 /// What a publication did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,24 @@ pub struct Published {
     pub changed: usize,
     /// Whether some established connection may have to be judged again: who may talk to whom changed, or who is who.
     pub rejudge: bool,
+    /// All tables were computed and compared: what differs could not be told from the snapshot before.
+    pub whole: bool,
+}
+
+/// What the tables shall hold, but for the workloads.
+enum Desired {
+    Whole(Tables),
+    Changes(Changes),
+}
+
+/// What was written of it.
+#[derive(Default)]
+struct Written {
+    backends: Staged<BackendKey>,
+    dests: Staged<DestKey>,
+    policy: Staged<PolicyKey>,
+    addrs: Staged<Prefix>,
+    externals: Staged<u32>,
 }
 
 /// The kernel's tables and what is known to be in them.
@@ -57,6 +79,8 @@ pub struct Publisher {
     workloads_room: usize,
     workloads: HashMap<u64, Workload>,
     canary: canary::Cgroups,
+    /// What the tables were made of; `None`: nobody knows, or they may have been written since.
+    basis: Option<Basis>,
 }
 
 impl Publisher {
@@ -79,11 +103,13 @@ impl Publisher {
             workloads_room,
             workloads,
             canary,
+            basis: None,
         })
     }
 
     /// Looks again at tables that another process may have written meanwhile.
     pub fn adopt_again(&mut self) -> Result<(), DataplaneError> {
+        self.basis = None;
         self.config = self.config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
         self.dests.read(self.config.generation)?;
         self.backends.read(self.config.generation)?;
@@ -101,6 +127,7 @@ impl Publisher {
 
     /// Writes what does not depend on resources; generation and prefixes stay as they are.
     pub fn configure(&mut self, fixed: Config) -> Result<(), DataplaneError> {
+        self.basis = None;
         self.config = Config {
             generation: self.config.generation,
             port_prefixes: self.config.port_prefixes,
@@ -110,92 +137,154 @@ impl Publisher {
         self.write_config()
     }
 
-    /// Whether a publication of this snapshot would change no table. Costs the computing of the tables, and no system call.
+    /// Whether a publication of this snapshot would change no table. Costs what a publication does, but for system calls.
     pub fn holds(&self, snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> bool {
-        let desired = Tables::of(snapshot, namespaces, foreign, self.canary);
-        self.dests.is(&desired.dests)
-            && self.backends.is(&desired.backends)
-            && self.policy.is(&desired.policy)
-            && self.addrs.is(&desired.addrs)
-            && self.externals.is(&desired.externals)
-            && self.workloads == desired.workloads
+        let same = match self.desired(snapshot, foreign) {
+            Desired::Whole(desired) => {
+                self.dests.is(&desired.dests)
+                    && self.backends.is(&desired.backends)
+                    && self.policy.is(&desired.policy)
+                    && self.addrs.is(&desired.addrs)
+                    && self.externals.is(&desired.externals)
+            }
+            Desired::Changes(changes) => {
+                self.dests.is_after(&changes.dests)
+                    && self.backends.is_after(&changes.backends)
+                    && self.addrs.is_after(&changes.addrs)
+            }
+        };
+        same && self.workloads == tables::workloads(snapshot, namespaces, foreign, self.canary)
+    }
+
+    /// Takes a snapshot of which [`Publisher::holds`] is true for the one that is in force.
+    pub fn rest_on(&mut self, snapshot: &Arc<Snapshot>, foreign: &ForeignCgroups) {
+        self.basis = Some(Basis::of(Arc::clone(snapshot), foreign));
     }
 
     /// See the module's words.
     pub fn publish(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         namespaces: &Namespaces,
         foreign: &ForeignCgroups,
     ) -> Result<Published, DataplaneError> {
-        let desired = Tables::of(snapshot, namespaces, foreign, self.canary);
-        self.fits(&desired)?;
+        let desired = self.desired(snapshot, foreign);
+        let workloads = tables::workloads(snapshot, namespaces, foreign, self.canary);
+        // Until this one is in force there is none to differ from.
+        let basis = self.basis.take();
+        self.fits(&desired, &workloads)?;
         let next = self.config.generation + 1;
-        let (prefixes, network) = (desired.port_prefixes(), u8::from(desired.network()));
-        let wider = (self.config.port_prefixes | prefixes, self.config.network | network);
-        if wider != (self.config.port_prefixes, self.config.network) {
+        let in_use = (self.config.port_prefixes, self.config.network);
+        let (whole, (prefixes, network)) = match &desired {
+            Desired::Whole(tables) => (true, (tables.port_prefixes(), u8::from(tables.network()))),
+            Desired::Changes(_) => (false, in_use),
+        };
+        let wider = (in_use.0 | prefixes, in_use.1 | network);
+        if wider != in_use {
             (self.config.port_prefixes, self.config.network) = wider;
             self.write_config()?;
         }
-        // Backends before the destinations that refer to them; all of it is only read from `next` on.
-        let written = self
-            .backends
-            .stage(desired.backends, next)
-            .and_then(|backends| Ok((backends, self.dests.stage(desired.dests, next)?)))
-            .and_then(|(backends, dests)| Ok((backends, dests, self.policy.stage(desired.policy, next)?)))
-            .and_then(|written| Ok((written, self.addrs.stage(desired.addrs, next)?)))
-            .and_then(|written| Ok((written, self.externals.stage(desired.externals, next)?)));
         // Nobody lives in a new workload's cgroup yet, so it may be enrolled before its policy is in force.
-        let written = written.and_then(|written| Ok((written, self.enrol(&desired.workloads)?)));
-        let ((((backends, dests, policy), addrs), externals), enrolled) = match written {
+        let written = self
+            .stage(desired, next)
+            .and_then(|written| Ok((written, self.enrol(&workloads)?)));
+        let (written, enrolled) = match written {
             Ok(written) => written,
             Err(error) => {
                 // What was staged under `next` must not come into force with a later flip.
-                self.backends.unstage(next);
-                self.dests.unstage(next);
-                self.policy.unstage(next);
-                self.addrs.unstage(next);
-                self.externals.unstage(next);
+                self.unstage(next);
                 return Err(error);
             }
         };
-        let mut changed = enrolled + backends.changed + dests.changed + policy.changed + addrs.changed;
-        changed += externals.changed;
-        let rejudge = policy.changed + addrs.changed + enrolled > 0;
+        let mut changed = enrolled + written.changed();
+        let rejudge = written.policy.changed + written.addrs.changed + enrolled > 0;
 
         self.config.generation = next;
         self.write_config()?;
         // In force: nothing may fail from here on.
         wait_for_programs();
 
-        self.backends.settle(backends.removed);
-        self.dests.settle(dests.removed);
-        self.policy.settle(policy.removed);
-        self.addrs.settle(addrs.removed);
-        self.externals.settle(externals.removed);
+        self.settle(written);
         if (self.config.port_prefixes, self.config.network) != (prefixes, network) {
             (self.config.port_prefixes, self.config.network) = (prefixes, network);
             if let Err(error) = self.write_config() {
                 tracing::debug!(%error, "a port prefix length too many is looked up until the next publication");
             }
         }
-        changed += self.dismiss(desired.workloads);
+        changed += self.dismiss(workloads);
+        self.basis = Some(match basis {
+            Some(basis) if !whole => basis.follow(Arc::clone(snapshot)),
+            _ => Basis::of(Arc::clone(snapshot), foreign),
+        });
         Ok(Published {
             generation: next,
             changed,
             rejudge,
+            whole,
         })
     }
 
+    fn desired(&self, snapshot: &Snapshot, foreign: &ForeignCgroups) -> Desired {
+        let basis = self.basis.as_ref();
+        match basis.and_then(|basis| basis.changes(snapshot, foreign)) {
+            Some(changes) => Desired::Changes(changes),
+            None => Desired::Whole(Tables::of(snapshot, foreign)),
+        }
+    }
+
     /// Whether every table has room for this, beside what is there. Writes nothing.
-    fn fits(&self, desired: &Tables) -> Result<(), DataplaneError> {
-        self.backends.fits(&desired.backends)?;
-        self.dests.fits(&desired.dests)?;
-        self.policy.fits(&desired.policy)?;
-        self.addrs.fits(&desired.addrs)?;
-        self.externals.fits(&desired.externals)?;
-        let room = self.workloads_room;
-        mirror::fits("weft_workloads", room, &self.workloads, &desired.workloads)
+    fn fits(&self, desired: &Desired, workloads: &HashMap<u64, Workload>) -> Result<(), DataplaneError> {
+        match desired {
+            Desired::Whole(desired) => {
+                self.backends.fits(&desired.backends)?;
+                self.dests.fits(&desired.dests)?;
+                self.policy.fits(&desired.policy)?;
+                self.addrs.fits(&desired.addrs)?;
+                self.externals.fits(&desired.externals)?;
+            }
+            Desired::Changes(changes) => {
+                self.backends.fits_delta(&changes.backends)?;
+                self.dests.fits_delta(&changes.dests)?;
+                self.addrs.fits_delta(&changes.addrs)?;
+            }
+        }
+        mirror::fits("weft_workloads", self.workloads_room, &self.workloads, workloads)
+    }
+
+    /// Writes what is only read from `next` on: backends before the destinations that refer to them.
+    fn stage(&mut self, desired: Desired, next: u64) -> Result<Written, DataplaneError> {
+        match desired {
+            Desired::Whole(desired) => Ok(Written {
+                backends: self.backends.stage(desired.backends, next)?,
+                dests: self.dests.stage(desired.dests, next)?,
+                policy: self.policy.stage(desired.policy, next)?,
+                addrs: self.addrs.stage(desired.addrs, next)?,
+                externals: self.externals.stage(desired.externals, next)?,
+            }),
+            Desired::Changes(changes) => Ok(Written {
+                backends: self.backends.stage_delta(changes.backends, next)?,
+                dests: self.dests.stage_delta(changes.dests, next)?,
+                addrs: self.addrs.stage_delta(changes.addrs, next)?,
+                ..Written::default()
+            }),
+        }
+    }
+
+    fn unstage(&mut self, next: u64) {
+        self.backends.unstage(next);
+        self.dests.unstage(next);
+        self.policy.unstage(next);
+        self.addrs.unstage(next);
+        self.externals.unstage(next);
+    }
+
+    /// Removes what is absent now.
+    fn settle(&mut self, written: Written) {
+        self.backends.settle(written.backends.removed);
+        self.dests.settle(written.dests.removed);
+        self.policy.settle(written.policy.removed);
+        self.addrs.settle(written.addrs.removed);
+        self.externals.settle(written.externals.removed);
     }
 
     /// Writes new and changed workloads.
@@ -233,6 +322,12 @@ impl Publisher {
         self.config_map
             .set(0, self.config, 0)
             .map_err(map_error("weft_config", "write"))
+    }
+}
+
+impl Written {
+    fn changed(&self) -> usize {
+        self.backends.changed + self.dests.changed + self.policy.changed + self.addrs.changed + self.externals.changed
     }
 }
 

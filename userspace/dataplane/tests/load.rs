@@ -1,12 +1,14 @@
 //! The real object in this kernel: loads, is re-adopted, leaves nothing. Needs root; without, it says so.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use weft_dataplane::{
     Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, SIZED_MAPS, ShortCircuit, find_cgroup2,
     uninstall, verify,
 };
-use weft_policy::{AccessDefault, AccessPolicy, Identity, RuleId, Snapshot};
+use weft_policy::{
+    Acceleration, AccessDefault, AccessPolicy, Allocations, CompileInput, Identity, RuleId, Snapshot, Store, compile,
+};
 
 struct Place {
     cgroup: PathBuf,
@@ -72,10 +74,10 @@ fn a_second_start_adopts_what_the_first_published() {
 }
 
 fn publish(dataplane: &Dataplane) -> u64 {
-    let snapshot = Snapshot {
+    let snapshot = Arc::new(Snapshot {
         generation: dataplane.next_generation(),
         ..Snapshot::default()
-    };
+    });
     dataplane.publish(&snapshot).expect("publish").generation
 }
 
@@ -156,13 +158,13 @@ fn what_a_table_has_no_room_for_leaves_everything_as_it_was() {
             audit: false,
             allow: Vec::new(),
         });
-        Snapshot {
+        Arc::new(Snapshot {
             generation: dataplane.next_generation(),
             access: (0..identities)
                 .map(|number| (Identity(256 + number), Arc::clone(&policy)))
                 .collect(),
             ..Snapshot::default()
-        }
+        })
     };
     let fits = of(32);
     assert_eq!(dataplane.publish(&fits).expect("32 fit").generation, 1);
@@ -178,6 +180,76 @@ fn what_a_table_has_no_room_for_leaves_everything_as_it_was() {
     assert!(dataplane.holds(&fits), "it is in force as it was");
     assert_eq!(dataplane.next_generation(), 2);
     assert_eq!(dataplane.publish(&of(40)).expect("40 fit").generation, 2);
+}
+
+/// A service with a workload at each address.
+fn compiled(dataplane: &Dataplane, addresses: &[&str], allocations: &mut Allocations) -> Snapshot {
+    let mut text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+        spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n"
+        .to_owned();
+    for (number, address) in addresses.iter().enumerate() {
+        text += &format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: Workload\n\
+             metadata: {{name: w{number}, labels: {{app: web}}}}\nspec: {{address: \"{address}\"}}\n"
+        );
+    }
+    let mut store = Store::default();
+    let found = store.apply_file("mesh.yaml", text.as_bytes());
+    assert_eq!(found, []);
+    let input = CompileInput {
+        store: &store,
+        workloads: &[],
+        captured: &BTreeMap::new(),
+        vip4: &[],
+        vip6: &[],
+        acceleration: Acceleration::Off,
+        generation: dataplane.next_generation(),
+    };
+    compile(&input, allocations).snapshot
+}
+
+/// The later snapshot with what it has of the earlier one: policies, and workloads that did not move.
+fn sharing(old: &Snapshot, mut new: Snapshot) -> Arc<Snapshot> {
+    new.access.clone_from(&old.access);
+    let workloads = new.workloads.iter().zip(old.workloads.iter());
+    new.workloads = workloads
+        .map(|(now, before)| Arc::clone(if now.addresses == before.addresses { before } else { now }))
+        .collect();
+    Arc::new(new)
+}
+
+#[test]
+fn endpoints_that_move_are_told_by_what_two_snapshots_share() {
+    let Some(place) = Place::new("moves") else { return };
+    let first = Dataplane::start(&place.config()).expect("first start");
+    let mut allocations = Allocations::default();
+    let mut compiled = |address| compiled(&first, &[address, "10.0.0.2"], &mut allocations);
+    let mut before = Arc::new(compiled("10.0.0.1"));
+    assert!(first.publish(&before).expect("publish").whole, "the first one");
+    for address in ["10.0.0.3", "fd00::3", "fd00::4"] {
+        let now = sharing(&before, compiled(address));
+        assert!(!first.holds(&now), "{address}");
+        let published = first.publish(&now).expect("publish");
+        assert!(!published.whole && published.rejudge, "{address}: {published:?}");
+        assert!(first.holds(&now) && !first.holds(&before), "{address}");
+        before = now;
+    }
+    let again = Arc::new(compiled("fd00::4"));
+    assert!(first.holds(&again), "it says the same, and shares nothing");
+    first.rest_on(&again);
+    let now = sharing(&again, compiled("10.0.0.5"));
+    assert!(
+        !first.publish(&now).expect("publish").whole,
+        "told from the one that it shares with"
+    );
+    first.reclaim().expect("taken back");
+    let last = sharing(&now, compiled("10.0.0.6"));
+    assert!(first.publish(&last).expect("publish").whole, "another may have written");
+    let last = sharing(&last, compiled("10.0.0.7"));
+    assert!(!first.publish(&last).expect("publish").whole);
+    drop(first);
+    let second = Dataplane::start(&place.config()).expect("second start");
+    assert!(second.holds(&last), "as the kernel has it");
 }
 
 #[test]

@@ -118,15 +118,6 @@ impl Cgroups {
         })
     }
 
-    #[cfg(test)]
-    pub fn test() -> Self {
-        Self {
-            client: 1,
-            allowed: 2,
-            denied: 3,
-        }
-    }
-
     /// Each with the identity of who lives there.
     pub fn identities(&self) -> [(u64, u32); 3] {
         [

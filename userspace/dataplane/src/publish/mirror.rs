@@ -11,7 +11,14 @@ use aya::{
 use weft_abi::{Addr, Versioned};
 
 use super::map_error;
-use crate::{error::DataplaneError, loader::pin_name, tables::Prefix};
+use crate::{
+    error::DataplaneError,
+    loader::pin_name,
+    tables::{Delta, Prefix},
+};
+
+#[cfg(test)]
+mod tests;
 
 /// What a table is written and read by, whatever its kind.
 pub trait Backing<K, V> {
@@ -81,7 +88,10 @@ pub fn fits<K: Eq + Hash, V>(
     desired: &HashMap<K, V>,
 ) -> Result<(), DataplaneError> {
     let leaving = current.keys().filter(|key| !desired.contains_key(key)).count();
-    let needed = desired.len() + leaving;
+    has_room(name, room, desired.len() + leaving, leaving)
+}
+
+fn has_room(name: &'static str, room: usize, needed: usize, leaving: usize) -> Result<(), DataplaneError> {
     if needed <= room {
         return Ok(());
     }
@@ -97,6 +107,15 @@ pub fn fits<K: Eq + Hash, V>(
 pub struct Staged<K> {
     pub changed: usize,
     pub removed: Vec<K>,
+}
+
+impl<K> Default for Staged<K> {
+    fn default() -> Self {
+        Self {
+            changed: 0,
+            removed: Vec::new(),
+        }
+    }
 }
 
 impl<M, K, V> Mirror<M, K, V>
@@ -152,46 +171,78 @@ where
         self.current == *desired
     }
 
+    /// Whether the table is as it would be after this.
+    pub fn is_after(&self, delta: &Delta<K, V>) -> bool {
+        delta.iter().all(|(key, value)| self.current.get(key) == value.as_ref())
+    }
+
     /// Whether [`Mirror::stage`] finds room for this. Writes nothing.
     pub fn fits(&self, desired: &HashMap<K, V>) -> Result<(), DataplaneError> {
         fits(self.name, self.room, &self.current, desired)
     }
 
-    /// Writes what differs, to hold from `next` on. An absent value is all zero.
-    pub fn stage(&mut self, desired: HashMap<K, V>, next: u64) -> Result<Staged<K>, DataplaneError> {
-        let mut changed = 0;
-        for (key, value) in &desired {
-            let before = self.current.get(key);
-            if before != Some(value) {
-                let versions = Versioned {
-                    since: next,
-                    current: *value,
-                    previous: before.copied().unwrap_or_default(),
-                };
-                self.map
-                    .put(key, versions)
-                    .map_err(map_error(self.name, "write (is the table full?)"))?;
-                changed += 1;
+    /// Whether [`Mirror::stage_delta`] finds room for this. Writes nothing.
+    pub fn fits_delta(&self, delta: &Delta<K, V>) -> Result<(), DataplaneError> {
+        let (mut coming, mut leaving) = (0, 0);
+        for (key, value) in delta {
+            match (self.current.contains_key(key), value) {
+                (false, Some(_)) => coming += 1,
+                (true, None) => leaving += 1,
+                (true, Some(_)) | (false, None) => {}
             }
         }
-        let removed: Vec<K> = self
-            .current
-            .keys()
-            .filter(|key| !desired.contains_key(key))
-            .copied()
-            .collect();
-        for key in &removed {
-            let before = self.current.get(key).copied().unwrap_or_default();
-            let versions = Versioned {
-                since: next,
-                current: V::default(),
-                previous: before,
-            };
-            self.map.put(key, versions).map_err(map_error(self.name, "write"))?;
-            changed += 1;
+        has_room(self.name, self.room, self.current.len() + coming, leaving)
+    }
+
+    /// Writes what differs, to hold from `next` on.
+    pub fn stage(&mut self, desired: HashMap<K, V>, next: u64) -> Result<Staged<K>, DataplaneError> {
+        let mut staged = Staged::default();
+        for (key, value) in &desired {
+            self.write(*key, Some(*value), next, &mut staged)?;
+        }
+        let current = self.current.keys();
+        let gone: Vec<K> = current.filter(|key| !desired.contains_key(key)).copied().collect();
+        for key in gone {
+            self.write(key, None, next, &mut staged)?;
         }
         self.current = desired;
-        Ok(Staged { changed, removed })
+        Ok(staged)
+    }
+
+    /// The same where it is known what may differ.
+    pub fn stage_delta(&mut self, delta: Delta<K, V>, next: u64) -> Result<Staged<K>, DataplaneError> {
+        let mut staged = Staged::default();
+        for (key, value) in &delta {
+            self.write(*key, *value, next, &mut staged)?;
+        }
+        for (key, value) in delta {
+            match value {
+                Some(value) => self.current.insert(key, value),
+                None => self.current.remove(&key),
+            };
+        }
+        Ok(staged)
+    }
+
+    /// Writes one value if it differs. An absent one is all zero.
+    fn write(&mut self, key: K, value: Option<V>, next: u64, staged: &mut Staged<K>) -> Result<(), DataplaneError> {
+        let before = self.current.get(&key).copied();
+        if before == value {
+            return Ok(());
+        }
+        let versions = Versioned {
+            since: next,
+            current: value.unwrap_or_default(),
+            previous: before.unwrap_or_default(),
+        };
+        self.map
+            .put(&key, versions)
+            .map_err(map_error(self.name, "write (is the table full?)"))?;
+        staged.changed += 1;
+        if value.is_none() {
+            staged.removed.push(key);
+        }
+        Ok(())
     }
 
     /// Takes back what was staged for a generation that will not come: the kernel's values are read and put right.
@@ -229,30 +280,6 @@ where
     pub fn settle(&mut self, removed: Vec<K>) {
         for key in removed {
             self.map.delete(&key);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_leaves_takes_room_until_it_has_left() {
-        let table = |keys: std::ops::Range<u32>| keys.map(|key| (key, ())).collect::<HashMap<_, _>>();
-        let check = |desired| fits("weft_policy", 10, &table(0..6), &table(desired));
-        assert!(check(0..10).is_ok(), "all of it");
-        assert!(check(6..10).is_ok(), "four for six");
-        assert!(check(0..0).is_ok(), "none");
-        assert!(check(0..11).is_err(), "one too many");
-        let error = check(4..11).expect_err("four that leave and seven").to_string();
-        for said in [
-            "weft_policy has room for 10",
-            "11 would be in it",
-            "(4 of them",
-            "--map-size policy=16`",
-        ] {
-            assert!(error.contains(said), "{said}: {error}");
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
 };
 
 use weft_abi::capacity;
@@ -113,12 +112,7 @@ fn mesh(place: Place, network: u8) -> Tables {
         allow: vec![rule],
     };
     snapshot.access.insert(Identity(256), Arc::new(policy));
-    Tables::of(
-        &snapshot,
-        &Namespaces::default(),
-        &ForeignCgroups::new(),
-        canary::Cgroups::test(),
-    )
+    Tables::of(&snapshot, &ForeignCgroups::new())
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! Whose addresses are, as entries of `weft_addrs`.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net};
 use weft_abi::{Addr, AddrOwner, class, identity};
-use weft_policy::Snapshot;
+use weft_policy::{Class, Identity, Snapshot, Workload};
 
-use super::services::addr;
+use super::{Delta, services::addr};
 
 /// Key of the trie: an address and how many bits of it count, of 128 (IPv4 is v4-mapped: 96 and its own).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,21 +50,14 @@ impl Prefix {
 pub fn owners(snapshot: &Snapshot) -> HashMap<Prefix, AddrOwner> {
     let mut owners = HashMap::new();
     for workload in &snapshot.workloads {
-        for address in workload.addresses.iter().filter(|address| !address.is_loopback()) {
-            let owner = AddrOwner {
-                identity: workload.identity.0,
-                class: snapshot.class_of_address(*address).0,
-            };
+        for address in own(workload) {
             // Two with one address: the first, as for endpoints; their class is nobody's if they have two.
-            owners.entry(Prefix::host(*address)).or_insert(owner);
+            let owner = known(snapshot, workload.identity, address);
+            owners.entry(Prefix::host(address)).or_insert(owner);
         }
     }
     for (net, class) in &snapshot.network.ranges {
-        let owner = AddrOwner {
-            identity: identity::OUTSIDE,
-            class: class.0,
-        };
-        owners.entry(Prefix::of(net)).or_insert(owner);
+        owners.entry(Prefix::of(net)).or_insert(outside(*class));
     }
     if snapshot
         .network
@@ -72,21 +66,86 @@ pub fn owners(snapshot: &Snapshot) -> HashMap<Prefix, AddrOwner> {
         .any(|(net, _)| matches!(net, IpNet::V6(_)))
     {
         // A range of IPv6 that has the v4-mapped addresses in it does not mean IPv4.
-        let owner = AddrOwner {
-            identity: identity::OUTSIDE,
-            class: class::OUTSIDE,
-        };
+        let owner = outside(Class(class::OUTSIDE));
         owners.entry(Prefix::of(&ALL_V4)).or_insert(owner);
     }
     owners
 }
 
+/// What of [`owners`] differs where the ranges are the same, and who listens; `None`: not only addresses of workloads differ,
+/// or several have one that moved, and whose it is now tell only all of them.
+pub fn changes(old: &Snapshot, new: &Snapshot) -> Option<Delta<Prefix, AddrOwner>> {
+    if old.workloads.len() != new.workloads.len() {
+        return None;
+    }
+    let mut left = BTreeSet::new();
+    let mut taken = BTreeMap::new();
+    let pairs = old.workloads.iter().zip(new.workloads.iter());
+    for (before, now) in pairs.filter(|(before, now)| !Arc::ptr_eq(before, now)) {
+        if !is_same_but_for_addresses(before, now) {
+            return None;
+        }
+        let (had, has): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = (own(before).collect(), own(now).collect());
+        left.extend(had.difference(&has).copied());
+        for address in has.difference(&had) {
+            taken.entry(*address).or_insert(now.identity);
+        }
+    }
+    let somebodys = |snapshot: &Snapshot, address: &IpAddr| snapshot.by_address.contains_key(&address.to_canonical());
+    let shared =
+        left.iter().any(|address| somebodys(new, address)) || taken.keys().any(|address| somebodys(old, address));
+    if shared {
+        return None;
+    }
+    let left = left.into_iter().map(|address| {
+        let key = Prefix::host(address);
+        (key, range_of_one(new, key))
+    });
+    let taken = taken
+        .into_iter()
+        .map(|(address, identity)| (Prefix::host(address), Some(known(new, identity, address))));
+    Some(left.chain(taken).collect())
+}
+
+/// Whether all is the same that tables, or indexes that tables are made of, have of a workload.
+fn is_same_but_for_addresses(before: &Workload, now: &Workload) -> bool {
+    (&before.name, &before.namespace, &before.service) == (&now.name, &now.namespace, &now.service)
+        && (before.identity, before.class) == (now.identity, now.class)
+}
+
+/// The addresses that tell whose a connection is.
+fn own(workload: &Workload) -> impl Iterator<Item = IpAddr> {
+    workload
+        .addresses
+        .iter()
+        .copied()
+        .filter(|address| !address.is_loopback())
+}
+
+/// A workload at an address of its own.
+fn known(snapshot: &Snapshot, identity: Identity, address: IpAddr) -> AddrOwner {
+    AddrOwner {
+        identity: identity.0,
+        class: snapshot.class_of_address(address).0,
+    }
+}
+
+fn outside(class: Class) -> AddrOwner {
+    AddrOwner {
+        identity: identity::OUTSIDE,
+        class: class.0,
+    }
+}
+
+/// A range that is this one address.
+fn range_of_one(snapshot: &Snapshot, key: Prefix) -> Option<AddrOwner> {
+    let mut ranges = snapshot.network.ranges.iter();
+    let (_, class) = ranges.find(|(net, _)| Prefix::of(net) == key)?;
+    Some(outside(*class))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use weft_policy::{Class, Identity, Workload};
-
     use super::*;
 
     /// The longest prefix that has an address, as the kernel's trie finds it.

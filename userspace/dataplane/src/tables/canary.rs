@@ -3,7 +3,7 @@
 //! A few entries under numbers and addresses of its own, in every publication. They cost nobody else anything: no program looks
 //! further for them than for what the mesh has anyway.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use weft_abi::{
     ANY_IDENTITY, Addr, Backend, BackendKey, Dest, DestKey, PolicyKey, PolicyValue, Workload, action, class, dest_kind,
@@ -15,8 +15,8 @@ use crate::canary::{ALLOWED, CLIENT, Cgroups, DENIED, Server, VIP4, VIP6};
 
 const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
 
-/// After all others, for it adds a rule only where they have some.
-pub fn fill(cgroups: Cgroups, tables: &mut Tables) {
+/// Its three workloads.
+pub fn enrol(cgroups: Cgroups, workloads: &mut HashMap<u64, Workload>) {
     for (cgroup, identity) in cgroups.identities() {
         let entry = Workload {
             identity,
@@ -24,8 +24,12 @@ pub fn fill(cgroups: Cgroups, tables: &mut Tables) {
             class: class::NONE,
             ..Workload::default()
         };
-        tables.workloads.insert(cgroup, entry);
+        workloads.insert(cgroup, entry);
     }
+}
+
+/// After all others, for it adds a rule only where they have some.
+pub fn fill(tables: &mut Tables) {
     for server in [ALLOWED, DENIED] {
         add_service(&server, tables);
     }
@@ -107,7 +111,7 @@ mod tests {
             policy: policy.iter().map(|key| (*key, allow)).collect(),
             ..Tables::default()
         };
-        fill(Cgroups::test(), &mut tables);
+        fill(&mut tables);
         tables
     }
 

@@ -1,6 +1,7 @@
 //! What the kernel's tables shall hold for a snapshot: pure, compared and written by `publish`.
 
 pub mod addrs;
+pub mod basis;
 pub mod canary;
 pub mod errs;
 pub mod netns;
@@ -22,6 +23,7 @@ use weft_abi::{
 use weft_policy::{FailureMode, Snapshot};
 
 pub use addrs::Prefix;
+pub use basis::{Basis, Changes};
 pub use telemetry::Edge;
 
 use crate::canary::Cgroups;
@@ -88,48 +90,62 @@ fn fails_open(snapshot: &Snapshot, workload: &weft_policy::Workload) -> bool {
     own.is_some_and(|service| service.failure_mode == Some(FailureMode::Open))
 }
 
-/// All tables of one generation.
+/// All tables of one generation, but for the [`workloads`].
 #[derive(Debug, Default)]
 pub struct Tables {
     pub dests: HashMap<DestKey, Dest>,
     pub backends: HashMap<BackendKey, Backend>,
     pub policy: HashMap<PolicyKey, PolicyValue>,
     pub addrs: HashMap<Prefix, AddrOwner>,
-    pub workloads: HashMap<u64, Workload>,
     pub externals: HashMap<u32, External>,
 }
 
+/// What of a table is to be another: new values, and keys that are to be in it no more.
+pub type Delta<K, V> = HashMap<K, Option<V>>;
+
+/// Who lives where, by cgroup: workloads of this node, foreign proxies, the canary.
+pub fn workloads(
+    snapshot: &Snapshot,
+    namespaces: &Namespaces,
+    foreign: &ForeignCgroups,
+    canary: Cgroups,
+) -> HashMap<u64, Workload> {
+    let mut workloads = HashMap::new();
+    for (cgroup, workload) in &snapshot.by_cgroup {
+        let entry = Workload {
+            identity: workload.identity.0,
+            class: workload.class.0,
+            namespace: namespaces.number(&workload.namespace),
+            flags: if fails_open(snapshot, workload) {
+                workload_flags::FAIL_OPEN
+            } else {
+                0
+            },
+        };
+        workloads.insert(*cgroup, entry);
+    }
+    // Who is named as a proxy is one, whatever else runs there.
+    for cgroup in foreign.values() {
+        let entry = Workload {
+            identity: identity::PROXY,
+            class: class::PROXY,
+            ..Workload::default()
+        };
+        workloads.insert(*cgroup, entry);
+    }
+    canary::enrol(canary, &mut workloads);
+    workloads
+}
+
 impl Tables {
-    pub fn of(snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups, canary: Cgroups) -> Self {
+    pub fn of(snapshot: &Snapshot, foreign: &ForeignCgroups) -> Self {
         let mut tables = Self {
             policy: policy::entries(snapshot),
             addrs: addrs::owners(snapshot),
             ..Self::default()
         };
         services::fill(snapshot, foreign, &mut tables);
-        for (cgroup, workload) in &snapshot.by_cgroup {
-            let entry = Workload {
-                identity: workload.identity.0,
-                class: workload.class.0,
-                namespace: namespaces.number(&workload.namespace),
-                flags: if fails_open(snapshot, workload) {
-                    workload_flags::FAIL_OPEN
-                } else {
-                    0
-                },
-            };
-            tables.workloads.insert(*cgroup, entry);
-        }
-        // Who is named as a proxy is one, whatever else runs there.
-        for cgroup in foreign.values() {
-            let entry = Workload {
-                identity: identity::PROXY,
-                class: class::PROXY,
-                ..Workload::default()
-            };
-            tables.workloads.insert(*cgroup, entry);
-        }
-        canary::fill(canary, &mut tables);
+        canary::fill(&mut tables);
         tables
     }
 

@@ -8,7 +8,7 @@ use std::{
 use weft_abi::{
     Addr, Backend, BackendKey, Dest, DestKey, External, backend_flags, dest_flags, dest_kind, external_guard, protocol,
 };
-use weft_policy::{Acceleration, Endpoint, FailureMode, L7, Protocol, Service, ServicePort, Snapshot};
+use weft_policy::{Acceleration, Endpoint, FailureMode, L7, Protocol, Service, ServiceName, ServicePort, Snapshot};
 
 use super::{ForeignCgroups, Tables};
 
@@ -27,26 +27,38 @@ struct Weighted {
 /// Adds every service and endpoint of the snapshot.
 pub fn fill(snapshot: &Snapshot, foreign: &ForeignCgroups, tables: &mut Tables) {
     for service in snapshot.services.values() {
-        for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
-            let none = DestKey {
-                addr: vip,
-                port_be: 0,
-                protocol: 0,
-                pad: 0,
-            };
-            tables.dests.insert(
-                none,
-                Dest {
-                    kind: dest_kind::NO_PORT,
-                    ..Dest::default()
-                },
-            );
-        }
-        for port in &service.ports {
-            add_port(snapshot, tables, service, port);
-            add_external(foreign, tables, service, port);
-        }
+        add(snapshot, foreign, tables, service);
     }
+}
+
+/// Adds one service and its endpoints. To be called in the order in which the snapshot has them.
+pub fn add(snapshot: &Snapshot, foreign: &ForeignCgroups, tables: &mut Tables, service: &Service) {
+    for vip in [addr(service.vip4.into()), addr(service.vip6.into())] {
+        let none = DestKey {
+            addr: vip,
+            port_be: 0,
+            protocol: 0,
+            pad: 0,
+        };
+        tables.dests.insert(
+            none,
+            Dest {
+                kind: dest_kind::NO_PORT,
+                ..Dest::default()
+            },
+        );
+    }
+    for port in &service.ports {
+        add_port(snapshot, tables, service, port);
+        add_external(foreign, tables, service, port);
+    }
+}
+
+/// The service that an endpoint counts for. Of several the one that `weft explain` names: its access policy is its identity's
+/// in any case, but not who asks it.
+pub fn owner(snapshot: &Snapshot, address: SocketAddr, protocol: Protocol) -> Option<&ServiceName> {
+    let owner = snapshot.by_endpoint.get(&(address, protocol))?;
+    Some(&owner.service)
 }
 
 /// The foreign proxy of a service port, unless its cgroup is not there: then the failure mode holds.
@@ -138,11 +150,7 @@ fn add_port(snapshot: &Snapshot, tables: &mut Tables, service: &Service, port: &
         tables.dests.insert(key, dest);
     }
     for endpoint in &port.endpoints {
-        // One of several services belongs to the one that `weft explain` names: its access policy is its identity's in any
-        // case, but not who asks it.
-        if let Some(owner) = snapshot.by_endpoint.get(&(endpoint.address, port.protocol))
-            && *owner.service != service.name
-        {
+        if owner(snapshot, endpoint.address, port.protocol).is_some_and(|owner| *owner != service.name) {
             continue;
         }
         let (addr, port_be) = address(endpoint.address);

@@ -334,6 +334,7 @@ impl Engine {
         }));
         state.proxy.publish(Arc::clone(&snapshot), chains);
         if unmoved {
+            self.dataplane.rest_on(&snapshot);
             state.compiled_from = Some(from);
             return Ok(snapshot.generation);
         }
@@ -350,6 +351,7 @@ impl Engine {
         tracing::debug!(
             generation = published.generation,
             changed = published.changed,
+            whole = published.whole,
             "in force"
         );
         state.compiled_from = Some(from);
