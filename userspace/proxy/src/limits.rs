@@ -46,8 +46,8 @@ pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client connection without a request. As Envoy's: clients keep pools, and closing under them costs a retry.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// How often a worker looks for connections that have waited for [`IDLE_TIMEOUT`]: they may wait longer by this. More often costs a
-/// look at each of ten thousands.
+/// How often a worker looks for connections that have waited for [`IDLE_TIMEOUT`]: they may wait longer by this. An HTTP/2 client
+/// that was told to leave has so long for it. More often costs a look at each of ten thousands.
 pub const IDLE_SWEEP: Duration = Duration::from_secs(60);
 
 /// After this without a request an HTTP/1 connection gives its parser and buffers (20 KB and more) back until the next one
@@ -55,8 +55,8 @@ pub const IDLE_SWEEP: Duration = Duration::from_secs(60);
 /// to say.
 pub const REST_AFTER: Duration = Duration::from_millis(250);
 
-/// How often a connection looks whether the slow headers or the idle time above have passed: HTTP/1 at every
-/// [`REST_AFTER`] between requests, and so often within one.
+/// How often an HTTP/1 connection that hyper serves looks within a request whether the slow headers or the idle time above have
+/// passed; between requests it does so at every [`REST_AFTER`].
 pub const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// Concurrent streams a client may open on one HTTP/2 connection.

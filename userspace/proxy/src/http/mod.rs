@@ -1,10 +1,12 @@
 //! Connections that speak HTTP: each request is routed, judged, forwarded and reported for itself.
 //!
-//! [`lean`] is the short way of most HTTP/1 requests; of all others, [`server`] runs hyper's side towards the client, [`forward`] is one request from head to answer, [`exchange`] is
-//! what must be told about it at its end, [`respond`] says what the client gets where nothing was forwarded.
+//! [`lean`] is the short way of most HTTP/1 requests; of all others, [`server`] runs hyper's side towards the client, [`forward`] is
+//! one request from head to answer, [`exchange`] is what must be told about it at its end, [`respond`] says what the client gets
+//! where nothing was forwarded. [`ending`] ends HTTP/2 connections.
 
 pub(crate) mod agents;
 pub(crate) mod body;
+mod ending;
 pub(crate) mod exchange;
 mod failure;
 pub(crate) mod forward;

@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     body::ResponseBody,
+    ending::until_told_or_idle,
     exchange::{Asked, Exchange},
     forward,
     lean::{self, Ended},
@@ -88,9 +89,6 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
         clock,
         Pin::new(&mut *served),
         conn::http1::UpgradeableConnection::graceful_shutdown,
-        // Closing between two requests could meet one that is on its way: until then the answers say it.
-        Phase::Drain,
-        Some(REST_AFTER),
     );
     match ended.await {
         Watch::Over => None,
@@ -110,7 +108,6 @@ pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let io = TokioIo::new(stream);
     let mut builder = conn::http2::Builder::new(LocalExec);
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(H2_MAX_STREAMS)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -124,60 +121,55 @@ pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
         service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
     };
     let served = pin!(builder.serve_connection(io, service));
-    // GOAWAY says which streams are still answered.
-    let end = Phase::Retire;
     let graceful_shutdown = conn::http2::Connection::graceful_shutdown;
-    watch(&conn, &clock, served, graceful_shutdown, end, None).await;
+    let idle = conn.worker.idlers.join(&clock);
+    let served = until_told_or_idle(served, graceful_shutdown, conn.stop.clone(), idle);
+    if let Some(Err(error)) = served.await {
+        broke(&conn, &error);
+    }
 }
 
-/// Drives a connection to its end, and ends it when it drains, idles, or dawdles. `rest`: also returns when nothing was under
-/// way for so long.
+/// Drives an HTTP/1 connection to its end, or until it rests; ends it when it drains, idles, or dawdles.
 async fn watch<C>(
     conn: &Conn,
     clock: &ConnClock,
     mut served: Pin<&mut C>,
     graceful_shutdown: impl Fn(Pin<&mut C>),
-    end: Phase,
-    rest: Option<Duration>,
 ) -> Watch
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut stop = conn.stop.clone();
-    let tick = rest.unwrap_or(IDLE_TICK);
-    let mut ticks = interval_at(Instant::now() + tick, tick);
+    let mut ticks = interval_at(Instant::now() + REST_AFTER, REST_AFTER);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ending = false;
     loop {
         tokio::select! {
             ended = served.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(peer = %conn.peer, %error, "client connection ended");
-                    if error.is_parse() {
-                        // hyper has refused its head.
-                        conn.worker.count_request(RequestOutcome::Downstream);
-                    }
+                    broke(conn, &error);
                 }
                 return Watch::Over;
             }
-            () = stop.reached(end), if !ending => {
+            // Closing between two requests could meet one that is on its way: until then the answers say it.
+            () = stop.reached(Phase::Drain), if !ending => {
                 ending = true;
                 graceful_shutdown(served.as_mut());
             }
             _ = ticks.tick() => {
-                match (clock.idle_for(), rest) {
+                match clock.idle_for() {
                     // A long answer needs nobody to look four times a second.
-                    (None, _) => ticks.reset_after(IDLE_TICK),
+                    None => ticks.reset_after(IDLE_TICK),
                     // Then it may rest.
-                    (Some(idle), Some(rest)) if idle <= rest => ticks.reset_after(rest - idle + CLOCK_STEP),
-                    _ => {}
+                    Some(idle) if idle <= REST_AFTER => ticks.reset_after(REST_AFTER - idle + CLOCK_STEP),
+                    Some(_) => {}
                 }
                 if clock.head_is_late(HEADER_READ_TIMEOUT) {
                     tracing::debug!(peer = %conn.peer, "request headers took too long");
                     conn.worker.count_request(RequestOutcome::Downstream);
                     return Watch::Over;
                 }
-                if !ending && rest.is_some_and(|rest| clock.rests(rest)) {
+                if !ending && clock.rests(REST_AFTER) {
                     return Watch::Rests;
                 }
                 if !ending && clock.is_idle(IDLE_TIMEOUT) {
@@ -186,6 +178,15 @@ where
                 }
             }
         }
+    }
+}
+
+/// Tells of a connection that ended with an error.
+fn broke(conn: &Conn, error: &hyper::Error) {
+    tracing::debug!(peer = %conn.peer, %error, "client connection ended");
+    if error.is_parse() {
+        // hyper has refused its head.
+        conn.worker.count_request(RequestOutcome::Downstream);
     }
 }
 

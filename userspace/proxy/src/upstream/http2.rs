@@ -15,7 +15,7 @@ use hyper::{
         http2::{Builder, SendRequest},
     },
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{LocalExec, Upstream, UpstreamBody, connect};
@@ -102,7 +102,6 @@ impl Connections {
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
         let stream = connect(upstream, origin).await?;
         let (sender, connection) = Builder::new(LocalExec)
-            .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
             .max_send_buf_size(H2_SEND_BUFFER)
