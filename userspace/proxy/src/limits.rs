@@ -74,6 +74,13 @@ pub const H2_UPSTREAM_WINDOW: u32 = H2_UPSTREAM_STREAMS as u32 * H2_STREAM_WINDO
 /// Bytes buffered for sending, a stream.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;
 
+/// Bytes that an HTTP/2 connection gathers in one turn, to write them with one call. What the other side does not take stays, so a slow
+/// reader makes us keep so much beside the above. Larger keeps more, smaller writes more often.
+pub const GATHER_BUFFER: usize = 64 * 1024;
+
+/// Longest piece that is copied there. Longer ones are written from where they are: a full DATA frame with its head is longer.
+pub const GATHER_COPY: usize = 16 * 1024;
+
 /// Streams reset by the peer that were not yet accepted (rapid reset, CVE-2023-44487): more ends the connection.
 pub const H2_MAX_PENDING_RESETS: usize = 20;
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     conn::Conn,
-    io::{ConnClock, Prefixed, Socket, Watched},
+    io::{ConnClock, Prefixed, Socket, Watched, gather},
     limits::{
         H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
         H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
@@ -105,6 +105,7 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
 pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
     // Slow headers are bounded by the stream limits here; the clock only tells idle connections.
+    let (stream, outlet) = gather(stream);
     let io = TokioIo::new(stream);
     let mut builder = conn::http2::Builder::new(LocalExec);
     builder
@@ -124,7 +125,7 @@ pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let graceful_shutdown = conn::http2::Connection::graceful_shutdown;
     let idle = conn.worker.idlers.join(&clock);
     let served = until_told_or_idle(served, graceful_shutdown, conn.stop.clone(), idle);
-    if let Some(Err(error)) = served.await {
+    if let Some(Err(error)) = outlet.drive(served).await {
         broke(&conn, &error);
     }
 }

@@ -4,10 +4,12 @@
 //! `splice(2)` would lose them and `MSG_PEEK` would not find them. So nothing in this crate splices or peeks; what was
 //! read to tell protocols apart is kept and replayed by [`Prefixed`].
 
+mod gather;
 mod prefixed;
 mod socket;
 mod watched;
 
+pub(crate) use gather::{Outlet, gather};
 pub(crate) use prefixed::Prefixed;
 pub(crate) use socket::Socket;
 pub(crate) use watched::{ConnClock, Watched};

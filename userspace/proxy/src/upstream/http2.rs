@@ -18,9 +18,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{LocalExec, Upstream, UpstreamBody, connect};
+use super::{Upstream, UpstreamBody, connect, exec::GatheringExec};
 use crate::{
     context::Origin,
+    io::gather,
     limits::{
         H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW, MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
     },
@@ -100,8 +101,8 @@ impl Connections {
     }
 
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
-        let stream = connect(upstream, origin).await?;
-        let (sender, connection) = Builder::new(LocalExec)
+        let (stream, outlet) = gather(connect(upstream, origin).await?);
+        let (sender, connection) = Builder::new(GatheringExec(outlet))
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
             .max_send_buf_size(H2_SEND_BUFFER)
