@@ -81,6 +81,11 @@ pub const GATHER_BUFFER: usize = 64 * 1024;
 /// Longest piece that is copied there. Longer ones are written from where they are: a full DATA frame with its head is longer.
 pub const GATHER_COPY: usize = 16 * 1024;
 
+/// DATA frames that carry nothing and end nothing, in a row on one connection, that cost it nothing. More are counted by h2, which ends
+/// a connection after 100. Larger lets a peer keep us busy (CVE-2019-9518), smaller cuts those that send some: with many streams at a
+/// time they come one after the other. Envoy takes 1, netty 10.
+pub const H2_EMPTY_IN_A_ROW: u32 = 100;
+
 /// Streams reset by the peer that were not yet accepted (rapid reset, CVE-2023-44487): more ends the connection.
 pub const H2_MAX_PENDING_RESETS: usize = 20;
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     conn::Conn,
-    io::{ConnClock, Prefixed, Socket, Watched, gather},
+    io::{ConnClock, Prefixed, Sifted, Socket, Watched, gather},
     limits::{
         H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
         H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
@@ -105,7 +105,7 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
 pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
     let clock = ConnClock::new();
     // Slow headers are bounded by the stream limits here; the clock only tells idle connections.
-    let (stream, outlet) = gather(stream);
+    let (stream, outlet) = gather(Sifted::of_client(stream));
     let io = TokioIo::new(stream);
     let mut builder = conn::http2::Builder::new(LocalExec);
     builder

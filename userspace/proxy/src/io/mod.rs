@@ -6,10 +6,12 @@
 
 mod gather;
 mod prefixed;
+mod sifted;
 mod socket;
 mod watched;
 
 pub(crate) use gather::{Outlet, gather};
 pub(crate) use prefixed::Prefixed;
+pub(crate) use sifted::Sifted;
 pub(crate) use socket::Socket;
 pub(crate) use watched::{ConnClock, Watched};

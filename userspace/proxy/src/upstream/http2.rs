@@ -21,7 +21,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::{Upstream, UpstreamBody, connect, exec::GatheringExec};
 use crate::{
     context::Origin,
-    io::gather,
+    io::{Sifted, gather},
     limits::{
         H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW, MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
     },
@@ -101,7 +101,7 @@ impl Connections {
     }
 
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
-        let (stream, outlet) = gather(connect(upstream, origin).await?);
+        let (stream, outlet) = gather(Sifted::of_server(connect(upstream, origin).await?));
         let (sender, connection) = Builder::new(GatheringExec(outlet))
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)

@@ -277,6 +277,65 @@ async fn a_stream_that_the_endpoint_resets_harms_no_other() {
     assert_eq!(server.connections(), 1);
 }
 
+/// A body that has pieces of nothing before its text.
+fn with_empty_pieces(text: Bytes) -> Body {
+    let (sender, body) = pieces();
+    tokio::spawn(async move {
+        for piece in [Bytes::new(), Bytes::new(), Bytes::new(), text] {
+            if sender.send(Frame::data(piece)).await.is_err() {
+                return;
+            }
+        }
+    });
+    body
+}
+
+/// h2 ends a connection after 100 of them.
+#[tokio::test]
+async fn empty_pieces_of_many_bodies_end_no_connection() {
+    const REQUESTS: usize = 70;
+    let server = Server::http2(|request| async move {
+        let asked = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(with_empty_pieces(asked))
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    for number in 0..REQUESTS {
+        let asked = number.to_string();
+        let body = with_empty_pieces(asked.clone().into());
+        let answer = Text::read(client.send(request("/", body)).await).await;
+        assert_eq!(answer.body, asked);
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_empty_pieces_ends_its_connection_alone() {
+    let server = Server::http2(|request| async move {
+        let asked = request.into_body().collect().await;
+        text(asked.map(|asked| asked.to_bytes()).unwrap_or_default())
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut other = H2::new(mesh.dial(0).await).await;
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    tokio::spawn(async move {
+        for _ in 0..10_000 {
+            if sender.send(Frame::data(Bytes::new())).await.is_err() {
+                return;
+            }
+        }
+        // It has no end.
+        std::future::pending::<()>().await;
+    });
+    assert!(client.try_send(request("/", body)).await.is_err());
+    assert!(client.try_send(request("/", empty())).await.is_err());
+    let answer = Text::read(other.send(request("/", full("still here"))).await).await;
+    assert_eq!(answer.body, "still here");
+}
+
 #[tokio::test]
 async fn an_endpoint_that_goes_away_is_connected_anew() {
     // One request a connection, then GOAWAY.
