@@ -84,26 +84,21 @@ pub(crate) async fn pick(
     request: Option<&dyn HttpRequestView>,
     skip: &[SocketAddr],
 ) -> Result<Rc<Picked>, DataError> {
-    let (service, port) = match worker.routes.of(worker, dialled)?.step(worker, request, skip)? {
-        Step::Picked(picked) => return Ok(picked),
-        Step::Empty {
-            service,
-            port,
-            pending: false,
-        } => {
-            return Err(DataError::NoEndpoint {
-                service,
-                port,
-                waited: None,
-            });
-        }
-        Step::Empty {
-            service,
-            port,
-            pending: true,
-        } => (service, port),
-    };
-    wait(worker, dialled, request, skip, service, port).await
+    let step = worker.routes.of(worker, dialled)?.step(worker, request, skip)?;
+    picked(worker, dialled, request, skip, step).await
+}
+
+/// The same for a request of `conn`, which remembers where its last one went.
+///
+/// # Errors
+/// As [`pick`].
+pub(crate) async fn pick_for(
+    conn: &Conn,
+    request: &dyn HttpRequestView,
+    skip: &[SocketAddr],
+) -> Result<Rc<Picked>, DataError> {
+    let step = conn.route()?.step(&conn.worker, Some(request), skip)?;
+    picked(&conn.worker, conn.dialled(), Some(request), skip, step).await
 }
 
 /// As [`pick`] for a request of `conn`, where nothing has to be waited for and nothing is wrong; `None`: it is not so.
@@ -112,6 +107,33 @@ pub(crate) fn pick_now(conn: &Conn, request: &dyn HttpRequestView) -> Option<Rc<
     match route.step(&conn.worker, Some(request), &[]) {
         Ok(Step::Picked(picked)) => Some(picked),
         Ok(Step::Empty { .. }) | Err(_) => None,
+    }
+}
+
+/// What a first step came to, or those that follow it.
+async fn picked(
+    worker: &Worker,
+    dialled: Dialled,
+    request: Option<&dyn HttpRequestView>,
+    skip: &[SocketAddr],
+    step: Step,
+) -> Result<Rc<Picked>, DataError> {
+    match step {
+        Step::Picked(picked) => Ok(picked),
+        Step::Empty {
+            service,
+            port,
+            pending: false,
+        } => Err(DataError::NoEndpoint {
+            service,
+            port,
+            waited: None,
+        }),
+        Step::Empty {
+            service,
+            port,
+            pending: true,
+        } => wait(worker, dialled, request, skip, service, port).await,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     error::DataError,
     judge,
     limits::CONNECT_ATTEMPTS,
-    pick::{Picked, pick},
+    pick::{Picked, pick_for},
     report,
     upstream::{Lease, Sending, Upstream, UpstreamBody, Wire},
 };
@@ -156,7 +156,7 @@ async fn change(
 async fn pick_allowed(exchange: &Exchange, head: &request::Parts) -> Result<Rc<Picked>, Refusal> {
     let conn = &exchange.conn;
     let view = View::new(head);
-    let picked = pick(&conn.worker, conn.dialled(), Some(&view), &[]).await?;
+    let picked = pick_for(conn, &view, &[]).await?;
     authorize(exchange, &picked, head, &view)?;
     Ok(picked)
 }
@@ -171,7 +171,6 @@ pub(crate) async fn reach<T>(
     mut failed: Option<io::Error>,
 ) -> Result<Reached<T>, Refusal> {
     let conn = &exchange.conn;
-    let worker = &conn.worker;
     let view = View::new(head);
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
@@ -194,7 +193,7 @@ pub(crate) async fn reach<T>(
         if tried.len() >= CONNECT_ATTEMPTS || picked.address == conn.context.original {
             return Err(error.into());
         }
-        picked = match pick(worker, conn.dialled(), Some(&view), &tried).await {
+        picked = match pick_for(conn, &view, &tried).await {
             Ok(other) if other.has_adapters_of(&picked) => other,
             // There is no other, or (a split drew anew) one whose adapters have not looked: what happened to this one says more.
             _ => return Err(error.into()),
@@ -212,13 +211,23 @@ pub(crate) fn judge_both(conn: &Conn, picked: &Picked, head: &request::Parts, vi
     }
 }
 
-/// The operator's rules, on the endpoint that was picked.
-fn authorize(exchange: &Exchange, picked: &Picked, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
+/// The operator's rules, on the endpoint that was picked. What they say of all requests there alike, the connection remembers.
+fn authorize(exchange: &Exchange, picked: &Rc<Picked>, head: &request::Parts, view: &View<'_>) -> Result<(), Refusal> {
+    let conn = &exchange.conn;
     exchange.set_destination(&picked.destination);
-    let decision = judge_both(&exchange.conn, picked, head, view);
+    if let Some(rule) = conn.last.allowed(picked) {
+        exchange.allowed(rule);
+        return Ok(());
+    }
+    let all = judge::all_requests(conn, picked);
+    let decision = all.unwrap_or_else(|| judge_both(conn, picked, head, view));
     let rule = report::rule_object(&picked.snapshot, decision.rule);
     if decision.verdict == Verdict::Allow {
-        exchange.allowed(rule.or_else(|| picked.split.clone()));
+        let rule = rule.or_else(|| picked.split.clone());
+        if all.is_some() {
+            conn.last.all_allowed(picked, rule.clone());
+        }
+        exchange.allowed(rule);
         return Ok(());
     }
     let why = report::deny_words(rule.as_deref(), &picked.destination);

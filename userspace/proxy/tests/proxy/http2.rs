@@ -16,9 +16,10 @@ use tokio::sync::Barrier;
 use weft_adapters::{Bag, Check, Checking, Deny};
 
 use crate::support::{
-    Access, H2, Mesh, Port, Spec, Text,
+    Access, H2, Mesh, Port, Spec, Text, allow_paths,
     bodies::{Pattern, check_pattern, pieces},
     client::{Body, empty, full},
+    closed_but_for,
     server::{Server, text},
 };
 
@@ -63,6 +64,44 @@ async fn concurrent_streams_share_one_upstream_connection() {
         asked.unwrap();
     }
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn each_stream_of_a_connection_is_routed_and_judged_by_what_is_in_force_then() {
+    let here = Server::http2(|_| async { text("here") }).await;
+    let there = Server::http2(|_| async { text("there") }).await;
+    let at = |server: &Server| Spec::of([Port::http("web", [server.address])]);
+    let mut closed = at(&there);
+    closed.isolation = Some(closed_but_for([]));
+    let mesh = Mesh::start(&at(&here));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let mut ask = async |path: &str| {
+        let answer = Text::read(client.send(request(path, empty())).await).await;
+        (answer.status.as_u16(), answer.body)
+    };
+    for (spec, admin, public) in [
+        (at(&here), (200, "here"), (200, "here")),
+        (at(&there), (200, "there"), (200, "there")),
+        (
+            at(&there).with_access(allow_paths("/public")),
+            (403, ""),
+            (200, "there"),
+        ),
+        (at(&there), (200, "there"), (200, "there")),
+        (closed, (403, ""), (403, "")),
+        (at(&here), (200, "here"), (200, "here")),
+        (at(&here).with_access(Access::Nobody), (403, ""), (403, "")),
+    ] {
+        mesh.publish(&spec);
+        // The second and third of each are remembered, if that may be.
+        for _ in 0..3 {
+            for (path, expect) in [("/admin", admin), ("/public", public)] {
+                let (status, body) = ask(path).await;
+                assert_eq!(status, expect.0, "{path}: {body}");
+                assert!(status != 200 || body == expect.1, "{path}: {body}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
