@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, request};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 use weft_adapters::upstreams::{CallBody, CallError, CallProtocol, Calling, Upstreams};
 use weft_policy::{AppProtocol, Identity, Snapshot};
@@ -33,7 +33,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::pick,
     route::Dialled,
-    upstream::{Lease, Sending, Upstream, UpstreamBody, Wire},
+    upstream::{AnswerBody, Lease, SendError, Sending, Upstream, UpstreamBody, Wire},
     worker::Worker,
 };
 
@@ -171,7 +171,7 @@ impl Callouts {
         let reused = sending.is_reused();
         let request = Request::from_parts(head, UpstreamBody::Call(body));
         let answered = match sending.send(request).await {
-            Err(mut error) => match error.take_message() {
+            Err(SendError { unsent, source, .. }) => match unsent {
                 // The endpoint was closing the pool's connection: nothing of it was sent.
                 Some(unsent) if reused => {
                     let fresh = worker.pool.open(&Upstream::at_home(address), wire).await;
@@ -179,9 +179,10 @@ impl Callouts {
                         upstream: upstream.clone(),
                         reason: error.to_string(),
                     })?;
-                    fresh.send(unsent).await.map_err(|error| broken(chain(error.error())))
+                    let answered = fresh.send(*unsent).await;
+                    answered.map_err(|error| broken(chain(&*error.source)))
                 }
-                _ => Err(broken(chain(error.error()))),
+                _ => Err(broken(chain(&*source))),
             },
             Ok(answered) => Ok(answered),
         };
@@ -278,7 +279,7 @@ async fn connect(worker: &Worker, upstream: &str, address: SocketAddr, wire: Wir
 }
 
 /// Reads the answer in a task of the worker's, frame by frame as they are taken.
-fn answer(worker: &Worker, upstream: String, mut body: Incoming, mut lease: Lease, load: InFlight) -> CallBody {
+fn answer(worker: &Worker, upstream: String, mut body: AnswerBody, mut lease: Lease, load: InFlight) -> CallBody {
     let (sender, receiver) = mpsc::channel(1);
     if body.is_end_stream() {
         // The next call may come before a task runs.
@@ -298,7 +299,7 @@ fn answer(worker: &Worker, upstream: String, mut body: Incoming, mut lease: Leas
             };
             let frame = frame.map_err(|error| CallError::Broken {
                 upstream: upstream.clone(),
-                reason: chain(&error),
+                reason: chain(&*error),
             });
             if frame.is_ok() && body.is_end_stream() {
                 // Whether it is taken or not, the connection is free.

@@ -21,7 +21,7 @@ use crate::{
         passage::{Broke, Input},
     },
     limits::{CONTINUE_TIMEOUT, LINGER_TIMEOUT},
-    upstream::Lease,
+    upstream::{AnswerBody, Lease},
 };
 
 /// The request body, as the upstream connection reads it.
@@ -57,7 +57,7 @@ pub(crate) enum BodyError {
 enum Content {
     /// Of the endpoint.
     Forwarded {
-        incoming: Incoming,
+        incoming: AnswerBody,
         lease: Option<Lease>,
         _load: InFlight,
     },
@@ -220,7 +220,7 @@ fn poll_incoming(
 
 impl ResponseBody {
     /// `lease` goes back to the pool when the last byte was read, `load` counts until the client has it all.
-    pub(crate) fn forwarded(incoming: Incoming, exchange: Rc<Exchange>, lease: Lease, load: InFlight) -> Self {
+    pub(crate) fn forwarded(incoming: AnswerBody, exchange: Rc<Exchange>, lease: Lease, load: InFlight) -> Self {
         let mut content = Content::Forwarded {
             incoming,
             lease: Some(lease),
@@ -297,9 +297,9 @@ impl Content {
                             lease.finish();
                         }
                     }
-                    Err(error) => exchange.response_broke(error),
+                    Err(error) => exchange.response_broke(&**error),
                 }
-                Poll::Ready(frame.map_err(Into::into))
+                Poll::Ready(frame)
             }
             Self::Text(text) => Poll::Ready(Ok(text.take().map(Frame::data))),
         }

@@ -28,7 +28,7 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick_for},
     report,
-    upstream::{Lease, Sending, Upstream, UpstreamBody, Wire},
+    upstream::{AnswerBody, Lease, Sending, Upstream, UpstreamBody, Wire},
 };
 
 /// Carries `request` out.
@@ -326,7 +326,7 @@ async fn send(
     head: request::Parts,
     body: RequestBody,
     go: Option<Arc<Notify>>,
-) -> Result<(Response<Incoming>, Lease), Refusal> {
+) -> Result<(Response<AnswerBody>, Lease), Refusal> {
     let address = picked.address;
     let worker = &exchange.conn.worker;
     let reused = sending.is_reused();
@@ -340,23 +340,23 @@ async fn send(
             }
         });
     }
-    let mut error = match sending.send(request).await {
+    let error = match sending.send(request).await {
         Ok(answered) => return Ok(answered),
         Err(error) => error,
     };
     if exchange.has_request_broken() {
         return Err(DataError::RequestBody.into());
     }
-    request = match (error.take_message(), replay) {
-        (Some(unsent), _) if reused => unsent,
-        (None, Some(head)) if is_lost_connection(error.error()) => {
+    request = match (error.unsent, replay) {
+        (Some(unsent), _) if reused => *unsent,
+        (None, Some(head)) if error.is_lost => {
             let nothing = RequestBody::empty(Rc::clone(exchange));
             Request::from_parts(head, UpstreamBody::Forwarded(nothing))
         }
         _ => {
             return Err(DataError::Upstream {
                 address,
-                source: error.into_error().into(),
+                source: error.source,
             }
             .into());
         }
@@ -377,7 +377,7 @@ async fn send(
         } else {
             DataError::Upstream {
                 address,
-                source: error.into_error().into(),
+                source: error.source,
             }
             .into()
         }
@@ -388,7 +388,7 @@ async fn send(
 async fn answer(
     exchange: &Rc<Exchange>,
     picked: &Rc<Picked>,
-    mut response: Response<Incoming>,
+    mut response: Response<AnswerBody>,
     lease: Lease,
     load: InFlight,
     upgrading: Option<Upgrading>,
@@ -441,14 +441,4 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
-}
-
-/// The connection ended before a byte of the answer came.
-fn is_lost_connection(error: &hyper::Error) -> bool {
-    use std::error::Error;
-    let reset = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
-    reset || error.is_closed() || error.is_canceled() || (error.is_incomplete_message() && !error.is_parse())
 }

@@ -215,7 +215,8 @@ async fn serve(
     Ok(response)
 }
 
-/// Ends early where a filter of the request's body wants it, which the upstream connection reads in a task of its own.
+/// Ends early where a filter of the request's body wants it, which the upstream connection reads: in a task of its own, or in this
+/// one, where it then also ends in an error.
 async fn forward_unless_stopped(
     exchange: &Rc<Exchange>,
     request: Request<Incoming>,
@@ -228,11 +229,14 @@ async fn forward_unless_stopped(
             return Poll::Ready(Err(stop.into()));
         }
         let forwarded = forwarding.as_mut().poll(cx);
-        match exchange.chain() {
-            // It was made just now.
-            Some(chain) if forwarded.is_pending() => chain.poll_stopped(cx).map(|stop| Err(stop.into())),
-            _ => forwarded,
+        if !matches!(forwarded, Poll::Ready(Ok(_)))
+            // It was made just now, or has just ended it.
+            && let Some(chain) = exchange.chain()
+            && let Poll::Ready(stop) = chain.poll_stopped(cx)
+        {
+            return Poll::Ready(Err(stop.into()));
         }
+        forwarded
     })
     .await
 }

@@ -49,17 +49,8 @@ struct Gathering<S> {
     written: usize,
     /// What writing came to when a turn had ended: the connection hears it in the next.
     failed: Option<io::Error>,
-    turn: Turn,
-}
-
-/// Whether somebody polls who writes what is held afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// Nobody does.
-    Over,
-    Begun,
-    /// The stream was used in it.
-    Used,
+    /// Somebody polls who writes what is held afterwards.
+    in_turn: bool,
 }
 
 /// Makes both sides of `stream`, which must not need a flush.
@@ -69,7 +60,7 @@ pub(crate) fn gather<S>(stream: S) -> (Gather<S>, Outlet<S>) {
         held: Vec::new(),
         written: 0,
         failed: None,
-        turn: Turn::Over,
+        in_turn: false,
     }));
     let outlet = Outlet(Rc::downgrade(&gathering));
     (Gather(gathering), outlet)
@@ -77,29 +68,17 @@ pub(crate) fn gather<S>(stream: S) -> (Gather<S>, Outlet<S>) {
 
 // === impl Outlet ===
 
-impl<S> Clone for Outlet<S> {
-    fn clone(&self) -> Self {
-        Self(Weak::clone(&self.0))
-    }
-}
-
 impl<S: AsyncWrite + Unpin> Outlet<S> {
-    /// Runs `future`, each poll of which is a turn. It may be another one of the connection's that never uses the stream: then it
-    /// leaves to the one that does what is held.
-    pub(crate) async fn drive<F: Future>(self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        let mut uses = false;
+    /// Runs `connection`, each poll of which is a turn.
+    pub(crate) async fn drive<F: Future>(self, connection: F) -> F::Output {
+        let mut connection = pin!(connection);
         poll_fn(|cx| {
             let Some(gathering) = self.0.upgrade() else {
-                return future.as_mut().poll(cx);
+                return connection.as_mut().poll(cx);
             };
-            gathering.borrow_mut().turn = Turn::Begun;
-            let polled = future.as_mut().poll(cx);
-            let mut gathering = gathering.borrow_mut();
-            uses |= mem::replace(&mut gathering.turn, Turn::Over) == Turn::Used;
-            if uses {
-                gathering.end_turn(cx);
-            }
+            gathering.borrow_mut().in_turn = true;
+            let polled = connection.as_mut().poll(cx);
+            gathering.borrow_mut().end_turn(cx);
             polled
         })
         .await
@@ -109,11 +88,8 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
 // === impl Gathering ===
 
 impl<S> Gathering<S> {
-    /// The connection uses the stream.
-    fn touch(&mut self) -> io::Result<()> {
-        if self.turn == Turn::Begun {
-            self.turn = Turn::Used;
-        }
+    /// What became of the last turn.
+    fn hear(&mut self) -> io::Result<()> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
@@ -144,6 +120,7 @@ impl<S> Gathering<S> {
 
 impl<S: AsyncWrite + Unpin> Gathering<S> {
     fn end_turn(&mut self, cx: &mut Context<'_>) {
+        self.in_turn = false;
         if let Poll::Ready(Err(error)) = self.poll_out(cx) {
             self.failed = Some(error);
             // The connection is to hear it, and may wait for something else.
@@ -175,7 +152,7 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.touch()?;
+        self.hear()?;
         let length = bufs.iter().map(|buf| buf.len()).sum::<usize>();
         if length > GATHER_COPY {
             return self.poll_write_through(cx, bufs);
@@ -230,7 +207,7 @@ fn some(count: usize) -> io::Result<usize> {
 impl<S: AsyncRead + Unpin> AsyncRead for Gather<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut gathering = self.0.borrow_mut();
-        gathering.touch()?;
+        gathering.hear()?;
         Pin::new(&mut gathering.stream).poll_read(cx, buf)
     }
 }
@@ -255,16 +232,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     /// In a turn it is its end that writes.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut gathering = self.0.borrow_mut();
-        gathering.touch()?;
-        match gathering.turn {
-            Turn::Over => gathering.poll_out(cx),
-            Turn::Begun | Turn::Used => Poll::Ready(Ok(())),
+        gathering.hear()?;
+        match gathering.in_turn {
+            true => Poll::Ready(Ok(())),
+            false => gathering.poll_out(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut gathering = self.0.borrow_mut();
-        gathering.touch()?;
+        gathering.hear()?;
         ready!(gathering.poll_out(cx))?;
         Pin::new(&mut gathering.stream).poll_shutdown(cx)
     }

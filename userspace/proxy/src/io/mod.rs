@@ -10,7 +10,7 @@ mod sifted;
 mod socket;
 mod watched;
 
-pub(crate) use gather::{Outlet, gather};
+pub(crate) use gather::gather;
 pub(crate) use prefixed::Prefixed;
 pub(crate) use sifted::Sifted;
 pub(crate) use socket::Socket;

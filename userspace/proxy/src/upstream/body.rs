@@ -1,7 +1,6 @@
 //! What is sent to an endpoint: a client's request, or a call of a filter's.
 
 use std::{
-    error::Error,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -10,9 +9,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use weft_adapters::upstreams::CallBody;
 
+use super::BoxError;
 use crate::http::body::RequestBody;
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Either body.
 pub(crate) enum UpstreamBody {

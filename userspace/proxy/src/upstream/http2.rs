@@ -1,4 +1,8 @@
 //! HTTP/2 connections: many exchanges at a time on few of them.
+//!
+//! On h2 itself: hyper's client has a task that hands requests on, and another one for each answer, which cost more than what they do.
+
+mod stream;
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,29 +11,23 @@ use std::{
     rc::Rc,
 };
 
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{
-        TrySendError,
-        http2::{Builder, SendRequest},
-    },
-};
-use hyper_util::rt::TokioIo;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Upstream, UpstreamBody, connect, exec::GatheringExec};
+pub(crate) use self::stream::Http2Body;
+use super::{SendError, Upstream, UpstreamBody, connect};
 use crate::{
     context::Origin,
     io::{Sifted, gather},
     limits::{
-        H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW, MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
+        H2_MAX_LOCAL_RESETS, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW,
+        MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
     },
     metrics::ProxyMetrics,
     netns::Netns,
 };
-
-type Sender = SendRequest<UpstreamBody>;
 
 /// Connections by endpoint.
 #[derive(Default)]
@@ -47,20 +45,20 @@ struct Endpoint {
 
 #[derive(Clone)]
 struct Connection {
-    sender: Sender,
+    sender: SendRequest<Bytes>,
     streams: Rc<Streams>,
 }
 
 struct Streams {
     open: Cell<usize>,
     idle_since: Cell<Instant>,
-    /// It refused a request unsent (GOAWAY, dying): no more go there.
+    /// It refused a request unsent (GOAWAY, dying), or has ended: no more go there.
     leaving: Cell<bool>,
 }
 
 /// See [`super::Sending`].
 pub(crate) struct Http2Sending {
-    sender: Sender,
+    sender: SendRequest<Bytes>,
     reused: bool,
     lease: Http2Lease,
 }
@@ -102,24 +100,28 @@ impl Connections {
 
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
         let (stream, outlet) = gather(Sifted::of_server(connect(upstream, origin).await?));
-        let (sender, connection) = Builder::new(GatheringExec(outlet))
-            .initial_stream_window_size(H2_STREAM_WINDOW)
+        let (sender, connection) = Builder::new()
+            .initial_max_send_streams(H2_UPSTREAM_STREAMS)
+            .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
-            .max_send_buf_size(H2_SEND_BUFFER)
+            .max_send_buffer_size(H2_SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_BYTES as u32)
-            .handshake(TokioIo::new(stream))
+            .max_local_error_reset_streams(Some(H2_MAX_LOCAL_RESETS))
+            .enable_push(false)
+            .handshake(stream)
             .await
             .map_err(io::Error::other)?;
-        let address = upstream.address;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%address, %error, "upstream connection ended");
-            }
-        });
         let streams = Rc::new(Streams {
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             leaving: Cell::new(false),
+        });
+        let (address, ending) = (upstream.address, Rc::clone(&streams));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = outlet.drive(connection).await {
+                tracing::debug!(%address, %error, "upstream connection ended");
+            }
+            ending.leaving.set(true);
         });
         let connection = Connection { sender, streams };
         endpoint.connections.borrow_mut().push(connection.clone());
@@ -136,7 +138,7 @@ impl Connections {
     pub(super) fn reap(&self, now: Instant) {
         self.0.borrow_mut().retain(|_, endpoint| {
             let mut connections = endpoint.connections.borrow_mut();
-            connections.retain(|connection| !connection.sender.is_closed() && !connection.idled_out(now));
+            connections.retain(|connection| !connection.streams.leaving.get() && !connection.idled_out(now));
             !connections.is_empty() || Rc::strong_count(endpoint) > 1
         });
     }
@@ -147,10 +149,10 @@ impl Connections {
 impl Endpoint {
     fn with_room(&self) -> Option<Http2Sending> {
         let mut connections = self.connections.borrow_mut();
-        connections.retain(|connection| !connection.sender.is_closed() && !connection.streams.leaving.get());
+        connections.retain(|connection| !connection.streams.leaving.get());
         connections
             .iter()
-            .find(|connection| connection.sender.is_ready() && connection.streams.open.get() < H2_UPSTREAM_STREAMS)
+            .find(|connection| connection.streams.open.get() < H2_UPSTREAM_STREAMS)
             .map(|connection| connection.clone().sending(true))
     }
 
@@ -192,13 +194,16 @@ impl Http2Sending {
     }
 
     pub(super) async fn send(
-        mut self,
+        self,
         request: Request<UpstreamBody>,
-    ) -> Result<(Response<Incoming>, Http2Lease), TrySendError<Request<UpstreamBody>>> {
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, self.lease)),
+    ) -> Result<(Response<Http2Body>, Http2Lease), SendError> {
+        let Self { sender, lease, .. } = self;
+        match stream::send(sender, request).await {
+            Ok(response) => Ok((response, lease)),
             Err(error) => {
-                self.lease.0.leaving.set(error.message().is_some());
+                if error.unsent.is_some() {
+                    lease.0.leaving.set(true);
+                }
                 Err(error)
             }
         }

@@ -14,14 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::{
-    body::{Body, Frame, Incoming},
-    client::conn::TrySendError,
-};
+use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::{
-    Upstream, UpstreamBody, connect,
+    AnswerBody, BoxError, SendError, Upstream, UpstreamBody, connect,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
     plain::{self, Home, Plain},
@@ -192,19 +189,16 @@ impl Sending {
     ///
     /// # Errors
     /// With the request, if nothing of it was sent.
-    pub(crate) async fn send(
-        self,
-        request: Request<UpstreamBody>,
-    ) -> Result<(Response<Incoming>, Lease), TrySendError<Request<UpstreamBody>>> {
+    pub(crate) async fn send(self, request: Request<UpstreamBody>) -> Result<(Response<AnswerBody>, Lease), SendError> {
         match self {
-            Self::Http1(sending) => sending
-                .send(request)
-                .await
-                .map(|(response, lease)| (response, Lease::Http1(lease))),
-            Self::Http2(sending) => sending
-                .send(request)
-                .await
-                .map(|(response, lease)| (response, Lease::Http2(lease))),
+            Self::Http1(sending) => match sending.send(request).await {
+                Ok((response, lease)) => Ok((response.map(AnswerBody::Http1), Lease::Http1(lease))),
+                Err(error) => Err(SendError::of_http1(error)),
+            },
+            Self::Http2(sending) => {
+                let (response, lease) = sending.send(request).await?;
+                Ok((response.map(AnswerBody::Http2), Lease::Http2(lease)))
+            }
         }
     }
 }
@@ -215,12 +209,14 @@ impl Lease {
     /// The next frame of the answer's body, which comes with the lease.
     pub(crate) fn poll_frame(
         &mut self,
-        body: &mut Incoming,
+        body: &mut AnswerBody,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self {
-            Self::Http1(lease) => lease.poll_frame(body, cx),
-            Self::Http2(_) => Pin::new(body).poll_frame(cx),
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match (self, body) {
+            (Self::Http1(lease), AnswerBody::Http1(body)) => lease
+                .poll_frame(body, cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            (_, body) => Pin::new(body).poll_frame(cx),
         }
     }
 

@@ -1,6 +1,7 @@
 //! HTTP/2 with prior knowledge, and gRPC on it.
 
 use std::{
+    error::Error,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, mpsc};
 use weft_adapters::{Bag, Check, Checking, Deny};
 
 use crate::support::{
@@ -373,6 +374,110 @@ async fn a_flood_of_empty_pieces_ends_its_connection_alone() {
     assert!(client.try_send(request("/", empty())).await.is_err());
     let answer = Text::read(other.send(request("/", full("still here"))).await).await;
     assert_eq!(answer.body, "still here");
+}
+
+#[tokio::test]
+async fn both_bodies_of_an_exchange_go_on_at_the_same_time() {
+    let server = Server::http2(|request| async move { Response::new(request.into_body().boxed()) }).await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    let mut answer = client.send(request("/", body)).await.into_body();
+    for piece in ["one", "two", "three"] {
+        sender
+            .send(Frame::data(Bytes::from_static(piece.as_bytes())))
+            .await
+            .unwrap();
+        let frame = answer.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), piece);
+    }
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("x-last", "word".parse().unwrap());
+    sender.send(Frame::trailers(trailers)).await.unwrap();
+    let rest = answer.collect().await.unwrap();
+    assert_eq!(rest.trailers().unwrap()["x-last"], "word");
+    assert_eq!(rest.to_bytes(), "");
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let server = Server::http2(move |request| {
+        let told = told.clone();
+        async move {
+            let mut body = request.into_body();
+            while let Some(frame) = body.frame().await {
+                let reset = frame.err().map(|error| {
+                    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+                    cause.and_then(h2::Error::reason)
+                });
+                told.send(reset).unwrap();
+                if reset.is_some() {
+                    break;
+                }
+            }
+            text("too late")
+        }
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    let mut asks = client.clone();
+    let asking = tokio::spawn(async move { asks.try_send(request("/", body)).await.map(drop) });
+    sender.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
+    let mut next = async || {
+        tokio::time::timeout(Duration::from_secs(60), heard.recv())
+            .await
+            .unwrap()
+    };
+    assert_eq!(next().await, Some(None));
+    asking.abort();
+    assert_eq!(next().await, Some(Some(Some(h2::Reason::CANCEL))));
+    // The connections go on.
+    let mut other = client.clone();
+    assert_eq!(
+        Text::read(other.send(request("/", empty())).await).await.body,
+        "too late"
+    );
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_few_streams_at_a_time_gets_one_after_the_other() {
+    const STREAMS: usize = 20;
+    let server = Server::raw(|stream| async move {
+        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+            let asked = request.into_body().collect().await?.to_bytes();
+            tokio::task::yield_now().await;
+            Ok::<_, hyper::Error>(text(asked))
+        });
+        let _client_left = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .max_concurrent_streams(2)
+            .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+            .await;
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let client = H2::new(mesh.dial(0).await).await;
+    let ask = |number: usize| {
+        let mut client = client.clone();
+        async move {
+            let asked = number.to_string();
+            let answer = client.send(request("/", full(asked.clone()))).await;
+            assert_eq!(Text::read(answer).await.body, asked);
+        }
+    };
+    // From the answer on its settings are known.
+    ask(0).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for number in 1..=STREAMS {
+        asking.spawn(ask(number));
+    }
+    while let Some(asked) = asking.join_next().await {
+        asked.unwrap();
+    }
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]

@@ -319,37 +319,6 @@ async fn outside_a_turn_a_flush_writes() {
     assert_eq!(&read, b"preface");
 }
 
-/// It would be woken in its place.
-#[tokio::test]
-async fn a_task_that_does_not_use_the_stream_leaves_to_the_other_what_is_held() {
-    let (near, mut far) = duplex(4);
-    let (mut gather, outlet) = gather(near);
-    let mut connection = pin!(outlet.clone().drive(poll_fn(|cx| {
-        if holds(&gather).0 == 0 {
-            assert!(write(&mut gather, cx, b"more than it takes").is_ready());
-        }
-        Poll::<()>::Pending
-    })));
-    poll_fn(|cx| Poll::Ready(assert!(connection.as_mut().poll(cx).is_pending()))).await;
-    // It has a waker of its own, and must not take the connection's place.
-    let mut other = pin!(outlet.drive(std::future::pending::<()>()));
-    assert!(
-        other
-            .as_mut()
-            .poll(&mut Context::from_waker(std::task::Waker::noop()))
-            .is_pending()
-    );
-    let mut read = vec![0; 18];
-    let reading = async {
-        tokio::select! {
-            () = connection => panic!("it does not end"),
-            read = far.read_exact(&mut read) => read.map(drop),
-        }
-    };
-    timeout(PATIENCE, reading).await.unwrap().unwrap();
-    assert_eq!(read, b"more than it takes");
-}
-
 #[tokio::test]
 async fn a_connection_that_is_dropped_closes_its_stream() {
     let (near, mut far) = duplex(64);
