@@ -71,6 +71,11 @@ pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// read would keep the rest from the others.
 pub const H2_UPSTREAM_WINDOW: u32 = H2_UPSTREAM_STREAMS as u32 * H2_STREAM_WINDOW;
 
+/// What small DATA frames of an endpoint may take of our memory beside their bytes, all of a connection together: h2 counts what each
+/// has less than 256 bytes, until it is read. More ends the connection with all its streams, so larger lets an endpoint take more, and
+/// smaller lets fewer clients that do not read cut the others (with messages of 24 bytes: 26). h2's own choice would be a fifth.
+pub const H2_UPSTREAM_FRAMES: usize = 64 * 1024 * 1024;
+
 /// Bytes buffered for sending, a stream.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;
 

@@ -22,8 +22,8 @@ use crate::{
     context::Origin,
     io::{Sifted, gather},
     limits::{
-        H2_MAX_LOCAL_RESETS, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_STREAMS, H2_UPSTREAM_WINDOW,
-        MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
+        H2_MAX_LOCAL_RESETS, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_UPSTREAM_FRAMES, H2_UPSTREAM_STREAMS,
+        H2_UPSTREAM_WINDOW, MAX_HEADER_BYTES, POOL_IDLE_TIMEOUT,
     },
     metrics::ProxyMetrics,
     netns::Netns,
@@ -104,6 +104,7 @@ impl Connections {
             .initial_max_send_streams(H2_UPSTREAM_STREAMS)
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
+            .data_frame_budget(H2_UPSTREAM_FRAMES)
             .max_send_buffer_size(H2_SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_BYTES as u32)
             .max_local_error_reset_streams(Some(H2_MAX_LOCAL_RESETS))

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use tokio::sync::{Barrier, mpsc};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Barrier, mpsc},
+};
 use weft_adapters::{Bag, Check, Checking, Deny};
 
 use crate::support::{
@@ -105,45 +108,38 @@ async fn each_stream_of_a_connection_is_routed_and_judged_by_what_is_in_force_th
     }
 }
 
-#[tokio::test]
-async fn readers_that_stand_still_hold_up_nobody_else() {
-    // Far beyond all windows and buffers on the way, so that the endless answers come to a stop.
-    const SLOW: usize = 16;
+/// Answers `/endless` with pieces of this length for as long as somebody takes them, and counts them.
+async fn endless(length: usize) -> (Server, Arc<AtomicUsize>) {
     let sent = Arc::new(AtomicUsize::new(0));
-    let server = {
-        let sent = Arc::clone(&sent);
-        Server::http2(move |request| {
-            let sent = Arc::clone(&sent);
-            async move {
-                if request.uri().path() != "/endless" {
-                    return text(vec![b'x'; 64 << 10]);
-                }
-                let (sender, body) = pieces();
-                tokio::spawn(async move {
-                    let piece = Bytes::from(vec![0; 16 << 10]);
-                    while sender.send(Frame::data(piece.clone())).await.is_ok() {
-                        sent.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-                Response::new(body)
+    let counts = Arc::clone(&sent);
+    let server = Server::http2(move |request| {
+        let sent = Arc::clone(&counts);
+        async move {
+            if request.uri().path() != "/endless" {
+                return text(vec![b'x'; 64 << 10]);
             }
-        })
-        .await
-    };
-    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
-    let mut slow = Vec::new();
-    for _ in 0..SLOW {
-        // Each on a connection of its own: its own window is nobody else's.
-        let mut client = H2::new(mesh.dial(0).await).await;
-        let answer = client.send(request("/endless", empty())).await;
-        slow.push((client, answer));
-    }
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let piece = Bytes::from(vec![0; length]);
+                while sender.send(Frame::data(piece.clone())).await.is_ok() {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    (server, sent)
+}
+
+/// Asks on a connection of its own until no endless answer has gone on for a while.
+async fn ask_until_all_stand_still(mesh: &Mesh, sent: &AtomicUsize) {
     let mut client = H2::new(mesh.dial(0).await).await;
     let asking = async {
         let (mut before, mut still) = (0, 0);
         while still < 20 {
             let answer = Text::read(client.send(request("/", empty())).await).await;
-            assert_eq!(answer.body.len(), 64 << 10);
+            assert_eq!((answer.status, answer.body.len()), (StatusCode::OK, 64 << 10));
             let now = sent.load(Ordering::Relaxed);
             still = if now == before { still + 1 } else { 0 };
             before = now;
@@ -155,6 +151,48 @@ async fn readers_that_stand_still_hold_up_nobody_else() {
         "after {} pieces of the endless answers",
         sent.load(Ordering::Relaxed)
     );
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_hold_up_nobody_else() {
+    // Far beyond all windows and buffers on the way, so that the endless answers come to a stop.
+    const SLOW: usize = 16;
+    let (server, sent) = endless(16 << 10).await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        // Each on a connection of its own: its own window is nobody else's.
+        let mut client = H2::new(mesh.dial(0).await).await;
+        let answer = client.send(request("/endless", empty())).await;
+        slow.push((client, answer));
+    }
+    ask_until_all_stand_still(&mesh, &sent).await;
+}
+
+/// Each takes h2 more memory than it has bytes; of too much of that it ends the connection.
+#[tokio::test]
+async fn small_pieces_that_nobody_reads_end_no_connection() {
+    const STREAMS: u8 = 6;
+    let (server, sent) = endless(24).await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    // By hand: hyper's client reads more than it is asked for, and ends its own connection over them.
+    let mut slow = mesh.dial(0).await;
+    let mut wire = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS with nothing in them: windows of 64 KiB.
+    wire.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // :method GET, :scheme http, :path, :authority (RFC 7541, 6.1 and 6.2.1).
+    let block = b"\x82\x86\x44\x08/endless\x41\x03web";
+    for number in 0..STREAMS {
+        // HEADERS with END_STREAM and END_HEADERS.
+        wire.extend([0, 0, block.len() as u8, 1, 5, 0, 0, 0, 2 * number + 1]);
+        wire.extend(block);
+    }
+    slow.write_all(&wire).await.unwrap();
+    while sent.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    ask_until_all_stand_still(&mesh, &sent).await;
+    assert_eq!(server.connections(), 1, "it was ended");
 }
 
 #[tokio::test]
