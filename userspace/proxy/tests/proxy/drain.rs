@@ -14,10 +14,10 @@ use weft_policy::AppProtocol;
 use weft_proxy::DrainReport;
 
 use crate::support::{
-    H1, Mesh, Port, Spec,
+    H1, H2, Mesh, Port, Spec,
     bodies::pieces,
     client::{empty, request},
-    server::Server,
+    server::{Server, text},
 };
 
 #[tokio::test]
@@ -43,6 +43,32 @@ async fn a_request_under_way_finishes_and_new_connections_are_refused() {
     drop(sender);
     assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "late");
     assert!(response.frame().await.is_none());
+    assert_eq!(drained.await.unwrap(), DrainReport { finished: 1, cut: 0 });
+}
+
+#[tokio::test]
+async fn an_http2_client_is_told_to_go_and_its_stream_under_way_finishes() {
+    let (sender, body) = pieces();
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    let server = Server::http2(move |_| {
+        let first = body.lock().unwrap().take();
+        async move { first.map_or_else(|| text("also"), http::Response::new) }
+    })
+    .await;
+    let mut mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let get = || http::Request::get("http://web/").body(empty()).unwrap();
+    let mut response = client.send(get()).await;
+    let workers = mesh.workers.take().unwrap();
+    let drained = tokio::spawn(workers.drain(Duration::from_secs(60)));
+    // What was on its way when it was told is answered; after that it sends no more there.
+    while let Ok(also) = client.try_send(get()).await {
+        assert_eq!(also.status(), 200);
+    }
+    sender.send(Frame::data(Bytes::from_static(b"late"))).await.unwrap();
+    drop(sender);
+    assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "late");
+    assert!(response.collect().await.unwrap().to_bytes().is_empty());
     assert_eq!(drained.await.unwrap(), DrainReport { finished: 1, cut: 0 });
 }
 
@@ -116,7 +142,7 @@ async fn an_upload_under_way_can_be_cut() {
             request.frame().await.unwrap().unwrap();
             arrived.send(()).await.unwrap();
             while let Some(Ok(_)) = request.frame().await {}
-            crate::support::server::text("never read")
+            text("never read")
         }
     })
     .await;
