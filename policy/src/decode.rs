@@ -12,7 +12,9 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     names,
+    pool::Shared,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{Data, Kind, Node, Position, Problem},
 };
@@ -37,6 +39,7 @@ pub(crate) struct Context {
     dropped: Cell<usize>,
     errors: Cell<usize>,
     regexes: Cell<usize>,
+    shared: RefCell<Shared>,
 }
 
 /// A node and the path that led to it.
@@ -68,7 +71,7 @@ pub struct Located<T> {
 // === impl Context ===
 
 impl Context {
-    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>) -> Self {
+    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>, shared: Shared) -> Self {
         Self {
             file: file.into(),
             adapters,
@@ -77,6 +80,7 @@ impl Context {
             dropped: Cell::default(),
             errors: Cell::default(),
             regexes: Cell::default(),
+            shared: RefCell::new(shared),
         }
     }
 
@@ -121,7 +125,13 @@ impl Context {
         );
     }
 
-    pub fn into_diagnostics(self) -> Vec<Diagnostic> {
+    /// This text, one for all objects that have it.
+    pub fn shared_text(&self, text: &str) -> Arc<str> {
+        self.shared.borrow_mut().text(text)
+    }
+
+    /// What was found, and what was shared.
+    pub fn finish(self) -> (Vec<Diagnostic>, Shared) {
         let mut found = self.found.into_inner();
         found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         let dropped = self.dropped.get();
@@ -137,7 +147,7 @@ impl Context {
                 instead: None,
             });
         }
-        found
+        (found, self.shared.into_inner())
     }
 }
 
@@ -286,7 +296,7 @@ impl<'a> Value<'a> {
         None
     }
 
-    /// A map from text to text.
+    /// A map from text to text, for those who change it.
     pub fn string_map(&self) -> Option<BTreeMap<String, String>> {
         let Data::Mapping(entries) = &self.node.data else {
             return self.mismatch("a map", "write `key: value` lines below it");
@@ -307,6 +317,12 @@ impl<'a> Value<'a> {
             }
         }
         whole.then_some(map)
+    }
+
+    /// A map from text to text, one for all objects that have the same.
+    pub fn labels(&self) -> Option<Labels> {
+        let labels = self.string_map()?.into();
+        Some(self.cx.shared.borrow_mut().labels(labels))
     }
 
     /// A regular expression, anchored at its start only.

@@ -19,6 +19,8 @@ use std::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::labels::Labels;
+
 pub(crate) use self::adapter::REMOTE_PROTOCOLS;
 pub use self::adapter::{
     Adapter, AdapterBackend, AdapterCatalog, AdapterConfig, AdapterFailure, AdapterRole, AdapterTarget, ParamsRefusal,
@@ -310,7 +312,7 @@ pub struct Workload {
     pub account: String,
     pub identity: Identity,
     pub class: Class,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// cgroup v2 id of the workload's cgroup, where it is captured on this node.
     pub cgroup: Option<u64>,
     /// Addresses of its own, by which it is known where no connection's record says more; empty for one that shares the

@@ -282,7 +282,7 @@ mod tests {
     fn class(app: &str) -> ClassName {
         ClassName::Workloads {
             namespace: "shop".into(),
-            labels: BTreeMap::from([("app".into(), app.into())]),
+            labels: BTreeMap::from([("app".into(), app.into())]).into(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Allocations, RuntimeWorkload, capture, services::Drafts, sources::Sources};
 use crate::{
+    labels::Labels,
     resource::weft::WorkloadSpec,
     snapshot::{Account, Captured, Class, ClassName, Identity, Protocol, ServiceName, Workload},
 };
@@ -30,7 +31,7 @@ pub(super) struct Member<'a> {
     pub account: Account,
     pub identity: Identity,
     pub class: Class,
-    pub labels: &'a BTreeMap<String, String>,
+    pub labels: &'a Labels,
     pub origin: Origin<'a>,
 }
 
@@ -47,7 +48,7 @@ pub(super) fn account_of(workload: &RuntimeWorkload) -> Account {
     }
 }
 
-fn class_of(allocations: &mut Allocations, namespace: &str, labels: &BTreeMap<String, String>) -> Class {
+fn class_of(allocations: &mut Allocations, namespace: &str, labels: &Labels) -> Class {
     allocations.class(&ClassName::Workloads {
         namespace: namespace.to_owned(),
         labels: labels.clone(),
@@ -94,7 +95,7 @@ impl<'a> Members<'a> {
         };
         for (index, member) in members.all.iter().enumerate() {
             members.accounts.insert(member.account.clone(), member.identity);
-            for (label, value) in member.labels {
+            for (label, value) in member.labels.iter() {
                 members
                     .by_label
                     .entry((member.namespace, label, value))
@@ -118,12 +119,10 @@ impl<'a> Members<'a> {
     }
 
     /// Members that belong to a service: those that name it and those that its selector picks.
-    pub fn of(&self, service: &ServiceName, selector: &BTreeMap<String, String>) -> Vec<&Member<'a>> {
+    pub fn of(&self, service: &ServiceName, selector: &Labels) -> Vec<&Member<'a>> {
         let mut found: BTreeSet<usize> = self.by_service.get(service).into_iter().flatten().copied().collect();
-        if let Some((label, value)) = selector.first_key_value() {
-            let candidates = self
-                .by_label
-                .get(&(service.namespace.as_str(), label.as_str(), value.as_str()));
+        if let Some((label, value)) = selector.iter().next() {
+            let candidates = self.by_label.get(&(service.namespace.as_str(), label, value));
             let fits = |i: &&usize| {
                 selector
                     .iter()

@@ -54,6 +54,7 @@ pub use self::{
 };
 use crate::{
     diagnostic::Diagnostic,
+    labels::Labels,
     snapshot::{
         Acceleration, Adapter, Captured, Class, EndpointOwner, Identity, Listener, Network, Protocol, Service,
         ServiceName, Snapshot, Workload,
@@ -90,7 +91,7 @@ pub struct RuntimeWorkload {
     pub service: String,
     pub account: String,
     /// With [`SERVICE_LABEL`].
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// cgroup v2 id.
     pub cgroup: u64,
     /// What `--port` said; empty: the service's ports on their target ports.

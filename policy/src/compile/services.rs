@@ -15,6 +15,7 @@ use super::{
 use crate::{
     decode::Located,
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     resource::{Object, k8s::ServicePortSpec},
     snapshot::{AppProtocol, Class, Endpoint, Identity, ObjectState, Protocol, ServiceName},
 };
@@ -65,7 +66,7 @@ pub(super) fn draft(
     };
     let names: BTreeSet<&ServiceName> = sources.services.keys().chain(members.named_services()).collect();
     let exists: HashSet<String> = names.iter().map(|name| name.to_string()).collect();
-    let no_selector = BTreeMap::new();
+    let no_selector = Labels::default();
     let mut drafts = Drafts::default();
     let mut taken = HashMap::new();
     for name in names {

@@ -1,12 +1,14 @@
 //! The envelope all kinds share: `apiVersion`, `kind`, `metadata`, and what identifies an object.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{KINDS, KindInfo, NameRule, Scope, Spec};
 use crate::{
     decode::{Context, Fields, Value, one_of, shorten},
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     names,
+    pool::Shared,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{self, Document, Kind, Node, Position},
 };
@@ -24,13 +26,13 @@ const AUDITED_KINDS: [&str; 2] = ["NetworkPolicy", "TrafficTarget"];
 pub struct Object {
     pub id: ObjectRef,
     /// As written.
-    pub api_version: String,
+    pub api_version: Arc<str>,
     pub location: Location,
     pub spec: Spec,
     /// The YAML document as written.
     pub text: String,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: Labels,
+    pub annotations: Labels,
 }
 
 /// Where an object is written.
@@ -71,6 +73,8 @@ pub(crate) struct ParsedFile {
     /// `None`: the file as a whole cannot be read.
     pub documents: Option<Vec<Parsed>>,
     pub diagnostics: Vec<Diagnostic>,
+    /// As it was given, and what this file's objects added to it.
+    pub shared: Shared,
 }
 
 /// What a kind's decoder is given: the document without its envelope.
@@ -83,8 +87,13 @@ pub(crate) struct Body<'b, 'a> {
 }
 
 /// Reads all documents of a file.
-pub(crate) fn parse_file(path: &str, bytes: &[u8], adapters: Option<&'static dyn AdapterCatalog>) -> ParsedFile {
-    let cx = Context::new(path, adapters);
+pub(crate) fn parse_file(
+    path: &str,
+    bytes: &[u8],
+    adapters: Option<&'static dyn AdapterCatalog>,
+    shared: Shared,
+) -> ParsedFile {
+    let cx = Context::new(path, adapters, shared);
     let documents = match yaml::parse(bytes) {
         Ok(documents) => Some(
             documents
@@ -97,9 +106,11 @@ pub(crate) fn parse_file(path: &str, bytes: &[u8], adapters: Option<&'static dyn
             None
         }
     };
+    let (diagnostics, shared) = cx.finish();
     ParsedFile {
         documents,
-        diagnostics: cx.into_diagnostics(),
+        diagnostics,
+        shared,
     }
 }
 
@@ -155,9 +166,9 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
 struct Envelope<'a> {
     info: &'static KindInfo,
     key: Key,
-    api_version: String,
-    labels: BTreeMap<String, String>,
-    annotations: BTreeMap<String, String>,
+    api_version: Arc<str>,
+    labels: Labels,
+    annotations: Labels,
     fields: Fields<'a>,
 }
 
@@ -205,17 +216,14 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     if let (Scope::Cluster, Some(value)) = (info.scope, &namespace_value) {
         value.error(format!("a {} belongs to no namespace", info.kind), "remove the line");
     }
-    let labels = metadata
-        .optional("labels")
-        .and_then(|v| v.string_map())
-        .unwrap_or_default();
+    let labels = metadata.optional("labels").and_then(|v| v.labels()).unwrap_or_default();
     let annotations = match metadata.optional("annotations") {
         Some(value) => {
-            let found = value.string_map().unwrap_or_default();
+            let found = value.labels().unwrap_or_default();
             check_audit(&value, &found, info);
             found
         }
-        None => BTreeMap::new(),
+        None => Labels::default(),
     };
     // What an API server adds.
     metadata.tolerate(&[
@@ -236,7 +244,7 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     Ok(Envelope {
         info,
         key,
-        api_version: api_version.to_owned(),
+        api_version: cx.shared_text(api_version),
         labels,
         annotations,
         fields,
@@ -244,11 +252,11 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
 }
 
 /// A misspelt wish to audit would enforce.
-fn check_audit(value: &Value<'_>, annotations: &BTreeMap<String, String>, info: &KindInfo) {
+fn check_audit(value: &Value<'_>, annotations: &Labels, info: &KindInfo) {
     let Some(wish) = annotations.get(AUDIT_ANNOTATION) else {
         return;
     };
-    if !matches!(wish.as_str(), "true" | "false") {
+    if !matches!(wish, "true" | "false") {
         let reason = format!("{AUDIT_ANNOTATION} is `{}`", shorten(wish));
         value.error(reason, "write \"true\" or \"false\"");
     } else if !AUDITED_KINDS.contains(&info.kind) {

@@ -17,12 +17,14 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 
 use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
+    pool::Shared,
     resource::{self, Claim, Key, Location, Object, Parsed},
     snapshot::{AdapterCatalog, ObjectRef},
 };
@@ -38,6 +40,8 @@ pub struct Store {
     claims: BTreeMap<Claim, Key>,
     /// Objects whose wanted version waits for a claim.
     waiting: BTreeSet<Key>,
+    /// What objects have alike.
+    shared: Shared,
     /// Grows with every file that is taken or forgotten.
     revision: u64,
 }
@@ -84,7 +88,9 @@ impl Store {
     ///
     /// `path` only names the file: in messages, and to know it again.
     pub fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
-        let parsed = resource::parse_file(path, bytes, self.adapters);
+        let shared = mem::take(&mut self.shared);
+        let parsed = resource::parse_file(path, bytes, self.adapters, shared);
+        self.shared = parsed.shared;
         let mut state = FileState {
             slots: BTreeMap::new(),
             diagnostics: parsed.diagnostics,

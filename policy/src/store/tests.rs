@@ -186,3 +186,20 @@ fn splits_of_two_files_may_exchange_their_roots_one_after_the_other() {
     assert_eq!(in_force(&store), ["a@1 api", "b@2 web"]);
     assert!(store.waiting.is_empty());
 }
+
+#[test]
+fn objects_of_several_files_share_equal_labels() {
+    let workload = |name: &str, app: &str| {
+        format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n\
+             spec: {{address: 10.0.0.1}}\n"
+        )
+    };
+    let mut store = Store::default();
+    for (path, app) in [("a", "web"), ("b", "web"), ("c", "api")] {
+        assert!(apply(&mut store, path, &workload(path, app)).is_empty());
+    }
+    let labels: Vec<&str> = store.objects().filter_map(|object| object.labels.get("app")).collect();
+    assert_eq!(labels, ["web", "web", "api"]);
+    assert!(std::ptr::eq(labels[0], labels[1]));
+}

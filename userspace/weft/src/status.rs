@@ -66,7 +66,7 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl F
             state: state_of(workload, &inside),
             ports: Vec::new(),
             listening: Vec::new(),
-            labels: workload.labels.clone(),
+            labels: workload.labels.to_map(),
             cgroup: workload.capture.as_ref().map(|capture| PathBuf::from(&capture.cgroup)),
             cgroup_id: workload.cgroup,
             netns: workload
