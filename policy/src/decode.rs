@@ -34,7 +34,7 @@ pub(crate) struct Context {
     pub file: Arc<str>,
     /// `None`: any adapter may be one, with any parameters.
     pub adapters: Option<&'static dyn AdapterCatalog>,
-    object: RefCell<Option<ObjectRef>>,
+    object: RefCell<Option<Arc<ObjectRef>>>,
     found: RefCell<Vec<Diagnostic>>,
     dropped: Cell<usize>,
     errors: Cell<usize>,
@@ -85,7 +85,7 @@ impl Context {
     }
 
     /// Messages from now on are about this object.
-    pub fn set_object(&self, object: Option<ObjectRef>) {
+    pub fn set_object(&self, object: Option<Arc<ObjectRef>>) {
         *self.object.borrow_mut() = object;
     }
 
@@ -108,7 +108,7 @@ impl Context {
             file: self.file.to_string(),
             line: at.line,
             column: at.column,
-            object: self.object.borrow().clone(),
+            object: self.object.borrow().as_deref().cloned(),
             field: field.to_owned(),
             reason,
             instead,

@@ -9,6 +9,7 @@ mod path;
 mod wasm;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -481,7 +482,7 @@ pub enum ObjectState {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ObjectStatus {
-    pub object: ObjectRef,
+    pub object: Arc<ObjectRef>,
     pub state: ObjectState,
-    pub reason: String,
+    pub reason: Cow<'static, str>,
 }

@@ -239,7 +239,7 @@ impl<'a> Defaults<'a> {
         };
         for (namespace, (object, spec)) in &sources.configs {
             let rule = allocations.rule(&object.id);
-            defaults.objects.insert(rule, object.id.clone());
+            defaults.objects.insert(rule, (*object.id).clone());
             match (namespace, spec.access_default) {
                 (None, Some(default)) => defaults.mesh = (default, rule),
                 (Some(namespace), Some(default)) => {

@@ -186,7 +186,7 @@ fn assemble(
             .collect(),
         rules: allocations
             .rules()
-            .map(|(object, rule)| (*rule, Arc::new(object.clone())))
+            .map(|(object, rule)| (*rule, object.clone()))
             .collect(),
         by_vip,
         statuses: report.statuses(),

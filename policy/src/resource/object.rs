@@ -24,7 +24,7 @@ const AUDITED_KINDS: [&str; 2] = ["NetworkPolicy", "TrafficTarget"];
 /// An object that was understood.
 #[derive(Debug)]
 pub struct Object {
-    pub id: ObjectRef,
+    pub id: Arc<ObjectRef>,
     /// As written.
     pub api_version: Arc<str>,
     pub location: Location,
@@ -49,7 +49,8 @@ pub struct Location {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub group: &'static str,
-    pub id: ObjectRef,
+    /// The object's own.
+    pub id: Arc<ObjectRef>,
 }
 
 /// What could be told about a document that is not known to be any object: which object it may have been.
@@ -207,11 +208,11 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
         Scope::Either => namespace,
         Scope::Cluster => None,
     };
-    let id = ObjectRef {
+    let id = Arc::new(ObjectRef {
         kind: info.kind.to_owned(),
         namespace,
         name: name.ok_or(Unidentified)?.to_owned(),
-    };
+    });
     cx.set_object(Some(id.clone()));
     if let (Scope::Cluster, Some(value)) = (info.scope, &namespace_value) {
         value.error(format!("a {} belongs to no namespace", info.kind), "remove the line");
@@ -396,7 +397,7 @@ impl Object {
             file: self.location.file.to_string(),
             line: at.line,
             column: at.column,
-            object: Some(self.id.clone()),
+            object: Some((*self.id).clone()),
             field: at.field.clone(),
             reason,
             instead,

@@ -169,7 +169,9 @@ impl Store {
 
     /// The object in force with this name.
     pub fn object(&self, id: &ObjectRef) -> Option<&Arc<Object>> {
-        resource::groups_of(&id.kind).find_map(|group| self.in_force.get(&Key { group, id: id.clone() }))
+        let id = Arc::new(id.clone());
+        let of_group = |group| self.in_force.get(&Key { group, id: id.clone() });
+        resource::groups_of(&id.kind).find_map(of_group)
     }
 
     /// Names of all files.
@@ -198,7 +200,7 @@ impl Store {
                     file: path.to_owned(),
                     line: slot.line,
                     column: slot.column,
-                    object: Some(key.id.clone()),
+                    object: Some((*key.id).clone()),
                     field: String::new(),
                     reason,
                     instead: Some(instead.to_owned()),
@@ -215,7 +217,7 @@ impl Store {
             let path = self.owner(key)?;
             let state = self.files.get(path)?;
             let reason = if state.slots.get(key)?.refused {
-                let about_it = |d: &&Diagnostic| d.is_error() && d.object.as_ref() == Some(&key.id);
+                let about_it = |d: &&Diagnostic| d.is_error() && d.object.as_ref() == Some(&*key.id);
                 let of_file = state.diagnostics.iter().find(about_it).or_else(|| {
                     let mut errors = state.diagnostics.iter().filter(|d| d.is_error());
                     errors
@@ -228,7 +230,7 @@ impl Store {
             };
             let in_force = self.in_force.get(key).map(|object| object.location.clone());
             Some(Refusal {
-                object: key.id.clone(),
+                object: (*key.id).clone(),
                 reason,
                 in_force,
             })
@@ -282,7 +284,7 @@ impl FileState {
             file: path.to_owned(),
             line: slot.line,
             column: slot.column,
-            object: Some(key.id),
+            object: Some((*key.id).clone()),
             field: String::new(),
             reason: format!("the same object is in {path}:{}:{} already", first.line, first.column),
             instead: Some("remove one of the two; the first one stays in force".to_owned()),

@@ -92,13 +92,13 @@ impl DaemonControl {
             .snapshot
             .statuses
             .iter()
-            .find(|status| status.object == *object)?;
-        Some((found.state, found.reason.clone()))
+            .find(|status| *status.object == *object)?;
+        Some((found.state, found.reason.to_string()))
     }
 
     /// Stores one object of an applied text, if nothing else owns it. Returns what was stored of it before, if it changed.
     fn apply_one(&self, new: &Object, outcome: &mut ApplyOutcome) -> Result<Option<Before>, ControlError> {
-        let (object, text) = (&new.id, &*new.text);
+        let (object, text) = (&*new.id, &*new.text);
         let applied = self.applied();
         let path = applied.path(object).map_err(|error| ControlError::Invalid {
             reason: error.to_string(),
@@ -358,7 +358,7 @@ impl Control for DaemonControl {
                 format!("{}:{}", location.file, location.line)
             };
             ObjectView {
-                key: object.id.clone(),
+                key: (*object.id).clone(),
                 state,
                 reason,
                 source,
@@ -506,7 +506,7 @@ impl DaemonControl {
     /// The object that is meant, in force or applied: kind in any case; without a namespace the mesh-wide one, else
     /// that of `default`.
     fn find(&self, asked: &ObjectRef) -> Result<ObjectRef, ControlError> {
-        let mut known: Vec<ObjectRef> = self.engine.store().objects().map(|object| object.id.clone()).collect();
+        let mut known: Vec<ObjectRef> = self.engine.store().objects().map(|object| (*object.id).clone()).collect();
         let applied = self.applied().list().map_err(|source| ControlError::Failed {
             doing: "find the object",
             source: source.into(),

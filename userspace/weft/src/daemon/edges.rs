@@ -200,7 +200,7 @@ impl Rules {
             }
         }
         if !unused.is_empty() {
-            let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &status.object).collect();
+            let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &*status.object).collect();
             let is_there = |object: Arc<ObjectRef>| objects.contains(&*object) || object.kind == DEFAULTS;
             unused.retain(|rule| !in_force.rule(*rule).is_some_and(is_there));
         }
@@ -436,9 +436,9 @@ mod tests {
             object("MeshConfig", "mesh"),
         ];
         let statuses = there.iter().map(|object| ObjectStatus {
-            object: (*object).clone(),
+            object: Arc::new((*object).clone()),
             state: ObjectState::Accepted,
-            reason: String::new(),
+            reason: "".into(),
         });
         let snapshot = Snapshot {
             statuses: statuses.collect(),

@@ -533,17 +533,17 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
         });
         let without: String = without.collect();
         let mut statuses = snapshot.statuses.iter_mut();
-        let Some(status) = statuses.find(|status| status.object == adapter.object) else {
+        let Some(status) = statuses.find(|status| *status.object == adapter.object) else {
             continue;
         };
         match &adapter.problem {
-            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone()),
+            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone().into()),
             Some(problem) if adapter.earlier => {
                 status.state = ObjectState::Rejected;
-                status.reason = format!("{problem}; its last good version stays in force");
+                status.reason = format!("{problem}; its last good version stays in force").into();
             }
-            Some(problem) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone()),
-            None => status.reason.push_str(&without),
+            Some(problem) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone().into()),
+            None => status.reason.to_mut().push_str(&without),
         }
     }
 }
