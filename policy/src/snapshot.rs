@@ -280,7 +280,7 @@ pub struct Endpoint {
     pub identity: Identity,
     pub class: Class,
     /// Name of the workload ([`Workload::name`]).
-    pub workload: String,
+    pub workload: Arc<str>,
 }
 
 /// SMI TrafficSplit of a root service, compiled for one of its ports.
@@ -306,11 +306,11 @@ pub struct SplitBackend {
 #[derive(Debug, Clone, Serialize)]
 pub struct Workload {
     /// Unique: `NAMESPACE/SERVICE/INSTANCE` for `weft run`, `NAMESPACE/NAME` for kind Workload.
-    pub name: String,
-    pub namespace: String,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
     /// First service it belongs to, for flow events.
-    pub service: Option<String>,
-    pub account: String,
+    pub service: Option<Arc<str>>,
+    pub account: Arc<str>,
     pub identity: Identity,
     pub class: Class,
     pub labels: Labels,
@@ -318,9 +318,9 @@ pub struct Workload {
     pub cgroup: Option<u64>,
     /// Addresses of its own, by which it is known where no connection's record says more; empty for one that shares the
     /// node's.
-    pub addresses: Vec<IpAddr>,
-    /// What a Workload's `capture` says, and what became of it.
-    pub capture: Option<Capture>,
+    pub addresses: Arc<[IpAddr]>,
+    /// What a Workload's `capture` says, and what became of it. Few have one.
+    pub capture: Option<Box<Capture>>,
 }
 
 /// Processes of this node that belong to a workload which nobody started by `weft run`: a pod's.

@@ -26,7 +26,7 @@ pub(super) struct Members<'a> {
 }
 
 pub(super) struct Member<'a> {
-    pub name: String,
+    pub name: Arc<str>,
     pub namespace: &'a str,
     pub account: Account,
     pub identity: Identity,
@@ -62,7 +62,7 @@ impl<'a> Members<'a> {
         let run = running.iter().map(|workload| {
             let account = account_of(workload);
             Member {
-                name: workload.name.clone(),
+                name: workload.name.as_str().into(),
                 namespace: &workload.namespace,
                 identity: allocations.identity(&account),
                 class: class_of(allocations, &workload.namespace, &workload.labels),
@@ -75,10 +75,10 @@ impl<'a> Members<'a> {
         for (object, spec) in &sources.workloads {
             let account = Account {
                 namespace: object.namespace().to_owned(),
-                name: spec.service_account.clone(),
+                name: spec.service_account.to_string(),
             };
             all.push(Member {
-                name: format!("{}/{}", object.namespace(), object.id.name),
+                name: format!("{}/{}", object.namespace(), object.id.name).into(),
                 namespace: object.namespace(),
                 identity: allocations.identity(&account),
                 class: class_of(allocations, object.namespace(), &object.labels),
@@ -135,21 +135,31 @@ impl<'a> Members<'a> {
 
     /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
     pub fn workloads(self, drafts: &Drafts, captured: &BTreeMap<String, Captured>) -> Vec<Arc<Workload>> {
-        let workload = |member: Member<'_>| {
-            let (service, cgroup, addresses, capture) = match member.origin {
-                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new(), None),
+        let mut namespaces: HashMap<&str, Arc<str>> = HashMap::new();
+        let workload = |member: Member<'a>| {
+            let namespace = namespaces.entry(member.namespace);
+            let namespace = namespace.or_insert_with(|| member.namespace.into()).clone();
+            let (service, account, cgroup, addresses, capture) = match member.origin {
+                Origin::Run(workload) => (
+                    Some(workload.service.as_str().into()),
+                    workload.account.as_str().into(),
+                    Some(workload.cgroup),
+                    Arc::default(),
+                    None,
+                ),
                 Origin::Hand(spec) => {
-                    let capture = capture::of(spec, captured.get(&member.name));
+                    let capture = capture::of(spec, captured.get(&*member.name));
                     let cgroup = capture.as_ref().and_then(|capture| capture.found.as_ref()?.cgroup);
                     let service = drafts.first_service.get(&member.name).cloned();
-                    (service, cgroup, spec.addresses.clone(), capture)
+                    let (account, addresses) = (spec.service_account.clone(), spec.addresses.clone());
+                    (service, account, cgroup, addresses, capture.map(Box::new))
                 }
             };
             Arc::new(Workload {
                 name: member.name,
-                namespace: member.namespace.to_owned(),
+                namespace,
                 service,
-                account: member.account.name,
+                account,
                 identity: member.identity,
                 class: member.class,
                 labels: member.labels.clone(),

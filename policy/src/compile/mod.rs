@@ -202,15 +202,12 @@ fn owners(
     services: &BTreeMap<ServiceName, Arc<Service>>,
     workloads: &[Arc<Workload>],
 ) -> HashMap<(SocketAddr, Protocol), EndpointOwner> {
-    let own: HashMap<&str, Option<&str>> = workloads
-        .iter()
-        .map(|w| (w.name.as_str(), w.service.as_deref()))
-        .collect();
+    let own: HashMap<&str, Option<&str>> = workloads.iter().map(|w| (&*w.name, w.service.as_deref())).collect();
     let mut owners: HashMap<(SocketAddr, Protocol), EndpointOwner> = HashMap::new();
     for service in services.values() {
         for (index, port) in service.ports.iter().enumerate() {
             for endpoint in &port.endpoints {
-                let is_own = own.get(endpoint.workload.as_str()).copied().flatten() == Some(service.name.name.as_str());
+                let is_own = own.get(&*endpoint.workload).copied().flatten() == Some(service.name.name.as_str());
                 let owner = || EndpointOwner {
                     service: service.name.clone(),
                     port: index,

@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct Drafts {
     pub services: BTreeMap<ServiceName, Draft>,
     /// Workload -> the first service (by name) that has it.
-    pub first_service: BTreeMap<String, String>,
+    pub first_service: HashMap<Arc<str>, Arc<str>>,
 }
 
 pub(super) struct Draft {
@@ -76,11 +76,10 @@ pub(super) fn draft(
             continue;
         };
         let joined = members.of(name, defined.map_or(&no_selector, |(_, spec)| &spec.selector));
+        let service: Arc<str> = name.name.as_str().into();
         for member in &joined {
-            drafts
-                .first_service
-                .entry(member.name.clone())
-                .or_insert_with(|| name.name.clone());
+            let first = drafts.first_service.entry(member.name.clone());
+            first.or_insert_with(|| service.clone());
         }
         let specs = match defined {
             Some((object, spec)) if !spec.ports.is_empty() => {
@@ -111,7 +110,7 @@ pub(super) fn draft(
     for (object, _) in &sources.workloads {
         if !drafts
             .first_service
-            .contains_key(&format!("{}/{}", object.namespace(), object.id.name))
+            .contains_key(&*format!("{}/{}", object.namespace(), object.id.name))
         {
             report.status(&object.id, ObjectState::Accepted, "no Service selects it by its labels");
         }
@@ -154,7 +153,7 @@ fn draft_port(
     spec: ServicePortSpec,
     target: Option<u16>,
     joined: &[&Member<'_>],
-    taken: &mut HashMap<(SocketAddr, Protocol), (String, Identity, Class)>,
+    taken: &mut HashMap<(SocketAddr, Protocol), (Arc<str>, Identity, Class)>,
     report: &mut Report,
 ) -> PortDraft {
     let ServicePortSpec {
@@ -198,6 +197,7 @@ fn draft_port(
         }
     }
     let pending = endpoints.is_empty() && waited_for;
+    endpoints.shrink_to_fit();
     PortDraft {
         id,
         name,

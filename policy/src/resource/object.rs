@@ -30,7 +30,7 @@ pub struct Object {
     pub location: Location,
     pub spec: Spec,
     /// The YAML document as written.
-    pub text: String,
+    pub text: Box<str>,
     pub labels: Labels,
     pub annotations: Labels,
 }
@@ -154,7 +154,7 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
                 api_version,
                 location,
                 spec,
-                text: document.text,
+                text: document.text.into_boxed_str(),
                 labels,
                 annotations,
             };

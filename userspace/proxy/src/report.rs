@@ -17,12 +17,12 @@ fn peer(snapshot: &Snapshot, source: Identity, workload: Option<u64>) -> Peer {
     Peer {
         namespace: account
             .map(|account| account.namespace.clone())
-            .or_else(|| workload.map(|workload| workload.namespace.clone()))
+            .or_else(|| workload.map(|workload| workload.namespace.to_string()))
             .unwrap_or_else(|| UNKNOWN.to_owned()),
-        service: workload.and_then(|workload| workload.service.clone()),
+        service: workload.and_then(|workload| workload.service.as_deref().map(str::to_owned)),
         account: account
             .map(|account| account.name.clone())
-            .or_else(|| workload.map(|workload| workload.account.clone()))
+            .or_else(|| workload.map(|workload| workload.account.to_string()))
             .unwrap_or_else(|| UNKNOWN.to_owned()),
     }
 }

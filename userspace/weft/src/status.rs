@@ -42,7 +42,7 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl F
     let identities: HashMap<_, _> = snapshot
         .workloads
         .iter()
-        .map(|workload| (workload.name.as_str(), workload.identity.0))
+        .map(|workload| (&*workload.name, workload.identity.0))
         .collect();
     let mut views: Vec<_> = running
         .into_iter()
@@ -55,13 +55,13 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl F
     let declared = snapshot
         .workloads
         .iter()
-        .filter(|workload| !known.contains(&workload.name));
+        .filter(|workload| !known.contains(&*workload.name));
     views.extend(declared.map(|workload| {
         WorkloadView {
-            name: workload.name.clone(),
-            namespace: workload.namespace.clone(),
-            service: workload.service.clone(),
-            account: workload.account.clone(),
+            name: workload.name.to_string(),
+            namespace: workload.namespace.to_string(),
+            service: workload.service.as_deref().map(str::to_owned),
+            account: workload.account.to_string(),
             identity: Some(workload.identity.0),
             state: state_of(workload, &inside),
             ports: Vec::new(),
@@ -124,7 +124,7 @@ fn port_view(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Serv
             .iter()
             .map(|endpoint| EndpointView {
                 address: endpoint.address,
-                workload: endpoint.workload.clone(),
+                workload: endpoint.workload.to_string(),
             })
             .collect(),
         pending: port.pending,

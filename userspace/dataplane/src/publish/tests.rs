@@ -50,7 +50,7 @@ fn mesh(place: Place, network: u8) -> Tables {
             address: SocketAddr::new(place(network, number), 8080),
             identity,
             class: Class(256 + service),
-            workload: String::new(),
+            workload: Arc::default(),
         };
         let port = ServicePort {
             id: service + 1,

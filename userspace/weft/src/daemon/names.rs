@@ -49,9 +49,9 @@ impl InForce {
     pub fn peer_in(&self, cgroup: u64) -> Option<Arc<Peer>> {
         let workload = self.snapshot.by_cgroup.get(&cgroup)?;
         Some(Arc::new(Peer {
-            namespace: workload.namespace.clone(),
-            service: workload.service.clone(),
-            account: workload.account.clone(),
+            namespace: workload.namespace.to_string(),
+            service: workload.service.as_deref().map(str::to_owned),
+            account: workload.account.to_string(),
         }))
     }
 

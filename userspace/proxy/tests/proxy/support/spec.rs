@@ -151,7 +151,7 @@ impl Spec {
                     address,
                     identity,
                     class: class_of(identity),
-                    workload: format!("default/{}/1", port.name),
+                    workload: format!("default/{}/1", port.name).into(),
                 })
             })
             .collect();
@@ -257,7 +257,7 @@ fn client() -> Workload {
         class: class_of(CLIENT),
         labels: Default::default(),
         cgroup: Some(CLIENT_CGROUP),
-        addresses: Vec::new(),
+        addresses: Arc::default(),
         capture: None,
     }
 }
