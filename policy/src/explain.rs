@@ -451,7 +451,7 @@ impl Snapshot {
             }
             .to_owned();
         };
-        let refusal = match object.kind.as_str() {
+        let refusal = match &*object.kind {
             "MeshConfig" => format!("the default of {object}: no rule allows it"),
             "NetworkPolicy" => format!("{object}, which isolates: no NetworkPolicy allows it"),
             _ => format!("{object}: the request matches none of its routes"),

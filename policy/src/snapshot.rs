@@ -57,9 +57,9 @@ impl Identity {
 /// Kind, namespace and name of a resource, as flow events and messages name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectRef {
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `None` for cluster-scoped objects (a mesh-wide MeshConfig).
-    pub namespace: Option<String>,
+    pub namespace: Option<Arc<str>>,
     pub name: String,
 }
 

@@ -226,7 +226,7 @@ struct Defaults<'a> {
 impl<'a> Defaults<'a> {
     fn of(sources: &Sources<'a>, allocations: &mut Allocations) -> Self {
         let built_in = ObjectRef {
-            kind: "MeshConfig".to_owned(),
+            kind: "MeshConfig".into(),
             namespace: None,
             name: BUILT_IN.to_owned(),
         };

@@ -200,17 +200,17 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     });
     let namespace_value = metadata.optional("namespace");
     let namespace = match &namespace_value {
-        Some(value) => Some(value.dns_label().ok_or(Unidentified)?.to_owned()),
+        Some(value) => Some(value.dns_label().ok_or(Unidentified)?),
         None => None,
     };
     let namespace = match info.scope {
-        Scope::Namespaced => Some(namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())),
+        Scope::Namespaced => Some(namespace.unwrap_or(DEFAULT_NAMESPACE)),
         Scope::Either => namespace,
         Scope::Cluster => None,
     };
     let id = Arc::new(ObjectRef {
-        kind: info.kind.to_owned(),
-        namespace,
+        kind: info.kind.into(),
+        namespace: namespace.map(|namespace| cx.shared_text(namespace)),
         name: name.ok_or(Unidentified)?.to_owned(),
     });
     cx.set_object(Some(id.clone()));

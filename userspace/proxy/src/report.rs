@@ -176,7 +176,7 @@ pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<A
 /// An adapter, named as the rule that decided.
 pub(crate) fn adapter(name: &str) -> Arc<ObjectRef> {
     let (namespace, name) = match name.split_once('/') {
-        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        Some((namespace, name)) => (Some(namespace.into()), name),
         None => (None, name),
     };
     Arc::new(ObjectRef {

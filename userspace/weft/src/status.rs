@@ -16,7 +16,7 @@ pub fn resource_counts(snapshot: &Snapshot) -> Vec<ResourceCount> {
     let mut counts = BTreeMap::<&str, ResourceCount>::new();
     for status in &snapshot.statuses {
         let count = counts.entry(&status.object.kind).or_default();
-        count.kind.clone_from(&status.object.kind);
+        (*status.object.kind).clone_into(&mut count.kind);
         *match status.state {
             ObjectState::Accepted => &mut count.accepted,
             ObjectState::Pending => &mut count.pending,

@@ -95,7 +95,7 @@ fn mesh(place: Place, network: u8) -> Tables {
     let rule = AccessRule {
         rule: RuleId(2),
         object: ObjectRef {
-            kind: "TrafficTarget".to_owned(),
+            kind: "TrafficTarget".into(),
             namespace: None,
             name: "many".to_owned(),
         },

@@ -67,8 +67,8 @@ struct ErrorLabels {
 impl RuleLabels {
     fn new(object: &ObjectRef, verdict: &'static str) -> Self {
         Self {
-            kind: object.kind.clone(),
-            namespace: object.namespace.clone().unwrap_or_default(),
+            kind: object.kind.to_string(),
+            namespace: object.namespace.as_deref().unwrap_or_default().to_owned(),
             name: object.name.clone(),
             verdict,
         }
@@ -200,7 +200,12 @@ impl Rules {
             }
         }
         if !unused.is_empty() {
-            let objects: HashSet<&ObjectRef> = in_force.snapshot.statuses.iter().map(|status| &*status.object).collect();
+            let objects: HashSet<&ObjectRef> = in_force
+                .snapshot
+                .statuses
+                .iter()
+                .map(|status| &*status.object)
+                .collect();
             let is_there = |object: Arc<ObjectRef>| objects.contains(&*object) || object.kind == DEFAULTS;
             unused.retain(|rule| !in_force.rule(*rule).is_some_and(is_there));
         }
@@ -422,8 +427,8 @@ mod tests {
 
     fn object(kind: &str, name: &str) -> ObjectRef {
         ObjectRef {
-            kind: kind.to_owned(),
-            namespace: Some("default".to_owned()),
+            kind: kind.to_owned().into(),
+            namespace: Some("default".into()),
             name: name.to_owned(),
         }
     }

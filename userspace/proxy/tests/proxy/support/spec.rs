@@ -300,7 +300,7 @@ fn service_name(name: &str) -> ServiceName {
 
 fn object(kind: &str, namespace: Option<&str>, name: &str) -> ObjectRef {
     ObjectRef {
-        kind: kind.into(),
+        kind: kind.to_owned().into(),
         namespace: namespace.map(Into::into),
         name: name.into(),
     }
