@@ -14,7 +14,7 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     labels::Labels,
     names,
-    pool::Shared,
+    pool::Pools,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{Data, Kind, Node, Position, Problem},
 };
@@ -39,7 +39,7 @@ pub(crate) struct Context {
     dropped: Cell<usize>,
     errors: Cell<usize>,
     regexes: Cell<usize>,
-    shared: RefCell<Shared>,
+    pools: RefCell<Pools>,
 }
 
 /// A node and the path that led to it.
@@ -71,16 +71,16 @@ pub struct Located<T> {
 // === impl Context ===
 
 impl Context {
-    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>, shared: Shared) -> Self {
+    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>, mut pools: Pools) -> Self {
         Self {
-            file: file.into(),
+            file: pools.text(file),
             adapters,
             object: RefCell::default(),
             found: RefCell::default(),
             dropped: Cell::default(),
             errors: Cell::default(),
             regexes: Cell::default(),
-            shared: RefCell::new(shared),
+            pools: RefCell::new(pools),
         }
     }
 
@@ -127,11 +127,11 @@ impl Context {
 
     /// This text, one for all objects that have it.
     pub fn shared_text(&self, text: &str) -> Arc<str> {
-        self.shared.borrow_mut().text(text)
+        self.pools.borrow_mut().text(text)
     }
 
-    /// What was found, and what was shared.
-    pub fn finish(self) -> (Vec<Diagnostic>, Shared) {
+    /// What was found, and the pools.
+    pub fn finish(self) -> (Vec<Diagnostic>, Pools) {
         let mut found = self.found.into_inner();
         found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         let dropped = self.dropped.get();
@@ -147,7 +147,7 @@ impl Context {
                 instead: None,
             });
         }
-        (found, self.shared.into_inner())
+        (found, self.pools.into_inner())
     }
 }
 
@@ -322,7 +322,7 @@ impl<'a> Value<'a> {
     /// A map from text to text, one for all objects that have the same.
     pub fn labels(&self) -> Option<Labels> {
         let labels = self.string_map()?.into();
-        Some(self.cx.shared.borrow_mut().labels(labels))
+        Some(self.cx.pools.borrow_mut().labels(labels))
     }
 
     /// A regular expression, anchored at its start only.

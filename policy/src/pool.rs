@@ -9,7 +9,7 @@ const LEAST: usize = 64;
 
 /// What the objects of a store share: names that many of them say, and sets of labels.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct Pools {
     texts: Pool<str>,
     labels: Pool<[Label]>,
 }
@@ -23,9 +23,9 @@ struct Pool<T: ?Sized> {
     room: usize,
 }
 
-// === impl Shared ===
+// === impl Pools ===
 
-impl Shared {
+impl Pools {
     pub fn text(&mut self, text: &str) -> Arc<str> {
         match self.texts.known.get(text) {
             Some(known) => known.clone(),
@@ -69,21 +69,21 @@ mod tests {
 
     #[test]
     fn equal_values_are_one_and_unused_ones_are_forgotten() {
-        let mut shared = Shared::default();
-        let first = shared.text("first");
+        let mut pools = Pools::default();
+        let first = pools.text("first");
         for round in 0..10 * LEAST {
-            shared.text(&round.to_string());
+            pools.text(&round.to_string());
         }
-        assert!(Arc::ptr_eq(&first, &shared.text("first")));
-        assert!(shared.texts.known.len() <= 2 * LEAST, "{}", shared.texts.known.len());
+        assert!(Arc::ptr_eq(&first, &pools.text("first")));
+        assert!(pools.texts.known.len() <= 2 * LEAST, "{}", pools.texts.known.len());
     }
 
     #[test]
     fn what_is_used_stays() {
-        let mut shared = Shared::default();
-        let used: Vec<Arc<str>> = (0..10 * LEAST).map(|i| shared.text(&i.to_string())).collect();
+        let mut pools = Pools::default();
+        let used: Vec<Arc<str>> = (0..10 * LEAST).map(|i| pools.text(&i.to_string())).collect();
         for text in &used {
-            assert!(Arc::ptr_eq(text, &shared.text(text)));
+            assert!(Arc::ptr_eq(text, &pools.text(text)));
         }
     }
 }

@@ -60,7 +60,7 @@ impl Report {
                 }
                 None => String::new(),
             };
-            self.status(&Arc::new(refusal.object), ObjectState::Rejected, refusal.reason + &kept);
+            self.status(&refusal.object, ObjectState::Rejected, refusal.reason + &kept);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     labels::Labels,
     names,
-    pool::Shared,
+    pool::Pools,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{self, Document, Kind, Node, Position},
 };
@@ -75,7 +75,7 @@ pub(crate) struct ParsedFile {
     pub documents: Option<Vec<Parsed>>,
     pub diagnostics: Vec<Diagnostic>,
     /// As it was given, and what this file's objects added to it.
-    pub shared: Shared,
+    pub pools: Pools,
 }
 
 /// What a kind's decoder is given: the document without its envelope.
@@ -92,9 +92,9 @@ pub(crate) fn parse_file(
     path: &str,
     bytes: &[u8],
     adapters: Option<&'static dyn AdapterCatalog>,
-    shared: Shared,
+    pools: Pools,
 ) -> ParsedFile {
-    let cx = Context::new(path, adapters, shared);
+    let cx = Context::new(path, adapters, pools);
     let documents = match yaml::parse(bytes) {
         Ok(documents) => Some(
             documents
@@ -107,11 +107,11 @@ pub(crate) fn parse_file(
             None
         }
     };
-    let (diagnostics, shared) = cx.finish();
+    let (diagnostics, pools) = cx.finish();
     ParsedFile {
         documents,
         diagnostics,
-        shared,
+        pools,
     }
 }
 

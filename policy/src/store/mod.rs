@@ -12,6 +12,7 @@
 //! An order of the same files gives the same objects; nothing here looks at a clock or a disk.
 
 mod settle;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +22,11 @@ use std::{
     sync::Arc,
 };
 
+use self::slots::{Holders, Slots};
 use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
-    pool::Shared,
+    pool::Pools,
     resource::{self, Claim, Key, Location, Object, Parsed},
     snapshot::{AdapterCatalog, ObjectRef},
 };
@@ -33,15 +35,14 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Store {
     adapters: Option<&'static dyn AdapterCatalog>,
-    files: BTreeMap<String, FileState>,
-    /// Files that have an object, in the order in which they came to have it.
-    holders: BTreeMap<Key, Vec<String>>,
+    files: BTreeMap<Arc<str>, FileState>,
+    holders: BTreeMap<Key, Holders>,
     in_force: BTreeMap<Key, Arc<Object>>,
     claims: BTreeMap<Claim, Key>,
     /// Objects whose wanted version waits for a claim.
     waiting: BTreeSet<Key>,
     /// What objects have alike.
-    shared: Shared,
+    pools: Pools,
     /// Grows with every file that is taken or forgotten.
     revision: u64,
 }
@@ -49,7 +50,7 @@ pub struct Store {
 /// What a file wants.
 #[derive(Debug, Default)]
 struct FileState {
-    slots: BTreeMap<Key, Slot>,
+    slots: Slots,
     /// From reading the file.
     diagnostics: Vec<Diagnostic>,
 }
@@ -67,7 +68,7 @@ struct Slot {
 /// An object whose present version is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    pub object: ObjectRef,
+    pub object: Arc<ObjectRef>,
     pub reason: String,
     /// Where the version is that stays in force, if there is one.
     pub in_force: Option<Location>,
@@ -88,11 +89,11 @@ impl Store {
     ///
     /// `path` only names the file: in messages, and to know it again.
     pub fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
-        let shared = mem::take(&mut self.shared);
-        let parsed = resource::parse_file(path, bytes, self.adapters, shared);
-        self.shared = parsed.shared;
+        let pools = mem::take(&mut self.pools);
+        let parsed = resource::parse_file(path, bytes, self.adapters, pools);
+        self.pools = parsed.pools;
         let mut state = FileState {
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             diagnostics: parsed.diagnostics,
         };
         let old = self.files.remove(path).unwrap_or_default();
@@ -134,7 +135,7 @@ impl Store {
                         Parsed::Unidentified(facts) => unidentified.push(facts),
                     }
                 }
-                for (key, slot) in &old.slots {
+                for (key, slot) in old.slots.iter() {
                     if !state.slots.contains_key(key) && unidentified.iter().any(|facts| facts.fit(key)) {
                         state.slots.insert(
                             key.clone(),
@@ -176,7 +177,7 @@ impl Store {
 
     /// Names of all files.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+        self.files.keys().map(|path| &**path)
     }
 
     /// All that is wrong with all files now.
@@ -190,7 +191,7 @@ impl Store {
             return Vec::new();
         };
         let mut found = state.diagnostics.clone();
-        for (key, slot) in &state.slots {
+        for (key, slot) in state.slots.iter() {
             if found.len() >= MAX_DIAGNOSTICS {
                 break;
             }
@@ -230,7 +231,7 @@ impl Store {
             };
             let in_force = self.in_force.get(key).map(|object| object.location.clone());
             Some(Refusal {
-                object: (*key.id).clone(),
+                object: key.id.clone(),
                 reason,
                 in_force,
             })

@@ -123,7 +123,10 @@ fn a_second_split_of_a_root_waits_until_the_first_is_gone() {
         "{found:?}"
     );
     assert_eq!(in_force(&store), ["z@1 web"]);
-    assert_eq!(store.refusals().next().map(|r| r.object.name), Some("a".to_owned()));
+    assert_eq!(
+        store.refusals().next().map(|r| r.object.name.clone()),
+        Some("a".to_owned())
+    );
     store.remove_file("1");
     assert_eq!(in_force(&store), ["a@2 web"]);
     assert_eq!(store.diagnostics().count(), 0);

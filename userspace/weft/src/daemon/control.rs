@@ -234,7 +234,7 @@ impl Text {
         let mut store = Store::with_adapters(&Catalog);
         let diagnostics = store.apply_file(&request.file, request.yaml.as_bytes());
         let refused = store.refusals().map(|refusal| AppliedObject {
-            key: refusal.object,
+            key: (*refusal.object).clone(),
             action: ApplyAction::Refused,
             state: None,
             reason: refusal.reason,
