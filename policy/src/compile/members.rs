@@ -28,7 +28,6 @@ pub(super) struct Members<'a> {
 pub(super) struct Member<'a> {
     pub name: Arc<str>,
     pub namespace: &'a str,
-    pub account: Account,
     pub identity: Identity,
     pub class: Class,
     pub labels: &'a Labels,
@@ -59,19 +58,23 @@ fn class_of(allocations: &mut Allocations, namespace: &str, labels: &Labels) -> 
 
 impl<'a> Members<'a> {
     pub fn gather(sources: &Sources<'a>, running: &'a [RuntimeWorkload], allocations: &mut Allocations) -> Self {
-        let run = running.iter().map(|workload| {
-            let account = account_of(workload);
-            Member {
+        let mut accounts = BTreeMap::new();
+        let mut identify = |account: Account, allocations: &mut Allocations| {
+            let identity = allocations.identity(&account);
+            accounts.insert(account, identity);
+            identity
+        };
+        let mut all: Vec<Member<'a>> = Vec::with_capacity(running.len() + sources.workloads.len());
+        for workload in running {
+            all.push(Member {
                 name: workload.name.as_str().into(),
                 namespace: &workload.namespace,
-                identity: allocations.identity(&account),
+                identity: identify(account_of(workload), allocations),
                 class: class_of(allocations, &workload.namespace, &workload.labels),
-                account,
                 labels: &workload.labels,
                 origin: Origin::Run(workload),
-            }
-        });
-        let mut all: Vec<Member<'a>> = run.collect();
+            });
+        }
         for (object, spec) in &sources.workloads {
             let account = Account {
                 namespace: object.namespace().to_owned(),
@@ -80,21 +83,19 @@ impl<'a> Members<'a> {
             all.push(Member {
                 name: format!("{}/{}", object.namespace(), object.id.name).into(),
                 namespace: object.namespace(),
-                identity: allocations.identity(&account),
+                identity: identify(account, allocations),
                 class: class_of(allocations, object.namespace(), &object.labels),
-                account,
                 labels: &object.labels,
                 origin: Origin::Hand(spec),
             });
         }
         let mut members = Self {
             all,
-            accounts: BTreeMap::new(),
+            accounts,
             by_label: HashMap::new(),
             by_service: BTreeMap::new(),
         };
         for (index, member) in members.all.iter().enumerate() {
-            members.accounts.insert(member.account.clone(), member.identity);
             for (label, value) in member.labels.iter() {
                 members
                     .by_label

@@ -197,7 +197,6 @@ fn draft_port(
         }
     }
     let pending = endpoints.is_empty() && waited_for;
-    endpoints.shrink_to_fit();
     PortDraft {
         id,
         name,
