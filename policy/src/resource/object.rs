@@ -25,8 +25,6 @@ const AUDITED_KINDS: [&str; 2] = ["NetworkPolicy", "TrafficTarget"];
 #[derive(Debug)]
 pub struct Object {
     pub id: Arc<ObjectRef>,
-    /// As written.
-    pub api_version: Arc<str>,
     pub location: Location,
     pub spec: Spec,
     /// The YAML document as written.
@@ -124,7 +122,7 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
     let Ok(Envelope {
         info,
         key,
-        api_version,
+        version,
         labels,
         annotations,
         mut fields,
@@ -134,7 +132,6 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
         return Parsed::Unidentified(facts(root));
     };
     document.problems.into_iter().for_each(|problem| cx.problem(problem));
-    let version = api_version.rsplit('/').next().unwrap_or_default();
     let spec = (info.decode)(&mut Body {
         id: &key.id,
         version,
@@ -151,7 +148,6 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
             let id = key.id.clone();
             let object = Object {
                 id,
-                api_version,
                 location,
                 spec,
                 text: document.text.into_boxed_str(),
@@ -167,7 +163,8 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
 struct Envelope<'a> {
     info: &'static KindInfo,
     key: Key,
-    api_version: Arc<str>,
+    /// `v1alpha3` of `access.smi-spec.io/v1alpha3`.
+    version: &'a str,
     labels: Labels,
     annotations: Labels,
     fields: Fields<'a>,
@@ -245,7 +242,7 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     Ok(Envelope {
         info,
         key,
-        api_version: cx.shared_text(api_version),
+        version: api_version.rsplit('/').next().unwrap_or_default(),
         labels,
         annotations,
         fields,
