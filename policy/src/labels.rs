@@ -6,13 +6,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Text by key, in order of the keys. Cloning shares it. Without any it has no memory of its own.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels(
-    /// Never an empty list.
-    Option<Arc<[Label]>>,
-);
+pub struct Labels(Option<Arc<LabelSet>>);
 
-/// Key and value.
-pub(crate) type Label = (Box<str>, Box<str>);
+/// Key and value of each, at least one. A pointer to it is one word.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LabelSet(Box<[(Box<str>, Box<str>)]>);
 
 // === impl Labels ===
 
@@ -34,12 +32,12 @@ impl Labels {
     }
 
     /// The same labels in the place that `share` gives them.
-    pub(crate) fn shared(self, share: impl FnOnce(Arc<[Label]>) -> Arc<[Label]>) -> Self {
+    pub(crate) fn shared(self, share: impl FnOnce(Arc<LabelSet>) -> Arc<LabelSet>) -> Self {
         Self(self.0.map(share))
     }
 
-    fn all(&self) -> &[Label] {
-        self.0.as_deref().unwrap_or_default()
+    fn all(&self) -> &[(Box<str>, Box<str>)] {
+        self.0.as_ref().map(|set| &*set.0).unwrap_or_default()
     }
 }
 
@@ -49,7 +47,8 @@ impl From<BTreeMap<String, String>> for Labels {
             return Self::default();
         }
         let boxed = |(key, value): (String, String)| (key.into_boxed_str(), value.into_boxed_str());
-        Self(Some(map.into_iter().map(boxed).collect()))
+        let all = map.into_iter().map(boxed).collect();
+        Self(Some(Arc::new(LabelSet(all))))
     }
 }
 

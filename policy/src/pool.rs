@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, hash::Hash, sync::Arc};
 
-use crate::labels::{Label, Labels};
+use crate::labels::{LabelSet, Labels};
 
 /// Values known before nobody looks for those that are not used any more.
 const LEAST: usize = 64;
@@ -11,7 +11,7 @@ const LEAST: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     texts: Pool<str>,
-    labels: Pool<[Label]>,
+    labels: Pool<LabelSet>,
 }
 
 /// One of each value. Those that nobody else has any more are forgotten when there are twice as many as were left the last

@@ -49,7 +49,7 @@ pub(super) fn account_of(workload: &RuntimeWorkload) -> Account {
 
 fn class_of(allocations: &mut Allocations, namespace: &str, labels: &Labels) -> Class {
     allocations.class(&ClassName::Workloads {
-        namespace: namespace.to_owned(),
+        namespace: namespace.into(),
         labels: labels.clone(),
     })
 }

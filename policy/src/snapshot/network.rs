@@ -36,7 +36,7 @@ impl Class {
 #[serde(rename_all = "lowercase")]
 pub enum ClassName {
     Workloads {
-        namespace: String,
+        namespace: Arc<str>,
         labels: Labels,
     },
     /// Addresses in this prefix and in no longer one that has a class.
