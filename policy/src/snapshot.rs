@@ -72,11 +72,11 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Namespace and name of a service.
+/// Namespace and name of a service. Clones share them, for many tables have them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 /// Namespace and name of a service account: what an [`Identity`] stands for.

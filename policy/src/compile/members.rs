@@ -105,8 +105,8 @@ impl<'a> Members<'a> {
             }
             if let Origin::Run(workload) = member.origin {
                 let name = ServiceName {
-                    namespace: workload.namespace.clone(),
-                    name: workload.service.clone(),
+                    namespace: workload.namespace.as_str().into(),
+                    name: workload.service.as_str().into(),
                 };
                 members.by_service.entry(name).or_default().push(index);
             }
@@ -123,7 +123,7 @@ impl<'a> Members<'a> {
     pub fn of(&self, service: &ServiceName, selector: &Labels) -> Vec<&Member<'a>> {
         let mut found: BTreeSet<usize> = self.by_service.get(service).into_iter().flatten().copied().collect();
         if let Some((label, value)) = selector.iter().next() {
-            let candidates = self.by_label.get(&(service.namespace.as_str(), label, value));
+            let candidates = self.by_label.get(&(&*service.namespace, label, value));
             let fits = |i: &&usize| {
                 selector
                     .iter()

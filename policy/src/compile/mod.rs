@@ -207,7 +207,7 @@ fn owners(
     for service in services.values() {
         for (index, port) in service.ports.iter().enumerate() {
             for endpoint in &port.endpoints {
-                let is_own = own.get(&*endpoint.workload).copied().flatten() == Some(service.name.name.as_str());
+                let is_own = own.get(&*endpoint.workload).copied().flatten() == Some(&*service.name.name);
                 let owner = || EndpointOwner {
                     service: service.name.clone(),
                     port: index,

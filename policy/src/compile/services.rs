@@ -76,10 +76,9 @@ pub(super) fn draft(
             continue;
         };
         let joined = members.of(name, defined.map_or(&no_selector, |(_, spec)| &spec.selector));
-        let service: Arc<str> = name.name.as_str().into();
         for member in &joined {
             let first = drafts.first_service.entry(member.name.clone());
-            first.or_insert_with(|| service.clone());
+            first.or_insert_with(|| name.name.clone());
         }
         let specs = match defined {
             Some((object, spec)) if !spec.ports.is_empty() => {

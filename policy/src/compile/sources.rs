@@ -111,7 +111,7 @@ impl<'a> Sources<'a> {
 /// A service of the object's namespace.
 pub(super) fn service_name(object: &Object, name: &str) -> ServiceName {
     ServiceName {
-        namespace: object.namespace().to_owned(),
-        name: name.to_owned(),
+        namespace: object.id.namespace.clone().unwrap_or_default(),
+        name: name.into(),
     }
 }

@@ -60,8 +60,8 @@ pub(crate) fn service_destination(
     identity: Option<Identity>,
 ) -> Arc<Destination> {
     Arc::new(Destination {
-        namespace: service.namespace.clone(),
-        service: Some(service.name.clone()),
+        namespace: service.namespace.to_string(),
+        service: Some(service.name.to_string()),
         account: identity
             .and_then(|identity| snapshot.account(identity))
             .map(|account| account.name.clone()),
@@ -98,7 +98,7 @@ impl Destinations {
         }
         // An endpoint may be one of several services.
         let is_it = |found: &&Arc<Destination>| {
-            found.service.as_deref() == Some(&*service.name) && found.namespace == service.namespace
+            found.service.as_deref() == Some(&*service.name) && *found.namespace == *service.namespace
         };
         if let Some(found) = known.of.get(&address).filter(is_it) {
             return Arc::clone(found);

@@ -93,8 +93,8 @@ fn state_of(workload: &Workload, inside: impl Fn(u64) -> bool) -> WorkloadState 
 
 fn service_view(snapshot: &Snapshot, service: &Service) -> ServiceView {
     ServiceView {
-        namespace: service.name.namespace.clone(),
-        name: service.name.name.clone(),
+        namespace: service.name.namespace.to_string(),
+        name: service.name.name.to_string(),
         vip4: service.vip4,
         vip6: service.vip6,
         failure_mode: service.failure_mode,
@@ -134,8 +134,8 @@ fn port_view(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Serv
 
 fn split_view(split: &Split) -> SplitView {
     let backends = split.backends.iter().map(|backend| BackendView {
-        namespace: backend.service.namespace.clone(),
-        service: backend.service.name.clone(),
+        namespace: backend.service.namespace.to_string(),
+        service: backend.service.name.to_string(),
         weight: backend.weight,
         missing: backend.port.is_none(),
     });

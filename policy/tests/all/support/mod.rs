@@ -178,8 +178,8 @@ fn question(from: &str, to: &str, port: &str, request: &[&str]) -> ExplainInput 
         Err(_) => {
             let (namespace, name) = to.split_once('/').expect(to);
             ExplainTarget::Service(ServiceName {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
             })
         }
     };

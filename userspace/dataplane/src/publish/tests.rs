@@ -70,8 +70,8 @@ fn mesh(place: Place, network: u8) -> Tables {
             split: None,
         };
         let name = ServiceName {
-            namespace: "default".to_owned(),
-            name: format!("service-{service}"),
+            namespace: "default".into(),
+            name: format!("service-{service}").into(),
         };
         let service = Service {
             name: name.clone(),

@@ -71,10 +71,10 @@ impl InForce {
         Arc::new(Destination {
             namespace: service
                 .as_ref()
-                .map(|service| service.namespace.clone())
+                .map(|service| service.namespace.to_string())
                 .or_else(|| account.map(|account| account.namespace.clone()))
                 .unwrap_or_else(|| UNKNOWN.to_owned()),
-            service: service.map(|service| service.name),
+            service: service.map(|service| service.name.to_string()),
             account: account.map(|account| account.name.clone()),
             address,
             port,
