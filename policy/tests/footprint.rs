@@ -22,9 +22,9 @@ const ENDPOINTS: usize = 10;
 const A_FILE: usize = 100;
 
 /// Most that an endpoint may take with its part of its service: objects in force and snapshot.
-const MOST: usize = 2200;
+const MOST: usize = 1900;
 /// The same where each object is a file of its own, as `weft apply` stores them and Kubernetes gives them.
-const MOST_ALONE: usize = 2600;
+const MOST_ALONE: usize = 2200;
 
 #[global_allocator]
 static COUNTING: Counting = Counting;

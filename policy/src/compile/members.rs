@@ -169,7 +169,10 @@ impl<'a> Members<'a> {
                 capture,
             })
         };
-        self.all.into_iter().map(workload).collect()
+        let mut all: Vec<_> = self.all.into_iter().map(workload).collect();
+        // It took over the memory of the members, which are larger.
+        all.shrink_to_fit();
+        all
     }
 }
 

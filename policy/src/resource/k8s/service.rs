@@ -147,6 +147,7 @@ fn decode_ports(spec: &mut Fields<'_>) -> Option<Vec<ServicePortSpec>> {
         }
         ports.push(port);
     }
+    ports.shrink_to_fit();
     whole.then_some(ports)
 }
 
