@@ -61,7 +61,7 @@ pub(crate) struct Facts {
 /// One document of a file.
 #[derive(Debug)]
 pub(crate) enum Parsed {
-    Good(Key, Arc<Object>),
+    Good(Key, Object),
     /// Refused, but it says which object it is.
     Refused(Key, Position),
     Unidentified(Facts),
@@ -154,7 +154,7 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
                 labels,
                 annotations,
             };
-            Parsed::Good(key, Arc::new(object))
+            Parsed::Good(key, object)
         }
         _ => Parsed::Refused(key, at),
     }

@@ -110,6 +110,9 @@ impl Store {
                 for document in documents {
                     match document {
                         Parsed::Good(key, object) => {
+                            let key = self.known(key);
+                            let id = key.id.clone();
+                            let object = Arc::new(Object { id, ..object });
                             let (line, column) = (object.location.line, object.location.column);
                             let slot = Slot {
                                 wanted: Some(object),
@@ -120,6 +123,7 @@ impl Store {
                             state.take(path, key, slot);
                         }
                         Parsed::Refused(key, at) => {
+                            let key = self.known(key);
                             let wanted = old.slots.get(&key).and_then(|slot| slot.wanted.clone());
                             state.take(
                                 path,
@@ -236,6 +240,12 @@ impl Store {
                 in_force,
             })
         })
+    }
+
+    /// The key as the store has it: of each object's name there is one.
+    fn known(&self, key: Key) -> Key {
+        let known = self.holders.get_key_value(&key).map(|(known, _)| known.clone());
+        known.unwrap_or(key)
     }
 
     /// Why the object of this file is not in force, beyond what is wrong with its text.

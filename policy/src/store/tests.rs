@@ -206,3 +206,16 @@ fn objects_of_several_files_share_equal_labels() {
     assert_eq!(labels, ["web", "web", "api"]);
     assert!(std::ptr::eq(labels[0], labels[1]));
 }
+
+#[test]
+fn a_file_that_is_read_again_brings_no_second_name_of_an_object() {
+    let mut store = Store::default();
+    for port in ["80", "81", "none", "82"] {
+        apply(&mut store, "f", &service("a", port));
+        let (key, object) = store.in_force.iter().next().unwrap();
+        let of_file = store.files["f"].slots.keys().next().unwrap();
+        for id in [&object.id, &of_file.id] {
+            assert!(Arc::ptr_eq(id, &key.id), "{port}");
+        }
+    }
+}
