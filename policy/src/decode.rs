@@ -12,7 +12,9 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     names,
+    pool::Pools,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{Data, Kind, Node, Position, Problem},
 };
@@ -32,11 +34,12 @@ pub(crate) struct Context {
     pub file: Arc<str>,
     /// `None`: any adapter may be one, with any parameters.
     pub adapters: Option<&'static dyn AdapterCatalog>,
-    object: RefCell<Option<ObjectRef>>,
+    object: RefCell<Option<Arc<ObjectRef>>>,
     found: RefCell<Vec<Diagnostic>>,
     dropped: Cell<usize>,
     errors: Cell<usize>,
     regexes: Cell<usize>,
+    pools: RefCell<Pools>,
 }
 
 /// A node and the path that led to it.
@@ -68,20 +71,21 @@ pub struct Located<T> {
 // === impl Context ===
 
 impl Context {
-    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>) -> Self {
+    pub fn new(file: &str, adapters: Option<&'static dyn AdapterCatalog>, mut pools: Pools) -> Self {
         Self {
-            file: file.into(),
+            file: pools.text(file),
             adapters,
             object: RefCell::default(),
             found: RefCell::default(),
             dropped: Cell::default(),
             errors: Cell::default(),
             regexes: Cell::default(),
+            pools: RefCell::new(pools),
         }
     }
 
     /// Messages from now on are about this object.
-    pub fn set_object(&self, object: Option<ObjectRef>) {
+    pub fn set_object(&self, object: Option<Arc<ObjectRef>>) {
         *self.object.borrow_mut() = object;
     }
 
@@ -104,7 +108,7 @@ impl Context {
             file: self.file.to_string(),
             line: at.line,
             column: at.column,
-            object: self.object.borrow().clone(),
+            object: self.object.borrow().as_deref().cloned(),
             field: field.to_owned(),
             reason,
             instead,
@@ -121,7 +125,13 @@ impl Context {
         );
     }
 
-    pub fn into_diagnostics(self) -> Vec<Diagnostic> {
+    /// This text, one for all objects that have it.
+    pub fn shared_text(&self, text: &str) -> Arc<str> {
+        self.pools.borrow_mut().text(text)
+    }
+
+    /// What was found, and the pools.
+    pub fn finish(self) -> (Vec<Diagnostic>, Pools) {
         let mut found = self.found.into_inner();
         found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         let dropped = self.dropped.get();
@@ -137,7 +147,7 @@ impl Context {
                 instead: None,
             });
         }
-        found
+        (found, self.pools.into_inner())
     }
 }
 
@@ -286,7 +296,7 @@ impl<'a> Value<'a> {
         None
     }
 
-    /// A map from text to text.
+    /// A map from text to text, for those who change it.
     pub fn string_map(&self) -> Option<BTreeMap<String, String>> {
         let Data::Mapping(entries) = &self.node.data else {
             return self.mismatch("a map", "write `key: value` lines below it");
@@ -307,6 +317,12 @@ impl<'a> Value<'a> {
             }
         }
         whole.then_some(map)
+    }
+
+    /// A map from text to text, one for all objects that have the same.
+    pub fn labels(&self) -> Option<Labels> {
+        let labels = self.string_map()?.into();
+        Some(self.cx.pools.borrow_mut().labels(labels))
     }
 
     /// A regular expression, anchored at its start only.

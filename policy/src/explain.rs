@@ -318,7 +318,7 @@ impl Snapshot {
     /// Classes of an account's workloads; of one that has none: nobody's.
     fn classes_of(&self, account: &Account) -> BTreeSet<Class> {
         let own = |w: &&std::sync::Arc<crate::snapshot::Workload>| {
-            w.namespace == account.namespace && w.account == account.name
+            *w.namespace == *account.namespace && *w.account == *account.name
         };
         let found: BTreeSet<Class> = self.workloads.iter().filter(own).map(|w| w.class).collect();
         if found.is_empty() {
@@ -451,7 +451,7 @@ impl Snapshot {
             }
             .to_owned();
         };
-        let refusal = match object.kind.as_str() {
+        let refusal = match &*object.kind {
             "MeshConfig" => format!("the default of {object}: no rule allows it"),
             "NetworkPolicy" => format!("{object}, which isolates: no NetworkPolicy allows it"),
             _ => format!("{object}: the request matches none of its routes"),

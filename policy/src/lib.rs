@@ -11,7 +11,9 @@ pub mod compile;
 mod decode;
 mod diagnostic;
 mod explain;
+mod labels;
 mod names;
+mod pool;
 mod query;
 pub mod resource;
 mod snapshot;
@@ -26,6 +28,7 @@ pub use self::{
     decode::Located,
     diagnostic::{Diagnostic, Severity},
     explain::{DataPath, ExplainInput, ExplainTarget, Explanation},
+    labels::Labels,
     query::{DNS_SUFFIX, DnsAnswer},
     resource::{DEFAULT_NAMESPACE, Location, Object, Spec},
     snapshot::*,

@@ -32,8 +32,8 @@ impl Snapshot {
     /// The service `namespace/name`.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
         self.services.get(&ServiceName {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.into(),
+            name: name.into(),
         })
     }
 

@@ -10,6 +10,7 @@ mod shared;
 mod wasm;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -19,6 +20,8 @@ use std::{
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+
+use crate::labels::Labels;
 
 pub(crate) use self::adapter::REMOTE_PROTOCOLS;
 pub use self::adapter::{
@@ -56,9 +59,9 @@ impl Identity {
 /// Kind, namespace and name of a resource, as flow events and messages name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectRef {
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// `None` for cluster-scoped objects (a mesh-wide MeshConfig).
-    pub namespace: Option<String>,
+    pub namespace: Option<Arc<str>>,
     pub name: String,
 }
 
@@ -71,11 +74,11 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Namespace and name of a service.
+/// Namespace and name of a service. Clones share them, for many tables have them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 /// Namespace and name of a service account: what an [`Identity`] stands for.
@@ -282,7 +285,7 @@ pub struct Endpoint {
     pub identity: Identity,
     pub class: Class,
     /// Name of the workload ([`Workload::name`]).
-    pub workload: String,
+    pub workload: Arc<str>,
 }
 
 /// SMI TrafficSplit of a root service, compiled for one of its ports.
@@ -308,21 +311,21 @@ pub struct SplitBackend {
 #[derive(Debug, Clone, Serialize)]
 pub struct Workload {
     /// Unique: `NAMESPACE/SERVICE/INSTANCE` for `weft run`, `NAMESPACE/NAME` for kind Workload.
-    pub name: String,
-    pub namespace: String,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
     /// First service it belongs to, for flow events.
-    pub service: Option<String>,
-    pub account: String,
+    pub service: Option<Arc<str>>,
+    pub account: Arc<str>,
     pub identity: Identity,
     pub class: Class,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// cgroup v2 id of the workload's cgroup, where it is captured on this node.
     pub cgroup: Option<u64>,
     /// Addresses of its own, by which it is known where no connection's record says more; empty for one that shares the
     /// node's.
-    pub addresses: Vec<IpAddr>,
-    /// What a Workload's `capture` says, and what became of it.
-    pub capture: Option<Capture>,
+    pub addresses: Arc<[IpAddr]>,
+    /// What a Workload's `capture` says, and what became of it. Few have one.
+    pub capture: Option<Box<Capture>>,
 }
 
 /// Processes of this node that belong to a workload which nobody started by `weft run`: a pod's.
@@ -484,7 +487,7 @@ pub enum ObjectState {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ObjectStatus {
-    pub object: ObjectRef,
+    pub object: Arc<ObjectRef>,
     pub state: ObjectState,
-    pub reason: String,
+    pub reason: Cow<'static, str>,
 }

@@ -226,7 +226,7 @@ struct Defaults<'a> {
 impl<'a> Defaults<'a> {
     fn of(sources: &Sources<'a>, allocations: &mut Allocations) -> Self {
         let built_in = ObjectRef {
-            kind: "MeshConfig".to_owned(),
+            kind: "MeshConfig".into(),
             namespace: None,
             name: BUILT_IN.to_owned(),
         };
@@ -239,7 +239,7 @@ impl<'a> Defaults<'a> {
         };
         for (namespace, (object, spec)) in &sources.configs {
             let rule = allocations.rule(&object.id);
-            defaults.objects.insert(rule, object.id.clone());
+            defaults.objects.insert(rule, (*object.id).clone());
             match (namespace, spec.access_default) {
                 (None, Some(default)) => defaults.mesh = (default, rule),
                 (Some(namespace), Some(default)) => {

@@ -68,7 +68,7 @@ impl<'a> Adapters<'a> {
             let mut services: BTreeSet<ServiceName> = match &spec.target {
                 Target::All => drafts.services.keys().cloned().collect(),
                 Target::Namespace => {
-                    let of_it = |name: &&ServiceName| name.namespace == object.namespace();
+                    let of_it = |name: &&ServiceName| *name.namespace == *object.namespace();
                     drafts.services.keys().filter(of_it).cloned().collect()
                 }
                 Target::Services(names) => {

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -36,7 +37,7 @@ pub struct Allocations {
     vips: BTreeMap<String, Vips>,
     identities: BTreeMap<String, Identity>,
     ports: BTreeMap<String, u32>,
-    rules: Vec<(ObjectRef, RuleId)>,
+    rules: Vec<(Arc<ObjectRef>, RuleId)>,
     classes: Vec<(ClassName, Class)>,
     /// Grows with everything that is given or taken back.
     #[serde(skip)]
@@ -59,7 +60,7 @@ struct Index {
     next_port: u32,
     next_rule: u32,
     next_class: u32,
-    rules: BTreeMap<ObjectRef, RuleId>,
+    rules: BTreeMap<Arc<ObjectRef>, RuleId>,
     classes: BTreeMap<ClassName, Class>,
 }
 
@@ -166,14 +167,15 @@ impl Allocations {
         }
         let rule = RuleId(index.next_rule);
         index.next_rule += 1;
+        let object = Arc::new(object.clone());
         index.rules.insert(object.clone(), rule);
         self.changes += 1;
-        self.rules.push((object.clone(), rule));
+        self.rules.push((object, rule));
         rule
     }
 
     /// All objects that ever had a rule number.
-    pub(crate) fn rules(&self) -> impl Iterator<Item = &(ObjectRef, RuleId)> {
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &(Arc<ObjectRef>, RuleId)> {
         self.rules.iter()
     }
 
@@ -297,7 +299,7 @@ mod tests {
     fn class(app: &str) -> ClassName {
         ClassName::Workloads {
             namespace: "shop".into(),
-            labels: BTreeMap::from([("app".into(), app.into())]),
+            labels: BTreeMap::from([("app".into(), app.into())]).into(),
         }
     }
 

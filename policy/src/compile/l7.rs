@@ -46,8 +46,8 @@ impl<'a> Elsewhere<'a> {
             };
             match sources.l7(name) {
                 L7::Auto => {}
-                L7::None => found.none.extend(targets.map(|target| (target, &policy.id))),
-                L7::External { .. } => found.external.extend(targets.map(|target| (target, &policy.id))),
+                L7::None => found.none.extend(targets.map(|target| (target, &*policy.id))),
+                L7::External { .. } => found.external.extend(targets.map(|target| (target, &*policy.id))),
             }
         }
         found

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Allocations, RuntimeWorkload, capture, services::Drafts, sources::Sources};
 use crate::{
+    labels::Labels,
     resource::weft::WorkloadSpec,
     snapshot::{Account, Captured, Class, ClassName, Identity, Protocol, ServiceName, SharedVec, Workload},
 };
@@ -25,12 +26,11 @@ pub(super) struct Members<'a> {
 }
 
 pub(super) struct Member<'a> {
-    pub name: String,
+    pub name: Arc<str>,
     pub namespace: &'a str,
-    pub account: Account,
     pub identity: Identity,
     pub class: Class,
-    pub labels: &'a BTreeMap<String, String>,
+    pub labels: &'a Labels,
     pub origin: Origin<'a>,
 }
 
@@ -47,9 +47,9 @@ pub(super) fn account_of(workload: &RuntimeWorkload) -> Account {
     }
 }
 
-fn class_of(allocations: &mut Allocations, namespace: &str, labels: &BTreeMap<String, String>) -> Class {
+fn class_of(allocations: &mut Allocations, namespace: &str, labels: &Labels) -> Class {
     allocations.class(&ClassName::Workloads {
-        namespace: namespace.to_owned(),
+        namespace: namespace.into(),
         labels: labels.clone(),
     })
 }
@@ -58,43 +58,45 @@ fn class_of(allocations: &mut Allocations, namespace: &str, labels: &BTreeMap<St
 
 impl<'a> Members<'a> {
     pub fn gather(sources: &Sources<'a>, running: &'a [RuntimeWorkload], allocations: &mut Allocations) -> Self {
-        let run = running.iter().map(|workload| {
-            let account = account_of(workload);
-            Member {
-                name: workload.name.clone(),
+        let mut accounts = BTreeMap::new();
+        let mut identify = |account: Account, allocations: &mut Allocations| {
+            let identity = allocations.identity(&account);
+            accounts.insert(account, identity);
+            identity
+        };
+        let mut all: Vec<Member<'a>> = Vec::with_capacity(running.len() + sources.workloads.len());
+        for workload in running {
+            all.push(Member {
+                name: workload.name.as_str().into(),
                 namespace: &workload.namespace,
-                identity: allocations.identity(&account),
+                identity: identify(account_of(workload), allocations),
                 class: class_of(allocations, &workload.namespace, &workload.labels),
-                account,
                 labels: &workload.labels,
                 origin: Origin::Run(workload),
-            }
-        });
-        let mut all: Vec<Member<'a>> = run.collect();
+            });
+        }
         for (object, spec) in &sources.workloads {
             let account = Account {
                 namespace: object.namespace().to_owned(),
-                name: spec.service_account.clone(),
+                name: spec.service_account.to_string(),
             };
             all.push(Member {
-                name: format!("{}/{}", object.namespace(), object.id.name),
+                name: format!("{}/{}", object.namespace(), object.id.name).into(),
                 namespace: object.namespace(),
-                identity: allocations.identity(&account),
+                identity: identify(account, allocations),
                 class: class_of(allocations, object.namespace(), &object.labels),
-                account,
                 labels: &object.labels,
                 origin: Origin::Hand(spec),
             });
         }
         let mut members = Self {
             all,
-            accounts: BTreeMap::new(),
+            accounts,
             by_label: HashMap::new(),
             by_service: BTreeMap::new(),
         };
         for (index, member) in members.all.iter().enumerate() {
-            members.accounts.insert(member.account.clone(), member.identity);
-            for (label, value) in member.labels {
+            for (label, value) in member.labels.iter() {
                 members
                     .by_label
                     .entry((member.namespace, label, value))
@@ -103,8 +105,8 @@ impl<'a> Members<'a> {
             }
             if let Origin::Run(workload) = member.origin {
                 let name = ServiceName {
-                    namespace: workload.namespace.clone(),
-                    name: workload.service.clone(),
+                    namespace: workload.namespace.as_str().into(),
+                    name: workload.service.as_str().into(),
                 };
                 members.by_service.entry(name).or_default().push(index);
             }
@@ -118,12 +120,10 @@ impl<'a> Members<'a> {
     }
 
     /// Members that belong to a service: those that name it and those that its selector picks.
-    pub fn of(&self, service: &ServiceName, selector: &BTreeMap<String, String>) -> Vec<&Member<'a>> {
+    pub fn of(&self, service: &ServiceName, selector: &Labels) -> Vec<&Member<'a>> {
         let mut found: BTreeSet<usize> = self.by_service.get(service).into_iter().flatten().copied().collect();
-        if let Some((label, value)) = selector.first_key_value() {
-            let candidates = self
-                .by_label
-                .get(&(service.namespace.as_str(), label.as_str(), value.as_str()));
+        if let Some((label, value)) = selector.iter().next() {
+            let candidates = self.by_label.get(&(&*service.namespace, label, value));
             let fits = |i: &&usize| {
                 selector
                     .iter()
@@ -136,21 +136,31 @@ impl<'a> Members<'a> {
 
     /// As the snapshot has them; the first service of one by hand is looked up in what was drafted.
     pub fn workloads(self, drafts: &Drafts, captured: &BTreeMap<String, Captured>) -> SharedVec<Arc<Workload>> {
-        let workload = |member: Member<'_>| {
-            let (service, cgroup, addresses, capture) = match member.origin {
-                Origin::Run(workload) => (Some(workload.service.clone()), Some(workload.cgroup), Vec::new(), None),
+        let mut namespaces: HashMap<&str, Arc<str>> = HashMap::new();
+        let workload = |member: Member<'a>| {
+            let namespace = namespaces.entry(member.namespace);
+            let namespace = namespace.or_insert_with(|| member.namespace.into()).clone();
+            let (service, account, cgroup, addresses, capture) = match member.origin {
+                Origin::Run(workload) => (
+                    Some(workload.service.as_str().into()),
+                    workload.account.as_str().into(),
+                    Some(workload.cgroup),
+                    Arc::default(),
+                    None,
+                ),
                 Origin::Hand(spec) => {
-                    let capture = capture::of(spec, captured.get(&member.name));
+                    let capture = capture::of(spec, captured.get(&*member.name));
                     let cgroup = capture.as_ref().and_then(|capture| capture.found.as_ref()?.cgroup);
                     let service = drafts.first_service.get(&member.name).cloned();
-                    (service, cgroup, spec.addresses.clone(), capture)
+                    let (account, addresses) = (spec.service_account.clone(), spec.addresses.clone());
+                    (service, account, cgroup, addresses, capture.map(Box::new))
                 }
             };
             Arc::new(Workload {
                 name: member.name,
-                namespace: member.namespace.to_owned(),
+                namespace,
                 service,
-                account: member.account.name,
+                account,
                 identity: member.identity,
                 class: member.class,
                 labels: member.labels.clone(),

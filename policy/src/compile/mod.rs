@@ -58,6 +58,7 @@ pub use self::{
 };
 use crate::{
     diagnostic::Diagnostic,
+    labels::Labels,
     snapshot::{
         Acceleration, Adapter, Captured, Class, EndpointOwner, Identity, Listener, Network, Protocol, Service,
         ServiceName, SharedMap, SharedVec, Snapshot, Workload,
@@ -94,7 +95,7 @@ pub struct RuntimeWorkload {
     pub service: String,
     pub account: String,
     /// With [`SERVICE_LABEL`].
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// cgroup v2 id.
     pub cgroup: u64,
     /// What `--port` said; empty: the service's ports on their target ports.
@@ -192,7 +193,7 @@ fn assemble(
             .collect(),
         rules: allocations
             .rules()
-            .map(|(object, rule)| (*rule, Arc::new(object.clone())))
+            .map(|(object, rule)| (*rule, object.clone()))
             .collect(),
         by_vip: by_vip.into(),
         statuses: report.statuses().into(),
@@ -210,16 +211,13 @@ fn owners(
     services: &BTreeMap<ServiceName, Arc<Service>>,
     workloads: &SharedVec<Arc<Workload>>,
 ) -> SharedMap<(SocketAddr, Protocol), EndpointOwner> {
-    let own: HashMap<&str, Option<&str>> = workloads
-        .iter()
-        .map(|w| (w.name.as_str(), w.service.as_deref()))
-        .collect();
+    let own: HashMap<&str, Option<&str>> = workloads.iter().map(|w| (&*w.name, w.service.as_deref())).collect();
     let mut owners: HashMap<(SocketAddr, Protocol), EndpointOwner> = HashMap::new();
     for service in services.values() {
         let name = Arc::new(service.name.clone());
         for (index, port) in service.ports.iter().enumerate() {
             for endpoint in &port.endpoints {
-                let is_own = own.get(endpoint.workload.as_str()).copied().flatten() == Some(service.name.name.as_str());
+                let is_own = own.get(&*endpoint.workload).copied().flatten() == Some(&*service.name.name);
                 let owner = || EndpointOwner {
                     service: Arc::clone(&name),
                     port: index,

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use super::{Allocations, members::Members, report::Report, services::Drafts, sources::Sources};
 use crate::{
+    labels::Labels,
     resource::{
         Object,
         k8s::{NetworkPolicySpec, PolicyPeer, PolicyPort, PolicyRule, PortMatch},
@@ -92,9 +93,9 @@ fn is_audited(object: &Object, sources: &Sources<'_>) -> bool {
 /// Who there is to select.
 struct World<'a> {
     /// Namespace -> classes of its workloads, and their labels.
-    classes: BTreeMap<&'a str, BTreeMap<Class, &'a BTreeMap<String, String>>>,
+    classes: BTreeMap<&'a str, BTreeMap<Class, &'a Labels>>,
     /// Labels of all namespaces with workloads.
-    namespaces: BTreeMap<&'a str, BTreeMap<String, String>>,
+    namespaces: BTreeMap<&'a str, Labels>,
     ranges: BTreeMap<IpNet, Class>,
     /// Class, protocol and name -> target ports of the service ports that have this name and lead to this class.
     named: HashMap<(Class, Protocol), BTreeMap<&'a str, BTreeSet<u16>>>,
@@ -135,9 +136,10 @@ impl<'a> World<'a> {
             classes.insert(member.class, member.labels);
         }
         for namespace in world.classes.keys() {
-            let mut labels = sources.namespaces.get(namespace).copied().cloned().unwrap_or_default();
+            let declared = sources.namespaces.get(namespace);
+            let mut labels = declared.map(|labels| labels.to_map()).unwrap_or_default();
             labels.insert(NAMESPACE_LABEL.to_owned(), (*namespace).to_owned());
-            world.namespaces.insert(namespace, labels);
+            world.namespaces.insert(namespace, labels.into());
         }
         for (_, spec) in &sources.network_policies {
             let rules = spec.ingress.iter().chain(&spec.egress).flatten();
@@ -163,7 +165,7 @@ impl<'a> World<'a> {
         world
     }
 
-    fn classes_in(&self, namespace: &str) -> impl Iterator<Item = (Class, &'a BTreeMap<String, String>)> {
+    fn classes_in(&self, namespace: &str) -> impl Iterator<Item = (Class, &'a Labels)> {
         let found = self.classes.get(namespace).into_iter().flatten();
         found.map(|(class, labels)| (*class, *labels))
     }

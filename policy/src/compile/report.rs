@@ -1,6 +1,6 @@
 //! What is said about objects: a status each, and diagnostics about objects together.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::sources::Sources;
 use crate::{
@@ -14,11 +14,11 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Report {
     pub diagnostics: Vec<Diagnostic>,
-    statuses: BTreeMap<ObjectRef, (ObjectState, String)>,
+    statuses: BTreeMap<Arc<ObjectRef>, (ObjectState, Cow<'static, str>)>,
 }
 
 impl Report {
-    pub fn status(&mut self, object: &ObjectRef, state: ObjectState, reason: impl Into<String>) {
+    pub fn status(&mut self, object: &Arc<ObjectRef>, state: ObjectState, reason: impl Into<Cow<'static, str>>) {
         self.statuses.insert(object.clone(), (state, reason.into()));
     }
 
@@ -44,7 +44,7 @@ impl Report {
         for object in &sources.all {
             self.statuses
                 .entry(object.id.clone())
-                .or_insert((ObjectState::Accepted, "in force".to_owned()));
+                .or_insert((ObjectState::Accepted, "in force".into()));
         }
     }
 

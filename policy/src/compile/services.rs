@@ -15,6 +15,7 @@ use super::{
 use crate::{
     decode::Located,
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     resource::{Object, k8s::ServicePortSpec},
     snapshot::{AppProtocol, Class, Endpoint, Identity, ObjectState, Protocol, ServiceName},
 };
@@ -23,7 +24,7 @@ use crate::{
 pub(super) struct Drafts {
     pub services: BTreeMap<ServiceName, Draft>,
     /// Workload -> the first service (by name) that has it.
-    pub first_service: BTreeMap<String, String>,
+    pub first_service: HashMap<Arc<str>, Arc<str>>,
     /// Class of workloads written by hand -> the services that select them, by name.
     pub joined: HashMap<Class, Vec<Arc<ServiceName>>>,
 }
@@ -82,7 +83,7 @@ pub(super) fn draft(
     };
     let names: BTreeSet<&ServiceName> = sources.services.keys().chain(members.named_services()).collect();
     let exists: HashSet<String> = names.iter().map(|name| name.to_string()).collect();
-    let no_selector = BTreeMap::new();
+    let no_selector = Labels::default();
     let mut drafts = Drafts::default();
     let mut taken = HashMap::new();
     for name in names {
@@ -93,10 +94,8 @@ pub(super) fn draft(
         };
         let joined = members.of(name, defined.map_or(&no_selector, |(_, spec)| &spec.selector));
         for member in &joined {
-            drafts
-                .first_service
-                .entry(member.name.clone())
-                .or_insert_with(|| name.name.clone());
+            let first = drafts.first_service.entry(member.name.clone());
+            first.or_insert_with(|| name.name.clone());
         }
         drafts.note_joined(name, &joined);
         let specs = match defined {
@@ -128,7 +127,7 @@ pub(super) fn draft(
     for (object, _) in &sources.workloads {
         if !drafts
             .first_service
-            .contains_key(&format!("{}/{}", object.namespace(), object.id.name))
+            .contains_key(&*format!("{}/{}", object.namespace(), object.id.name))
         {
             report.status(&object.id, ObjectState::Accepted, "no Service selects it by its labels");
         }
@@ -171,7 +170,7 @@ fn draft_port(
     spec: ServicePortSpec,
     target: Option<u16>,
     joined: &[&Member<'_>],
-    taken: &mut HashMap<(SocketAddr, Protocol), (String, Identity, Class)>,
+    taken: &mut HashMap<(SocketAddr, Protocol), (Arc<str>, Identity, Class)>,
     report: &mut Report,
 ) -> PortDraft {
     let ServicePortSpec {

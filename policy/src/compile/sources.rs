@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    labels::Labels,
     resource::{
         Object, Spec,
         k8s::{NetworkPolicySpec, ServiceSpec},
@@ -23,7 +24,7 @@ pub(super) struct Sources<'a> {
     /// By namespace and name.
     pub network_policies: Vec<(&'a Object, &'a NetworkPolicySpec)>,
     /// Labels of those that a Namespace declares.
-    pub namespaces: BTreeMap<&'a str, &'a BTreeMap<String, String>>,
+    pub namespaces: BTreeMap<&'a str, &'a Labels>,
     pub http_groups: BTreeMap<Name<'a>, &'a HttpRouteGroupSpec>,
     pub tcp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
     pub udp_routes: BTreeMap<Name<'a>, &'a PortRouteSpec>,
@@ -110,7 +111,7 @@ impl<'a> Sources<'a> {
 /// A service of the object's namespace.
 pub(super) fn service_name(object: &Object, name: &str) -> ServiceName {
     ServiceName {
-        namespace: object.namespace().to_owned(),
-        name: name.to_owned(),
+        namespace: object.id.namespace.clone().unwrap_or_default(),
+        name: name.into(),
     }
 }

@@ -201,7 +201,7 @@ impl<'a> Root<'a> {
         });
         Split {
             rule: allocations.rule(&self.object.id),
-            object: Arc::new(self.object.id.clone()),
+            object: self.object.id.clone(),
             matches: self.matches.clone().unwrap_or_default(),
             backends: backends.collect(),
         }

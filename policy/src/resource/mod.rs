@@ -13,21 +13,21 @@ use crate::snapshot::ObjectRef;
 pub use self::object::{AUDIT_ANNOTATION, DEFAULT_NAMESPACE, Location, Object};
 pub(crate) use self::object::{Body, Key, Parsed, parse_file};
 
-/// What an object says, by kind.
+/// What an object says, by kind. Of most meshes most objects are Workloads: what is larger than theirs is in a box.
 #[derive(Debug)]
 pub enum Spec {
     Service(k8s::ServiceSpec),
     Namespace,
     ServiceAccount,
-    NetworkPolicy(k8s::NetworkPolicySpec),
-    TrafficTarget(smi::TrafficTargetSpec),
+    NetworkPolicy(Box<k8s::NetworkPolicySpec>),
+    TrafficTarget(Box<smi::TrafficTargetSpec>),
     HttpRouteGroup(smi::HttpRouteGroupSpec),
     TcpRoute(smi::PortRouteSpec),
     UdpRoute(smi::PortRouteSpec),
-    TrafficSplit(smi::TrafficSplitSpec),
+    TrafficSplit(Box<smi::TrafficSplitSpec>),
     MeshConfig(weft::MeshConfigSpec),
     Workload(weft::WorkloadSpec),
-    ServicePolicy(weft::ServicePolicySpec),
+    ServicePolicy(Box<weft::ServicePolicySpec>),
     Adapter(weft::AdapterSpec),
 }
 

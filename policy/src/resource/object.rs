@@ -1,12 +1,14 @@
 //! The envelope all kinds share: `apiVersion`, `kind`, `metadata`, and what identifies an object.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{KINDS, KindInfo, NameRule, Scope, Spec};
 use crate::{
     decode::{Context, Fields, Value, one_of, shorten},
     diagnostic::{Diagnostic, Severity},
+    labels::Labels,
     names,
+    pool::Pools,
     snapshot::{AdapterCatalog, ObjectRef},
     yaml::{self, Document, Kind, Node, Position},
 };
@@ -22,15 +24,13 @@ const AUDITED_KINDS: [&str; 2] = ["NetworkPolicy", "TrafficTarget"];
 /// An object that was understood.
 #[derive(Debug)]
 pub struct Object {
-    pub id: ObjectRef,
-    /// As written.
-    pub api_version: String,
+    pub id: Arc<ObjectRef>,
     pub location: Location,
     pub spec: Spec,
     /// The YAML document as written.
-    pub text: String,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub text: Box<str>,
+    pub labels: Labels,
+    pub annotations: Labels,
 }
 
 /// Where an object is written.
@@ -47,7 +47,8 @@ pub struct Location {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub group: &'static str,
-    pub id: ObjectRef,
+    /// The object's own.
+    pub id: Arc<ObjectRef>,
 }
 
 /// What could be told about a document that is not known to be any object: which object it may have been.
@@ -60,7 +61,7 @@ pub(crate) struct Facts {
 /// One document of a file.
 #[derive(Debug)]
 pub(crate) enum Parsed {
-    Good(Key, Arc<Object>),
+    Good(Key, Object),
     /// Refused, but it says which object it is.
     Refused(Key, Position),
     Unidentified(Facts),
@@ -71,6 +72,8 @@ pub(crate) struct ParsedFile {
     /// `None`: the file as a whole cannot be read.
     pub documents: Option<Vec<Parsed>>,
     pub diagnostics: Vec<Diagnostic>,
+    /// As it was given, and what this file's objects added to it.
+    pub pools: Pools,
 }
 
 /// What a kind's decoder is given: the document without its envelope.
@@ -83,8 +86,13 @@ pub(crate) struct Body<'b, 'a> {
 }
 
 /// Reads all documents of a file.
-pub(crate) fn parse_file(path: &str, bytes: &[u8], adapters: Option<&'static dyn AdapterCatalog>) -> ParsedFile {
-    let cx = Context::new(path, adapters);
+pub(crate) fn parse_file(
+    path: &str,
+    bytes: &[u8],
+    adapters: Option<&'static dyn AdapterCatalog>,
+    pools: Pools,
+) -> ParsedFile {
+    let cx = Context::new(path, adapters, pools);
     let documents = match yaml::parse(bytes) {
         Ok(documents) => Some(
             documents
@@ -97,9 +105,11 @@ pub(crate) fn parse_file(path: &str, bytes: &[u8], adapters: Option<&'static dyn
             None
         }
     };
+    let (diagnostics, pools) = cx.finish();
     ParsedFile {
         documents,
-        diagnostics: cx.into_diagnostics(),
+        diagnostics,
+        pools,
     }
 }
 
@@ -112,7 +122,7 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
     let Ok(Envelope {
         info,
         key,
-        api_version,
+        version,
         labels,
         annotations,
         mut fields,
@@ -122,7 +132,6 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
         return Parsed::Unidentified(facts(root));
     };
     document.problems.into_iter().for_each(|problem| cx.problem(problem));
-    let version = api_version.rsplit('/').next().unwrap_or_default();
     let spec = (info.decode)(&mut Body {
         id: &key.id,
         version,
@@ -139,14 +148,13 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
             let id = key.id.clone();
             let object = Object {
                 id,
-                api_version,
                 location,
                 spec,
-                text: document.text,
+                text: document.text.into_boxed_str(),
                 labels,
                 annotations,
             };
-            Parsed::Good(key, Arc::new(object))
+            Parsed::Good(key, object)
         }
         _ => Parsed::Refused(key, at),
     }
@@ -155,9 +163,10 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
 struct Envelope<'a> {
     info: &'static KindInfo,
     key: Key,
-    api_version: String,
-    labels: BTreeMap<String, String>,
-    annotations: BTreeMap<String, String>,
+    /// `v1alpha3` of `access.smi-spec.io/v1alpha3`.
+    version: &'a str,
+    labels: Labels,
+    annotations: Labels,
     fields: Fields<'a>,
 }
 
@@ -188,34 +197,31 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     });
     let namespace_value = metadata.optional("namespace");
     let namespace = match &namespace_value {
-        Some(value) => Some(value.dns_label().ok_or(Unidentified)?.to_owned()),
+        Some(value) => Some(value.dns_label().ok_or(Unidentified)?),
         None => None,
     };
     let namespace = match info.scope {
-        Scope::Namespaced => Some(namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())),
+        Scope::Namespaced => Some(namespace.unwrap_or(DEFAULT_NAMESPACE)),
         Scope::Either => namespace,
         Scope::Cluster => None,
     };
-    let id = ObjectRef {
-        kind: info.kind.to_owned(),
-        namespace,
+    let id = Arc::new(ObjectRef {
+        kind: info.kind.into(),
+        namespace: namespace.map(|namespace| cx.shared_text(namespace)),
         name: name.ok_or(Unidentified)?.to_owned(),
-    };
+    });
     cx.set_object(Some(id.clone()));
     if let (Scope::Cluster, Some(value)) = (info.scope, &namespace_value) {
         value.error(format!("a {} belongs to no namespace", info.kind), "remove the line");
     }
-    let labels = metadata
-        .optional("labels")
-        .and_then(|v| v.string_map())
-        .unwrap_or_default();
+    let labels = metadata.optional("labels").and_then(|v| v.labels()).unwrap_or_default();
     let annotations = match metadata.optional("annotations") {
         Some(value) => {
-            let found = value.string_map().unwrap_or_default();
+            let found = value.labels().unwrap_or_default();
             check_audit(&value, &found, info);
             found
         }
-        None => BTreeMap::new(),
+        None => Labels::default(),
     };
     // What an API server adds.
     metadata.tolerate(&[
@@ -236,7 +242,7 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
     Ok(Envelope {
         info,
         key,
-        api_version: api_version.to_owned(),
+        version: api_version.rsplit('/').next().unwrap_or_default(),
         labels,
         annotations,
         fields,
@@ -244,11 +250,11 @@ fn read_envelope<'a>(cx: &'a Context, root: &'a Node) -> Result<Envelope<'a>, Un
 }
 
 /// A misspelt wish to audit would enforce.
-fn check_audit(value: &Value<'_>, annotations: &BTreeMap<String, String>, info: &KindInfo) {
+fn check_audit(value: &Value<'_>, annotations: &Labels, info: &KindInfo) {
     let Some(wish) = annotations.get(AUDIT_ANNOTATION) else {
         return;
     };
-    if !matches!(wish.as_str(), "true" | "false") {
+    if !matches!(wish, "true" | "false") {
         let reason = format!("{AUDIT_ANNOTATION} is `{}`", shorten(wish));
         value.error(reason, "write \"true\" or \"false\"");
     } else if !AUDITED_KINDS.contains(&info.kind) {
@@ -393,7 +399,7 @@ impl Object {
             file: self.location.file.to_string(),
             line: at.line,
             column: at.column,
-            object: Some(self.id.clone()),
+            object: Some((*self.id).clone()),
             field: at.field.clone(),
             reason,
             instead,

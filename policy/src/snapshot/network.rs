@@ -1,7 +1,7 @@
 //! The network dimension: who may connect to whom by labels and addresses (NetworkPolicy), beside access by account.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fmt,
     ops::RangeInclusive,
     sync::Arc,
@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Protocol, RuleId};
+use crate::labels::Labels;
 
 /// Number the kernel compares instead of labels and addresses: one per (namespace, full set of labels) of workloads, one
 /// per address range that some policy tells apart. What it stands for is its [`ClassName`].
@@ -35,8 +36,8 @@ impl Class {
 #[serde(rename_all = "lowercase")]
 pub enum ClassName {
     Workloads {
-        namespace: String,
-        labels: BTreeMap<String, String>,
+        namespace: Arc<str>,
+        labels: Labels,
     },
     /// Addresses in this prefix and in no longer one that has a class.
     Range(IpNet),

@@ -35,11 +35,11 @@ impl Store {
     pub(crate) fn objects_of_kind(&self, kind: &'static KindInfo) -> impl Iterator<Item = &Arc<Object>> {
         let first = Key {
             group: kind.group,
-            id: ObjectRef {
-                kind: kind.kind.to_owned(),
+            id: Arc::new(ObjectRef {
+                kind: kind.kind.into(),
                 namespace: None,
                 name: String::new(),
-            },
+            }),
         };
         let from = self.in_force.range::<Key, _>(first..);
         from.take_while(|(key, _)| key.group == kind.group && key.id.kind == kind.kind)

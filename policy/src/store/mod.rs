@@ -14,19 +14,26 @@
 mod changes;
 mod index;
 mod settle;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 
 pub use self::changes::{Change, MAX_CHANGED_BYTES, MAX_CHANGES};
-use self::{changes::Changes, index::Index};
+use self::{
+    changes::Changes,
+    index::Index,
+    slots::{Holders, Slots},
+};
 use crate::{
     decode::MAX_DIAGNOSTICS,
     diagnostic::{Diagnostic, Severity},
+    pool::Pools,
     resource::{self, Claim, Key, Location, Object, Parsed},
     snapshot::{AdapterCatalog, ObjectRef},
 };
@@ -35,14 +42,15 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Store {
     adapters: Option<&'static dyn AdapterCatalog>,
-    files: BTreeMap<String, FileState>,
-    /// Files that have an object, in the order in which they came to have it.
-    holders: BTreeMap<Key, Vec<String>>,
+    files: BTreeMap<Arc<str>, FileState>,
+    holders: BTreeMap<Key, Holders>,
     in_force: BTreeMap<Key, Arc<Object>>,
     claims: BTreeMap<Claim, Key>,
     /// Objects whose wanted version waits for a claim.
     waiting: BTreeSet<Key>,
     index: Index,
+    /// What objects have alike.
+    pools: Pools,
     /// Grows with every file that is taken or forgotten.
     revision: u64,
     changes: Changes,
@@ -51,7 +59,7 @@ pub struct Store {
 /// What a file wants.
 #[derive(Debug, Default)]
 struct FileState {
-    slots: BTreeMap<Key, Slot>,
+    slots: Slots,
     /// From reading the file.
     diagnostics: Vec<Diagnostic>,
 }
@@ -69,7 +77,7 @@ struct Slot {
 /// An object whose present version is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    pub object: ObjectRef,
+    pub object: Arc<ObjectRef>,
     pub reason: String,
     /// Where the version is that stays in force, if there is one.
     pub in_force: Option<Location>,
@@ -90,9 +98,11 @@ impl Store {
     ///
     /// `path` only names the file: in messages, and to know it again.
     pub fn apply_file(&mut self, path: &str, bytes: &[u8]) -> Vec<Diagnostic> {
-        let parsed = resource::parse_file(path, bytes, self.adapters);
+        let pools = mem::take(&mut self.pools);
+        let parsed = resource::parse_file(path, bytes, self.adapters, pools);
+        self.pools = parsed.pools;
         let mut state = FileState {
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             diagnostics: parsed.diagnostics,
         };
         let old = self.files.remove(path).unwrap_or_default();
@@ -109,6 +119,9 @@ impl Store {
                 for document in documents {
                     match document {
                         Parsed::Good(key, object) => {
+                            let key = self.known(key);
+                            let id = key.id.clone();
+                            let object = Arc::new(Object { id, ..object });
                             let (line, column) = (object.location.line, object.location.column);
                             // Of a long file most are as they were: the same memory, and no change.
                             let known = old.slots.get(&key).and_then(|slot| slot.wanted.as_ref());
@@ -122,6 +135,7 @@ impl Store {
                             state.take(path, key, slot);
                         }
                         Parsed::Refused(key, at) => {
+                            let key = self.known(key);
                             let wanted = old.slots.get(&key).and_then(|slot| slot.wanted.clone());
                             state.take(
                                 path,
@@ -137,7 +151,7 @@ impl Store {
                         Parsed::Unidentified(facts) => unidentified.push(facts),
                     }
                 }
-                for (key, slot) in &old.slots {
+                for (key, slot) in old.slots.iter() {
                     if !state.slots.contains_key(key) && unidentified.iter().any(|facts| facts.fit(key)) {
                         state.slots.insert(
                             key.clone(),
@@ -172,12 +186,14 @@ impl Store {
 
     /// The object in force with this name.
     pub fn object(&self, id: &ObjectRef) -> Option<&Arc<Object>> {
-        resource::groups_of(&id.kind).find_map(|group| self.in_force.get(&Key { group, id: id.clone() }))
+        let id = Arc::new(id.clone());
+        let of_group = |group| self.in_force.get(&Key { group, id: id.clone() });
+        resource::groups_of(&id.kind).find_map(of_group)
     }
 
     /// Names of all files.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+        self.files.keys().map(|path| &**path)
     }
 
     /// All that is wrong with all files now.
@@ -191,7 +207,7 @@ impl Store {
             return Vec::new();
         };
         let mut found = state.diagnostics.clone();
-        for (key, slot) in &state.slots {
+        for (key, slot) in state.slots.iter() {
             if found.len() >= MAX_DIAGNOSTICS {
                 break;
             }
@@ -201,7 +217,7 @@ impl Store {
                     file: path.to_owned(),
                     line: slot.line,
                     column: slot.column,
-                    object: Some(key.id.clone()),
+                    object: Some((*key.id).clone()),
                     field: String::new(),
                     reason,
                     instead: Some(instead.to_owned()),
@@ -218,7 +234,7 @@ impl Store {
             let path = self.owner(key)?;
             let state = self.files.get(path)?;
             let reason = if state.slots.get(key)?.refused {
-                let about_it = |d: &&Diagnostic| d.is_error() && d.object.as_ref() == Some(&key.id);
+                let about_it = |d: &&Diagnostic| d.is_error() && d.object.as_ref() == Some(&*key.id);
                 let of_file = state.diagnostics.iter().find(about_it).or_else(|| {
                     let mut errors = state.diagnostics.iter().filter(|d| d.is_error());
                     errors
@@ -236,6 +252,12 @@ impl Store {
                 in_force,
             })
         })
+    }
+
+    /// The key as the store has it: of each object's name there is one.
+    fn known(&self, key: Key) -> Key {
+        let known = self.holders.get_key_value(&key).map(|(known, _)| known.clone());
+        known.unwrap_or(key)
     }
 
     /// Why the object of this file is not in force, beyond what is wrong with its text.
@@ -291,7 +313,7 @@ impl FileState {
             file: path.to_owned(),
             line: slot.line,
             column: slot.column,
-            object: Some(key.id),
+            object: Some((*key.id).clone()),
             field: String::new(),
             reason: format!("the same object is in {path}:{}:{} already", first.line, first.column),
             instead: Some("remove one of the two; the first one stays in force".to_owned()),

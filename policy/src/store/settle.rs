@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{FileState, Store};
+use super::{FileState, Store, slots::Holders};
 use crate::resource::{Key, Object};
 
 impl Store {
@@ -11,27 +11,27 @@ impl Store {
         self.revision += 1;
         let versions_only = new.as_ref().is_some_and(|new| new.has_the_objects_of(&old));
         let mut touched: BTreeSet<Key> = old.slots.into_keys().collect();
+        let path = self.pools.text(path);
         match new {
-            Some(state) => {
+            Some(mut state) => {
                 touched.extend(state.slots.keys().cloned());
-                self.files.insert(path.to_owned(), state);
+                state.slots.shrink_to_fit();
+                self.files.insert(path.clone(), state);
             }
             None => {
-                self.files.remove(path);
+                self.files.remove(&path);
             }
         }
         for key in &touched {
-            let has = self.files.get(path).is_some_and(|state| state.slots.contains_key(key));
-            let holders = self.holders.entry(key.clone()).or_default();
-            match holders.iter().position(|holder| holder == path) {
-                None if has => holders.push(path.to_owned()),
-                Some(index) if !has => {
-                    holders.remove(index);
-                }
-                _ => {}
-            }
-            if holders.is_empty() {
-                self.holders.remove(key);
+            let has = self.files.get(&path).is_some_and(|state| state.slots.contains_key(key));
+            match self.holders.get_mut(key) {
+                None if has => _ = self.holders.insert(key.clone(), Holders::One(path.clone())),
+                None => {}
+                Some(holders) if has => holders.add(&path),
+                Some(holders) => match holders.without(&path) {
+                    Some(others) => *holders = others,
+                    None => _ = self.holders.remove(key),
+                },
             }
             self.note_refused(key);
         }
@@ -45,8 +45,8 @@ impl Store {
 
     /// The file whose version of the object counts: the first that has a good one, else the first.
     pub(super) fn owner(&self, key: &Key) -> Option<&str> {
-        let holders = self.holders.get(key)?;
-        let good = |path: &&String| {
+        let holders = self.holders.get(key)?.all();
+        let good = |path: &&Arc<str>| {
             self.files
                 .get(*path)
                 .and_then(|state| state.slots.get(key))
@@ -56,7 +56,7 @@ impl Store {
             .iter()
             .find(good)
             .or_else(|| holders.first())
-            .map(String::as_str)
+            .map(|path| &**path)
     }
 
     /// What should be in force if there were no other objects.

@@ -123,7 +123,10 @@ fn a_second_split_of_a_root_waits_until_the_first_is_gone() {
         "{found:?}"
     );
     assert_eq!(in_force(&store), ["z@1 web"]);
-    assert_eq!(store.refusals().next().map(|r| r.object.name), Some("a".to_owned()));
+    assert_eq!(
+        store.refusals().next().map(|r| r.object.name.clone()),
+        Some("a".to_owned())
+    );
     store.remove_file("1");
     assert_eq!(in_force(&store), ["a@2 web"]);
     assert_eq!(store.diagnostics().count(), 0);
@@ -397,4 +400,34 @@ fn what_a_file_has_no_more_is_found_under_it_as_long_as_it_is_in_force() {
     assert_eq!(in_force(&store), ["a@1 web", "b@2 api"]);
     assert_eq!(store.objects_of("1").count(), 1);
     check_index(&store);
+}
+
+#[test]
+fn objects_of_several_files_share_equal_labels() {
+    let workload = |name: &str, app: &str| {
+        format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n\
+             spec: {{address: 10.0.0.1}}\n"
+        )
+    };
+    let mut store = Store::default();
+    for (path, app) in [("a", "web"), ("b", "web"), ("c", "api")] {
+        assert!(apply(&mut store, path, &workload(path, app)).is_empty());
+    }
+    let labels: Vec<&str> = store.objects().filter_map(|object| object.labels.get("app")).collect();
+    assert_eq!(labels, ["web", "web", "api"]);
+    assert!(std::ptr::eq(labels[0], labels[1]));
+}
+
+#[test]
+fn a_file_that_is_read_again_brings_no_second_name_of_an_object() {
+    let mut store = Store::default();
+    for port in ["80", "81", "none", "82"] {
+        apply(&mut store, "f", &service("a", port));
+        let (key, object) = store.in_force.iter().next().unwrap();
+        let of_file = store.files["f"].slots.keys().next().unwrap();
+        for id in [&object.id, &of_file.id] {
+            assert!(Arc::ptr_eq(id, &key.id), "{port}");
+        }
+    }
 }

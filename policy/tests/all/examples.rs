@@ -27,7 +27,7 @@ fn examples_parse_without_a_word() {
 #[test]
 fn there_is_an_example_of_every_kind() {
     let store = examples();
-    let shown: BTreeSet<&str> = store.objects().map(|object| object.id.kind.as_str()).collect();
+    let shown: BTreeSet<&str> = store.objects().map(|object| &*object.id.kind).collect();
     assert_eq!(shown, kind_names().collect());
 }
 

@@ -458,7 +458,7 @@ fn check(world: &World, snapshot: &Snapshot, call: &Call) -> Result<(), TestCase
     let kind = found
         .rule
         .and_then(|rule| snapshot.rule(rule))
-        .map(|object| object.kind.as_str());
+        .map(|object| &*object.kind);
     let expected = match found.verdict {
         Verdict::Allow if world.denies(call.destination.0) => "TrafficTarget",
         Verdict::NeedsHttp => "TrafficTarget",

@@ -270,7 +270,7 @@ impl Denied {
             headers: deny.headers,
             body: deny.body,
             rule: deny.rule.unwrap_or_else(|| ObjectRef {
-                kind: "Adapter".to_owned(),
+                kind: "Adapter".into(),
                 namespace: None,
                 name: adapter.to_owned(),
             }),

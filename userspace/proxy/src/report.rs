@@ -17,12 +17,12 @@ fn peer(snapshot: &Snapshot, source: Identity, workload: Option<u64>) -> Peer {
     Peer {
         namespace: account
             .map(|account| account.namespace.clone())
-            .or_else(|| workload.map(|workload| workload.namespace.clone()))
+            .or_else(|| workload.map(|workload| workload.namespace.to_string()))
             .unwrap_or_else(|| UNKNOWN.to_owned()),
-        service: workload.and_then(|workload| workload.service.clone()),
+        service: workload.and_then(|workload| workload.service.as_deref().map(str::to_owned)),
         account: account
             .map(|account| account.name.clone())
-            .or_else(|| workload.map(|workload| workload.account.clone()))
+            .or_else(|| workload.map(|workload| workload.account.to_string()))
             .unwrap_or_else(|| UNKNOWN.to_owned()),
     }
 }
@@ -60,8 +60,8 @@ pub(crate) fn service_destination(
     identity: Option<Identity>,
 ) -> Arc<Destination> {
     Arc::new(Destination {
-        namespace: service.namespace.clone(),
-        service: Some(service.name.clone()),
+        namespace: service.namespace.to_string(),
+        service: Some(service.name.to_string()),
         account: identity
             .and_then(|identity| snapshot.account(identity))
             .map(|account| account.name.clone()),
@@ -98,7 +98,7 @@ impl Destinations {
         }
         // An endpoint may be one of several services.
         let is_it = |found: &&Arc<Destination>| {
-            found.service.as_deref() == Some(&*service.name) && found.namespace == service.namespace
+            found.service.as_deref() == Some(&*service.name) && *found.namespace == *service.namespace
         };
         if let Some(found) = known.of.get(&address).filter(is_it) {
             return Arc::clone(found);
@@ -176,7 +176,7 @@ pub(crate) fn rule_object(snapshot: &Snapshot, rule: Option<RuleId>) -> Option<A
 /// An adapter, named as the rule that decided.
 pub(crate) fn adapter(name: &str) -> Arc<ObjectRef> {
     let (namespace, name) = match name.split_once('/') {
-        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        Some((namespace, name)) => (Some(namespace.into()), name),
         None => (None, name),
     };
     Arc::new(ObjectRef {

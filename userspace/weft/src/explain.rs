@@ -79,8 +79,8 @@ fn target(text: &str, near: &str) -> Result<ExplainTarget, ExplainError> {
     match parts {
         Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() && !name.contains('/') => {
             Ok(ExplainTarget::Service(ServiceName {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
             }))
         }
         _ => Err(ExplainError {

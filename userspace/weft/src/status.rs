@@ -16,7 +16,7 @@ pub fn resource_counts(snapshot: &Snapshot) -> Vec<ResourceCount> {
     let mut counts = BTreeMap::<&str, ResourceCount>::new();
     for status in &snapshot.statuses {
         let count = counts.entry(&status.object.kind).or_default();
-        count.kind.clone_from(&status.object.kind);
+        (*status.object.kind).clone_into(&mut count.kind);
         *match status.state {
             ObjectState::Accepted => &mut count.accepted,
             ObjectState::Pending => &mut count.pending,
@@ -42,7 +42,7 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl F
     let identities: HashMap<_, _> = snapshot
         .workloads
         .iter()
-        .map(|workload| (workload.name.as_str(), workload.identity.0))
+        .map(|workload| (&*workload.name, workload.identity.0))
         .collect();
     let mut views: Vec<_> = running
         .into_iter()
@@ -55,18 +55,18 @@ pub fn workloads(snapshot: &Snapshot, running: Vec<WorkloadView>, inside: impl F
     let declared = snapshot
         .workloads
         .iter()
-        .filter(|workload| !known.contains(&workload.name));
+        .filter(|workload| !known.contains(&*workload.name));
     views.extend(declared.map(|workload| {
         WorkloadView {
-            name: workload.name.clone(),
-            namespace: workload.namespace.clone(),
-            service: workload.service.clone(),
-            account: workload.account.clone(),
+            name: workload.name.to_string(),
+            namespace: workload.namespace.to_string(),
+            service: workload.service.as_deref().map(str::to_owned),
+            account: workload.account.to_string(),
             identity: Some(workload.identity.0),
             state: state_of(workload, &inside),
             ports: Vec::new(),
             listening: Vec::new(),
-            labels: workload.labels.clone(),
+            labels: workload.labels.to_map(),
             cgroup: workload.capture.as_ref().map(|capture| PathBuf::from(&capture.cgroup)),
             cgroup_id: workload.cgroup,
             netns: workload
@@ -93,8 +93,8 @@ fn state_of(workload: &Workload, inside: impl Fn(u64) -> bool) -> WorkloadState 
 
 fn service_view(snapshot: &Snapshot, service: &Service) -> ServiceView {
     ServiceView {
-        namespace: service.name.namespace.clone(),
-        name: service.name.name.clone(),
+        namespace: service.name.namespace.to_string(),
+        name: service.name.name.to_string(),
         vip4: service.vip4,
         vip6: service.vip6,
         failure_mode: service.failure_mode,
@@ -124,7 +124,7 @@ fn port_view(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Serv
             .iter()
             .map(|endpoint| EndpointView {
                 address: endpoint.address,
-                workload: endpoint.workload.clone(),
+                workload: endpoint.workload.to_string(),
             })
             .collect(),
         pending: port.pending,
@@ -134,8 +134,8 @@ fn port_view(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Serv
 
 fn split_view(split: &Split) -> SplitView {
     let backends = split.backends.iter().map(|backend| BackendView {
-        namespace: backend.service.namespace.clone(),
-        service: backend.service.name.clone(),
+        namespace: backend.service.namespace.to_string(),
+        service: backend.service.name.to_string(),
         weight: backend.weight,
         missing: backend.port.is_none(),
     });

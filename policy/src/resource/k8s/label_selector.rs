@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::decode::Value;
+use crate::{decode::Value, labels::Labels};
 
 /// All requirements must hold; without any, everything is selected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ const OPERATORS: &[(&str, Operator)] = &[
 // === impl LabelSelector ===
 
 impl LabelSelector {
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.requirements.iter().all(|requirement| {
             let value = labels.get(&requirement.label);
             match requirement.operator {
@@ -128,8 +128,8 @@ mod tests {
                 values: values.iter().map(|value| (*value).to_owned()).collect(),
             }],
         };
-        let labels = |tier: &str| BTreeMap::from([("tier".to_owned(), tier.to_owned())]);
-        let found = [labels("a"), labels("b"), BTreeMap::new()].map(|labels| selector.matches(&labels));
+        let labels = |tier: &str| Labels::from(BTreeMap::from([("tier".to_owned(), tier.to_owned())]));
+        let found = [labels("a"), labels("b"), Labels::default()].map(|labels| selector.matches(&labels));
         assert_eq!(found, expect, "{operator:?} {values:?}");
     }
 
@@ -139,6 +139,6 @@ mod tests {
         check(Operator::NotIn, &["a"], [false, true, true]);
         check(Operator::Exists, &[], [true, true, false]);
         check(Operator::DoesNotExist, &[], [false, false, true]);
-        assert!(LabelSelector::default().matches(&BTreeMap::new()));
+        assert!(LabelSelector::default().matches(&Labels::default()));
     }
 }

@@ -119,11 +119,11 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
             );
         }
     }
-    Some(Spec::NetworkPolicy(NetworkPolicySpec {
+    Some(Spec::NetworkPolicy(Box::new(NetworkPolicySpec {
         pods: pods?,
         ingress: about_ingress.then_some(ingress),
         egress: about_egress.then_some(egress),
-    }))
+    })))
 }
 
 fn decode_rules<'a>(

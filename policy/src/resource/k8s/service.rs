@@ -1,9 +1,10 @@
 //! `v1` Service: a name and a virtual IP in front of workloads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::{
     decode::{Fields, Value, shorten},
+    labels::Labels,
     names,
     resource::{Body, KindInfo, NameRule, Scope, Spec},
     snapshot::{AppProtocol, Protocol},
@@ -21,7 +22,7 @@ pub(crate) static SERVICE: KindInfo = KindInfo {
 #[derive(Debug)]
 pub struct ServiceSpec {
     /// Labels that a workload must have to belong to it; empty: only workloads that name the service join it.
-    pub selector: BTreeMap<String, String>,
+    pub selector: Labels,
     /// Empty: those of the workloads that join it.
     pub ports: Vec<ServicePortSpec>,
 }
@@ -64,7 +65,7 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     let mut spec = body.spec()?;
     let selector = spec
         .optional("selector")
-        .and_then(|value| value.string_map())
+        .and_then(|value| value.labels())
         .unwrap_or_default();
     let ports = decode_ports(&mut spec);
     type_of(&mut spec);
@@ -146,6 +147,7 @@ fn decode_ports(spec: &mut Fields<'_>) -> Option<Vec<ServicePortSpec>> {
         }
         ports.push(port);
     }
+    ports.shrink_to_fit();
     whole.then_some(ports)
 }
 

@@ -62,11 +62,11 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     spec.finish();
     let quantities = body.is_version(&["v1alpha1"]);
     let backends = backends.and_then(|list| decode_backends(&list, &namespace, service.as_ref(), quantities));
-    Some(Spec::TrafficSplit(TrafficSplitSpec {
+    Some(Spec::TrafficSplit(Box::new(TrafficSplitSpec {
         service: service?,
         backends: backends?,
         matches: matches?,
-    }))
+    })))
 }
 
 fn decode_backends(

@@ -71,12 +71,12 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     let rules = rules.and_then(|list| at_least_one(&list, decode_rule));
     let (destination, port) = destination?;
     let sources = sources?.into_iter().map(|(account, _)| account).collect();
-    Some(Spec::TrafficTarget(TrafficTargetSpec {
+    Some(Spec::TrafficTarget(Box::new(TrafficTargetSpec {
         destination,
         port,
         sources,
         rules: rules?,
-    }))
+    })))
 }
 
 fn at_least_one<'a, T>(list: &Value<'a>, decode: impl Fn(Value<'a>) -> Option<T>) -> Option<Vec<T>> {

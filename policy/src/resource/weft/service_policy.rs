@@ -40,12 +40,12 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     });
     let l7 = spec.optional("l7").and_then(l7::decode);
     spec.finish();
-    Some(Spec::ServicePolicy(ServicePolicySpec {
+    Some(Spec::ServicePolicy(Box::new(ServicePolicySpec {
         service: service?,
         failure_mode,
         acceleration,
         l7,
-    }))
+    })))
 }
 
 /// `l7: {mode, address, cgroup}`

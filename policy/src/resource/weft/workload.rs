@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::{Component, Path},
+    sync::Arc,
 };
 
 use crate::{
@@ -33,11 +34,12 @@ const DEFAULT_ACCOUNT: &str = "default";
 #[derive(Debug)]
 pub struct WorkloadSpec {
     /// Each once. At least one, unless it is captured: a client need not be reached.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Arc<[IpAddr]>,
     /// Where service ports are served that it does not serve on the service's targetPort.
-    pub ports: Vec<WorkloadPort>,
-    pub service_account: String,
-    pub capture: Option<CaptureSpec>,
+    pub ports: Box<[WorkloadPort]>,
+    pub service_account: Arc<str>,
+    /// Few have one.
+    pub capture: Option<Box<CaptureSpec>>,
 }
 
 /// Whose processes these are. Paths of this machine, as written; nobody has looked whether they are there.
@@ -64,13 +66,13 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     let one = spec.optional("address");
     let several = spec.optional("addresses");
     let addresses = match (one, several) {
-        (Some(value), None) => address(&value).map(|address| vec![address]),
+        (Some(value), None) => address(&value).map(|address| [address].into()),
         (None, Some(list)) => addresses(&list),
         (Some(value), Some(_)) => {
             value.error("both `address` and `addresses` are written", "keep `addresses`");
             None
         }
-        (None, None) if capture.is_some() => Some(Vec::new()),
+        (None, None) if capture.is_some() => Some(Arc::default()),
         (None, None) => {
             spec.value.error(
                 "the field `address` is missing",
@@ -81,19 +83,20 @@ fn decode(body: &mut Body<'_, '_>) -> Option<Spec> {
     };
     let ports = match spec.optional("ports") {
         Some(list) => ports(&list),
-        None => Some(Vec::new()),
+        None => Some(Box::default()),
     };
     let account = match spec.optional("serviceAccount") {
         Some(value) => value.dns_subdomain(),
         None => Some(DEFAULT_ACCOUNT),
     };
+    let cx = spec.value.cx;
     spec.finish();
     Some(Spec::Workload(WorkloadSpec {
         addresses: addresses?,
         ports: ports?,
-        service_account: account?.to_owned(),
+        service_account: cx.shared_text(account?),
         capture: match capture {
-            Some(capture) => Some(capture?),
+            Some(capture) => Some(Box::new(capture?)),
             None => None,
         },
     }))
@@ -139,7 +142,7 @@ fn path(value: &Value<'_>) -> Option<Located<String>> {
     Some(value.locate(text.to_owned()))
 }
 
-fn addresses(list: &Value<'_>) -> Option<Vec<IpAddr>> {
+fn addresses(list: &Value<'_>) -> Option<Arc<[IpAddr]>> {
     let items = list.items()?;
     if items.is_empty() {
         list.error("a workload without an address", "add one");
@@ -180,7 +183,7 @@ fn address(value: &Value<'_>) -> Option<IpAddr> {
     }
 }
 
-fn ports(list: &Value<'_>) -> Option<Vec<WorkloadPort>> {
+fn ports(list: &Value<'_>) -> Option<Box<[WorkloadPort]>> {
     let mut seen = BTreeSet::new();
     list.items()?
         .into_iter()

@@ -76,7 +76,7 @@ fn copied(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     }
     for (old, new) in before.workloads.iter().zip(&after.workloads) {
         if says(old) == says(new) && !Arc::ptr_eq(old, new) {
-            found.push(new.name.clone());
+            found.push(new.name.to_string());
         }
     }
     found
@@ -172,7 +172,7 @@ fn an_address_that_changes_leaves_all_else_in_its_place() {
     );
     let owner = |address: &str| after.by_endpoint.get(&(address.parse().unwrap(), Protocol::Tcp));
     assert!(owner("10.0.0.1:8080").is_none());
-    assert_eq!(owner("10.0.0.9:8080").expect("an owner").service.name, "web");
+    assert_eq!(owner("10.0.0.9:8080").expect("an owner").service.name.as_ref(), "web");
     let class_of = |address: &str| after.by_address.get(&address.parse().unwrap());
     assert_eq!(
         (class_of("10.0.0.1"), class_of("10.0.0.9")),
@@ -191,7 +191,7 @@ fn an_address_that_changes_leaves_all_else_in_its_place() {
         .iter()
         .zip(&after.workloads)
         .filter(|(old, new)| !Arc::ptr_eq(old, new));
-    let changed: Vec<&str> = changed.map(|(_, new)| new.name.as_str()).collect();
+    let changed: Vec<&str> = changed.map(|(_, new)| &*new.name).collect();
     assert_eq!(changed, ["default/web-1"]);
     assert!(Shared::ptr_eq(&before.statuses, &after.statuses));
     assert!(Shared::ptr_eq(&before.access, &after.access));

@@ -14,8 +14,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use weft_policy::{
     Account, AdapterCatalog, AdapterRole, Allocations, CaptureField, CaptureProblem, Captured, CompileInput, Compiled,
-    ExplainInput, ExplainTarget, ParamsRefusal, Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL, ServiceName,
-    Store, compile,
+    ExplainInput, ExplainTarget, Labels, ParamsRefusal, Protocol, RuntimePort, RuntimeWorkload, SERVICE_LABEL,
+    ServiceName, Store, compile,
 };
 
 /// The adapters of these tests. A denier's only parameter is its status.
@@ -107,12 +107,13 @@ pub fn workload(name: &str, options: &[&str], cgroup: u64) -> RuntimeWorkload {
     let [namespace, service, _instance] = name.split('/').collect::<Vec<_>>()[..] else {
         panic!("{name}")
     };
+    let mut labels = BTreeMap::from([(SERVICE_LABEL.to_owned(), service.to_owned())]);
     let mut workload = RuntimeWorkload {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
         service: service.to_owned(),
         account: service.to_owned(),
-        labels: BTreeMap::from([(SERVICE_LABEL.to_owned(), service.to_owned())]),
+        labels: Labels::default(),
         cgroup,
         ports: Vec::new(),
         listening: Vec::new(),
@@ -122,7 +123,7 @@ pub fn workload(name: &str, options: &[&str], cgroup: u64) -> RuntimeWorkload {
             ("account", account) => workload.account = account.to_owned(),
             ("label", label) => {
                 let (key, value) = label.split_once('=').expect(label);
-                workload.labels.insert(key.to_owned(), value.to_owned());
+                labels.insert(key.to_owned(), value.to_owned());
             }
             ("port", ports) => {
                 let (ports, protocols) = protocols(ports);
@@ -139,6 +140,7 @@ pub fn workload(name: &str, options: &[&str], cgroup: u64) -> RuntimeWorkload {
             _ => panic!("no option: {option}"),
         }
     }
+    workload.labels = labels.into();
     workload
 }
 
@@ -179,8 +181,8 @@ fn question(from: &str, to: &str, port: &str, request: &[&str]) -> ExplainInput 
         Err(_) => {
             let (namespace, name) = to.split_once('/').expect(to);
             ExplainTarget::Service(ServiceName {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
             })
         }
     };

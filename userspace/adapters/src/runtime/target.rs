@@ -20,7 +20,7 @@ use crate::{
 
 /// Service names by namespace; `None`: everything. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Audience(Arc<ArcSwapOption<HashMap<String, HashSet<String>>>>);
+pub(super) struct Audience(Arc<ArcSwapOption<HashMap<Arc<str>, HashSet<Arc<str>>>>>);
 
 /// Whether a report adapter has panicked, and is told nothing any more. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +49,7 @@ impl Audience {
         if target.all {
             return self.0.store(None);
         }
-        let mut names: HashMap<String, HashSet<String>> = HashMap::new();
+        let mut names: HashMap<Arc<str>, HashSet<Arc<str>>> = HashMap::new();
         for service in &target.services {
             let of_namespace = names.entry(service.namespace.clone()).or_default();
             of_namespace.insert(service.name.clone());
@@ -103,8 +103,8 @@ impl Report for Targeted {
         };
         let concerns = |destination: &Destination| {
             destination.service.as_ref().is_some_and(|service| {
-                let of_namespace = names.get(&destination.namespace);
-                of_namespace.is_some_and(|services| services.contains(service))
+                let of_namespace = names.get(&*destination.namespace);
+                of_namespace.is_some_and(|services| services.contains(&**service))
             })
         };
         let chosen = batch.iter().filter(|record| match record {

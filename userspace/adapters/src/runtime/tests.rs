@@ -235,7 +235,7 @@ fn chains_are_made_anew_where_adapters_services_or_splits_are_others() {
         adapters: snapshot.adapters.clone(),
         ..Snapshot::default()
     };
-    let front = weft_policy::Service::clone(&snapshot.services[&service("front")]);
+    let front = weft_policy::Service::clone(snapshot.services.get(&service("front")).expect("a service"));
     assert!(Arc::ptr_eq(&chains, &world.runtime.update(&with(front.clone()))));
     assert_eq!(checks(&chains, "front", "web"), ["shop/a"]);
     let mut whole = front;

@@ -235,8 +235,8 @@ fn object_of(name: &str) -> Option<ObjectRef> {
     let mut parts = name.strip_suffix(".yaml")?.split('_');
     let (namespace, kind, object) = (parts.next()?, parts.next()?, parts.next()?);
     let object = ObjectRef {
-        kind: kind.to_owned(),
-        namespace: Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()),
+        kind: kind.to_owned().into(),
+        namespace: (!namespace.is_empty()).then(|| namespace.into()),
         name: object.to_owned(),
     };
     (parts.next().is_none() && file_name(&object).is_ok()).then_some(object)

@@ -6,8 +6,8 @@ use super::*;
 
 fn object(kind: &str, namespace: Option<&str>, name: &str) -> ObjectRef {
     ObjectRef {
-        kind: kind.to_owned(),
-        namespace: namespace.map(str::to_owned),
+        kind: kind.to_owned().into(),
+        namespace: namespace.map(Into::into),
         name: name.to_owned(),
     }
 }

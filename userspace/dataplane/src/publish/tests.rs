@@ -49,7 +49,7 @@ fn mesh(place: Place, network: u8) -> Tables {
             address: SocketAddr::new(place(network, number), 8080),
             identity,
             class: Class(256 + service),
-            workload: String::new(),
+            workload: Arc::default(),
         };
         let port = ServicePort {
             id: service + 1,
@@ -69,8 +69,8 @@ fn mesh(place: Place, network: u8) -> Tables {
             split: None,
         };
         let name = ServiceName {
-            namespace: "default".to_owned(),
-            name: format!("service-{service}"),
+            namespace: "default".into(),
+            name: format!("service-{service}").into(),
         };
         let service = Service {
             name: name.clone(),
@@ -94,7 +94,7 @@ fn mesh(place: Place, network: u8) -> Tables {
     let rule = AccessRule {
         rule: RuleId(2),
         object: ObjectRef {
-            kind: "TrafficTarget".to_owned(),
+            kind: "TrafficTarget".into(),
             namespace: None,
             name: "many".to_owned(),
         },

@@ -172,7 +172,7 @@ mod tests {
             class: Class(257),
             labels: Default::default(),
             cgroup: None,
-            addresses: vec!["10.0.0.7".parse().unwrap()],
+            addresses: ["10.0.0.7".parse().unwrap()].into(),
             capture: None,
         };
         snapshot.by_address.insert(workload.addresses[0], workload.class);

@@ -61,7 +61,7 @@ pub(crate) mod tests {
                     address: ([127, 0, 0, 1], 1000 + index).into(),
                     identity: Identity::FIRST,
                     class: Class::FIRST,
-                    workload: format!("default/web/{index}"),
+                    workload: format!("default/web/{index}").into(),
                 })
             })
             .collect()

@@ -29,8 +29,8 @@ impl Named {
             .unwrap_or(host);
         let (name, namespace) = host.split_once('.').unwrap_or((host, namespace));
         let service = snapshot.services.get(&ServiceName {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.into(),
+            name: name.into(),
         })?;
         let port = match port {
             Some(port) => service.port(port, Protocol::Tcp)?.0,

@@ -106,7 +106,7 @@ fn draws(split: Split, request: Option<&dyn HttpRequestView>) -> HashMap<String,
     let mut drawn = HashMap::new();
     for _ in 0..1000 {
         let key = match backend(&snapshot, &root, 0, request, &random) {
-            Ok(backend) => backend.service.name.name.clone(),
+            Ok(backend) => backend.service.name.name.to_string(),
             Err(error) => error.reason().to_owned(),
         };
         *drawn.entry(key).or_default() += 1;

@@ -102,7 +102,7 @@ impl ObjectQuery {
             && self
                 .namespace
                 .as_ref()
-                .is_none_or(|namespace| object.namespace.as_ref() == Some(namespace))
+                .is_none_or(|namespace| object.namespace.as_deref() == Some(namespace))
             && self.name.as_ref().is_none_or(|name| *name == object.name)
     }
 }
@@ -409,7 +409,7 @@ impl From<AdapterState> for AdapterView {
     fn from(state: AdapterState) -> Self {
         let counts = state.counts;
         Self {
-            namespace: state.object.namespace.unwrap_or_default(),
+            namespace: state.object.namespace.as_deref().unwrap_or_default().to_owned(),
             name: state.object.name,
             backend: state.backend.to_string(),
             role: state.role.to_string(),

@@ -107,8 +107,8 @@ impl Handlers {
             (&Method::DELETE, ["v1", "objects", kind, name]) => {
                 let namespace = query.one("namespace")?;
                 let object = ObjectRef {
-                    kind: (*kind).to_owned(),
-                    namespace,
+                    kind: (*kind).to_owned().into(),
+                    namespace: namespace.map(Into::into),
                     name: (*name).to_owned(),
                 };
                 self.ask(move |control| control.delete(&object)).await

@@ -326,8 +326,8 @@ fn what_is_stored_and_not_in_force_is_an_error_and_no_refusal() {
     ] {
         let object = AppliedObject {
             key: ObjectRef {
-                kind: "Service".to_owned(),
-                namespace: Some("default".to_owned()),
+                kind: "Service".into(),
+                namespace: Some("default".into()),
                 name: "web".to_owned(),
             },
             action,

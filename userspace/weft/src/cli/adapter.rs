@@ -124,8 +124,8 @@ impl Adapter {
             }
             Verb::Remove { named } => {
                 let object = ObjectRef {
-                    kind: "Adapter".to_owned(),
-                    namespace: Some(named.namespace),
+                    kind: "Adapter".into(),
+                    namespace: Some(named.namespace.into()),
                     name: named.name,
                 };
                 let outcome = self.daemon.ask(async |client| client.delete(&object).await)?;

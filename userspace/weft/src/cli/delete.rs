@@ -51,8 +51,8 @@ impl Delete {
         if let (Some(kind), Some(name)) = (&self.kind, &self.name) {
             let namespace = self.namespace.clone();
             return Ok(vec![ObjectRef {
-                kind: known_kind(kind)?,
-                namespace,
+                kind: known_kind(kind)?.into(),
+                namespace: namespace.map(Into::into),
                 name: name.clone(),
             }]);
         }
@@ -78,8 +78,8 @@ fn identify(document: &Value) -> Option<ObjectRef> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let metadata = document.get("metadata")?;
     Some(ObjectRef {
-        kind: text(document.get("kind")?)?,
-        namespace: metadata.get("namespace").and_then(text),
+        kind: text(document.get("kind")?)?.into(),
+        namespace: metadata.get("namespace").and_then(text).map(Into::into),
         name: text(metadata.get("name")?)?,
     })
 }

@@ -88,7 +88,7 @@ fn print_table(objects: &[ObjectView]) -> io::Result<()> {
     let mut table = Table::new(["KIND", "NAMESPACE", "NAME", "STATE", "SOURCE", "REASON"]);
     for object in objects {
         table.row([
-            object.key.kind.clone(),
+            object.key.kind.to_string(),
             dash(object.key.namespace.as_ref()),
             object.key.name.clone(),
             format!("{:?}", object.state),

@@ -89,12 +89,12 @@ impl DaemonControl {
     fn state_of(&self, object: &ObjectRef) -> Option<(ObjectState, String)> {
         let in_force = self.engine.in_force();
         let found = in_force.status(object)?;
-        Some((found.state, found.reason.clone()))
+        Some((found.state, found.reason.to_string()))
     }
 
     /// Stores one object of an applied text, if nothing else owns it. Returns what was stored of it before, if it changed.
     fn apply_one(&self, new: &Object, outcome: &mut ApplyOutcome) -> Result<Option<Before>, ControlError> {
-        let (object, text) = (&new.id, &*new.text);
+        let (object, text) = (&*new.id, &*new.text);
         let applied = self.applied();
         let path = applied.path(object).map_err(|error| ControlError::Invalid {
             reason: error.to_string(),
@@ -230,7 +230,7 @@ impl Text {
         let mut store = Store::with_adapters(&Catalog);
         let diagnostics = store.apply_file(&request.file, request.yaml.as_bytes());
         let refused = store.refusals().map(|refusal| AppliedObject {
-            key: refusal.object,
+            key: (*refusal.object).clone(),
             action: ApplyAction::Refused,
             state: None,
             reason: refusal.reason,
@@ -354,7 +354,7 @@ impl Control for DaemonControl {
                 format!("{}:{}", location.file, location.line)
             };
             ObjectView {
-                key: object.id.clone(),
+                key: (*object.id).clone(),
                 state,
                 reason,
                 source,
@@ -516,7 +516,7 @@ impl DaemonControl {
         let mut found: Vec<ObjectRef> = {
             let store = self.engine.store();
             let meant = store.objects().filter(|object| is_meant(&object.id));
-            meant.map(|object| object.id.clone()).collect()
+            meant.map(|object| (*object.id).clone()).collect()
         };
         let applied = self.applied().list().map_err(|source| ControlError::Failed {
             doing: "find the object",

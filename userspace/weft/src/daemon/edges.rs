@@ -67,8 +67,8 @@ struct ErrorLabels {
 impl RuleLabels {
     fn new(object: &ObjectRef, verdict: &'static str) -> Self {
         Self {
-            kind: object.kind.clone(),
-            namespace: object.namespace.clone().unwrap_or_default(),
+            kind: object.kind.to_string(),
+            namespace: object.namespace.as_deref().unwrap_or_default().to_owned(),
             name: object.name.clone(),
             verdict,
         }
@@ -421,8 +421,8 @@ mod tests {
 
     fn object(kind: &str, name: &str) -> ObjectRef {
         ObjectRef {
-            kind: kind.to_owned(),
-            namespace: Some("default".to_owned()),
+            kind: kind.to_owned().into(),
+            namespace: Some("default".into()),
             name: name.to_owned(),
         }
     }
@@ -435,9 +435,9 @@ mod tests {
             object("MeshConfig", "mesh"),
         ];
         let statuses = there.iter().map(|object| ObjectStatus {
-            object: (*object).clone(),
+            object: Arc::new((*object).clone()),
             state: ObjectState::Accepted,
-            reason: String::new(),
+            reason: "".into(),
         });
         let snapshot = Snapshot {
             statuses: statuses.collect(),

@@ -543,18 +543,18 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
         }
         let found = snapshot
             .statuses
-            .binary_search_by(|status| status.object.cmp(&adapter.object));
+            .binary_search_by(|status| (*status.object).cmp(&adapter.object));
         let Some(status) = found.ok().and_then(|index| snapshot.statuses.get_mut(index)) else {
             continue;
         };
         match &adapter.problem {
-            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone()),
+            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone().into()),
             Some(problem) if adapter.earlier => {
                 status.state = ObjectState::Rejected;
-                status.reason = format!("{problem}; its last good version stays in force");
+                status.reason = format!("{problem}; its last good version stays in force").into();
             }
-            Some(problem) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone()),
-            None => status.reason.push_str(&without),
+            Some(problem) => (status.state, status.reason) = (ObjectState::NotEnforced, problem.clone().into()),
+            None => status.reason.to_mut().push_str(&without),
         }
     }
 }

@@ -31,8 +31,8 @@ const MAX_MODULE: u64 = weft_adapters::wasm::MAX_MODULE as u64;
 impl DaemonControl {
     pub(super) fn change(&self, asked: AdapterChange) -> Result<AdapterChanged, ControlError> {
         let object = ObjectRef {
-            kind: "Adapter".to_owned(),
-            namespace: Some(asked.namespace),
+            kind: "Adapter".into(),
+            namespace: Some(asked.namespace.into()),
             name: asked.name,
         };
         let generation = match asked.verb {

@@ -49,9 +49,9 @@ impl InForce {
     pub fn peer_in(&self, cgroup: u64) -> Option<Arc<Peer>> {
         let workload = self.snapshot.by_cgroup.get(&cgroup)?;
         Some(Arc::new(Peer {
-            namespace: workload.namespace.clone(),
-            service: workload.service.clone(),
-            account: workload.account.clone(),
+            namespace: workload.namespace.to_string(),
+            service: workload.service.as_deref().map(str::to_owned),
+            account: workload.account.to_string(),
         }))
     }
 
@@ -71,10 +71,10 @@ impl InForce {
         Arc::new(Destination {
             namespace: service
                 .as_ref()
-                .map(|service| service.namespace.clone())
+                .map(|service| service.namespace.to_string())
                 .or_else(|| account.map(|account| account.namespace.clone()))
                 .unwrap_or_else(|| UNKNOWN.to_owned()),
-            service: service.map(|service| service.name),
+            service: service.map(|service| service.name.to_string()),
             account: account.map(|account| account.name.clone()),
             address,
             port,
@@ -89,7 +89,7 @@ impl InForce {
     /// What is known of an object; statuses are in the order of their objects.
     pub fn status(&self, object: &ObjectRef) -> Option<&ObjectStatus> {
         let statuses = &self.snapshot.statuses;
-        let found = statuses.binary_search_by(|status| status.object.cmp(object)).ok()?;
+        let found = statuses.binary_search_by(|status| (*status.object).cmp(object)).ok()?;
         statuses.get(found)
     }
 

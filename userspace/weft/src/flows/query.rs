@@ -188,7 +188,7 @@ pub(crate) mod tests {
 
     fn object(kind: &str, namespace: Option<&str>, name: &str) -> Arc<ObjectRef> {
         Arc::new(ObjectRef {
-            kind: kind.into(),
+            kind: kind.to_owned().into(),
             namespace: namespace.map(Into::into),
             name: name.into(),
         })

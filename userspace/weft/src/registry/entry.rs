@@ -150,7 +150,7 @@ impl Entry {
             namespace: record.namespace.clone(),
             service: record.service.clone(),
             account: record.account.clone(),
-            labels,
+            labels: labels.into(),
             cgroup: record.cgroup_id,
             ports: record.ports.clone(),
             listening: self.listening.clone(),

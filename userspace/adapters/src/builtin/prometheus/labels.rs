@@ -258,7 +258,7 @@ impl EncodeLabelSet for DenyLabels {
             &self.destination.service.as_deref().unwrap_or(UNKNOWN),
         )?;
         label(encoder, "protocol", &self.protocol.as_str())?;
-        label(encoder, "rule_kind", &rule.map_or(UNKNOWN, |rule| rule.kind.as_str()))?;
+        label(encoder, "rule_kind", &rule.map_or(UNKNOWN, |rule| &*rule.kind))?;
         label(
             encoder,
             "rule_namespace",

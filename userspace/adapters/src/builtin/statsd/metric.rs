@@ -151,7 +151,7 @@ labels! {
     Method = "method" => |subject| subject.l7.map(|l7| l7.known_method().unwrap_or("other").into()),
     Status = "status" => |subject| subject.l7.map(|l7| l7.status.to_string().into()),
     GrpcStatus = "grpc_status" => |subject| subject.l7.and_then(|l7| l7.grpc_status).map(|code| code.to_string().into()),
-    RuleKind = "rule.kind" => |subject| subject.rule.map(|rule| rule.kind.as_str().into()),
+    RuleKind = "rule.kind" => |subject| subject.rule.map(|rule| (&*rule.kind).into()),
     RuleNamespace = "rule.namespace" => |subject| subject.rule.and_then(|rule| rule.namespace.as_deref()).map(Into::into),
     RuleName = "rule.name" => |subject| subject.rule.map(|rule| rule.name.as_str().into()),
 }

@@ -65,7 +65,7 @@ fields! {
         Some(rule) => text(out, Some(&rule.to_string())),
         None => text(out, None),
     },
-    RuleKind = "rule.kind" => |flow, out| text(out, flow.rule.as_ref().map(|rule| rule.kind.as_str())),
+    RuleKind = "rule.kind" => |flow, out| text(out, flow.rule.as_ref().map(|rule| &*rule.kind)),
     RuleNamespace = "rule.namespace" => |flow, out| text(out, flow.rule.as_ref().and_then(|rule| rule.namespace.as_deref())),
     RuleName = "rule.name" => |flow, out| text(out, flow.rule.as_ref().map(|rule| rule.name.as_str())),
     SourceNamespace = "source.namespace" => |flow, out| text(out, Some(&flow.source.namespace)),

@@ -469,8 +469,8 @@ fn what_does_not_follow_from_what_changed_is_left_to_all_tables() {
 fn more_services_than_are_compared_one_by_one_are_left_to_all_tables() {
     let service = |number: usize| {
         let name = ServiceName {
-            namespace: "default".to_owned(),
-            name: format!("s{number}"),
+            namespace: "default".into(),
+            name: format!("s{number}").into(),
         };
         let service = Service {
             name: name.clone(),

@@ -16,8 +16,8 @@ pub(crate) fn snapshot() -> Snapshot {
         .enumerate()
     {
         let name = ServiceName {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: namespace.into(),
+            name: name.into(),
         };
         let service = Service {
             name: name.clone(),

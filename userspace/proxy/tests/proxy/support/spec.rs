@@ -152,7 +152,7 @@ impl Spec {
                     address,
                     identity,
                     class: class_of(identity),
-                    workload: format!("default/{}/1", port.name),
+                    workload: format!("default/{}/1", port.name).into(),
                 })
             })
             .collect();
@@ -258,7 +258,7 @@ fn client() -> Workload {
         class: class_of(CLIENT),
         labels: Default::default(),
         cgroup: Some(CLIENT_CGROUP),
-        addresses: Vec::new(),
+        addresses: Arc::default(),
         capture: None,
     }
 }
@@ -301,7 +301,7 @@ fn service_name(name: &str) -> ServiceName {
 
 fn object(kind: &str, namespace: Option<&str>, name: &str) -> ObjectRef {
     ObjectRef {
-        kind: kind.into(),
+        kind: kind.to_owned().into(),
         namespace: namespace.map(Into::into),
         name: name.into(),
     }
