@@ -250,7 +250,7 @@ async fn begin(conn: Rc<Conn>, mut stream: Socket) -> Option<Pin<Box<dyn Future<
     let stream = Prefixed::new(read, stream);
     Some(match spoken {
         Spoken::Http1 => Box::pin(http::server::serve_http1(conn, stream)),
-        Spoken::Http2 => Box::pin(http::server::serve_http2(conn, stream)),
+        Spoken::Http2 => Box::pin(http::http2::serve(conn, stream)),
         Spoken::Tls | Spoken::Opaque => Box::pin(tcp::serve(conn, stream)),
     })
 }

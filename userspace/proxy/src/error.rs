@@ -92,6 +92,9 @@ pub enum DataError {
     ConnectMethod,
 }
 
+/// Somebody else's error, on its way to who is told of it.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// An error and what caused it, in one line: for clients and flow events, which no reporter prints the chain for.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

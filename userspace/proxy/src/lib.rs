@@ -32,6 +32,7 @@ mod tcp;
 mod ticks;
 mod upstream;
 mod watch;
+mod wire;
 mod worker;
 
 pub use callout::Callouts;

@@ -76,6 +76,10 @@ pub const H2_UPSTREAM_WINDOW: u32 = H2_UPSTREAM_STREAMS as u32 * H2_STREAM_WINDO
 /// smaller lets fewer clients that do not read cut the others (with messages of 24 bytes: 26). h2's own choice would be a fifth.
 pub const H2_UPSTREAM_FRAMES: usize = 64 * 1024 * 1024;
 
+/// The same of a client's requests, on its connection: 3 of its streams with messages of 24 bytes may wait for endpoints that do not
+/// take them. It shares them with nobody.
+pub const H2_FRAMES: usize = 8 * 1024 * 1024;
+
 /// Bytes buffered for sending, a stream.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;
 

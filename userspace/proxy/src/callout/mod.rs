@@ -33,7 +33,8 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::pick,
     route::Dialled,
-    upstream::{AnswerBody, Lease, SendError, Sending, Upstream, UpstreamBody, Wire},
+    upstream::{Lease, SendError, Sending, Upstream, UpstreamBody, Wire},
+    wire::WireBody,
     worker::Worker,
 };
 
@@ -279,7 +280,7 @@ async fn connect(worker: &Worker, upstream: &str, address: SocketAddr, wire: Wir
 }
 
 /// Reads the answer in a task of the worker's, frame by frame as they are taken.
-fn answer(worker: &Worker, upstream: String, mut body: AnswerBody, mut lease: Lease, load: InFlight) -> CallBody {
+fn answer(worker: &Worker, upstream: String, mut body: WireBody, mut lease: Lease, load: InFlight) -> CallBody {
     let (sender, receiver) = mpsc::channel(1);
     if body.is_end_stream() {
         // The next call may come before a task runs.

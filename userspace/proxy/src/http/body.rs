@@ -10,24 +10,26 @@ use std::{
 use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::{sync::Notify, time::timeout};
 
 use super::{exchange::Exchange, lean::LeanAnswer};
 use crate::{
     balance::InFlight,
+    error::BoxError,
     filter::{
         Passage, Stop, Way,
         passage::{Broke, Input},
     },
     limits::{CONTINUE_TIMEOUT, LINGER_TIMEOUT},
-    upstream::{AnswerBody, Lease},
+    upstream::Lease,
+    wire::WireBody,
 };
 
 /// The request body, as the upstream connection reads it.
 pub(crate) struct RequestBody {
     /// `None`: there is none (a request that is sent a second time).
-    incoming: Option<Incoming>,
+    incoming: Option<WireBody>,
     exchange: Rc<Exchange>,
     /// The client waits for `100 Continue` before it sends; so do we, until the endpoint said so.
     gate: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -43,8 +45,6 @@ pub(crate) struct ResponseBody {
     broken: Option<BodyError>,
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Why a body breaks off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
@@ -57,7 +57,7 @@ pub(crate) enum BodyError {
 enum Content {
     /// Of the endpoint.
     Forwarded {
-        incoming: AnswerBody,
+        incoming: WireBody,
         lease: Option<Lease>,
         _load: InFlight,
     },
@@ -70,7 +70,7 @@ enum Content {
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, exchange: Rc<Exchange>) -> Self {
+    pub(crate) fn new(incoming: WireBody, exchange: Rc<Exchange>) -> Self {
         if !incoming.is_end_stream() {
             exchange.request_body_began();
         }
@@ -165,14 +165,14 @@ impl Body for RequestBody {
             return Poll::Ready(
                 frame
                     .map(|input| input.map(|(frame, _)| frame))
-                    .map_err(|error| BodyError::Sender(error.into()))
+                    .map_err(BodyError::Sender)
                     .transpose(),
             );
         };
         let frame = ready!(passage.poll_frame(&chain.bodies(Way::Request), cx, read));
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|broke| match broke {
-                Broke::Input(error) => BodyError::Sender(error.into()),
+                Broke::Input(error) => BodyError::Sender(error),
                 Broke::Filter(stop) => {
                     let words = stop.cut_words();
                     chain.stop(stop);
@@ -200,11 +200,7 @@ impl Body for RequestBody {
 }
 
 /// What the client sends next.
-fn poll_incoming(
-    incoming: &mut Incoming,
-    exchange: &Exchange,
-    cx: &mut Context<'_>,
-) -> Poll<Result<Input, hyper::Error>> {
+fn poll_incoming(incoming: &mut WireBody, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<Result<Input, BoxError>> {
     let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx)).transpose();
     if frame.is_err() {
         exchange.request_broke();
@@ -220,7 +216,7 @@ fn poll_incoming(
 
 impl ResponseBody {
     /// `lease` goes back to the pool when the last byte was read, `load` counts until the client has it all.
-    pub(crate) fn forwarded(incoming: AnswerBody, exchange: Rc<Exchange>, lease: Lease, load: InFlight) -> Self {
+    pub(crate) fn forwarded(incoming: WireBody, exchange: Rc<Exchange>, lease: Lease, load: InFlight) -> Self {
         let mut content = Content::Forwarded {
             incoming,
             lease: Some(lease),

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, request};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use tokio::sync::Notify;
 use weft_adapters::{
     Bag, Directives, FlowProtocol, Pipeline,
@@ -28,7 +28,8 @@ use crate::{
     limits::CONNECT_ATTEMPTS,
     pick::{Picked, pick_for},
     report,
-    upstream::{AnswerBody, Lease, Sending, Upstream, UpstreamBody, Wire},
+    upstream::{Lease, Sending, Upstream, UpstreamBody, Wire},
+    wire::WireBody,
 };
 
 /// Carries `request` out.
@@ -37,7 +38,7 @@ use crate::{
 /// What the client is to be told instead of an endpoint's answer.
 pub(crate) async fn forward(
     exchange: &Rc<Exchange>,
-    mut request: Request<Incoming>,
+    mut request: Request<WireBody>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let downstream = request
         .headers()
@@ -326,7 +327,7 @@ async fn send(
     head: request::Parts,
     body: RequestBody,
     go: Option<Arc<Notify>>,
-) -> Result<(Response<AnswerBody>, Lease), Refusal> {
+) -> Result<(Response<WireBody>, Lease), Refusal> {
     let address = picked.address;
     let worker = &exchange.conn.worker;
     let reused = sending.is_reused();
@@ -388,7 +389,7 @@ async fn send(
 async fn answer(
     exchange: &Rc<Exchange>,
     picked: &Rc<Picked>,
-    mut response: Response<AnswerBody>,
+    mut response: Response<WireBody>,
     lease: Lease,
     load: InFlight,
     upgrading: Option<Upgrading>,

@@ -352,7 +352,7 @@ fn host_value(authority: &Authority) -> Result<HeaderValue, DataError> {
 //= RFC 9110, 7.6.1
 //# Intermediaries MUST parse a received Connection header field before a message is forwarded and, for each
 //# connection-option in this field, remove any header or trailer field(s) from the message with the same name
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in listed(headers) {
         headers.remove(name);
     }

@@ -1,4 +1,4 @@
-//! hyper towards the client: settings, the drain, slow headers and idle connections.
+//! hyper towards HTTP/1 clients: settings, the drain, slow headers and idle connections.
 
 use std::{
     future::poll_fn,
@@ -16,7 +16,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     body::ResponseBody,
-    ending::until_told_or_idle,
     exchange::{Asked, Exchange},
     forward,
     lean::{self, Ended},
@@ -24,15 +23,11 @@ use super::{
 };
 use crate::{
     conn::Conn,
-    io::{ConnClock, Prefixed, Sifted, Socket, Watched, gather},
-    limits::{
-        H2_CONNECTION_WINDOW, H2_MAX_LOCAL_RESETS, H2_MAX_PENDING_RESETS, H2_MAX_STREAMS, H2_SEND_BUFFER,
-        H2_STREAM_WINDOW, HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS,
-        REST_AFTER,
-    },
+    io::{ConnClock, Prefixed, Socket, Watched},
+    limits::{HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS, REST_AFTER},
     listen::stop::Phase,
     metrics::RequestOutcome,
-    upstream::LocalExec,
+    wire::WireBody,
 };
 
 /// What [`ConnClock`] counts in.
@@ -81,7 +76,9 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
         .auto_date_header(false);
     let service = {
         let (conn, clock) = (Rc::clone(conn), Arc::clone(clock));
-        service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
+        service_fn(move |request: Request<Incoming>| {
+            serve(Rc::clone(&conn), Arc::clone(&clock), request.map(WireBody::Http1))
+        })
     };
     let mut served = Box::new(builder.serve_connection(io, service).with_upgrades());
     let ended = watch(
@@ -98,35 +95,6 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
             stream.prepend(parts.read_buf);
             Some(stream)
         }
-    }
-}
-
-/// Serves HTTP/2 with prior knowledge.
-pub(crate) async fn serve_http2(conn: Rc<Conn>, stream: Prefixed<Socket>) {
-    let clock = ConnClock::new();
-    // Slow headers are bounded by the stream limits here; the clock only tells idle connections.
-    let (stream, outlet) = gather(Sifted::of_client(stream));
-    let io = TokioIo::new(stream);
-    let mut builder = conn::http2::Builder::new(LocalExec);
-    builder
-        .max_concurrent_streams(H2_MAX_STREAMS)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_send_buf_size(H2_SEND_BUFFER)
-        .max_header_list_size(MAX_HEADER_BYTES as u32)
-        .max_pending_accept_reset_streams(H2_MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(H2_MAX_LOCAL_RESETS)
-        .auto_date_header(false);
-    let service = {
-        let (conn, clock) = (Rc::clone(&conn), Arc::clone(&clock));
-        service_fn(move |request| serve(Rc::clone(&conn), Arc::clone(&clock), request))
-    };
-    let served = pin!(builder.serve_connection(io, service));
-    let graceful_shutdown = conn::http2::Connection::graceful_shutdown;
-    let idle = conn.worker.idlers.join(&clock);
-    let served = until_told_or_idle(served, graceful_shutdown, conn.stop.clone(), idle);
-    if let Some(Err(error)) = outlet.drive(served).await {
-        broke(&conn, &error);
     }
 }
 
@@ -148,7 +116,11 @@ where
         tokio::select! {
             ended = served.as_mut() => {
                 if let Err(error) = ended {
-                    broke(conn, &error);
+                    tracing::debug!(peer = %conn.peer, %error, "client connection ended");
+                    if error.is_parse() {
+                        // hyper has refused its head.
+                        conn.worker.count_request(RequestOutcome::Downstream);
+                    }
                 }
                 return Watch::Over;
             }
@@ -182,19 +154,14 @@ where
     }
 }
 
-/// Tells of a connection that ended with an error.
-fn broke(conn: &Conn, error: &hyper::Error) {
-    tracing::debug!(peer = %conn.peer, %error, "client connection ended");
-    if error.is_parse() {
-        // hyper has refused its head.
-        conn.worker.count_request(RequestOutcome::Downstream);
-    }
-}
-
-async fn serve(
+/// Answers one request, whatever becomes of it.
+///
+/// # Errors
+/// A filter wants the client to get no answer.
+pub(super) async fn serve(
     conn: Rc<Conn>,
     clock: Arc<ConnClock>,
-    request: Request<Incoming>,
+    request: Request<WireBody>,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let (head, body) = request.into_parts();
     let exchange = Exchange::new(&conn, &clock, Asked::of(&head, &conn.worker.agents));
@@ -219,7 +186,7 @@ async fn serve(
 /// one, where it then also ends in an error.
 async fn forward_unless_stopped(
     exchange: &Rc<Exchange>,
-    request: Request<Incoming>,
+    request: Request<WireBody>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let mut forwarding = pin!(forward::forward(exchange, request));
     poll_fn(|cx| {

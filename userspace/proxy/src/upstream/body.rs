@@ -9,8 +9,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use weft_adapters::upstreams::CallBody;
 
-use super::BoxError;
-use crate::http::body::RequestBody;
+use crate::{error::BoxError, http::body::RequestBody};
 
 /// Either body.
 pub(crate) enum UpstreamBody {

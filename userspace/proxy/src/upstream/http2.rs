@@ -16,7 +16,6 @@ use h2::client::{Builder, SendRequest};
 use http::{Request, Response};
 use tokio::{sync::Mutex, time::Instant};
 
-pub(crate) use self::stream::Http2Body;
 use super::{SendError, Upstream, UpstreamBody, connect};
 use crate::{
     context::Origin,
@@ -27,6 +26,7 @@ use crate::{
     },
     metrics::ProxyMetrics,
     netns::Netns,
+    wire::Http2Body,
 };
 
 /// Connections by endpoint.

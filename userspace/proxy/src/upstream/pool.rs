@@ -18,12 +18,12 @@ use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::{
-    AnswerBody, BoxError, SendError, Upstream, UpstreamBody, connect,
+    SendError, Upstream, UpstreamBody, connect,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
     plain::{self, Home, Plain},
 };
-use crate::{context::Origin, io::Socket, metrics::ProxyMetrics, netns::Netns};
+use crate::{context::Origin, error::BoxError, io::Socket, metrics::ProxyMetrics, netns::Netns, wire::WireBody};
 
 /// What is spoken on an upstream connection: what the client speaks, so that the endpoint meets what it was called with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,15 +189,15 @@ impl Sending {
     ///
     /// # Errors
     /// With the request, if nothing of it was sent.
-    pub(crate) async fn send(self, request: Request<UpstreamBody>) -> Result<(Response<AnswerBody>, Lease), SendError> {
+    pub(crate) async fn send(self, request: Request<UpstreamBody>) -> Result<(Response<WireBody>, Lease), SendError> {
         match self {
             Self::Http1(sending) => match sending.send(request).await {
-                Ok((response, lease)) => Ok((response.map(AnswerBody::Http1), Lease::Http1(lease))),
+                Ok((response, lease)) => Ok((response.map(WireBody::Http1), Lease::Http1(lease))),
                 Err(error) => Err(SendError::of_http1(error)),
             },
             Self::Http2(sending) => {
                 let (response, lease) = sending.send(request).await?;
-                Ok((response.map(AnswerBody::Http2), Lease::Http2(lease)))
+                Ok((response.map(WireBody::Http2), Lease::Http2(lease)))
             }
         }
     }
@@ -209,11 +209,11 @@ impl Lease {
     /// The next frame of the answer's body, which comes with the lease.
     pub(crate) fn poll_frame(
         &mut self,
-        body: &mut AnswerBody,
+        body: &mut WireBody,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match (self, body) {
-            (Self::Http1(lease), AnswerBody::Http1(body)) => lease
+            (Self::Http1(lease), WireBody::Http1(body)) => lease
                 .poll_frame(body, cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
             (_, body) => Pin::new(body).poll_frame(cx),

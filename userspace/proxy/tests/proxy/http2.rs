@@ -14,7 +14,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::{Barrier, mpsc},
 };
 use weft_adapters::{Bag, Check, Checking, Deny};
@@ -193,6 +193,45 @@ async fn small_pieces_that_nobody_reads_end_no_connection() {
     }
     ask_until_all_stand_still(&mesh, &sent).await;
     assert_eq!(server.connections(), 1, "it was ended");
+}
+
+/// The same of a client's connection, and what its endpoint does not take.
+#[tokio::test]
+async fn small_pieces_that_wait_for_an_endpoint_end_no_connection() {
+    let server = Server::raw(|mut stream| async move {
+        // SETTINGS with nothing in them: it takes as much as HTTP/2 begins with, and then no more.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let mut read = [0; 4096];
+        while stream.read(&mut read).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
+    let spec = Spec::of([Port::http("web", [server.address])]).with_access(allow_paths("/endless"));
+    let mesh = Mesh::start(&spec);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    let mut asks = client.clone();
+    let asking = tokio::spawn(async move { asks.try_send(request("/endless", body)).await.map(drop) });
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&sent);
+    tokio::spawn(async move {
+        while sender.send(Frame::data(Bytes::from_static(&[0; 24]))).await.is_ok() {
+            counts.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let waiting = async {
+        let (mut before, mut still) = (0, 0);
+        while still < 20 {
+            // The proxy answers that itself, on the same connection.
+            let answer = client.send(request("/denied", empty())).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+            let now = sent.load(Ordering::Relaxed);
+            still = if now == before && now > 0 { still + 1 } else { 0 };
+            before = now;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap();
+    assert!(!asking.is_finished());
+    asking.abort();
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@ use std::{convert::Infallible, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::{client, server, service::service_fn};
+use hyper::{client, rt::Executor, server, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -13,10 +13,19 @@ use tokio::{
 };
 
 use super::*;
-use crate::upstream::LocalExec;
 
 /// Nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs hyper's tasks on this thread.
+#[derive(Clone)]
+struct LocalExec;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExec {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
 
 /// A stream that counts the calls that write to it.
 struct Counted<S> {

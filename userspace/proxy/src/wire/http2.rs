@@ -1,0 +1,156 @@
+//! Bodies of HTTP/2.
+
+use std::{
+    error::Error,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, header::CONTENT_LENGTH};
+use hyper::body::{Body, Frame, SizeHint};
+
+use crate::error::BoxError;
+
+/// One that comes in.
+pub(crate) struct Http2Body {
+    stream: RecvStream,
+    /// Trailers are left, if any.
+    data_done: bool,
+}
+
+/// Sends `body` to its end, or until its sender or the other side gives up. Pieces that are empty are not worth a frame.
+pub(crate) async fn send_body<B>(mut body: B, mut stream: SendStream<Bytes>)
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    loop {
+        let next = poll_fn(|cx| {
+            // Whoever resets it wants no more.
+            match stream.poll_reset(cx) {
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending => Pin::new(&mut body).poll_frame(cx).map(Some),
+            }
+        });
+        let frame = match next.await {
+            None => return,
+            Some(None) => {
+                let _gone = stream.send_data(Bytes::new(), true);
+                return;
+            }
+            Some(Some(Err(error))) => {
+                stream.send_reset(reset_of(&*error.into()));
+                return;
+            }
+            Some(Some(Ok(frame))) => frame,
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                let end = body.is_end_stream();
+                if data.is_empty() && !end {
+                    continue;
+                }
+                if !data.is_empty() && !has_room(&mut stream).await {
+                    return;
+                }
+                if stream.send_data(data, end).is_err() || end {
+                    return;
+                }
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    let _gone = stream.send_trailers(trailers);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the other side takes something. As much as a frame of the body is sent then: what it has no room for is kept.
+async fn has_room(stream: &mut SendStream<Bytes>) -> bool {
+    stream.reserve_capacity(1);
+    poll_fn(|cx| {
+        while stream.capacity() == 0 {
+            match ready!(stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
+    })
+    .await
+}
+
+/// A body that broke off because its stream was reset is passed on as that.
+fn reset_of(error: &(dyn Error + 'static)) -> Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        }
+        cause = error.source();
+    }
+    Reason::INTERNAL_ERROR
+}
+
+/// Says how long a body is, where that is known and not said.
+pub(crate) fn tell_length(headers: &mut HeaderMap, length: u64) {
+    let length = || HeaderValue::from(length);
+    headers.entry(CONTENT_LENGTH).or_insert_with(length);
+}
+
+// === impl Http2Body ===
+
+impl Http2Body {
+    pub(crate) fn new(stream: RecvStream) -> Self {
+        Self {
+            stream,
+            data_done: false,
+        }
+    }
+}
+
+impl Body for Http2Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { stream, data_done } = &mut *self;
+        if !*data_done {
+            match ready!(stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // The stream may have ended since.
+                    let _ended = stream.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(broken(error)),
+                None => *data_done = true,
+            }
+        }
+        Poll::Ready(match ready!(stream.poll_trailers(cx)) {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => broken(error),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// Of others the head says it.
+    fn size_hint(&self) -> SizeHint {
+        match self.is_end_stream() {
+            true => SizeHint::with_exact(0),
+            false => SizeHint::default(),
+        }
+    }
+}
+
+//= RFC 9113, 8.1
+//# Clients MUST NOT discard responses as a result of receiving such a RST_STREAM
+fn broken<T>(error: h2::Error) -> Option<Result<T, BoxError>> {
+    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
+}
