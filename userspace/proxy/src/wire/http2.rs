@@ -84,12 +84,16 @@ async fn has_room(stream: &mut SendStream<Bytes>) -> bool {
     .await
 }
 
-/// A body that broke off because its stream was reset is passed on as that.
+/// A body that broke off because its stream was reset is passed on as that. Only what is whole is reset without an error (RFC 9113, 8.1),
+/// and h2 tells of no reset after the end.
 fn reset_of(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.reason().unwrap_or(Reason::INTERNAL_ERROR);
+            return match error.reason() {
+                Some(Reason::NO_ERROR) => Reason::CANCEL,
+                reason => reason.unwrap_or(Reason::INTERNAL_ERROR),
+            };
         }
         cause = error.source();
     }
@@ -126,13 +130,13 @@ impl Body for Http2Body {
                     let _ended = stream.flow_control().release_capacity(data.len());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(broken(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => *data_done = true,
             }
         }
         Poll::Ready(match ready!(stream.poll_trailers(cx)) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => broken(error),
+            Err(error) => Some(Err(error.into())),
         })
     }
 
@@ -147,10 +151,4 @@ impl Body for Http2Body {
             false => SizeHint::default(),
         }
     }
-}
-
-//= RFC 9113, 8.1
-//# Clients MUST NOT discard responses as a result of receiving such a RST_STREAM
-fn broken<T>(error: h2::Error) -> Option<Result<T, BoxError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
 }

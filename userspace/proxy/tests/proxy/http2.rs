@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
@@ -26,6 +27,16 @@ use crate::support::{
     closed_but_for,
     server::{Server, text},
 };
+
+/// With nothing in them.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// A frame of the first stream, by hand.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1];
+    frame.extend(payload);
+    frame
+}
 
 fn request(path: &str, body: Body) -> Request<Body> {
     Request::post(format!("http://web{path}")).body(body).unwrap()
@@ -178,8 +189,8 @@ async fn small_pieces_that_nobody_reads_end_no_connection() {
     // By hand: hyper's client reads more than it is asked for, and ends its own connection over them.
     let mut slow = mesh.dial(0).await;
     let mut wire = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // SETTINGS with nothing in them: windows of 64 KiB.
-    wire.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // Its windows are of 64 KiB.
+    wire.extend(SETTINGS);
     // :method GET, :scheme http, :path, :authority (RFC 7541, 6.1 and 6.2.1).
     let block = b"\x82\x86\x44\x08/endless\x41\x03web";
     for number in 0..STREAMS {
@@ -199,8 +210,8 @@ async fn small_pieces_that_nobody_reads_end_no_connection() {
 #[tokio::test]
 async fn small_pieces_that_wait_for_an_endpoint_end_no_connection() {
     let server = Server::raw(|mut stream| async move {
-        // SETTINGS with nothing in them: it takes as much as HTTP/2 begins with, and then no more.
-        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        // It takes as much as HTTP/2 begins with, and then no more.
+        stream.write_all(&SETTINGS).await.unwrap();
         let mut read = [0; 4096];
         while stream.read(&mut read).await.is_ok_and(|count| count > 0) {}
     })
@@ -476,9 +487,9 @@ async fn both_bodies_of_an_exchange_go_on_at_the_same_time() {
     assert_eq!(rest.to_bytes(), "");
 }
 
-#[tokio::test]
-async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
-    let (told, mut heard) = mpsc::unbounded_channel();
+/// A server that tells of each piece of a body (`None`), and of what ended it if not its end.
+async fn telling() -> (Server, mpsc::UnboundedReceiver<Option<Option<Reason>>>) {
+    let (told, heard) = mpsc::unbounded_channel();
     let server = Server::http2(move |request| {
         let told = told.clone();
         async move {
@@ -493,31 +504,79 @@ async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
                     break;
                 }
             }
-            text("too late")
+            text("whole")
         }
     })
     .await;
+    (server, heard)
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
+    let (server, mut heard) = telling().await;
     let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
     let client = H2::new(mesh.dial(0).await).await;
     let (sender, body) = pieces();
     let mut asks = client.clone();
     let asking = tokio::spawn(async move { asks.try_send(request("/", body)).await.map(drop) });
     sender.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
-    let mut next = async || {
-        tokio::time::timeout(Duration::from_secs(60), heard.recv())
-            .await
-            .unwrap()
-    };
-    assert_eq!(next().await, Some(None));
+    assert_eq!(heard.recv().await, Some(None));
     asking.abort();
-    assert_eq!(next().await, Some(Some(Some(h2::Reason::CANCEL))));
+    assert_eq!(heard.recv().await, Some(Some(Some(Reason::CANCEL))));
     // The connections go on.
     let mut other = client.clone();
-    assert_eq!(
-        Text::read(other.send(request("/", empty())).await).await.body,
-        "too late"
-    );
+    let answer = Text::read(other.send(request("/", empty())).await).await;
+    assert_eq!(answer.body, "whole");
     assert_eq!(server.connections(), 1);
+}
+
+/// hyper takes a body that is reset with NO_ERROR for one that has ended.
+#[tokio::test]
+async fn a_request_that_is_reset_without_an_error_is_not_whole() {
+    let (server, mut heard) = telling().await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = mesh.dial(0).await;
+    let mut wire = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    wire.extend(SETTINGS);
+    // :method POST, :scheme http, :path /, :authority (RFC 7541, 6.1 and 6.2.1).
+    wire.extend(frame(1, 4, b"\x83\x86\x84\x41\x03web"));
+    wire.extend(frame(0, 0, b"begun"));
+    client.write_all(&wire).await.unwrap();
+    assert_eq!(heard.recv().await, Some(None));
+    client.write_all(&frame(3, 0, &[0; 4])).await.unwrap();
+    assert_eq!(heard.recv().await, Some(Some(Some(Reason::CANCEL))));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_reset_without_an_error_is_not_whole() {
+    let server = Server::raw(|mut stream| async move {
+        stream.write_all(&SETTINGS).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+            if head[3] == 1 {
+                break;
+            }
+        }
+        // :status 200, and a reset after a piece of its body.
+        let wire = [frame(1, 4, b"\x88"), frame(0, 0, b"abc"), frame(3, 0, &[0; 4])];
+        stream.write_all(&wire.concat()).await.unwrap();
+        while stream.read(&mut [0; 100]).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H2::new(mesh.dial(0).await).await;
+    match client.try_send(request("/", empty())).await {
+        Ok(answer) if answer.status() == StatusCode::OK => {
+            assert!(answer.into_body().collect().await.is_err());
+        }
+        // The reset may overtake the head.
+        Ok(answer) => assert_eq!(answer.status(), StatusCode::BAD_GATEWAY),
+        Err(_reset) => {}
+    }
 }
 
 #[tokio::test]
