@@ -41,7 +41,7 @@ pub(crate) struct ResponseBody {
     content: Content,
     exchange: Rc<Exchange>,
     passage: Option<Box<Passage>>,
-    /// It has broken off. hyper gives up at once when it hears that, so it gets a turn to write what came before.
+    /// It has broken off. Whoever writes it gives up at once when it hears that, so it gets a turn to write what came before.
     broken: Option<BodyError>,
 }
 

@@ -39,6 +39,10 @@ struct Serving<T> {
     told: bool,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is in the connection's task, and open for all but a moment of its life"
+)]
 enum State<T> {
     Begins(Handshake<T, Bytes>),
     Open(Connection<T, Bytes>),

@@ -127,7 +127,7 @@ async fn one_turn_is_one_write() {
     assert_eq!(read, "head data trailers");
 }
 
-/// hyper's server, as the proxy has it towards clients: answers of one turn go out together, whatever their number.
+/// Of h2, in hyper's server: answers of one turn go out together, whatever their number.
 #[tokio::test]
 async fn answers_of_one_turn_are_one_write() {
     const STREAMS: usize = 20;
@@ -240,7 +240,8 @@ async fn no_more_is_held_than_the_limit() {
         }
         Pin::new(&mut gather).poll_shutdown(cx)
     })));
-    poll_fn(|cx| Poll::Ready(assert!(writing.as_mut().poll(cx).is_pending()))).await;
+    let waits = poll_fn(|cx| Poll::Ready(writing.as_mut().poll(cx).is_pending())).await;
+    assert!(waits);
     assert!(filled.get());
     let at_first = accepted.get();
     assert!(
