@@ -548,7 +548,9 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
             continue;
         };
         match &adapter.problem {
-            Some(problem) if adapter.pending => (status.state, status.reason) = (ObjectState::Pending, problem.clone().into()),
+            Some(problem) if adapter.pending => {
+                (status.state, status.reason) = (ObjectState::Pending, problem.clone().into())
+            }
             Some(problem) if adapter.earlier => {
                 status.state = ObjectState::Rejected;
                 status.reason = format!("{problem}; its last good version stays in force").into();
