@@ -377,6 +377,8 @@ proptest! {
         moves in prop::collection::vec((any::<usize>(), any::<bool>()), 1..6),
     ) {
         let mut world = world;
+        // An endpoint there has all tables computed.
+        world.listens.remove(&IpAddr::from(VIP4));
         let count = world.hands.len();
         for (hand, number) in world.hands.iter_mut().zip(100..) {
             hand.addresses = BTreeSet::from([v4(number), v6(number)]);

@@ -185,10 +185,9 @@ impl Folder {
             folder.sync_all()?;
         }
         if self.is_unsettled {
-            // Should it come back by a crash it would be taken for newer.
-            if remove(&self.single)?
-                && let Some(parent) = self.single.parent()
-            {
+            remove(&self.single)?;
+            // The folder itself may be new; and should the single file come back by a crash, it would be taken for newer.
+            if let Some(parent) = self.single.parent() {
                 File::open(parent)?.sync_all()?;
             }
             self.is_unsettled = false;
