@@ -273,11 +273,11 @@ pub fn vip(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(240, 240, 0, 1 + index as u8)
 }
 
-/// Allows GET on paths that begin so.
+/// Allows paths that begin so.
 pub fn allow_paths(prefix: &str) -> Access {
     Access::Matching(vec![HttpMatch {
         name: "paths".into(),
-        methods: vec!["GET".into()],
+        methods: Vec::new(),
         path: Some(PathPattern::new(regex::Regex::new(&format!("^(?:{prefix})")).unwrap())),
         headers: Vec::new(),
     }])
