@@ -102,7 +102,7 @@ pub const H2_MAX_PENDING_RESETS: usize = 20;
 pub const H2_MAX_LOCAL_RESETS: usize = 1024;
 
 /// Streams put on one upstream HTTP/2 connection before another is opened. Servers allow 100 and more; above what they
-/// allow a request would wait for another to end, which a stream of days never does.
+/// allow a request waits for another to end (`upstream/http2/slots.rs`), which a stream of days never does.
 pub const H2_UPSTREAM_STREAMS: usize = 100;
 
 /// Establishing one upstream connection.

@@ -2,13 +2,17 @@
 //!
 //! On h2 itself: hyper's client has a task that hands requests on, and another one for each answer, which cost more than what they do.
 
+mod slots;
 mod stream;
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::poll_fn,
     io,
+    pin::Pin,
     rc::Rc,
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -16,6 +20,7 @@ use h2::client::{Builder, SendRequest};
 use http::{Request, Response};
 use tokio::{sync::Mutex, time::Instant};
 
+use self::slots::Slots;
 use super::{SendError, Upstream, UpstreamBody, connect};
 use crate::{
     context::Origin,
@@ -35,36 +40,41 @@ pub(super) struct Connections(RefCell<HashMap<Upstream, Rc<Endpoint>>>);
 
 #[derive(Default)]
 struct Endpoint {
-    connections: RefCell<Vec<Connection>>,
+    connections: RefCell<Vec<Rc<Connection>>>,
     /// Held while connecting, so that a burst of requests opens one connection and not one each.
     connecting: Mutex<()>,
     /// How often that has failed, and how it did last.
     failures: Cell<u64>,
     failure: RefCell<Option<(io::ErrorKind, String)>>,
+    /// Streams that it takes at a time, as its last connection said: what the next one says comes behind its first requests.
+    limit: Rc<Cell<Option<usize>>>,
 }
 
-#[derive(Clone)]
 struct Connection {
     sender: SendRequest<Bytes>,
-    streams: Rc<Streams>,
-}
-
-struct Streams {
+    /// Exchanges under way, and those that wait.
     open: Cell<usize>,
     idle_since: Cell<Instant>,
-    /// It refused a request unsent (GOAWAY, dying), or has ended: no more go there.
-    leaving: Cell<bool>,
+    /// Those of exchanges that h2 has. Closed once the endpoint takes no more (GOAWAY), or is gone: no more go there.
+    slots: Slots,
+    /// See [`Endpoint`].
+    limit: Rc<Cell<Option<usize>>>,
 }
 
 /// See [`super::Sending`].
 pub(crate) struct Http2Sending {
-    sender: SendRequest<Bytes>,
     reused: bool,
     lease: Http2Lease,
 }
 
-/// Counts as a stream of its connection until it is dropped.
-pub(crate) struct Http2Lease(Rc<Streams>);
+/// Keeps its place on a connection until it is dropped.
+pub(crate) struct Http2Lease(Rc<Place>);
+
+/// Of one exchange on a connection, until all that has to do with it has ended.
+struct Place {
+    connection: Rc<Connection>,
+    has_slot: Cell<bool>,
+}
 
 // === impl Connections ===
 
@@ -100,8 +110,9 @@ impl Connections {
 
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
         let (stream, outlet) = gather(Sifted::of_server(connect(upstream, origin).await?));
-        let (sender, connection) = Builder::new()
-            .initial_max_send_streams(H2_UPSTREAM_STREAMS)
+        let limit = endpoint.limit.get().unwrap_or(H2_UPSTREAM_STREAMS);
+        let (sender, mut driven) = Builder::new()
+            .initial_max_send_streams(limit)
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_UPSTREAM_WINDOW)
             .data_frame_budget(H2_UPSTREAM_FRAMES)
@@ -112,21 +123,34 @@ impl Connections {
             .handshake(stream)
             .await
             .map_err(io::Error::other)?;
-        let streams = Rc::new(Streams {
+        let connection = Rc::new(Connection {
+            sender,
             open: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
-            leaving: Cell::new(false),
+            slots: Slots::new(limit),
+            limit: Rc::clone(&endpoint.limit),
         });
-        let (address, ending) = (upstream.address, Rc::clone(&streams));
+        // It ends when nobody else has use for it.
+        let (address, users) = (upstream.address, Rc::downgrade(&connection));
+        let ending = users.clone();
         tokio::task::spawn_local(async move {
-            if let Err(error) = outlet.drive(connection).await {
+            let turns = poll_fn(move |cx| {
+                let polled = Pin::new(&mut driven).poll(cx);
+                if let Some(connection) = users.upgrade() {
+                    connection.after_turn();
+                }
+                polled
+            });
+            if let Err(error) = outlet.drive(turns).await {
                 tracing::debug!(%address, %error, "upstream connection ended");
             }
-            ending.leaving.set(true);
+            if let Some(connection) = ending.upgrade() {
+                connection.slots.close();
+            }
         });
-        let connection = Connection { sender, streams };
-        endpoint.connections.borrow_mut().push(connection.clone());
-        Ok(connection.sending(false))
+        let sending = connection.sending(false);
+        endpoint.connections.borrow_mut().push(connection);
+        Ok(sending)
     }
 
     /// Keeps no idle connection from that namespace.
@@ -139,7 +163,7 @@ impl Connections {
     pub(super) fn reap(&self, now: Instant) {
         self.0.borrow_mut().retain(|_, endpoint| {
             let mut connections = endpoint.connections.borrow_mut();
-            connections.retain(|connection| !connection.streams.leaving.get() && !connection.idled_out(now));
+            connections.retain(|connection| !connection.slots.is_closed() && !connection.idled_out(now));
             !connections.is_empty() || Rc::strong_count(endpoint) > 1
         });
     }
@@ -150,11 +174,11 @@ impl Connections {
 impl Endpoint {
     fn with_room(&self) -> Option<Http2Sending> {
         let mut connections = self.connections.borrow_mut();
-        connections.retain(|connection| !connection.streams.leaving.get());
+        connections.retain(|connection| !connection.slots.is_closed());
         connections
             .iter()
-            .find(|connection| connection.streams.open.get() < H2_UPSTREAM_STREAMS)
-            .map(|connection| connection.clone().sending(true))
+            .find(|connection| connection.open.get() < H2_UPSTREAM_STREAMS)
+            .map(|connection| connection.sending(true))
     }
 
     fn fail(&self, error: &io::Error) {
@@ -173,17 +197,43 @@ impl Endpoint {
 // === impl Connection ===
 
 impl Connection {
-    fn sending(self, reused: bool) -> Http2Sending {
-        self.streams.open.set(self.streams.open.get() + 1);
+    fn sending(self: &Rc<Self>, reused: bool) -> Http2Sending {
+        self.open.set(self.open.get() + 1);
+        let place = Rc::new(Place {
+            connection: Rc::clone(self),
+            has_slot: Cell::new(false),
+        });
         Http2Sending {
-            sender: self.sender,
             reused,
-            lease: Http2Lease(self.streams),
+            lease: Http2Lease(place),
+        }
+    }
+
+    /// As many streams as the endpoint takes at a time, as far as is known.
+    fn resize(&self) {
+        let limit = self.sender.current_max_send_streams().min(H2_UPSTREAM_STREAMS);
+        self.slots.resize(limit);
+        self.limit.set(Some(limit));
+    }
+
+    /// Whoever waits is to hear at once what the endpoint said: that it leaves, or takes more. Others ask when they send.
+    fn after_turn(&self) {
+        if self.slots.are_taken() && !self.slots.is_closed() {
+            self.close_if_leaving();
+            self.resize();
+        }
+    }
+
+    /// h2 tells of a GOAWAY only those that are about to send.
+    fn close_if_leaving(&self) {
+        let ready = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        if matches!(ready, Poll::Ready(Err(_))) {
+            self.slots.close();
         }
     }
 
     fn idled_out(&self, now: Instant) -> bool {
-        self.streams.open.get() == 0 && now.duration_since(self.streams.idle_since.get()) >= POOL_IDLE_TIMEOUT
+        self.open.get() == 0 && now.duration_since(self.idle_since.get()) >= POOL_IDLE_TIMEOUT
     }
 }
 
@@ -198,25 +248,38 @@ impl Http2Sending {
         self,
         request: Request<UpstreamBody>,
     ) -> Result<(Response<Http2Body>, Http2Lease), SendError> {
-        let Self { sender, lease, .. } = self;
-        match stream::send(sender, request).await {
+        let Self { lease, .. } = self;
+        match stream::send(&lease.0, request).await {
             Ok(response) => Ok((response, lease)),
             Err(error) => {
-                if error.unsent.is_some() {
-                    lease.0.leaving.set(true);
-                }
+                // Before it is sent again.
+                lease.0.connection.close_if_leaving();
                 Err(error)
             }
         }
     }
 }
 
-// === impl Http2Lease ===
+// === impl Place ===
 
-impl Drop for Http2Lease {
+impl Place {
+    /// Waits until the endpoint takes one more stream. Returns whether it does: the connection may leave.
+    async fn take_slot(&self) -> bool {
+        self.connection.resize();
+        let taken = self.connection.slots.take().await;
+        self.has_slot.set(taken);
+        taken
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get().saturating_sub(1));
-        self.0.idle_since.set(Instant::now());
+        let connection = &self.connection;
+        if self.has_slot.get() {
+            connection.slots.give_back();
+        }
+        connection.open.set(connection.open.get().saturating_sub(1));
+        connection.idle_since.set(Instant::now());
     }
 }
 

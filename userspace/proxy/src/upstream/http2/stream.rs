@@ -1,25 +1,31 @@
 //! One exchange on an HTTP/2 connection: a request goes out, an answer comes in.
 
-use std::{future::poll_fn, io, pin::Pin};
+use std::{future::poll_fn, io, pin::Pin, rc::Rc};
 
-use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::Reason;
 use http::{Method, Request, Response};
 use hyper::body::Body;
 
-use super::super::{SendError, UpstreamBody};
+use super::{
+    super::{SendError, UpstreamBody},
+    Place,
+};
 use crate::wire::{Http2Body, send_body, tell_length};
 
-/// Sends `request` and returns with the head of the answer. A body that has not gone out by then does so in a task of its own, until
-/// its sender or the endpoint gives up; before, it ends with this call.
+/// Sends `request` once the endpoint takes it, and returns with the head of the answer. A body that has not gone out by then does so
+/// in a task of its own, until its sender or the endpoint gives up; before, it ends with this call.
 ///
 /// # Errors
 /// With the request, if nothing of it was sent.
-pub(super) async fn send(
-    mut sender: SendRequest<Bytes>,
-    request: Request<UpstreamBody>,
-) -> Result<Response<Http2Body>, SendError> {
-    if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
+pub(super) async fn send(place: &Rc<Place>, request: Request<UpstreamBody>) -> Result<Response<Http2Body>, SendError> {
+    let takes_it = place.take_slot().await;
+    let mut sender = place.connection.sender.clone();
+    let leaving = match poll_fn(|cx| sender.poll_ready(cx)).await {
+        Ok(()) if takes_it => None,
+        Ok(()) => Some(Reason::REFUSED_STREAM.into()),
+        Err(error) => Some(error),
+    };
+    if let Some(error) = leaving {
         return Err(SendError {
             unsent: Some(Box::new(request)),
             ..failed(error)
@@ -34,8 +40,6 @@ pub(super) async fn send(
     let end = body.is_end_stream();
     let sent = sender.send_request(Request::from_parts(head, ()), end);
     let (mut response, stream) = sent.map_err(failed)?;
-    // An endpoint that takes fewer streams at a time has not heard of it yet.
-    poll_fn(|cx| sender.poll_ready(cx)).await.map_err(failed)?;
     let mut sending = (!end).then(|| Box::pin(send_body(body, stream)));
     let answered = poll_fn(|cx| {
         if let Some(body) = &mut sending
@@ -47,7 +51,12 @@ pub(super) async fn send(
     });
     let answer = answered.await.map_err(failed)?;
     if let Some(body) = sending {
-        tokio::task::spawn_local(body);
+        // The endpoint counts it until both have ended.
+        let place = Rc::clone(place);
+        tokio::task::spawn_local(async move {
+            body.await;
+            drop(place);
+        });
     }
     Ok(answer.map(Http2Body::new))
 }
