@@ -12,7 +12,7 @@ use crate::error::BoxError;
 pub(crate) struct SendError {
     /// The request, if nothing of it was sent.
     pub(crate) unsent: Option<Box<Request<UpstreamBody>>>,
-    /// The connection ended before a byte of the answer came.
+    /// The connection ended before a byte of the answer came, or the endpoint says that it has not looked at it.
     pub(crate) is_lost: bool,
     pub(crate) source: BoxError,
 }

@@ -788,6 +788,32 @@ async fn who_waits_goes_on_when_the_endpoint_takes_more() {
     assert_eq!(server.connections(), 1);
 }
 
+/// RFC 9113, 6.8 and 8.7: neither was processed.
+#[tokio::test]
+async fn a_request_that_the_endpoint_has_not_processed_is_repeated() {
+    // By GOAWAY, whose last stream is the first one; by RST_STREAM with REFUSED_STREAM.
+    let goes_away: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    let refuses: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 3, 0, 0, 0, 7];
+    for (refusal, connections) in [(goes_away, 2), (refuses, 1)] {
+        let server = Server::raw(move |mut stream| async move {
+            stream.write_all(&SETTINGS).await.unwrap();
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            while let Some(id) = read_head(&mut stream).await {
+                let answer = if id == 3 { refusal.to_vec() } else { ok(id, true) };
+                stream.write_all(&answer).await.unwrap();
+            }
+        })
+        .await;
+        let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+        let mut client = H2::new(mesh.dial(0).await).await;
+        for _ in 0..2 {
+            let get = Request::get("http://web/").body(empty()).unwrap();
+            assert_eq!(client.send(get).await.status(), StatusCode::OK);
+        }
+        assert_eq!(server.connections(), connections);
+    }
+}
+
 #[tokio::test]
 async fn an_endpoint_that_goes_away_is_connected_anew() {
     // One request a connection, then GOAWAY.

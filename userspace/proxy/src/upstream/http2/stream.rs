@@ -69,9 +69,21 @@ fn means_something_empty(method: &Method) -> bool {
 
 fn failed(error: h2::Error) -> SendError {
     let kind = error.get_io().map(io::Error::kind);
+    let broke = matches!(kind, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
     SendError {
         unsent: None,
-        is_lost: matches!(kind, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)),
+        is_lost: broke || is_unprocessed(&error),
         source: error.into(),
     }
+}
+
+//= RFC 9113, 8.7
+//# The GOAWAY frame indicates the highest stream number that might have been processed. Requests on streams with higher numbers are
+//# therefore guaranteed to be safe to retry.
+//= RFC 9113, 8.7
+//# The REFUSED_STREAM error code can be included in a RST_STREAM frame to indicate that the stream is being closed prior to any
+//# processing having occurred.
+/// Of a GOAWAY h2 tells only the streams with higher numbers.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }
