@@ -61,7 +61,12 @@ where
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    let _gone = stream.send_trailers(trailers);
+                    if let Err(error) = stream.send_trailers(trailers) {
+                        // Filters may have put something there that HTTP/2 forbids, and both sides would wait for the end. Of a
+                        // stream that has ended, nothing is sent.
+                        tracing::debug!(%error, "trailers that cannot be sent");
+                        stream.send_reset(Reason::INTERNAL_ERROR);
+                    }
                     return;
                 }
             }

@@ -21,13 +21,14 @@ use tokio::{
     sync::{Barrier, Notify, mpsc},
     time::timeout,
 };
-use weft_adapters::{Bag, Check, Checking, Deny};
+use weft_adapters::{Bag, Check, Checking, Deny, Lent, Step};
 
 use crate::support::{
     Access, H2, Mesh, Port, Spec, Text, allow_paths,
     bodies::{Pattern, check_pattern, pieces},
     client::{Body, empty, full},
     closed_but_for,
+    filter::Events,
     server::{Server, text},
 };
 
@@ -556,6 +557,68 @@ async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
     let answer = Text::read(other.send(request("/", empty())).await).await;
     assert_eq!(answer.body, "whole");
     assert_eq!(server.connections(), 1);
+}
+
+/// A mesh in which a filter puts into trailers what HTTP/2 forbids there.
+fn forbidden_trailers(events: &Events, server: &Server) -> Mesh {
+    let script = events.script("a").act(|lent, _| {
+        if let Lent::RequestTrailers(trailers, _) | Lent::ResponseTrailers(trailers, _) = lent {
+            trailers.insert("connection", "close".parse().unwrap());
+        }
+        Step::Continue
+    });
+    Mesh::filtered(&Spec::of([Port::http("web", [server.address])]), script.chains())
+}
+
+fn trailers() -> Frame<Bytes> {
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("x-last", "word".parse().unwrap());
+    Frame::trailers(trailers)
+}
+
+#[tokio::test]
+async fn trailers_that_http2_forbids_end_the_request_on_both_sides() {
+    let (server, mut heard) = telling().await;
+    let events = Events::new();
+    let mesh = forbidden_trailers(&events, &server);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let (sender, body) = pieces();
+    let asking = tokio::spawn(async move { client.try_send(request("/", body)).await });
+    sender.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
+    assert_eq!(heard.recv().await, Some(None));
+    sender.send(trailers()).await.unwrap();
+    let reset = timeout(Duration::from_secs(60), heard.recv()).await.unwrap();
+    assert_eq!(reset, Some(Some(Some(Reason::INTERNAL_ERROR))));
+    let answer = asking.await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+}
+
+#[tokio::test]
+async fn trailers_that_http2_forbids_end_the_answer() {
+    let server = Server::http2(|_| async move {
+        let (sender, body) = pieces();
+        tokio::spawn(async move {
+            for frame in [Frame::data(Bytes::from_static(b"begun")), trailers()] {
+                let _client_left = sender.send(frame).await;
+            }
+        });
+        Response::new(body)
+    })
+    .await;
+    let events = Events::new();
+    let mesh = forbidden_trailers(&events, &server);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let reading = async {
+        // The reset may overtake the head.
+        match client.try_send(request("/", empty())).await {
+            Ok(answer) => answer.into_body().collect().await.is_ok(),
+            Err(_reset) => false,
+        }
+    };
+    assert!(
+        !timeout(Duration::from_secs(60), reading).await.unwrap(),
+        "it was whole"
+    );
 }
 
 /// hyper takes a body that is reset with NO_ERROR for one that has ended.
