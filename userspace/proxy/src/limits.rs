@@ -76,8 +76,9 @@ pub const H2_UPSTREAM_WINDOW: u32 = H2_UPSTREAM_STREAMS as u32 * H2_STREAM_WINDO
 /// smaller lets fewer clients that do not read cut the others (with messages of 24 bytes: 26). h2's own choice would be a fifth.
 pub const H2_UPSTREAM_FRAMES: usize = 64 * 1024 * 1024;
 
-/// The same of a client's requests, on its connection: 3 of its streams with messages of 24 bytes may wait for endpoints that do not
-/// take them. It shares them with nobody.
+/// The same of a client's requests, on its connection: 8 MiB, or 33,000 frames of one byte (36,000 of 24: 3 of its streams that wait
+/// for endpoints that do not take them), beside at most [`H2_CONNECTION_WINDOW`] of bytes. It shares them with nobody. Larger lets a
+/// client with many connections take more of our memory, smaller ends connections of clients that stream small messages.
 pub const H2_FRAMES: usize = 8 * 1024 * 1024;
 
 /// Bytes buffered for sending, a stream.
