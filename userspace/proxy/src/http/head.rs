@@ -16,9 +16,9 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Refuses what hyper lets through although two parties could read it in two ways.
+/// Refuses what hyper and h2 let through although two parties could read it in two ways.
 ///
-/// hyper itself refuses: differing `Content-Length`s, a `Transfer-Encoding` in HTTP/1.0 or one that does not end in
+/// They refuse: differing `Content-Length`s, a `Transfer-Encoding` in HTTP/1.0 or one that does not end in
 /// `chunked`, control characters in names and values, connection headers in HTTP/2. A request with both
 /// `Transfer-Encoding` and `Content-Length` it reads by the former, drops the latter and closes the connection after
 /// it, as RFC 9112 6.3 has it: what goes upstream has one length only.

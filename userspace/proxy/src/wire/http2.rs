@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, header::CONTENT_LENGTH};
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
 
 use crate::error::BoxError;
 
@@ -19,6 +20,8 @@ pub(crate) struct Http2Body {
     stream: RecvStream,
     /// Trailers are left, if any.
     data_done: bool,
+    /// Of an answer: the task that still sends its request.
+    sending: Option<AbortHandle>,
 }
 
 /// Sends `body` to its end, or until its sender or the other side gives up. Pieces that are empty are not worth a frame.
@@ -118,6 +121,26 @@ impl Http2Body {
         Self {
             stream,
             data_done: false,
+            sending: None,
+        }
+    }
+
+    /// Of an answer whose request is still being sent: without whoever reads the answer, that ends too.
+    pub(crate) fn answer(stream: RecvStream, sending: Option<AbortHandle>) -> Self {
+        Self {
+            sending,
+            ..Self::new(stream)
+        }
+    }
+}
+
+impl Drop for Http2Body {
+    fn drop(&mut self) {
+        if let Some(sending) = self.sending.take()
+            && !self.stream.is_end_stream()
+        {
+            // It may wait for room that an endpoint which nobody reads never makes; of a stream that nobody holds h2 sends a reset.
+            sending.abort();
         }
     }
 }
@@ -127,7 +150,7 @@ impl Body for Http2Body {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { stream, data_done } = &mut *self;
+        let Self { stream, data_done, .. } = &mut *self;
         if !*data_done {
             match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) => {

@@ -67,6 +67,11 @@ fn ok(stream: u8, end: bool) -> Vec<u8> {
     answer
 }
 
+/// What comes, within a minute.
+async fn soon<F: Future>(comes: F) -> F::Output {
+    timeout(Duration::from_secs(60), comes).await.expect("within a minute")
+}
+
 fn request(path: &str, body: Body) -> Request<Body> {
     Request::post(format!("http://web{path}")).body(body).unwrap()
 }
@@ -269,7 +274,7 @@ async fn small_pieces_that_wait_for_an_endpoint_end_no_connection() {
             before = now;
         }
     };
-    timeout(Duration::from_secs(60), waiting).await.unwrap();
+    soon(waiting).await;
     assert!(!asking.is_finished());
     asking.abort();
 }
@@ -549,14 +554,60 @@ async fn a_client_that_gives_up_ends_its_request_at_the_endpoint() {
     let mut asks = client.clone();
     let asking = tokio::spawn(async move { asks.try_send(request("/", body)).await.map(drop) });
     sender.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
-    assert_eq!(heard.recv().await, Some(None));
+    assert_eq!(soon(heard.recv()).await, Some(None));
     asking.abort();
-    assert_eq!(heard.recv().await, Some(Some(Some(Reason::CANCEL))));
+    assert_eq!(soon(heard.recv()).await, Some(Some(Some(Reason::CANCEL))));
     // The connections go on.
     let mut other = client.clone();
     let answer = Text::read(other.send(request("/", empty())).await).await;
     assert_eq!(answer.body, "whole");
     assert_eq!(server.connections(), 1);
+}
+
+/// The endpoint has answered with a head and reads no further, so the request waits for room that it never makes.
+#[tokio::test]
+async fn a_client_that_gives_up_a_request_that_stands_still_ends_it_at_the_endpoint() {
+    const WINDOW: usize = 65_535;
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let server = Server::raw(move |mut stream| {
+        let tell = tell.clone();
+        async move {
+            stream.write_all(&SETTINGS).await.unwrap();
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            assert_eq!(read_head(&mut stream).await, Some(1));
+            stream.write_all(&ok(1, false)).await.unwrap();
+            let (mut head, mut room) = ([0; 9], WINDOW);
+            while stream.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let mut payload = vec![0; length];
+                stream.read_exact(&mut payload).await.unwrap();
+                match head[3] {
+                    0 => {
+                        room -= length;
+                        if room == 0 {
+                            tell.send(None).unwrap();
+                        }
+                    }
+                    3 => tell.send(Some(payload)).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let (mut client, connection) = h2::client::handshake(mesh.dial(0).await).await.unwrap();
+    tokio::spawn(connection);
+    let asked = Request::post("http://web.shop/").body(()).unwrap();
+    let (answer, mut body) = client.send_request(asked, false).unwrap();
+    body.send_data(vec![b'x'; 2 * WINDOW].into(), false).unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let told = soon(heard.recv()).await;
+    assert_eq!(told, Some(None), "it has sent what the window takes");
+    body.send_reset(Reason::CANCEL);
+    let told = soon(heard.recv()).await;
+    assert_eq!(told, Some(Some(u32::from(Reason::CANCEL).to_be_bytes().to_vec())));
 }
 
 /// A mesh in which a filter puts into trailers what HTTP/2 forbids there.
@@ -585,9 +636,9 @@ async fn trailers_that_http2_forbids_end_the_request_on_both_sides() {
     let (sender, body) = pieces();
     let asking = tokio::spawn(async move { client.try_send(request("/", body)).await });
     sender.send(Frame::data(Bytes::from_static(b"begun"))).await.unwrap();
-    assert_eq!(heard.recv().await, Some(None));
+    assert_eq!(soon(heard.recv()).await, Some(None));
     sender.send(trailers()).await.unwrap();
-    let reset = timeout(Duration::from_secs(60), heard.recv()).await.unwrap();
+    let reset = soon(heard.recv()).await;
     assert_eq!(reset, Some(Some(Some(Reason::INTERNAL_ERROR))));
     let answer = asking.await.unwrap().unwrap();
     assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
@@ -615,10 +666,7 @@ async fn trailers_that_http2_forbids_end_the_answer() {
             Err(_reset) => false,
         }
     };
-    assert!(
-        !timeout(Duration::from_secs(60), reading).await.unwrap(),
-        "it was whole"
-    );
+    assert!(!soon(reading).await, "it was whole");
 }
 
 /// hyper takes a body that is reset with NO_ERROR for one that has ended.
@@ -633,9 +681,9 @@ async fn a_request_that_is_reset_without_an_error_is_not_whole() {
     wire.extend(frame(1, 4, b"\x83\x86\x84\x41\x03web"));
     wire.extend(frame(0, 0, b"begun"));
     client.write_all(&wire).await.unwrap();
-    assert_eq!(heard.recv().await, Some(None));
+    assert_eq!(soon(heard.recv()).await, Some(None));
     client.write_all(&frame(3, 0, &[0; 4])).await.unwrap();
-    assert_eq!(heard.recv().await, Some(Some(Some(Reason::CANCEL))));
+    assert_eq!(soon(heard.recv()).await, Some(Some(Some(Reason::CANCEL))));
 }
 
 #[tokio::test]
@@ -782,7 +830,7 @@ async fn requests_that_wait_for_an_endpoint_that_leaves_go_to_its_next_connectio
         narrow.leave.notify_one();
     };
     let waiting = async { tokio::join!(ask("one"), ask("two"), leaving) };
-    let (one, two, ()) = timeout(Duration::from_secs(60), waiting).await.unwrap();
+    let (one, two, ()) = soon(waiting).await;
     assert_eq!((one.status, one.body.as_str()), (StatusCode::OK, "one"));
     assert_eq!((two.status, two.body.as_str()), (StatusCode::OK, "two"));
     assert_eq!(narrow.server.connections(), 2);
@@ -846,7 +894,7 @@ async fn who_waits_goes_on_when_the_endpoint_takes_more() {
         more.notify_one();
     };
     let waiting = async { tokio::join!(waits.send(request("/asked", empty())), takes_more) };
-    let (answer, ()) = timeout(Duration::from_secs(60), waiting).await.unwrap();
+    let (answer, ()) = soon(waiting).await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(server.connections(), 1);
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::wire::{Http2Body, send_body, tell_length};
 
 /// Sends `request` once the endpoint takes it, and returns with the head of the answer. A body that has not gone out by then does so
-/// in a task of its own, until its sender or the endpoint gives up; before, it ends with this call.
+/// in a task of its own, until its sender, the endpoint or whoever reads the answer gives up; before, it ends with this call.
 ///
 /// # Errors
 /// With the request, if nothing of it was sent.
@@ -50,15 +50,16 @@ pub(super) async fn send(place: &Rc<Place>, request: Request<UpstreamBody>) -> R
         Pin::new(&mut response).poll(cx)
     });
     let answer = answered.await.map_err(failed)?;
-    if let Some(body) = sending {
+    let sending = sending.map(|body| {
         // The endpoint counts it until both have ended.
         let place = Rc::clone(place);
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             body.await;
             drop(place);
         });
-    }
-    Ok(answer.map(Http2Body::new))
+        task.abort_handle()
+    });
+    Ok(answer.map(|stream| Http2Body::answer(stream, sending)))
 }
 
 //= RFC 9110, 8.6
