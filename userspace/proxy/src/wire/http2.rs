@@ -118,18 +118,15 @@ pub(crate) fn tell_length(headers: &mut HeaderMap, length: u64) {
 
 impl Http2Body {
     pub(crate) fn new(stream: RecvStream) -> Self {
-        Self {
-            stream,
-            data_done: false,
-            sending: None,
-        }
+        Self::answer(stream, None)
     }
 
     /// Of an answer whose request is still being sent: without whoever reads the answer, that ends too.
     pub(crate) fn answer(stream: RecvStream, sending: Option<AbortHandle>) -> Self {
         Self {
+            stream,
+            data_done: false,
             sending,
-            ..Self::new(stream)
         }
     }
 }
