@@ -22,6 +22,7 @@ use tokio::{
     time::timeout,
 };
 use weft_adapters::{Bag, Check, Checking, Deny, Lent, Step};
+use weft_proxy::ProxyConfig;
 
 use crate::support::{
     Access, H2, Mesh, Port, Spec, Text, allow_paths,
@@ -219,7 +220,12 @@ async fn readers_that_stand_still_hold_up_nobody_else() {
 async fn small_pieces_that_nobody_reads_end_no_connection() {
     const STREAMS: u8 = 6;
     let (server, sent) = endless(24).await;
-    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    // Each worker has connections of its own.
+    let alone = ProxyConfig {
+        workers: Some(1),
+        ..ProxyConfig::default()
+    };
+    let mesh = Mesh::start_with(&Spec::of([Port::http("web", [server.address])]), alone, Vec::new());
     // By hand: hyper's client reads more than it is asked for, and ends its own connection over them.
     let mut slow = mesh.dial(0).await;
     let mut wire = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

@@ -86,10 +86,11 @@ impl Mesh {
         Self::start_all(spec, ProxyConfig::default(), chains)
     }
 
+    /// With two workers at most, and if nothing else is said.
     pub fn start_all(spec: &Spec, config: ProxyConfig, chains: Chains) -> Self {
         let config = ProxyConfig {
             addresses: vec![(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()],
-            workers: Some(2),
+            workers: config.workers.or(Some(2)),
             ..config
         };
         let (told, flows) = mpsc::unbounded_channel();
