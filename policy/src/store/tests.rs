@@ -324,7 +324,7 @@ fn a_log_of_changes_is_bounded_by_their_number_and_their_text() {
 /// What the index says is what a look at all objects finds.
 fn check_index(store: &Store) {
     let refused = store.holders.keys().filter(|key| {
-        let slot = store.owner(key).and_then(|path| store.files.get(path)?.slots.get(*key));
+        let slot = store.owner(key).and_then(|path| store.files.get(path)?.slots.get(key));
         slot.is_some_and(|slot| slot.refused) || store.waiting.contains(*key)
     });
     let refused: Vec<_> = refused.map(|key| key.id.clone()).collect();

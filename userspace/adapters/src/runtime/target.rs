@@ -18,9 +18,12 @@ use crate::{
     reporter::Report,
 };
 
-/// Service names by namespace; `None`: everything. Clones share it.
+/// Service names by namespace.
+type Services = HashMap<Arc<str>, HashSet<Arc<str>>>;
+
+/// `None`: everything. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Audience(Arc<ArcSwapOption<HashMap<Arc<str>, HashSet<Arc<str>>>>>);
+pub(super) struct Audience(Arc<ArcSwapOption<Services>>);
 
 /// Whether a report adapter has panicked, and is told nothing any more. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +52,7 @@ impl Audience {
         if target.all {
             return self.0.store(None);
         }
-        let mut names: HashMap<Arc<str>, HashSet<Arc<str>>> = HashMap::new();
+        let mut names = Services::new();
         for service in &target.services {
             let of_namespace = names.entry(service.namespace.clone()).or_default();
             of_namespace.insert(service.name.clone());

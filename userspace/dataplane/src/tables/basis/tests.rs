@@ -431,7 +431,8 @@ fn a_split_follows_the_services_that_it_leads_to() {
 
 #[test]
 fn what_does_not_follow_from_what_changed_is_left_to_all_tables() {
-    let cases: [(&str, fn(&mut World)); 10] = [
+    type Case = (&'static str, fn(&mut World));
+    let cases: [Case; 10] = [
         ("the only one of two leaves", |world| {
             world.hands[1].addresses = BTreeSet::from([v4(9)]);
         }),
