@@ -71,8 +71,18 @@ fn object(name: &str, module: &Path, rest: &str) -> String {
     format!(
         "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: {name}}}\n\
          spec: {{target: {{services: [web]}}, backend: wasm, {}}}\n",
-        rest.replace("MODULE", &format!("module: {}", module.display()))
+        with_module(rest, module)
     )
+}
+
+/// Unless `rest` says its limits.
+fn with_module(rest: &str, module: &Path) -> String {
+    // An emulated processor that stands still uses CPU time too.
+    let limits = match rest.contains("limits:") {
+        true => "",
+        false => ", limits: {deadlineMs: 1000}",
+    };
+    rest.replace("MODULE", &format!("module: {}{limits}", module.display()))
 }
 
 /// What `weft adapter list` says of one.
@@ -480,14 +490,7 @@ fn bad_modules_harm_nobody_else() {
             format!(
                 "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: good}}\n\
                  spec: {{target: {{services: [other]}}, backend: wasm, {}}}\n",
-                // An emulated processor that stands still uses CPU time too.
-                AUTH.replace(
-                    "MODULE",
-                    &format!(
-                        "module: {}, limits: {{deadlineMs: 1000}}",
-                        filter("header-auth")?.display()
-                    )
-                )
+                with_module(AUTH, &filter("header-auth")?)
             ),
         )?;
         lab.weft(["apply", "-f", &good.to_string_lossy()])?.ok()?;
@@ -520,7 +523,7 @@ fn bad_modules_harm_nobody_else() {
 }
 
 /// The CPU time that this takes is long for all that a test does meanwhile.
-const LONG_START: &str = "wasm: {MODULE, limits: {startMs: 15000}}";
+const LONG_START: &str = "wasm: {MODULE, limits: {startMs: 15000, deadlineMs: 1000}}";
 
 /// A module that loops at its start.
 fn looping(lab: &Lab) -> Result<PathBuf> {
@@ -582,7 +585,7 @@ fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
 fn a_stop_waits_for_no_module_that_starts() {
     with_web("wasm-stop", |lab, _client| {
         let looping = looping(lab)?;
-        let longest = "wasm: {MODULE, limits: {startMs: 60000}}";
+        let longest = "wasm: {MODULE, limits: {startMs: 60000, deadlineMs: 1000}}";
         lab.resource("slow.yaml", &object("slow", &looping, longest))?;
         has_begun(lab)?;
         // Somebody waits for one more: they are made one after the other.
@@ -600,7 +603,7 @@ fn a_stop_waits_for_no_module_that_starts() {
 #[test]
 fn a_daemon_that_starts_with_such_a_module_is_stopped_too() {
     lab_test("wasm-stop-first", |lab| {
-        let longest = "wasm: {MODULE, limits: {startMs: 60000}}";
+        let longest = "wasm: {MODULE, limits: {startMs: 60000, deadlineMs: 1000}}";
         lab.resource("slow.yaml", &object("slow", &looping(lab)?, longest))?;
         let mut daemon = Running::start(lab.daemon_command(&[]))?;
         poll::until("the module to begin", || {
