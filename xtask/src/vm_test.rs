@@ -4,6 +4,7 @@ mod event;
 mod found;
 mod guest;
 mod initramfs;
+mod journal;
 mod kernel;
 mod limits;
 mod machine;
@@ -11,7 +12,7 @@ mod table;
 mod torture;
 
 use std::{
-    env, fs,
+    env, fs, mem,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -24,6 +25,7 @@ pub use self::guest::{GuestArgs, run as run_guest};
 use self::{
     event::{Event, Plan, Test},
     found::Found,
+    journal::Journal,
     kernel::Kernel,
     limits::{BUDGETS, QUICK},
     machine::Machine,
@@ -55,6 +57,9 @@ pub struct Args {
     /// Run only these test binaries: the files and folders of vm-test/tests.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "torture"])]
     binary: Vec<String>,
+    /// Leave out test binaries that were green in earlier runs: in the same kernel, the daemon and the test of the same bytes.
+    #[arg(long, conflicts_with_all = ["quick", "torture", "filter"])]
+    resume: bool,
     /// Compare the table in vm-test/README.md with what is found instead of writing it.
     #[arg(long)]
     check: bool,
@@ -148,7 +153,7 @@ pub fn run(args: &Args) -> Result<()> {
         .collect();
     let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
     let what = format!("Linux {}: programs and real traffic", names.join(" and "));
-    let mut all = steps.step(&what, || boot_all(&kernels, &plans))?;
+    let mut all = steps.step(&what, || boot_all(&kernels, &plans, args.resume))?;
     let mut wrong = Vec::new();
     for found in &mut all {
         found.binaries = tests.len();
@@ -175,7 +180,11 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     if !wrong.is_empty() {
-        bail!("{} things are wrong:\n  {}", wrong.len(), wrong.join("\n  "));
+        bail!(
+            "{} things are wrong (`--resume` leaves out what is green):\n  {}",
+            wrong.len(),
+            wrong.join("\n  ")
+        );
     }
     let whole = !args.is_part() && args.kernel.is_empty() && !args.torture;
     if whole {
@@ -227,13 +236,13 @@ fn at_once(guests: usize) -> u32 {
 ///
 /// # Errors
 /// As [`boot`]. One kernel's trouble does not hide the other's findings, which are told as they come.
-fn boot_all(kernels: &[Kernel], plans: &[Plan]) -> Result<Vec<Found>> {
+fn boot_all(kernels: &[Kernel], plans: &[Plan], resume: bool) -> Result<Vec<Found>> {
     let bound = BOUND * at_once(kernels.len());
     thread::scope(|scope| {
         let guests: Vec<_> = kernels
             .iter()
             .zip(plans)
-            .map(|(kernel, plan)| scope.spawn(move || boot(kernel, plan, bound)))
+            .map(|(kernel, plan)| scope.spawn(move || boot(kernel, plan.clone(), resume, bound)))
             .collect();
         // All of them end before the first error is told.
         let ended: Vec<_> = guests.into_iter().map(thread::ScopedJoinHandle::join).collect();
@@ -244,16 +253,18 @@ fn boot_all(kernels: &[Kernel], plans: &[Plan]) -> Result<Vec<Found>> {
     })
 }
 
-/// Runs `plan` in `kernel`, for at most `bound`.
+/// Runs `plan` in `kernel`, for at most `bound`; with `resume` only what is left of it.
 ///
 /// # Errors
 /// The guest does not come up, hangs, or ends too early; its console's tail is on the terminal by then.
-fn boot(kernel: &Kernel, plan: &Plan, bound: Duration) -> Result<Found> {
+fn boot(kernel: &Kernel, mut plan: Plan, resume: bool, bound: Duration) -> Result<Found> {
     let dir = paths::vm().join(&kernel.name);
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let mut journal = Journal::open(dir.join("green.json"), &kernel.image, &plan.weft)?;
+    let before = if resume { journal.resume(&mut plan)? } else { Vec::new() };
     let (plan_file, initrd) = (dir.join("plan.json"), dir.join("initramfs"));
     let console = paths::vm().join(format!("{}.log", kernel.name));
-    let json = serde_json::to_vec_pretty(plan).context("encode the plan")?;
+    let json = serde_json::to_vec_pretty(&plan).context("encode the plan")?;
     fs::write(&plan_file, json).with_context(|| format!("write {}", plan_file.display()))?;
     let xtask = env::current_exe().context("find this program")?;
     let visible = [paths::root(), paths::target()];
@@ -264,7 +275,8 @@ fn boot(kernel: &Kernel, plan: &Plan, bound: Duration) -> Result<Found> {
     loop {
         let mut machine = Machine::boot(kernel, &initrd, &console, bound)?;
         let mut found = Found::new(&kernel.name);
-        let Err(error) = listen(&mut machine, &mut found) else {
+        before.iter().cloned().for_each(|event| found.take(event));
+        let Err(error) = listen(&mut machine, &plan, &mut journal, &mut found) else {
             machine.power_off();
             return Ok(found);
         };
@@ -286,16 +298,30 @@ fn boot(kernel: &Kernel, plan: &Plan, bound: Duration) -> Result<Found> {
     }
 }
 
-/// Takes what the guest says into `found` until it is done.
+/// Takes what the guest says into `found` until it is done, and keeps what is green.
 ///
 /// # Errors
 /// It gives up, hangs or ends too early.
-fn listen(machine: &mut Machine, found: &mut Found) -> Result<()> {
+fn listen(machine: &mut Machine, plan: &Plan, journal: &mut Journal, found: &mut Found) -> Result<()> {
+    let mut of_binary = Vec::new();
     loop {
-        match machine.event()? {
+        let event = machine.event()?;
+        match &event {
             Event::Done => return Ok(()),
             Event::Broken { why } => bail!("the guest gave up: {why}"),
-            event => found.take(event),
+            Event::Binary { .. } => of_binary.clear(),
+            _ => {}
+        }
+        if !matches!(event, Event::Words { .. }) {
+            of_binary.push(event.clone());
+        }
+        found.take(event);
+        if plan.filter.is_none()
+            && let (Some(Event::Binary { target }), Some(Event::BinaryEnded { code: 0, .. })) =
+                (of_binary.first(), of_binary.last())
+            && let Some(test) = plan.tests.iter().find(|test| test.target == *target)
+        {
+            journal.keep(test, mem::take(&mut of_binary))?;
         }
     }
 }
