@@ -52,6 +52,17 @@ pub fn entries(bpffs: &Path, map: &str) -> Result<usize> {
     count().with_context(|| format!("count the entries of {}", pin.display()))
 }
 
+/// Entries that `map` has room for, as the kernel says.
+///
+/// # Errors
+/// No such pin.
+pub fn room(bpffs: &Path, map: &str) -> Result<usize> {
+    let pin = bpffs.join("maps").join(map);
+    let info = MapData::from_pin(&pin).and_then(|data| data.info());
+    let info = info.with_context(|| format!("ask for the size of {}", pin.display()))?;
+    Ok(info.max_entries() as usize)
+}
+
 /// Far more than a lab's maps have entries.
 const MAX_STEPS: usize = 1 << 20;
 

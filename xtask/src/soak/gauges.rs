@@ -7,9 +7,14 @@ use vm_test::{Host, census, poll};
 
 use super::stats::Slack;
 
-/// Samples of each gauge of one host since the end of its warm-up, oldest first; before, only the newest.
+/// What one host has been seen to have.
 #[derive(Default)]
-pub struct Gauges(BTreeMap<&'static str, Vec<u64>>);
+pub struct Gauges {
+    /// Samples of each gauge since the end of the warm-up, oldest first; before, only the newest.
+    samples: BTreeMap<&'static str, Vec<u64>>,
+    /// Of [`FLOWS`].
+    crowd: Crowd,
+}
 
 /// A gauge at the beginning and at the end.
 pub struct Trend {
@@ -20,9 +25,16 @@ pub struct Trend {
     pub flat: bool,
 }
 
-/// The daemon forgets a datagram flow that is idle for 180 s: until then, and a sweep later, every new socket adds to it.
+/// A gauge that rises and falls, and has room for so much.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Crowd {
+    pub greatest: u64,
+    pub room: u64,
+}
+
+/// Every new socket adds flows of datagrams. The daemon forgets those that are idle for 180 s, or for 30 s where half of the table is
+/// in use: so they rise to half of it and fall again, and where two samples stand in that says nothing.
 pub const FLOWS: &str = "flows";
-const FLOWS_WARM_UP: Duration = Duration::from_secs(210);
 
 pub const DESCRIPTORS: &str = "descriptors";
 /// Resident, in KiB.
@@ -48,9 +60,12 @@ impl Gauges {
     /// A map cannot be read.
     pub fn sample(&mut self, host: &Host, pid: Option<i32>, since: Duration, warm_up: Duration) -> Result<()> {
         for map in census::MAPS {
-            let entries = census::entries(&host.bpffs(), map)?;
-            let warm_up = if map == FLOWS { FLOWS_WARM_UP } else { warm_up };
-            self.push(map, entries as u64, since >= warm_up);
+            let entries = census::entries(&host.bpffs(), map)? as u64;
+            self.push(map, entries, since >= warm_up);
+            if map == FLOWS {
+                self.crowd.greatest = self.crowd.greatest.max(entries);
+                self.crowd.room = census::room(&host.bpffs(), map)? as u64;
+            }
         }
         // It may be killed while we look.
         if let Some((descriptors, memory)) = pid.and_then(|pid| process(pid).ok()) {
@@ -61,7 +76,7 @@ impl Gauges {
     }
 
     fn push(&mut self, name: &'static str, value: u64, warm: bool) {
-        let samples = self.0.entry(name).or_default();
+        let samples = self.samples.entry(name).or_default();
         if !warm {
             samples.clear();
         }
@@ -70,14 +85,19 @@ impl Gauges {
 
     /// The newest sample of a gauge.
     pub fn newest(&self, name: &str) -> u64 {
-        self.0
+        self.samples
             .get(name)
             .and_then(|samples| samples.last())
             .copied()
             .unwrap_or(0)
     }
 
-    /// What can be judged: gauges with three samples after their warm-up.
+    /// How crowded [`FLOWS`] was.
+    pub fn crowd(&self) -> Crowd {
+        self.crowd
+    }
+
+    /// What must be flat and can be judged: gauges with three samples after the warm-up.
     pub fn trends(&self) -> Vec<Trend> {
         let trend = |(name, samples): (&&'static str, &Vec<u64>)| {
             let (first, last) = Slack::thirds(samples)?;
@@ -93,7 +113,17 @@ impl Gauges {
                 flat: slack.allows(first, last),
             })
         };
-        self.0.iter().filter_map(trend).collect()
+        let flat = self.samples.iter().filter(|(name, _)| **name != FLOWS);
+        flat.filter_map(trend).collect()
+    }
+}
+
+// === impl Crowd ===
+
+impl Crowd {
+    /// Whether those that are idle made room in time: three quarters are half of the table, and what comes until the next sweep.
+    pub fn held(self) -> bool {
+        self.greatest <= self.room / 4 * 3
     }
 }
 
@@ -131,6 +161,12 @@ fn process(pid: i32) -> Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_nobody_sweeps_does_not_hold() {
+        let held = |greatest| Crowd { greatest, room: 1_000 }.held();
+        assert_eq!([0, 510, 750, 751, 1_000].map(held), [true, true, true, false, false]);
+    }
 
     #[test]
     fn our_own_descriptors_and_memory_are_seen() -> Result<()> {
