@@ -11,7 +11,7 @@ use std::{
 
 use crate::snapshot::{
     AccessDefault, AccessPolicy, AccessRule, Account, Decision, HttpMatch, HttpRequestView, Identity, L7, Listener,
-    ObjectRef, Protocol, RuleId, Service, ServiceName, ServicePort, Snapshot, Verdict,
+    ObjectRef, ObjectStatus, Protocol, RuleId, Service, ServiceName, ServicePort, Snapshot, Verdict,
 };
 
 /// What our DNS says about a name.
@@ -35,6 +35,22 @@ impl Snapshot {
             namespace: namespace.into(),
             name: name.into(),
         })
+    }
+
+    /// Whether there is a service in this namespace.
+    pub fn has_services_in(&self, namespace: &str) -> bool {
+        let first = ServiceName {
+            namespace: namespace.into(),
+            name: "".into(),
+        };
+        let found = self.services.first_from(&first);
+        found.is_some_and(|(name, _)| *name.namespace == *namespace)
+    }
+
+    /// Where [`Snapshot::statuses`] has that of an object: they are in the order of their objects.
+    pub fn status_index(&self, object: &ObjectRef) -> Option<usize> {
+        let by_object = |status: &ObjectStatus| (*status.object).cmp(object);
+        self.statuses.binary_search_by(by_object).ok()
     }
 
     /// The service that has this virtual IP. A v4-mapped IPv6 address counts as its IPv4 address.

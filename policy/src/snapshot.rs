@@ -209,7 +209,7 @@ pub struct Snapshot {
     pub rules: Shared<HashMap<RuleId, Arc<ObjectRef>>>,
     /// In the order in which they look at a request.
     pub adapters: Vec<Arc<Adapter>>,
-    /// By object.
+    /// By object: [`Snapshot::status_index`].
     pub statuses: Shared<Vec<ObjectStatus>>,
     /// Indexes, filled by the compiler: virtual IP -> service; endpoint address -> where it belongs; cgroup -> workload.
     pub by_vip: Shared<HashMap<IpAddr, ServiceName>>,

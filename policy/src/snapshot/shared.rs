@@ -200,6 +200,15 @@ impl<K: Ord, V> SharedMap<K, V> {
         self.get(key).is_some()
     }
 
+    /// The item of this key, or else of the next one.
+    pub fn first_from(&self, key: &K) -> Option<(&K, &V)> {
+        let at = self.chunk_of(key);
+        let before = self.chunks.get(at)?.partition_point(|(known, _)| known < key);
+        // Behind all of its chunk it is the first of the next.
+        let mut items = Items::of(self.chunks.get(at..)?).skip(before);
+        items.next().map(|(key, value)| (key, value))
+    }
+
     /// The chunk that has the key, if any has: the last one that does not begin after it.
     fn chunk_of(&self, key: &K) -> usize {
         let begins_before = |chunk: &Arc<Vec<(K, V)>>| chunk.first().is_some_and(|(first, _)| first <= key);
@@ -426,6 +435,7 @@ mod tests {
                 prop_assert!(map.keys().eq(known.keys()) && map.values().eq(known.values()));
                 prop_assert_eq!((map.len(), map.is_empty()), (known.len(), known.is_empty()));
                 prop_assert!((0..2_000).all(|key| map.get(&key) == known.get(&key)));
+                prop_assert!((0..2_001).all(|key| map.first_from(&key) == known.range(key..).next()));
                 prop_assert!(map.chunks.iter().all(|chunk| (1..=2 * CHUNK).contains(&chunk.len())));
             }
         }

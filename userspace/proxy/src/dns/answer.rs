@@ -104,8 +104,10 @@ fn standing(name: &str, asker: Asker<'_>, snapshot: &Snapshot) -> Standing {
     if let Some(above) = name.strip_suffix(DNS_SUFFIX).and_then(|above| above.strip_suffix('.')) {
         //= RFC 8020, section 2
         //# an NXDOMAIN response for a domain name means that no child domains underneath the queried name exist
-        let inner = snapshot.services.keys().any(|service| *service.namespace == *above);
-        return if inner { Standing::Inner } else { Standing::Missing };
+        return match snapshot.has_services_in(above) {
+            true => Standing::Inner,
+            false => Standing::Missing,
+        };
     }
     if name == DNS_SUFFIX {
         return Standing::Inner;

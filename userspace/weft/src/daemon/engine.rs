@@ -541,10 +541,8 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
         if adapter.problem.is_none() && without.is_empty() {
             continue;
         }
-        let found = snapshot
-            .statuses
-            .binary_search_by(|status| (*status.object).cmp(&adapter.object));
-        let Some(status) = found.ok().and_then(|index| snapshot.statuses.get_mut(index)) else {
+        let found = snapshot.status_index(&adapter.object);
+        let Some(status) = found.and_then(|index| snapshot.statuses.get_mut(index)) else {
             continue;
         };
         match &adapter.problem {

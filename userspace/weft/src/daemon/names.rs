@@ -86,11 +86,9 @@ impl InForce {
         self.snapshot.rule(RuleId(rule)).cloned()
     }
 
-    /// What is known of an object; statuses are in the order of their objects.
+    /// What is known of an object.
     pub fn status(&self, object: &ObjectRef) -> Option<&ObjectStatus> {
-        let statuses = &self.snapshot.statuses;
-        let found = statuses.binary_search_by(|status| (*status.object).cmp(object)).ok()?;
-        statuses.get(found)
+        self.snapshot.statuses.get(self.snapshot.status_index(object)?)
     }
 
     /// [`InForce::ports`] of the snapshot after this one: the same where no port came or went, which most changes leave as they are.
