@@ -86,6 +86,26 @@ pub struct CompileInput<'a> {
     pub generation: u64,
 }
 
+static NOTHING_FOUND: BTreeMap<String, Captured> = BTreeMap::new();
+
+// === impl CompileInput ===
+
+impl<'a> CompileInput<'a> {
+    /// The objects by themselves, as `weft check` has them: nothing runs, nobody has looked where workloads are captured, and all else
+    /// is the default.
+    pub fn of(store: &'a Store) -> Self {
+        Self {
+            store,
+            workloads: &[],
+            captured: &NOTHING_FOUND,
+            vip4: &[],
+            vip6: &[],
+            acceleration: Acceleration::Off,
+            generation: 1,
+        }
+    }
+}
+
 /// A workload that `weft run` started. It joins the service of its name, which is made if no resource defines it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeWorkload {

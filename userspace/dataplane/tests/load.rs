@@ -1,14 +1,12 @@
 //! The real object in this kernel: loads, is re-adopted, leaves nothing. Needs root; without, it says so.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use weft_dataplane::{
     Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, SIZED_MAPS, ShortCircuit, find_cgroup2,
     uninstall, verify,
 };
-use weft_policy::{
-    Acceleration, AccessDefault, AccessPolicy, Allocations, CompileInput, Identity, RuleId, Snapshot, Store, compile,
-};
+use weft_policy::{AccessDefault, AccessPolicy, Allocations, CompileInput, Identity, RuleId, Snapshot, Store, compile};
 
 struct Place {
     cgroup: PathBuf,
@@ -197,13 +195,8 @@ fn compiled(dataplane: &Dataplane, addresses: &[&str], allocations: &mut Allocat
     let found = store.apply_file("mesh.yaml", text.as_bytes());
     assert_eq!(found, []);
     let input = CompileInput {
-        store: &store,
-        workloads: &[],
-        captured: &BTreeMap::new(),
-        vip4: &[],
-        vip6: &[],
-        acceleration: Acceleration::Off,
         generation: dataplane.next_generation(),
+        ..CompileInput::of(&store)
     };
     compile(&input, allocations).snapshot
 }

@@ -140,13 +140,8 @@ fn small() -> (Store, Allocations, Compiled) {
 
 fn input(store: &Store) -> CompileInput<'_> {
     CompileInput {
-        store,
-        workloads: &[],
-        captured: &support::NOTHING_FOUND,
-        vip4: &[],
-        vip6: &[],
-        acceleration: Acceleration::Off,
         generation: 2,
+        ..CompileInput::of(store)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use weft_policy::{Acceleration, Allocations, Captured, CompileInput, Compiled, RuntimeWorkload, Store, compile};
+use weft_policy::{Allocations, Captured, CompileInput, Compiled, RuntimeWorkload, Store, compile};
 
 use crate::support;
 
@@ -392,13 +392,10 @@ impl World {
 
     pub fn input(&self) -> CompileInput<'_> {
         CompileInput {
-            store: &self.store,
             workloads: &self.running,
             captured: &self.captured,
-            vip4: &[],
-            vip6: &[],
-            acceleration: Acceleration::Off,
             generation: self.generation,
+            ..CompileInput::of(&self.store)
         }
     }
 

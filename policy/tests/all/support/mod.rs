@@ -45,9 +45,6 @@ impl AdapterCatalog for Known {
     }
 }
 
-/// Nobody has looked for what Workloads want to have captured.
-pub static NOTHING_FOUND: BTreeMap<String, Captured> = BTreeMap::new();
-
 /// What the directives of a case say.
 #[derive(Default)]
 pub struct Script {
@@ -68,13 +65,9 @@ pub fn compile_captured(
 ) -> Compiled {
     compile(
         &CompileInput {
-            store,
             workloads,
             captured,
-            vip4: &[],
-            vip6: &[],
-            acceleration: weft_policy::Acceleration::Off,
-            generation: 1,
+            ..CompileInput::of(store)
         },
         allocations,
     )

@@ -107,15 +107,7 @@ impl World {
     }
 
     fn compile(&mut self) -> Snapshot {
-        let input = CompileInput {
-            store: &self.store,
-            workloads: &[],
-            captured: &Default::default(),
-            vip4: &[],
-            vip6: &[],
-            acceleration: weft_policy::Acceleration::Off,
-            generation: 1,
-        };
+        let input = CompileInput::of(&self.store);
         compile(&input, &mut self.allocations).snapshot
     }
 

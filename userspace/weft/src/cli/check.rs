@@ -37,18 +37,7 @@ impl Check {
         for input in &inputs {
             store.apply_file(&input.name, &input.bytes);
         }
-        let compiled = compile(
-            &CompileInput {
-                captured: &Default::default(),
-                store: &store,
-                workloads: &[],
-                vip4: &[],
-                vip6: &[],
-                acceleration: weft_policy::Acceleration::Off,
-                generation: 1,
-            },
-            &mut Allocations::default(),
-        );
+        let compiled = compile(&CompileInput::of(&store), &mut Allocations::default());
         // A file says another thing beside the files that came after it.
         let mut diagnostics: Vec<_> = store.diagnostics().chain(compiled.diagnostics).collect();
         diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));

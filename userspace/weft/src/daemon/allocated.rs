@@ -88,9 +88,8 @@ impl Saved {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
-    use weft_policy::{Acceleration, CompileInput, Store, compile};
+    use weft_policy::{CompileInput, Store, compile};
 
     use super::*;
 
@@ -103,15 +102,7 @@ mod tests {
             );
             store.apply_file(&format!("{number}.yaml"), text.as_bytes());
         }
-        let input = CompileInput {
-            store: &store,
-            workloads: &[],
-            captured: &BTreeMap::new(),
-            vip4: &[],
-            vip6: &[],
-            acceleration: Acceleration::Off,
-            generation: 1,
-        };
+        let input = CompileInput::of(&store);
         compile(&input, allocations);
     }
 

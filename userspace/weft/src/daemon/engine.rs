@@ -561,7 +561,6 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
 
 #[cfg(test)]
 mod tests {
-    use weft_policy::Acceleration;
 
     use super::*;
 
@@ -575,15 +574,7 @@ mod tests {
             );
             store.apply_file(name, text.as_bytes());
         }
-        let input = CompileInput {
-            store: &store,
-            workloads: &[],
-            captured: &BTreeMap::new(),
-            vip4: &[],
-            vip6: &[],
-            acceleration: Acceleration::Off,
-            generation: 1,
-        };
+        let input = CompileInput::of(&store);
         let snapshot = compile(&input, &mut Allocations::default()).snapshot;
         let parties = Parties::of(&snapshot);
         let account = |address: &str| {

@@ -112,9 +112,8 @@ fn has_same_ports((before, now): (&Arc<Service>, &Arc<Service>)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
-    use weft_policy::{Acceleration, Allocations, CompileInput, Store, compile};
+    use weft_policy::{Allocations, CompileInput, Store, compile};
 
     use super::*;
 
@@ -129,15 +128,7 @@ mod tests {
             );
             store.apply_file(name, text.as_bytes());
         }
-        let input = CompileInput {
-            store: &store,
-            workloads: &[],
-            captured: &BTreeMap::new(),
-            vip4: &[],
-            vip6: &[],
-            acceleration: Acceleration::Off,
-            generation: 1,
-        };
+        let input = CompileInput::of(&store);
         compile(&input, allocations).snapshot
     }
 

@@ -128,13 +128,8 @@ impl World {
             listening: listening.collect(),
         };
         let input = CompileInput {
-            store: &store,
             workloads: &[runs],
-            captured: &BTreeMap::new(),
-            vip4: &[],
-            vip6: &[],
-            acceleration: Acceleration::Off,
-            generation: 1,
+            ..CompileInput::of(&store)
         };
         compile(&input, allocations).snapshot
     }
