@@ -6,8 +6,8 @@ use crate::default_acceleration::Record;
 pub const RECORDS: &[Record] = &[
     Record {
         series: "6.1",
-        version: "6.1.192-2",
-        wrong: &["blocking-read", "ktls", "memory-bound"],
+        version: "6.1.192-3",
+        wrong: &["blocking-read", "memory-bound"],
     },
     Record {
         series: "6.12",
