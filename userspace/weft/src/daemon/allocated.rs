@@ -88,7 +88,6 @@ impl Saved {
 
 #[cfg(test)]
 mod tests {
-
     use weft_policy::{CompileInput, Store, compile};
 
     use super::*;

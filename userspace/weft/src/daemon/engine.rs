@@ -561,7 +561,6 @@ fn tell_problems(states: &[AdapterState], snapshot: &mut Snapshot) {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]

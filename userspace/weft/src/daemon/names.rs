@@ -112,7 +112,6 @@ fn has_same_ports((before, now): (&Arc<Service>, &Arc<Service>)) -> bool {
 
 #[cfg(test)]
 mod tests {
-
     use weft_policy::{Allocations, CompileInput, Store, compile};
 
     use super::*;
