@@ -18,6 +18,7 @@ mod inbound;
 mod listening;
 mod maps;
 mod packet;
+mod progress;
 mod telemetry;
 mod verdict;
 

@@ -5,7 +5,7 @@ use core::{
     ptr::{null_mut, read_volatile},
 };
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use weft_abi::{
     EdgeCounters, EdgeKey, Event, EventKind, LatencyHistogram, PolicyValue, RuleCounters, SockRecord, action, identity,
     latency_bucket, protocol, reporter, role, sock_flags,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A connection that lives gives its counts to its edge at most this often (units of 2^20 ns: one second). What the last
-/// second brought waits for the next callback, or the close. Shorter costs more at every flush and shows no more: the
+/// second brought waits for the next segment that is sent, or the close. Shorter costs more at every flush and shows no more: the
 /// daemon reads once a second.
 const FLUSH_TICKS: u32 = 954;
 
@@ -137,11 +137,11 @@ pub fn observe(histogram: &mut LatencyHistogram, us: u32) {
     }
 }
 
-/// The clock of [`due`].
+/// The clock of [`due`]: as coarse as the kernel's timer, and read without asking the processor (Linux 5.11).
 #[inline(always)]
 pub fn ticks() -> u32 {
     // SAFETY: the helper has no precondition.
-    (unsafe { bpf_ktime_get_ns() } >> 20) as u32
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 20) as u32
 }
 
 /// Whether it is time for a flush; notes that it was.

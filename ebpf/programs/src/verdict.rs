@@ -121,14 +121,18 @@ fn consider(key: &PolicyKey, generation: u64, best: &mut PolicyValue) {
 #[inline(always)]
 pub fn may_go_on(epoch: Epoch, record: &mut SockRecord) -> bool {
     if record.generation != epoch.generation {
-        again(epoch, record);
+        again(epoch.generation, record);
     }
     record.verdict != action::DENY
 }
 
-#[inline(always)]
-fn again(epoch: Epoch, record: &mut SockRecord) {
-    record.generation = epoch.generation;
+/// Not inlined: what is usual need not have its stack.
+#[inline(never)]
+fn again(generation: u64, record: &mut SockRecord) {
+    let Some(epoch) = capture::config_of(generation) else {
+        return;
+    };
+    record.generation = generation;
     // What was handed to a foreign proxy is ours to judge: it does not know our rules.
     let external = record.flags & sock_flags::EXTERNAL != 0;
     let ours = if external { 0 } else { sock_flags::REDIRECTED };

@@ -2,11 +2,15 @@
 //!
 //! The backstop: established connections are judged again when the generation moved, connections that only the accepting
 //! side sees are judged at their SYN, and datagrams at the first of a flow. The usual packet costs a storage look-up and a
-//! comparison.
+//! comparison; one that leaves a clock reading as well, for here connections that live give their counts to their edges.
 
 use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
 use weft_abi::{FlowRecord, SockRecord, action, flow_flags, protocol, reporter, role, sock_flags};
 
 use crate::{
@@ -17,23 +21,29 @@ use crate::{
     flows::{self, Beginning, Way},
     inbound,
     packet::{self, ACK, Other, Packet, RST, SYN},
-    telemetry, verdict,
+    progress, telemetry, verdict,
 };
 
-/// The record of the socket a packet belongs to, with the configuration; `None`: nobody's business.
+const DROP: u32 = 0;
+const PASS: u32 = 1;
+
+/// The socket a packet belongs to and its record, with the configuration; `None`: nobody's business.
 #[inline(always)]
-fn ours(skb: *mut __sk_buff) -> Option<(Epoch, &'static mut SockRecord)> {
+fn ours(skb: *mut __sk_buff) -> Option<(Epoch, *mut bpf_sock, &'static mut SockRecord)> {
     // SAFETY: a context load; the pointer is looked at before use as the verifier wants. The helper itself refuses what
     // is no full socket.
-    let record = unsafe {
+    let (sk, record) = unsafe {
         let sk = read_volatile(addr_of!((*skb).__bindgen_anon_2.sk));
-        if sk.is_null() { None } else { record(sk) }
-    }?;
+        if sk.is_null() {
+            return None;
+        }
+        (sk, record(sk)?)
+    };
     let config = capture::config()?;
     if record.owner == config.daemon_cgroup {
         None
     } else {
-        Some((config, record))
+        Some((config, sk, record))
     }
 }
 
@@ -43,7 +53,9 @@ fn is_connection(record: &SockRecord) -> bool {
 }
 
 /// The end of a connection that was cut may be told.
-#[inline(always)]
+///
+/// Not inlined: most connections are not cut.
+#[inline(never)]
 fn is_reset(skb: *mut __sk_buff, record: &SockRecord) -> bool {
     let mut packet = Packet::of(record.netns);
     packet.read(skb, 0).is_ok() && packet.flags & RST != 0
@@ -52,20 +64,36 @@ fn is_reset(skb: *mut __sk_buff, record: &SockRecord) -> bool {
 /// Steps: a connection of TCP -> may it go on? anything else: by what the packet is, for raw sockets write what they like.
 #[inline(always)]
 fn leave(skb: *mut __sk_buff) -> bool {
-    let Some((config, record)) = ours(skb) else { return true };
+    let Some((config, sk, record)) = ours(skb) else {
+        return true;
+    };
     if record.protocol == protocol::TCP {
-        return !is_connection(record) || verdict::may_go_on(config, record) || is_reset(skb, record);
+        if !is_connection(record) {
+            return true;
+        }
+        // SAFETY: the verifier knows it as a socket, not null.
+        unsafe { progress::flush(sk, record) };
+        return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
+    leave_otherwise(skb, config.generation, record) != DROP
+}
+
+/// Not inlined: what it needs for datagrams, connections need not have on their stack.
+#[inline(never)]
+fn leave_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u32 {
+    let Some(config) = capture::config_of(generation) else {
+        return PASS;
+    };
     let mut packet = Packet::of(record.netns);
     match packet.read(skb, 0) {
         Ok(()) => {}
-        Err(Other::NoPorts) => return true,
+        Err(Other::NoPorts) => return PASS,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
-            return false;
+            return DROP;
         }
     }
-    send_datagram(config, record, &packet)
+    u32::from(send_datagram(config, record, &packet))
 }
 
 #[inline(always)]
@@ -133,28 +161,38 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
 /// Steps: a connection -> may it go on? a listener -> the SYN's verdict; a datagram -> its flow's.
 #[inline(always)]
 fn enter(skb: *mut __sk_buff) -> bool {
-    let Some((config, record)) = ours(skb) else { return true };
-    let tcp = record.protocol == protocol::TCP;
-    if tcp && is_connection(record) {
+    let Some((config, _, record)) = ours(skb) else {
+        return true;
+    };
+    if record.protocol == protocol::TCP && is_connection(record) {
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
+    enter_otherwise(skb, config.generation, record) != DROP
+}
+
+/// Not inlined, as `leave_otherwise`.
+#[inline(never)]
+fn enter_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u32 {
+    let Some(config) = capture::config_of(generation) else {
+        return PASS;
+    };
     if !packet::has_ports(record.protocol) {
-        return true;
+        return PASS;
     }
     let mut packet = Packet::of(record.netns);
     match packet.read(skb, 0) {
         Ok(()) => {}
-        Err(Other::NoPorts) => return true,
+        Err(Other::NoPorts) => return PASS,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
-            return false;
+            return DROP;
         }
     }
-    if tcp {
+    u32::from(if record.protocol == protocol::TCP {
         packet.flags & (SYN | ACK) != SYN || knock(config, record, &packet)
     } else {
         receive_datagram(config, record, &packet)
-    }
+    })
 }
 
 /// A SYN at a workload's listener. Where `weft_sk_lookup` is attached it has decided before, with a reset for those denied;

@@ -19,6 +19,7 @@ use crate::{
     errs::{self, Site},
     external, inbound, listening,
     maps::{CONNS, FLOWS, RX, TX},
+    progress::{Progress, ending, settle, settle_far_end},
     telemetry,
     verdict::Party,
 };
@@ -28,21 +29,12 @@ const ACTIVE_ESTABLISHED_CB: u32 = 4;
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const TCP_LISTEN_CB: u32 = 11;
-const RTT_CB: u32 = 12;
-const HDR_OPT_LEN_CB: u32 = 14;
 /// No generation: what was judged under it is to be judged.
 const NEVER: u64 = 0;
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 1 << 2;
-/// `BPF_SOCK_OPS_RTT_CB_FLAG`: at every sample of the round trip time, so wherever sent bytes are acknowledged.
-const RTT_CB_FLAG: i32 = 1 << 3;
-/// `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG`: before every segment that is sent, bare acknowledgements among them. The only
-/// callback that a socket gets which does nothing but receive. We write no option.
-const WRITE_HDR_OPT_CB_FLAG: i32 = 1 << 6;
 
-const TCP_ESTABLISHED: u32 = 1;
 const TCP_CLOSE: u32 = 7;
-const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LISTEN: u32 = 10;
 /// States in which our FIN was acknowledged.
 const FIN_ACKED: [u32; 4] = [5, 6, 9, 11]; // FIN_WAIT2 TIME_WAIT LAST_ACK CLOSING
@@ -58,7 +50,6 @@ pub fn weft_sockops(ctx: SockOpsContext) -> u32 {
         PASSIVE_ESTABLISHED_CB => on_passive(&ctx),
         TCP_LISTEN_CB => on_listen(&ctx),
         STATE_CB => on_state(&ctx),
-        RTT_CB | HDR_OPT_LEN_CB => on_progress(&ctx),
         _ => {}
     }
     1
@@ -74,8 +65,8 @@ fn sock_record(ctx: &SockOpsContext) -> Option<&'static mut SockRecord> {
 }
 
 #[inline(always)]
-fn want_states(ctx: &SockOpsContext, more: i32) {
-    if let Err(errno) = ctx.set_cb_flags(STATE_CB_FLAG | more) {
+fn want_states(ctx: &SockOpsContext) {
+    if let Err(errno) = ctx.set_cb_flags(STATE_CB_FLAG) {
         errs::count(Site::CallbackFlags, errno);
     }
 }
@@ -114,7 +105,7 @@ fn on_connect(ctx: &SockOpsContext) {
     if record.role != role::ACTIVE && !undecided(record, &tuple) {
         return;
     }
-    want_states(ctx, 0);
+    want_states(ctx);
     // A socket whose last connect failed goes on counting from there.
     // SAFETY: context loads at constant offsets; the helper has no precondition.
     unsafe {
@@ -146,7 +137,7 @@ fn on_active(ctx: &SockOpsContext) {
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    want_states(ctx, RTT_CB_FLAG | WRITE_HDR_OPT_CB_FLAG);
+    want_states(ctx);
     // SAFETY: the helper has no precondition.
     let took_us = (unsafe { bpf_ktime_get_ns() } - record.started_ns) / 1_000;
     let took_us = if took_us > u64::from(u32::MAX) {
@@ -187,10 +178,10 @@ fn on_passive(ctx: &SockOpsContext) {
         ours && record.original_port_be == config.inbound_port_be && tuple.local_port_be != config.inbound_port_be;
     accepted(ctx, config, record, &tuple, (ours, proxy), assigned);
     if proxy {
-        want_states(ctx, 0);
+        want_states(ctx);
         return;
     }
-    want_states(ctx, RTT_CB_FLAG | WRITE_HDR_OPT_CB_FLAG);
+    want_states(ctx);
     begin(record, |_| {});
     if record.peer_owner == 0 && record.verdict != action::DENY {
         // Nobody else reports it.
@@ -399,7 +390,7 @@ fn listen_key(tuple: &Tuple) -> ListenKey {
 #[inline(always)]
 fn on_listen(ctx: &SockOpsContext) {
     let Some(record) = sock_record(ctx) else { return };
-    want_states(ctx, 0);
+    want_states(ctx);
     let tuple = sockops_tuple(ctx.ops);
     record.role = role::LISTENER;
     // Where it listens: what it accepts has another local address if a packet hook assigned it.
@@ -432,129 +423,34 @@ fn on_state(ctx: &SockOpsContext) {
     record.role = role::NONE;
 }
 
-/// A callback of a connection that lives: once a second its counts go to its edge. Costs a look-up and a clock reading
-/// otherwise.
+/// What TCP counts of the context's connection.
 #[inline(always)]
-fn on_progress(ctx: &SockOpsContext) {
-    let Some(record) = sock_record(ctx) else { return };
-    if !telemetry::due(&mut record.flushed_at) || record.flags & sock_flags::ESTABLISHED == 0 {
-        return;
-    }
-    // SAFETY: a context load at a constant offset.
-    let state = unsafe { read_volatile(addr_of!((*ctx.ops).state)) };
-    // A FIN may be among the acknowledged and the received: taken off here wherever it can be, it is not missing at the
-    // close, which knows.
-    let fin_acked = state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT;
-    let fin_received = state != TCP_ESTABLISHED;
-    let (acked, received) = payload(ctx, record, fin_acked, fin_received);
-    settle_far_end(record);
-    settle(ctx.ops, record, acked, received, ending::NONE);
-}
-
-/// Payload that TCP carried: acknowledged, received. `bytes_acked` and `bytes_received` count the sequence numbers of SYN
-/// and FIN (RFC 4898 says octets; `tcp_snd_una_update`, `tcp_rcv_nxt_update` count what moves the window).
-#[inline(always)]
-fn payload(ctx: &SockOpsContext, record: &SockRecord, fin_acked: bool, fin_received: bool) -> (u64, u64) {
+fn progress(ctx: &SockOpsContext) -> Progress {
     // SAFETY: context loads at constant offsets.
-    let (acked, received) = unsafe {
-        (
-            read_volatile(addr_of!((*ctx.ops).bytes_acked)),
-            read_volatile(addr_of!((*ctx.ops).bytes_received)),
-        )
-    };
-    (
-        acked.saturating_sub(record.acked_base + u64::from(fin_acked)),
-        received.saturating_sub(u64::from(fin_received)),
-    )
-}
-
-/// How a connection ended, for [`settle`].
-mod ending {
-    /// It lives.
-    pub const NONE: u32 = 0;
-    /// By the FIN exchange.
-    pub const ORDERLY: u32 = 1;
-    /// In any other way.
-    pub const RESET: u32 = 2;
-    /// It never began.
-    pub const REFUSED: u32 = 3;
-}
-
-/// Gives the edge what it does not have yet, and notes what it has: counted once, whenever the counting happens.
-///
-/// Not inlined: three callers, and a stack of its own.
-#[inline(never)]
-fn settle(ops: *mut bpf_sock_ops, record: &mut SockRecord, acked: u64, received: u64, end: u32) {
-    // SAFETY: context loads at constant offsets.
-    let (segments_sent, segments_received, retransmits, rtt_us_8) = unsafe {
-        (
-            read_volatile(addr_of!((*ops).segs_out)),
-            read_volatile(addr_of!((*ops).segs_in)),
-            read_volatile(addr_of!((*ops).total_retrans)),
-            read_volatile(addr_of!((*ops).srtt_us)),
-        )
-    };
-    let sent = acked.saturating_sub(record.flushed_acked) + (record.direct_bytes - record.flushed_direct);
-    let got = received.saturating_sub(record.flushed_received);
-    let segments_out = segments_sent.wrapping_sub(record.flushed_segments_sent);
-    let segments_in = segments_received.wrapping_sub(record.flushed_segments_received);
-    let again = retransmits.wrapping_sub(record.flushed_retransmits);
-    if acked > record.flushed_acked {
-        record.flushed_acked = acked;
-    }
-    if received > record.flushed_received {
-        record.flushed_received = received;
-    }
-    record.flushed_direct = record.direct_bytes;
-    record.flushed_segments_sent = segments_sent;
-    record.flushed_segments_received = segments_received;
-    record.flushed_retransmits = retransmits;
-    let _ = telemetry::edge(&telemetry::edge_key(record), |counters| {
-        telemetry::add(&mut counters.bytes_sent, sent);
-        telemetry::add(&mut counters.bytes_received, got);
-        telemetry::add(&mut counters.segments_sent, u64::from(segments_out));
-        telemetry::add(&mut counters.segments_received, u64::from(segments_in));
-        telemetry::add(&mut counters.retransmits, u64::from(again));
-        // Eight times the smoothed time; 0 = no sample yet (never less than 1 with one: `tcp_rtt_estimator`).
-        if rtt_us_8 > 0 {
-            telemetry::observe(&mut counters.rtt, rtt_us_8 >> 3);
+    unsafe {
+        Progress {
+            acked: read_volatile(addr_of!((*ctx.ops).bytes_acked)),
+            received: read_volatile(addr_of!((*ctx.ops).bytes_received)),
+            segments_sent: read_volatile(addr_of!((*ctx.ops).segs_out)),
+            segments_received: read_volatile(addr_of!((*ctx.ops).segs_in)),
+            retransmits: read_volatile(addr_of!((*ctx.ops).total_retrans)),
+            rtt_us_8: read_volatile(addr_of!((*ctx.ops).srtt_us)),
         }
-        match end {
-            ending::NONE => {}
-            ending::REFUSED => telemetry::add(&mut counters.refused, 1),
-            _ => {
-                telemetry::add(&mut counters.closed, 1);
-                if end == ending::RESET {
-                    telemetry::add(&mut counters.reset, 1);
-                }
-            }
-        }
-    });
-}
-
-/// Gives the other end's edge what this end handed over; before [`settle`], and not in it: the stacks of three calls
-/// together were 528 bytes, of 512.
-#[inline(always)]
-fn settle_far_end(record: &SockRecord) {
-    let direct = record.direct_bytes - record.flushed_direct;
-    if direct > 0 && record.flags & sock_flags::FULL != 0 {
-        telemetry::handed_over(record, direct);
     }
 }
 
 /// The last settlement, and the event of it. `seen_by_us`: the event is ours to report. `handed`: bytes that came past TCP.
 #[inline(always)]
 fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool, handed: u64) {
-    // SAFETY: a context load at a constant offset.
-    let all_received = unsafe { read_volatile(addr_of!((*ctx.ops).bytes_received)) };
+    let mut progress = progress(ctx);
     let fin_acked = fin_acked(old);
     // FIN_WAIT2 ends by the peer's FIN, or (an orphan, `tcp_time_wait` early) without it: then nothing came since.
     let fin_received = FIN_RECEIVED[0] == old
         || FIN_RECEIVED[1] == old
         || FIN_RECEIVED[2] == old
         || FIN_RECEIVED[3] == old
-        || (old == TCP_FIN_WAIT2 && all_received > record.received_base);
-    let (acked, received) = payload(ctx, record, fin_acked, fin_received);
+        || (old == TCP_FIN_WAIT2 && progress.received > record.received_base);
+    progress.payload_of(record, fin_acked, fin_received);
     let how = if record.flags & sock_flags::ESTABLISHED == 0 {
         ending::REFUSED
     } else if fin_acked {
@@ -563,14 +459,14 @@ fn end(ctx: &SockOpsContext, record: &mut SockRecord, old: u32, seen_by_us: bool
         ending::RESET
     };
     settle_far_end(record);
-    settle(ctx.ops, record, acked, received, how);
+    settle(record, &progress, how);
     if seen_by_us {
         report(
             ctx,
             record,
             EventKind::CLOSE,
-            acked + record.direct_bytes,
-            received + handed,
+            progress.acked + record.direct_bytes,
+            progress.received + handed,
         );
     }
 }
