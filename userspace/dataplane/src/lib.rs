@@ -42,7 +42,7 @@ pub use inbound::{OWN_NETNS, device_of};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, ShortCircuit};
 pub use publish::Published;
 pub use sizes::{KeptSize, SIZED_MAPS, Shape, SizedMap};
-pub use sys::{give_memory_back, has_tcx, netns_cookie};
+pub use sys::{give_code_back, has_tcx, netns_cookie};
 pub use tables::{
     Edge, Namespaces,
     errs::KernelError,

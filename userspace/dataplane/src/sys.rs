@@ -361,19 +361,13 @@ unsafe fn forget_pages(start: usize, end: usize) -> io::Result<()> {
     }
 }
 
-/// Gives memory back that this process has but does not use now: what the allocator holds free, and code and constants that
-/// only what is over needed. Costs milliseconds, a few for each 100 MiB that are free, in which allocations of other threads
-/// wait; what of the code is used again is found in the page cache.
+/// Gives code and constants back that this process has in memory; what is used again is found in the page cache. Costs
+/// milliseconds.
 ///
 /// # Errors
 ///
 /// `/proc` cannot be read.
-pub fn give_memory_back() -> io::Result<()> {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointers, and may be called at any time (malloc_trim(3)).
-    unsafe {
-        libc::malloc_trim(0);
-    }
+pub fn give_code_back() -> io::Result<()> {
     let program = std::fs::read_link("/proc/self/exe")?;
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
     for (start, end) in clean_mappings(&smaps, &program.to_string_lossy()) {
@@ -455,7 +449,7 @@ Anonymous:             0 kB\n";
             .map(|errno| name(io::Error::from_raw_os_error(errno)))
             .collect();
         let before = resident();
-        give_memory_back().expect("memory given back");
+        give_code_back().expect("code given back");
         let after = resident();
         assert!(after < before, "{before} kB, then {after} kB");
         let again: Vec<String> = (1..130)

@@ -35,6 +35,11 @@ const BUILD: &[Package] = &[
         provides: Provides::File("/usr/include/stdio.h"),
         why: "start files and headers of the C library",
     },
+    Package {
+        name: "make",
+        provides: Provides::Program("make"),
+        why: "builds the allocator (jemalloc)",
+    },
 ];
 
 /// Programs that tests and the demo put on the wire, and what makes labs for them.

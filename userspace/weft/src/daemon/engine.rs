@@ -15,7 +15,6 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::{Ipv4Net, Ipv6Net};
 use prometheus_client::{metrics::counter::Counter, registry::Registry as MetricsRegistry};
-use tokio::sync::watch;
 use weft_adapters::{AdapterRuntime, AdapterState, Ahead, Chains, GenerationError, Preparer, native::Catalog};
 use weft_dataplane::{Cgroup, Dataplane, Established};
 use weft_policy::{
@@ -62,8 +61,6 @@ pub struct Engine {
     /// The last publication met modules that nobody had made ready.
     awaits_modules: AtomicBool,
     unrecorded: Mutex<unrecorded::Told>,
-    /// Told of each attempt to publish.
-    attempts: watch::Sender<()>,
     publications: Counter,
     vip4: Vec<Ipv4Net>,
     vip6: Vec<Ipv6Net>,
@@ -135,7 +132,6 @@ impl Engine {
             }),
             seen: AtomicU64::new(0),
             unrecorded: Mutex::default(),
-            attempts: watch::Sender::new(()),
             publications: Counter::default(),
             vip4: config.vip4.clone(),
             vip6: config.vip6.clone(),
@@ -149,11 +145,6 @@ impl Engine {
             "Times that resources and workloads were compiled to be put in force",
             self.publications.clone(),
         );
-    }
-
-    /// Changes with each attempt to publish.
-    pub fn attempts(&self) -> watch::Receiver<()> {
-        self.attempts.subscribe()
     }
 
     /// What is in force now.
@@ -221,7 +212,6 @@ impl Engine {
         // Whoever sees what it brings finds it counted.
         self.publications.inc();
         let result = self.try_publish(&mut state);
-        self.attempts.send_replace(());
         let problem = result.as_ref().err().map(|error| format!("{error:#}"));
         // It is tried again and again: what is known is not said again.
         if let Some(error) = problem.as_ref().filter(|_| problem != state.problem) {

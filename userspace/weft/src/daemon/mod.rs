@@ -63,6 +63,9 @@ pub fn run(config: DaemonConfig) -> anyhow::Result<()> {
         .log_internal_errors(false)
         .init();
     capabilities::check()?;
+    if let Err(error) = memory::give_back_what_is_free() {
+        tracing::warn!(%error, "memory that is free is not given back");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("weft-control")

@@ -345,7 +345,7 @@ async fn mesh(
     tracing::info!(state_dir = %config.state.dirs()[0].display(), cgroup = %control.cgroup.path().display(), "ready");
     let admin = tokio::spawn(server.serve(Arc::new(control), stop.clone()));
     notify::ready();
-    tasks.spawn(memory::follow(proxy_metrics, pods.attempts()));
+    tasks.spawn(memory::give_back_code());
     let given = loop {
         tokio::select! {
             signal = signals.next() => match signal {
