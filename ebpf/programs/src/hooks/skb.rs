@@ -26,6 +26,8 @@ use crate::{
 
 const DROP: u32 = 0;
 const PASS: u32 = 1;
+/// A datagram to a service that is nowhere.
+const NOWHERE: u32 = 2;
 
 /// The socket a packet belongs to and its record, with the configuration; `None`: nobody's business.
 #[inline(always)]
@@ -75,7 +77,15 @@ fn leave(skb: *mut __sk_buff) -> bool {
         unsafe { progress::flush(sk, record) };
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
-    leave_otherwise(skb, config.generation, record) != DROP
+    match leave_otherwise(skb, config.generation, record) {
+        // The sender is answered EPERM, as for any packet that is refused here. Told from here, for the stack of three calls has no
+        // room for it there.
+        NOWHERE => {
+            telemetry::nowhere(record);
+            false
+        }
+        verdict => verdict != DROP,
+    }
 }
 
 /// Not inlined: what it needs for datagrams, connections need not have on their stack.
@@ -93,11 +103,11 @@ fn leave_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord
             return DROP;
         }
     }
-    u32::from(send_datagram(config, record, &packet))
+    send_datagram(config, record, &packet)
 }
 
 #[inline(always)]
-fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u32 {
     let bytes = u64::from(packet.payload);
     let owner = record.owner;
     let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
@@ -105,9 +115,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         && record.translated_port_be == port_be
         && record.translated == remote;
     if translated && record.verdict == action::DENY {
-        // To a service that is nowhere: the sender is answered EPERM, as for any packet that is refused here.
-        telemetry::nowhere(record);
-        return false;
+        return NOWHERE;
     }
     // What another workload began from this port a moment ago, or received at it, says nothing about this one.
     let is_its = |way, flow: &FlowRecord| match way {
@@ -126,7 +134,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
                 telemetry::add(&mut counters.bytes_sent, bytes)
             });
         }
-        return passes;
+        return u32::from(passes);
     }
     let listener = if capture::is_local(&remote, record.netns) {
         capture::listener(&remote, port_be, packet.protocol, record.netns)
@@ -135,7 +143,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
     };
     if matches!(listener, Some(found) if found.owner == config.daemon_cgroup) {
         // Our DNS; what it answers is let in likewise.
-        return true;
+        return PASS;
     }
     let (destination, mut service) = flows::destination_of(config, &remote, port_be, packet.protocol, record.netns);
     let mut asked_be = port_be;
@@ -155,7 +163,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> boo
         seen: false,
         bytes,
     };
-    flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY
+    u32::from(flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY)
 }
 
 /// Steps: a connection -> may it go on? a listener -> the SYN's verdict; a datagram -> its flow's.
