@@ -1,4 +1,4 @@
-//! Unary gRPC calls to one server, in plain HTTP/2, over a connection that each thread keeps.
+//! Unary gRPC calls to one server, in HTTP/2, over a connection that each thread keeps.
 //!
 //! Written on hyper because that is here already: what a client of unary calls needs of gRPC is a frame of five bytes and
 //! two trailers (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
@@ -12,12 +12,14 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use tokio::{
-    net::TcpStream,
     sync::{Mutex, OwnedMutexGuard},
     time::timeout,
 };
 
-use crate::per_thread::{CONNECT_WAIT, PerThread};
+use crate::{
+    dial::Dialer,
+    per_thread::{CONNECT_WAIT, PerThread},
+};
 
 /// Largest answer, in bytes, as gRPC's libraries have it.
 pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
@@ -34,19 +36,12 @@ pub(crate) const FRAME: usize = 5;
 
 /// A server that is called, by all threads.
 pub struct Channel {
-    address: Address,
+    server: Dialer,
     /// The lock is held while a thread's connection is made: its other calls then wait for that one.
     connections: PerThread<Mutex<Option<Sender>>>,
 }
 
 type Sender = SendRequest<Full<Bytes>>;
-
-/// `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    pub host: String,
-    pub port: u16,
-}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,48 +60,13 @@ pub enum CallError {
     Malformed(String),
 }
 
-// === impl Address ===
-
-impl Address {
-    /// `None`: no `host:port`.
-    pub fn parse(text: &str) -> Option<Self> {
-        // What is no authority of an URL (spaces, slashes) is no address either.
-        let authority: http::uri::Authority = text.parse().ok()?;
-        let port = authority.port_u16().filter(|port| *port > 0)?;
-        let host = authority.host();
-        (!host.is_empty() && !text.contains('@')).then(|| Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port,
-        })
-    }
-
-    /// With no delay for small writes.
-    ///
-    /// # Errors
-    /// The name has no address, or none of them answers.
-    pub async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
-}
-
 // === impl Channel ===
 
 impl Channel {
     /// Connects when it is first called.
-    pub fn new(address: Address) -> Self {
+    pub fn new(server: Dialer) -> Self {
         Self {
-            address,
+            server,
             connections: PerThread::default(),
         }
     }
@@ -150,7 +110,7 @@ impl Channel {
         if let Some(sender) = place.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok((sender.clone(), true));
         }
-        let connecting = tokio::spawn(connect(self.address.clone(), place, deadline.max(CONNECT_WAIT)));
+        let connecting = tokio::spawn(connect(self.server.clone(), place, deadline.max(CONNECT_WAIT)));
         let sender = connecting
             .await
             .map_err(|error| CallError::Connect(io::Error::other(error)))??;
@@ -201,8 +161,8 @@ impl Channel {
 
     fn uri(&self, method: &'static str) -> Result<Uri, CallError> {
         Uri::builder()
-            .scheme("http")
-            .authority(self.address.to_string())
+            .scheme(self.server.scheme())
+            .authority(self.server.address.to_string())
             .path_and_query(PathAndQuery::from_static(method))
             .build()
             .map_err(|error| CallError::Malformed(error.to_string()))
@@ -212,19 +172,19 @@ impl Channel {
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
-            .field("address", &self.address)
+            .field("server", &self.server)
             .finish_non_exhaustive()
     }
 }
 
 /// Connects, and puts the connection into its place, which stays locked meanwhile.
 async fn connect(
-    address: Address,
+    server: Dialer,
     mut place: OwnedMutexGuard<Option<Sender>>,
     wait: Duration,
 ) -> Result<Sender, CallError> {
     let connecting = async {
-        let stream = address.connect().await.map_err(CallError::Connect)?;
+        let stream = server.connect().await.map_err(CallError::Connect)?;
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY)
@@ -290,30 +250,6 @@ fn status(headers: &HeaderMap) -> Option<Result<(), CallError>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_a_host_and_a_port() {
-        for (text, expect) in [
-            ("localhost:9191", Some(("localhost", 9191))),
-            ("10.0.0.1:1", Some(("10.0.0.1", 1))),
-            ("[::1]:80", Some(("::1", 80))),
-            ("localhost", None),
-            ("localhost:0", None),
-            ("localhost:99999", None),
-            (":80", None),
-            ("a b:80", None),
-            ("http://a:80", None),
-            ("user@a:80", None),
-        ] {
-            let found = Address::parse(text);
-            let expect = expect.map(|(host, port)| Address {
-                host: host.to_owned(),
-                port,
-            });
-            assert_eq!(found, expect, "{text}");
-            assert!(found.is_none_or(|address| address.to_string() == text));
-        }
-    }
 
     #[test]
     fn broken_frames_are_refused() {

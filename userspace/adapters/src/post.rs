@@ -1,21 +1,24 @@
 //! POSTs to one HTTP/1.1 server, from the background, over a connection that is kept.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
+
+use crate::{dial::Dialer, tls::Tls};
 
 /// Largest answer that is read, in bytes: it says little, and the connection can be used again behind it.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// A server, and the connection to it.
 pub struct Poster {
-    /// `http://host[:port]`, and the path that is posted to.
+    /// Of the server, and the path that is posted to.
     url: Uri,
+    dialer: Dialer,
     timeout: Duration,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
@@ -35,17 +38,13 @@ pub enum PostError {
     Request(http::Error),
 }
 
-/// Whether this is an URL to post to.
-pub fn is_postable(url: &Uri) -> bool {
-    url.scheme_str() == Some("http") && url.host().is_some_and(|host| !host.is_empty())
-}
-
 // === impl Poster ===
 
 impl Poster {
-    /// Connects when something is posted. `url` is a [`is_postable`] one.
-    pub fn new(url: Uri, timeout: Duration) -> Self {
+    /// Connects when something is posted. `tls`: of an `https` one.
+    pub fn new(url: Uri, tls: Option<Arc<Tls>>, timeout: Duration) -> Self {
         Self {
+            dialer: Dialer::to_url(&url, tls),
             url,
             timeout,
             connection: None,
@@ -86,10 +85,7 @@ impl Poster {
                 other => return other,
             }
         }
-        let host = self.url.host().unwrap_or_default().trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, self.url.port_u16().unwrap_or(80)))
-            .await
-            .map_err(PostError::Connect)?;
+        let stream = self.dialer.connect().await.map_err(PostError::Connect)?;
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(PostError::Exchange)?;
         // Ends with the sender, or the connection; what went wrong the exchange tells.
         tokio::spawn(async move { _ = driver.await });

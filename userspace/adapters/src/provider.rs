@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,9 +15,13 @@ use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Deserializer, de};
-use tokio::{io::AsyncReadExt, net::TcpStream, time};
+use tokio::{io::AsyncReadExt, time};
 
-use crate::error::AdapterError;
+use crate::{
+    dial::{self, Dialer},
+    error::AdapterError,
+    tls::{Alpn, BadTls, Tls, TlsParams},
+};
 
 mod latest;
 
@@ -31,7 +36,7 @@ pub const MAX_CONTENT: usize = 16 * 1024 * 1024;
 /// First pause after a failed fetch. It doubles up to the usual interval.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
-/// Where content comes from: an absolute path, `file:///path`, or `http://host[:port]/path`.
+/// Where content comes from: an absolute path, `file:///path`, or `http[s]://host[:port]/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Provider {
     File(PathBuf),
@@ -39,9 +44,16 @@ pub enum Provider {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("`{found}` is no provider, expected an absolute path, `file:///path` or `http://host[:port]/path`")]
+#[error("`{found}` is no provider, expected an absolute path, `file:///path` or `http[s]://host[:port]/path`")]
 pub struct UnknownProvider {
     pub found: String,
+}
+
+/// A provider that can be asked.
+#[derive(Debug, Clone)]
+pub struct Source {
+    provider: Provider,
+    tls: Option<Arc<Tls>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,35 +77,19 @@ pub enum FetchError {
 // === impl Provider ===
 
 impl Provider {
+    /// `tls`: parameters of TLS, for `https` alone.
+    ///
     /// # Errors
-    /// [`FetchError`]; the caller keeps what it has.
-    pub async fn fetch(&self) -> Result<Bytes, FetchError> {
-        let fetching = async {
-            match self {
-                Self::File(path) => self.read(path).await,
-                Self::Url(url) => self.get(url).await,
-            }
-        };
-        time::timeout(FETCH_TIMEOUT, fetching)
-            .await
-            .unwrap_or_else(|_| Err(FetchError::Timeout { from: self.clone() }))
-    }
-
-    /// Fetches every `interval`, for ever; `take` gets each content or error and says whether it was of use. If not, the
-    /// next fetch comes sooner.
-    pub async fn follow(self, interval: Duration, mut take: impl FnMut(Result<Bytes, FetchError>) -> bool) {
-        let mut retry = FIRST_RETRY;
-        loop {
-            let pause = if take(self.fetch().await) {
-                retry = FIRST_RETRY;
-                interval
-            } else {
-                let pause = retry.min(interval);
-                retry = retry.saturating_mul(2);
-                pause
-            };
-            time::sleep(pause).await;
-        }
+    /// [`BadTls`].
+    pub fn source(&self, tls: Option<&TlsParams>) -> Result<Source, BadTls> {
+        Ok(Source {
+            tls: match self {
+                Self::Url(url) => Tls::to_url(url, tls, Alpn::Http1)?,
+                Self::File(_) if tls.is_some() => return Err(BadTls::for_plain(self, "an `https` URL")),
+                Self::File(_) => None,
+            },
+            provider: self.clone(),
+        })
     }
 
     /// A file, read at once, for adapters that are being made: it is an error if it cannot be.
@@ -117,6 +113,43 @@ impl Provider {
         }
         Ok(content)
     }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// # Errors
+    /// [`FetchError`]; the caller keeps what it has.
+    pub async fn fetch(&self) -> Result<Bytes, FetchError> {
+        let fetching = async {
+            match &self.provider {
+                Provider::File(path) => self.read(path).await,
+                Provider::Url(url) => self.get(url).await,
+            }
+        };
+        time::timeout(FETCH_TIMEOUT, fetching).await.unwrap_or_else(|_| {
+            Err(FetchError::Timeout {
+                from: self.provider.clone(),
+            })
+        })
+    }
+
+    /// Fetches every `interval`, for ever; `take` gets each content or error and says whether it was of use. If not, the
+    /// next fetch comes sooner.
+    pub async fn follow(self, interval: Duration, mut take: impl FnMut(Result<Bytes, FetchError>) -> bool) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let pause = if take(self.fetch().await) {
+                retry = FIRST_RETRY;
+                interval
+            } else {
+                let pause = retry.min(interval);
+                retry = retry.saturating_mul(2);
+                pause
+            };
+            time::sleep(pause).await;
+        }
+    }
 
     async fn read(&self, path: &PathBuf) -> Result<Bytes, FetchError> {
         let failed = |source| FetchError::Read {
@@ -130,7 +163,9 @@ impl Provider {
             .await
             .map_err(failed)?;
         if content.len() > MAX_CONTENT {
-            return Err(FetchError::TooLarge { from: self.clone() });
+            return Err(FetchError::TooLarge {
+                from: self.provider.clone(),
+            });
         }
         Ok(content.into())
     }
@@ -141,8 +176,8 @@ impl Provider {
             source,
         };
         let host = url.host().unwrap_or_default();
-        let address = (host.trim_matches(['[', ']']), url.port_u16().unwrap_or(80));
-        let stream = TcpStream::connect(address)
+        let stream = Dialer::to_url(url, self.tls.clone())
+            .connect()
             .await
             .map_err(|source| FetchError::Connect {
                 url: url.clone(),
@@ -170,14 +205,20 @@ impl Provider {
         }
         match Limited::new(response.into_body(), MAX_CONTENT).collect().await {
             Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(FetchError::TooLarge { from: self.clone() })
-            }
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(FetchError::TooLarge {
+                from: self.provider.clone(),
+            }),
             Err(error) => Err(FetchError::Body {
                 url: url.clone(),
                 reason: error.to_string(),
             }),
         }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.provider.fmt(f)
     }
 }
 
@@ -191,10 +232,9 @@ impl FromStr for Provider {
             return Ok(Self::File(path.into()));
         }
         let url: Uri = text.parse().map_err(|_| unknown())?;
-        if url.scheme_str() == Some("http") && url.host().is_some_and(|host| !host.is_empty()) {
-            Ok(Self::Url(url))
-        } else {
-            Err(unknown())
+        match dial::is_http(&url) {
+            true => Ok(Self::Url(url)),
+            false => Err(unknown()),
         }
     }
 }

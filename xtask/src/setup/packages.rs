@@ -75,6 +75,11 @@ const TRAFFIC: &[Package] = &[
         why: "a real client to mesh",
     },
     Package {
+        name: "ca-certificates",
+        provides: Provides::File("/etc/ssl/certs/ca-certificates.crt"),
+        why: "authorities that adapters believe unless told otherwise",
+    },
+    Package {
         name: "wrk",
         provides: Provides::Program("wrk"),
         why: "a real client that counts requests per second",

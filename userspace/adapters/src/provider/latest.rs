@@ -13,7 +13,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;
 use tracing::warn;
 
-use super::{FetchError, Provider};
+use super::{FetchError, Source};
 use crate::{
     background::{self, Task},
     error::AdapterError,
@@ -43,7 +43,7 @@ impl<T: Send + Sync + 'static> Latest<T> {
         }
     }
 
-    /// Follows a provider in the background for as long as this lives. Content that did not change is not parsed again.
+    /// Follows a source in the background for as long as this lives. Content that did not change is not parsed again.
     ///
     /// `first` is what is known already (a file that was read when the adapter was made); `adapter` names it in logs.
     ///
@@ -51,13 +51,13 @@ impl<T: Send + Sync + 'static> Latest<T> {
     /// [`AdapterError::Background`].
     pub fn follow(
         adapter: &str,
-        provider: &Provider,
+        source: Source,
         interval: Duration,
         first: Option<T>,
         parse: impl Fn(&[u8]) -> Result<T, String> + Send + 'static,
     ) -> Result<Self, AdapterError> {
         let shared = Arc::new(Shared::new(first));
-        let (adapter, place, sink) = (adapter.to_owned(), provider.to_string(), shared.clone());
+        let (adapter, place, sink) = (adapter.to_owned(), source.to_string(), shared.clone());
         let mut before: Option<Bytes> = None;
         let take = move |content: Result<Bytes, FetchError>| {
             let parsed = match content {
@@ -80,7 +80,7 @@ impl<T: Send + Sync + 'static> Latest<T> {
             }
         };
         Ok(Self {
-            _following: Some(background::spawn(provider.clone().follow(interval, take))?),
+            _following: Some(background::spawn(source.follow(interval, take))?),
             shared,
         })
     }

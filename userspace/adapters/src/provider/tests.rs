@@ -82,7 +82,7 @@ fn fetch(provider: &str) -> Result<Bytes, FetchError> {
         .enable_all()
         .build()
         .unwrap()
-        .block_on(provider.parse::<Provider>().unwrap().fetch())
+        .block_on(provider.parse::<Provider>().unwrap().source(None).unwrap().fetch())
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn failures_say_what_failed() {
 
 #[test]
 fn what_is_no_provider_is_refused() {
-    for text in ["", "list.txt", "ftp://a/b", "https://a/b", "http://", "http:///a"] {
+    for text in ["", "list.txt", "ftp://a/b", "https://", "http://", "http:///a"] {
         let error = text.parse::<Provider>().unwrap_err().to_string();
         assert!(
             error.starts_with(&format!("`{text}` is no provider, expected")),

@@ -5,7 +5,14 @@ use std::{collections::HashMap, time::Duration};
 use http::HeaderName;
 use serde::Deserialize;
 
-use crate::{duration, error::AdapterError, grpc::Address, outage::FailurePolicy, verdicts::CacheConfig};
+use crate::{
+    dial::{Address, Dialer},
+    duration,
+    error::AdapterError,
+    outage::FailurePolicy,
+    tls::{Alpn, Tls, TlsParams},
+    verdicts::CacheConfig,
+};
 
 /// How long a request waits for the verdict, unless said otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -19,8 +26,11 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `host:port` of the service, reached in plain HTTP/2.
+    /// `host:port` of the service, reached in HTTP/2.
     pub address: String,
+    /// Over TLS, with these parameters; `{}` has the defaults. Default: in plain.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Default [`DEFAULT_TIMEOUT`]; 1 ms to [`MAX_TIMEOUT`]. Connecting is part of it.
     #[serde(default = "default_timeout", deserialize_with = "duration::deserialize")]
     pub timeout: Duration,
@@ -76,7 +86,19 @@ impl Config {
         self.address().map(|_| ())
     }
 
-    pub(super) fn address(&self) -> Result<Address, AdapterError> {
+    pub(super) fn server(&self) -> Result<Dialer, AdapterError> {
+        let address = self.address()?;
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|params| Tls::new(params, &address.host, Alpn::Http2));
+        Ok(Dialer {
+            tls: tls.transpose().map_err(|bad| bad.of("ext_authz"))?,
+            address,
+        })
+    }
+
+    fn address(&self) -> Result<Address, AdapterError> {
         Address::parse(&self.address)
             .ok_or_else(|| wrong("address", self.address.clone(), "`host:port`, like localhost:9191"))
     }

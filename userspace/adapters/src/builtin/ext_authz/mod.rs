@@ -59,7 +59,7 @@ impl ExtAuthz {
         let cache = config.cache.clone();
         Ok(Self {
             name: name.to_owned(),
-            service: Channel::new(config.address()?),
+            service: Channel::new(config.server()?),
             verdicts: cache.map(|cache| Verdicts::new(cache, metrics.cache)),
             outage: Outage::new(
                 name,

@@ -17,7 +17,7 @@ use super::{
     },
     *,
 };
-use crate::{attribute::tests::with_bag, pipeline::HeaderOperation};
+use crate::{attribute::tests::with_bag, pipeline::HeaderOperation, tls::tests::Pki};
 
 mod messages;
 pub(crate) mod service;
@@ -486,4 +486,25 @@ fn the_examples_of_the_page_load() {
     for example in examples {
         adapter(serde_json::from_str(example).unwrap());
     }
+}
+
+#[test]
+fn a_service_behind_tls_is_asked_over_one_connection() {
+    let (service, pki) = (Service::allowing(), Pki::new());
+    let front = pki.front(service.address.parse().unwrap(), &["h2"]);
+    let files = ["ca.pem", "client.pem", "client.key"].map(|file| pki.file(file).display().to_string());
+    let of = |tls: serde_json::Value| adapter(json!({"address": front.to_string(), "tls": tls, "timeout": "20s"}));
+    let known = of(json!({"ca_file": files[0], "cert_file": files[1], "key_file": files[2]}));
+    with_runtime(|runtime| {
+        for _ in 0..3 {
+            assert_eq!(ask_in(runtime, &known, 1, &[]), CheckResult::Allow);
+        }
+    });
+    assert_eq!(service.requests(), 3);
+    assert_eq!(service.seen.connections.load(Ordering::Relaxed), 1);
+    // One that shows no certificate, and one that speaks no TLS.
+    for stranger in [of(json!({"ca_file": files[0]})), of(serde_json::Value::Null)] {
+        assert!(matches!(ask(&stranger, &[]), CheckResult::Unjudged(Some(_))));
+    }
+    assert_eq!(service.requests(), 3);
 }

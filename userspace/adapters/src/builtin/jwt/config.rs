@@ -7,7 +7,7 @@ use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
 use super::keys::Keys;
-use crate::{duration, error::AdapterError, provider::Provider};
+use crate::{duration, error::AdapterError, provider::Provider, tls::TlsParams};
 
 /// How often keys are fetched anew, unless said otherwise. Envoy's `cache_duration` is 10 minutes; issuers publish a key well
 /// before they sign with it.
@@ -50,6 +50,9 @@ pub struct Config {
     /// File or URL of a JSON Web Key Set.
     #[serde(default)]
     pub jwks_uri: Option<Provider>,
+    /// Parameters of TLS to an `https` server. Default: its certificate must be signed by an authority of this machine.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Or the set itself.
     #[serde(default)]
     pub jwks: Option<serde_json::Value>,

@@ -96,7 +96,8 @@ impl Jwt {
                         Some(parse(&json).map_err(|reason| wrong("jwks_uri", reason))?)
                     }
                 };
-                Latest::follow(name, provider, config.refresh_interval, first, parse)?
+                let source = provider.source(config.tls.as_ref()).map_err(|bad| bad.of("jwt"))?;
+                Latest::follow(name, source, config.refresh_interval, first, parse)?
             }
             (None, set) => {
                 let json = set.as_ref().map(ToString::to_string).unwrap_or_default();

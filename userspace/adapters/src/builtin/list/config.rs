@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::{attribute::Selector, duration, error::AdapterError, provider::Provider};
+use crate::{attribute::Selector, duration, error::AdapterError, provider::Provider, tls::TlsParams};
 
 /// How often a list is fetched anew, unless said otherwise. Mixer's default.
 pub const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(60);
@@ -23,6 +23,9 @@ pub struct Config {
     /// File or URL with further entries: one a line; empty lines and what follows `#` at a line's start are left out.
     #[serde(default)]
     pub provider_url: Option<Provider>,
+    /// Parameters of TLS to an `https` server. Default: its certificate must be signed by an authority of this machine.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Default [`DEFAULT_REFRESH_INTERVAL`].
     #[serde(default = "default_refresh_interval", deserialize_with = "duration::deserialize")]
     pub refresh_interval: Duration,

@@ -62,7 +62,8 @@ impl List {
                 };
                 let parameters = config.clone();
                 let parse = move |content: &[u8]| load(&parameters, content).map_err(|bad| bad.to_string());
-                Latest::follow(name, provider, config.refresh_interval, first, parse)?
+                let source = provider.source(config.tls.as_ref()).map_err(|bad| bad.of("list"))?;
+                Latest::follow(name, source, config.refresh_interval, first, parse)?
             }
         };
         Ok(Self {

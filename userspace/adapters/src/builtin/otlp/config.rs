@@ -1,11 +1,16 @@
 //! Parameters of the otlp adapter; names follow the exporters of OpenTelemetry.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use serde::Deserialize;
 
-use crate::{duration, error::AdapterError, grpc::Address, post};
+use crate::{
+    dial::{self, Address, Dialer},
+    duration,
+    error::AdapterError,
+    tls::{Alpn, Tls, TlsParams},
+};
 
 /// Share of the requests that come without a trace which begin one, unless said otherwise: Istio's 1 %.
 pub const DEFAULT_SAMPLE_PROBABILITY: f64 = 0.01;
@@ -21,6 +26,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Config {
     /// `http://host[:port][/path]`; ports 4317 (gRPC) and 4318 (HTTP) are usual.
     pub endpoint: String,
+    /// Parameters of TLS to an `https` server. Default: its certificate must be signed by an authority of this machine.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Default: gRPC.
     #[serde(default)]
     pub protocol: Protocol,
@@ -119,11 +127,28 @@ impl Config {
     }
 
     /// For gRPC.
-    pub(super) fn address(&self) -> Result<Address, AdapterError> {
-        let expected = "`http://host:port`, like http://localhost:4317";
+    fn address(&self) -> Result<Address, AdapterError> {
+        let expected = "`http[s]://host:port`, like http://localhost:4317";
         let rest = self.endpoint.strip_prefix("http://");
-        rest.and_then(|rest| Address::parse(rest.trim_end_matches('/')))
+        rest.or_else(|| self.endpoint.strip_prefix("https://"))
+            .and_then(|rest| Address::parse(rest.trim_end_matches('/')))
             .ok_or_else(|| wrong("endpoint", self.endpoint.clone(), expected))
+    }
+
+    /// For gRPC.
+    pub(super) fn server(&self) -> Result<Dialer, AdapterError> {
+        Ok(Dialer {
+            address: self.address()?,
+            tls: self.tls(Alpn::Http2)?,
+        })
+    }
+
+    pub(super) fn tls(&self, alpn: Alpn) -> Result<Option<Arc<Tls>>, AdapterError> {
+        let endpoint = self.endpoint.parse().map_err(|_| {
+            let expected = "an URL";
+            wrong("endpoint", self.endpoint.clone(), expected)
+        })?;
+        Tls::to_url(&endpoint, self.tls.as_ref(), alpn).map_err(|bad| bad.of("otlp"))
     }
 
     /// For HTTP.
@@ -135,9 +160,9 @@ impl Config {
         format!("{}{path}", self.endpoint.trim_end_matches('/'))
             .parse()
             .ok()
-            .filter(post::is_postable)
+            .filter(dial::is_http)
             .ok_or_else(|| {
-                let expected = "`http://host[:port][/path]`, like http://localhost:4318";
+                let expected = "`http[s]://host[:port][/path]`, like http://localhost:4318";
                 wrong("endpoint", self.endpoint.clone(), expected)
             })
     }

@@ -16,6 +16,7 @@ use crate::{
     native::{Context, Native, Part, Role},
     post::Poster,
     record::{FlowEvent, Record},
+    tls::Alpn,
     trace::Demand,
 };
 
@@ -95,10 +96,10 @@ fn is_counted(record: &Record) -> bool {
 impl Otlp {
     fn new(config: Config, metrics: ExportMetrics) -> Result<Self, AdapterError> {
         let wire = match config.protocol {
-            Protocol::Grpc => Wire::Grpc(Channel::new(config.address()?)),
+            Protocol::Grpc => Wire::Grpc(Channel::new(config.server()?)),
             Protocol::Http => Wire::Http(Box::new(Posters {
-                traces: Poster::new(config.url(Signal::Traces)?, config.timeout),
-                metrics: Poster::new(config.url(Signal::Metrics)?, config.timeout),
+                traces: Poster::new(config.url(Signal::Traces)?, config.tls(Alpn::Http1)?, config.timeout),
+                metrics: Poster::new(config.url(Signal::Metrics)?, config.tls(Alpn::Http1)?, config.timeout),
             })),
         };
         let named = config.resource.contains_key("service.name");

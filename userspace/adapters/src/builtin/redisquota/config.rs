@@ -2,10 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use redis::{Client, ConnectionAddr, IntoConnectionInfo};
+use redis::{ConnectionAddr, IntoConnectionInfo};
 use serde::Deserialize;
 
-use crate::{attribute::Selector, dimensions, duration, error::AdapterError, outage::FailurePolicy};
+use super::server::Login;
+use crate::{
+    attribute::Selector,
+    dial::{Address, Dialer},
+    dimensions, duration,
+    error::AdapterError,
+    outage::FailurePolicy,
+    tls::{Alpn, BadTls, Tls, TlsParams},
+};
 
 /// Where Redis listens by default.
 pub const DEFAULT_REDIS_SERVER_URL: &str = "localhost:6379";
@@ -37,9 +45,12 @@ pub const MAX_BUCKETS: u64 = 100;
 pub struct Config {
     /// Every request is charged to each of them, in order, until one is exhausted.
     pub quotas: Vec<Quota>,
-    /// `host:port` or `redis://[user][:password]@host[:port][/database]`. Default [`DEFAULT_REDIS_SERVER_URL`].
+    /// `host:port` or `redis[s]://[user][:password]@host[:port][/database]`. Default [`DEFAULT_REDIS_SERVER_URL`].
     #[serde(default = "default_redis_server_url")]
     pub redis_server_url: String,
+    /// Parameters of TLS to a `rediss` server. Default: its certificate must be signed by an authority of this machine.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Connections of each worker. Default [`DEFAULT_CONNECTION_POOL_SIZE`]; 1 to [`MAX_CONNECTION_POOL_SIZE`].
     #[serde(default = "default_connection_pool_size")]
     pub connection_pool_size: usize,
@@ -127,30 +138,46 @@ impl Config {
         for quota in &self.quotas {
             quota.validate()?;
         }
-        self.client().map(|_| ())
+        self.login().map(|_| ())
     }
 
-    /// The client of the server, and the server's address.
-    pub(super) fn client(&self) -> Result<(Client, String), AdapterError> {
-        let url = match self.redis_server_url.contains("://") {
-            true => self.redis_server_url.clone(),
-            false => format!("redis://{}", self.redis_server_url),
-        };
+    pub(super) fn login(&self) -> Result<Login, AdapterError> {
+        let (scheme, rest) = self
+            .redis_server_url
+            .split_once("://")
+            .unwrap_or(("redis", &self.redis_server_url));
+        // The TLS is ours, and not the library's.
+        let secure = scheme == "rediss";
+        let url = format!("{}://{rest}", if secure { "redis" } else { scheme });
         // There may be a password in it.
         let found = url
             .rsplit_once('@')
             .map_or(self.redis_server_url.as_str(), |(_, host)| host);
-        let expected = "`host:port` or `redis://[user][:password]@host[:port][/database]`";
+        let expected = "`host:port` or `redis[s]://[user][:password]@host[:port][/database]`";
         let bad = || wrong("redis_server_url", found.to_owned(), expected.to_owned());
         let info = url.as_str().into_connection_info().map_err(|_| bad())?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else {
             return Err(bad());
         };
-        let address = format!("{host}:{port}");
         if host.is_empty() {
             return Err(bad());
         }
-        Ok((Client::open(info).map_err(|_| bad())?, address))
+        let address = Address {
+            host: host.clone(),
+            port: *port,
+        };
+        let tls = match (secure, &self.tls) {
+            (true, params) => {
+                let params = params.clone().unwrap_or_default();
+                Some(Tls::new(&params, host, Alpn::None).map_err(|bad| bad.of("redisquota"))?)
+            }
+            (false, None) => None,
+            (false, Some(_)) => return Err(BadTls::for_plain(&address, "a `rediss` URL").of("redisquota")),
+        };
+        Ok(Login {
+            server: Dialer { address, tls },
+            settings: info.redis_settings().clone(),
+        })
     }
 }
 

@@ -96,10 +96,11 @@ impl RedisQuota {
         metrics: &CheckMetrics,
     ) -> Result<Self, AdapterError> {
         config.validate()?;
-        let (client, address) = config.client()?;
+        let login = config.login()?;
+        let address = login.server.address.to_string();
         Ok(Self {
             name: name.to_owned(),
-            server: Server::new(client, config.connection_pool_size, config.timeout),
+            server: Server::new(login, config.connection_pool_size, config.timeout),
             timeout: config.timeout,
             keep: 2 * config.timeout.as_millis().max(500),
             fixed: Script::new(include_str!("fixed_window.lua")),

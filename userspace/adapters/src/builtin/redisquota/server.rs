@@ -11,18 +11,29 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
+    AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
     aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     task::JoinError,
+    time::timeout,
 };
 
-use crate::per_thread::{CONNECT_WAIT, PerThread};
+use crate::{
+    dial::Dialer,
+    per_thread::{CONNECT_WAIT, PerThread},
+};
+
+/// Where Redis is, and who we are to it.
+#[derive(Clone)]
+pub(super) struct Login {
+    pub server: Dialer,
+    pub settings: RedisConnectionInfo,
+}
 
 pub(super) struct Server {
-    client: Client,
+    login: Login,
     pool_size: usize,
     /// Longest that connecting may take.
     connect_wait: Duration,
@@ -53,9 +64,9 @@ pub(super) struct Used {
 
 impl Server {
     /// `timeout` is that of requests.
-    pub fn new(client: Client, pool_size: usize, timeout: Duration) -> Self {
+    pub fn new(login: Login, pool_size: usize, timeout: Duration) -> Self {
         Self {
-            client,
+            login,
             pool_size,
             connect_wait: timeout.max(CONNECT_WAIT),
             workers: PerThread::default(),
@@ -125,7 +136,7 @@ impl Server {
             return Ok((connection.clone(), true));
         }
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let connecting = tokio::spawn(connect(self.client.clone(), number, place, self.connect_wait));
+        let connecting = tokio::spawn(connect(self.login.clone(), number, place, self.connect_wait));
         let ended = |error: JoinError| RedisError::from((ErrorKind::Io, "connecting ended", error.to_string()));
         Ok((connecting.await.map_err(ended)??, false))
     }
@@ -142,16 +153,21 @@ impl fmt::Debug for Server {
 
 /// Connects, and puts the connection into its place, which stays locked meanwhile.
 async fn connect(
-    client: Client,
+    login: Login,
     number: usize,
     mut place: OwnedMutexGuard<Option<Connection>>,
     wait: Duration,
 ) -> RedisResult<Connection> {
     // For answers the adapter's own timeout holds.
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(wait))
-        .set_response_timeout(None);
-    let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let connecting = async {
+        let stream = login.server.connect().await?;
+        MultiplexedConnection::new_with_config(&login.settings, stream, config).await
+    };
+    let late = || RedisError::from((ErrorKind::Io, "no connection in time"));
+    let (connection, driver) = timeout(wait, connecting).await.map_err(|_| late())??;
+    // Ends with the connection; what went wrong those learn who ask over it.
+    tokio::spawn(driver);
     let connection = Connection { number, connection };
     *place = Some(connection.clone());
     Ok(connection)

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::runtime;
 
 use super::*;
-use crate::attribute::tests::with_bag;
+use crate::{attribute::tests::with_bag, tls::tests::Pki};
 
 /// A Redis of the test's own.
 struct Redis {
@@ -24,19 +24,38 @@ struct Redis {
 impl Redis {
     /// `None`: there is no such program here.
     fn start(password: Option<&str>) -> Option<Self> {
+        let words = password.map_or_else(Vec::new, |password| {
+            vec!["--requirepass".to_owned(), password.to_owned()]
+        });
+        Self::start_with(&words, "--port")
+    }
+
+    /// Which listens with TLS alone, and wants to know its clients.
+    fn start_secure(pki: &Pki) -> Option<Self> {
+        let files = [
+            ("--tls-ca-cert-file", "ca.pem"),
+            ("--tls-cert-file", "server.pem"),
+            ("--tls-key-file", "server.key"),
+        ];
+        let files = files.map(|(word, file)| [word.to_owned(), pki.file(file).display().to_string()]);
+        Self::start_with(
+            &[vec!["--port".to_owned(), "0".to_owned()], files.concat()].concat(),
+            "--tls-port",
+        )
+    }
+
+    fn start_with(words: &[String], port_word: &str) -> Option<Self> {
         for _ in 0..20 {
             // Free just now; if somebody takes it meanwhile, Redis says so and ends.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut command = Command::new("setpriv");
             command
                 .args(["--pdeathsig", "KILL", "--", "redis-server", "--bind", "127.0.0.1"])
-                .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--port"])
+                .args(["--save", "", "--appendonly", "no", "--daemonize", "no", port_word])
                 .arg(port.to_string())
+                .args(words)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null());
-            if let Some(password) = password {
-                command.args(["--requirepass", password]);
-            }
             let has_redis = Command::new("redis-server").arg("--version").output().is_ok();
             let child = has_redis.then(|| command.spawn().ok()).flatten();
             let Some(mut child) = child else {
@@ -467,7 +486,7 @@ fn parameters_are_checked() {
     let rolling = |bucket: &str| quota(json!({"rate_limit_algorithm": "ROLLING_WINDOW", "bucket_duration": bucket}));
     let url = |url: &str| json!({"quotas": [fixed(1)], "redis_server_url": url});
     let bucket = "expected less than valid_duration, a hundredth of it or more, and 1ms or more, in quota `a`";
-    let address = "expected `host:port` or `redis://[user][:password]@host[:port][/database]`";
+    let address = "expected `host:port` or `redis[s]://[user][:password]@host[:port][/database]`";
     for (config, expect) in [
         (
             json!({"quotas": []}),
@@ -506,8 +525,8 @@ fn parameters_are_checked() {
             "field `connection_pool_size`: found `0`, expected 1 to 100".to_owned(),
         ),
         (
-            url("rediss://:secret@a:1"),
-            format!("field `redis_server_url`: found `a:1`, {address}"),
+            url("rediss://:secret@:1"),
+            format!("field `redis_server_url`: found `:1`, {address}"),
         ),
         (url("a:b"), format!("field `redis_server_url`: found `a:b`, {address}")),
         (
@@ -529,4 +548,36 @@ fn the_examples_of_the_page_load() {
     for example in examples {
         adapter(serde_json::from_str(example).unwrap());
     }
+}
+
+#[test]
+fn a_redis_behind_tls_counts_as_well() {
+    let pki = Pki::new();
+    let Some(redis) = Redis::start_secure(&pki) else { return };
+    let url = format!("rediss://127.0.0.1:{}", redis.port);
+    let files = ["ca.pem", "client.pem", "client.key"].map(|file| pki.file(file).display().to_string());
+    let of = |tls: Value| {
+        adapter(
+            json!({"redis_server_url": url, "tls": tls, "timeout": "20s", "failure_policy": "closed",
+            "quotas": [fixed(2)]}),
+        )
+    };
+    let known = of(json!({"ca_file": files[0], "cert_file": files[1], "key_file": files[2]}));
+    assert_eq!(allowed(&known, 3, &[]), 2);
+    assert_eq!(
+        allowed(&of(json!({"ca_file": files[0]})), 1, &[]),
+        0,
+        "it shows no certificate"
+    );
+    let plain = json!({"redis_server_url": "127.0.0.1:1", "tls": {}, "quotas": [fixed(1)]});
+    let refused = RedisQuota::new(
+        "q",
+        serde_json::from_value(plain).unwrap(),
+        None,
+        &CheckMetrics::default(),
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "adapter `redisquota`, field `tls`: found `127.0.0.1:1`, expected a `rediss` URL where `tls` is given"
+    );
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
-use crate::{duration, error::AdapterError, post};
+use crate::{dial, duration, error::AdapterError, tls::TlsParams};
 
 /// Share of the requests that come without a trace which begin one, unless said otherwise: Istio's 1 %.
 pub const DEFAULT_SAMPLE_PROBABILITY: f64 = 0.01;
@@ -19,8 +19,11 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where spans are posted: `http://host[:port]/api/v2/spans`.
+    /// Where spans are posted: `http[s]://host[:port]/api/v2/spans`.
     pub url: String,
+    /// Parameters of TLS to an `https` server. Default: its certificate must be signed by an authority of this machine.
+    #[serde(default)]
+    pub tls: Option<TlsParams>,
     /// Of requests that come without a trace. Default [`DEFAULT_SAMPLE_PROBABILITY`]; 0 to 1.
     #[serde(default = "default_sample_probability")]
     pub sample_probability: f64,
@@ -64,8 +67,8 @@ impl Config {
         self.url
             .parse()
             .ok()
-            .filter(post::is_postable)
-            .ok_or_else(|| wrong("url", self.url.clone(), "`http://host[:port]/api/v2/spans`"))
+            .filter(dial::is_http)
+            .ok_or_else(|| wrong("url", self.url.clone(), "`http[s]://host[:port]/api/v2/spans`"))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     native::{Context, Native, Part, Role},
     post::Poster,
     record::Record,
+    tls::{Alpn, Tls},
     trace::Demand,
 };
 
@@ -45,8 +46,9 @@ pub fn start(name: &str, config: Config, metrics: &ReportMetrics) -> Result<Expo
     config.validate()?;
     let metrics = ExportMetrics::of(name, metrics);
     let url = config.url()?;
+    let tls = Tls::to_url(&url, config.tls.as_ref(), Alpn::Http1).map_err(|bad| bad.of("zipkin"))?;
     let zipkin = Zipkin {
-        poster: Poster::new(url.clone(), TIMEOUT),
+        poster: Poster::new(url.clone(), tls, TIMEOUT),
         url,
         metrics: metrics.clone(),
         batch: String::new(),
