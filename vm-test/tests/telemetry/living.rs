@@ -109,7 +109,7 @@ fn a_living_download_shows_its_bytes_at_the_end_that_only_receives() {
     });
 }
 
-/// Bytes past TCP make no callback of TCP: `weft_sk_msg` gives them to the edge.
+/// Bytes past TCP are no segments that leave: `weft_sk_msg` gives them to the edge.
 #[test]
 fn a_living_short_circuit_shows_its_bytes_and_none_of_them_twice() {
     lab_test("count-fast-living", |lab| {

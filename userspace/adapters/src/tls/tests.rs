@@ -124,7 +124,7 @@ struct Nginx {
 impl Nginx {
     fn start(pki: &Pki, clients: bool) -> Option<Self> {
         if Command::new("nginx").arg("-v").output().is_err() {
-            skipped();
+            skipped("TLS", "nginx and setpriv (Debian packages nginx, util-linux)");
             return None;
         }
         let dir = TempDir::new().unwrap();
@@ -174,14 +174,13 @@ impl Drop for Nginx {
 }
 
 /// Says it past the capture of libtest; fails under `cargo xtask test`, which sets the variable.
-fn skipped() {
-    let needs = "needs nginx and setpriv (Debian packages nginx, util-linux)";
+pub(crate) fn skipped(of: &str, needs: &str) {
     assert!(
         env::var_os("WEFT_TEST_NO_SKIP").is_none(),
-        "it must not be skipped, and {needs}"
+        "it must not be skipped, and needs {needs}"
     );
     // Nothing can be done about a terminal that is gone.
-    let _ = io::stderr().write_all(format!("skipped: a test of TLS {needs}\n").as_bytes());
+    let _ = io::stderr().write_all(format!("skipped: a test of {of} needs {needs}\n").as_bytes());
 }
 
 fn runtime() -> runtime::Runtime {
