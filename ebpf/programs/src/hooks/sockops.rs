@@ -137,7 +137,6 @@ fn on_active(ctx: &SockOpsContext) {
     if record.flags & sock_flags::PROXY != 0 {
         return;
     }
-    want_states(ctx);
     // SAFETY: the helper has no precondition.
     let took_us = (unsafe { bpf_ktime_get_ns() } - record.started_ns) / 1_000;
     let took_us = if took_us > u64::from(u32::MAX) {
@@ -177,11 +176,10 @@ fn on_passive(ctx: &SockOpsContext) {
     let assigned =
         ours && record.original_port_be == config.inbound_port_be && tuple.local_port_be != config.inbound_port_be;
     accepted(ctx, config, record, &tuple, (ours, proxy), assigned);
+    want_states(ctx);
     if proxy {
-        want_states(ctx);
         return;
     }
-    want_states(ctx);
     begin(record, |_| {});
     if record.peer_owner == 0 && record.verdict != action::DENY {
         // Nobody else reports it.
