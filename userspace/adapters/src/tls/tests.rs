@@ -3,10 +3,12 @@ use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
+use http::HeaderMap;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, server::WebPkiClientVerifier};
 use serde_json::json;
@@ -17,7 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::{
     dial::{Address, Dialer},
-    provider::Provider,
+    post::Poster,
+    provider::{Provider, tests::Server},
 };
 
 /// An authority, and what it has signed: files `ca.pem`, `NAME.pem` and `NAME.key`.
@@ -127,8 +130,16 @@ impl Nginx {
             skipped("TLS", "nginx and setpriv (Debian packages nginx, util-linux)");
             return None;
         }
+        let started = (0..20).find_map(|_| {
+            // Free just now; if somebody takes it meanwhile, nginx ends.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            Self::start_at(port, pki, clients)
+        });
+        Some(started.expect("nginx starts"))
+    }
+
+    fn start_at(port: u16, pki: &Pki, clients: bool) -> Option<Self> {
         let dir = TempDir::new().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let file = |name: &str| pki.file(name).display().to_string();
         let verify = match clients {
             true => format!("ssl_client_certificate {}; ssl_verify_client on;", file("ca.pem")),
@@ -146,16 +157,21 @@ impl Nginx {
         );
         let path = dir.path().join("nginx.conf");
         std::fs::write(&path, config).unwrap();
-        let child = Command::new("setpriv")
+        let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "--", "nginx", "-c"])
             .arg(&path)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        // Written once it listens. (Who asks the port whether somebody listens there may be answered by himself.)
+        let pid = dir.path().join("pid");
         let began = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !pid.exists() {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
             assert!(began.elapsed() < Duration::from_secs(10), "nginx does not listen");
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(2));
         }
         Some(Self { child, port, _dir: dir })
     }
@@ -240,6 +256,23 @@ fn files_that_changed_are_read_again_and_bad_ones_leave_the_last_good() {
     assert_eq!(fetch().unwrap(), "secret");
     put(b"nothing");
     assert_eq!(fetch().unwrap(), "secret");
+}
+
+#[test]
+fn what_is_posted_is_posted_over_tls() {
+    let (pki, server) = (Pki::new(), Server::start("taken"));
+    let front = pki.front(server.address, &["http/1.1"]);
+    let url: Uri = format!("https://{front}/spans").parse().unwrap();
+    let posted = |params: &TlsParams| {
+        let tls = Tls::to_url(&url, Some(params), Alpn::Http1).unwrap();
+        let mut poster = Poster::new(url.clone(), tls, Duration::from_secs(20));
+        let nothing = HeaderMap::new();
+        runtime().block_on(poster.post("text/plain", &nothing, "spans".into()))
+    };
+    assert_eq!(posted(&pki.params_of_client()).unwrap(), "taken");
+    assert_eq!(server.asked.load(Ordering::Relaxed), 1);
+    posted(&pki.params()).unwrap_err();
+    assert_eq!(server.asked.load(Ordering::Relaxed), 1, "by a stranger");
 }
 
 #[test]

@@ -530,6 +530,14 @@ fn bad_parameters_are_refused_with_the_field() {
             json!({"jwks": set, "realm": "a\"b"}),
             "field `realm`: found `a\"b`, expected printable ASCII without quotes and backslashes",
         ),
+        (
+            json!({"jwks": set, "tls": {}}),
+            "field `tls`: found `jwks`, expected an `https` URL where `tls` is given",
+        ),
+        (
+            json!({"jwks_uri": "https://a/b", "tls": {"ca_file": "/nowhere"}}),
+            "field `tls`: found `/nowhere`, expected a file that can be read (No such file or directory (os error 2))",
+        ),
     ] {
         let error = Jwt::new("j", serde_json::from_value(config).unwrap(), None).unwrap_err();
         assert_eq!(error.to_string(), format!("adapter `jwt`, {expect}"));
@@ -537,7 +545,7 @@ fn bad_parameters_are_refused_with_the_field() {
     for config in [
         json!({"jwks": set, "algorithms": ["none"]}),
         json!({"jwks": set, "audience": "a"}),
-        json!({"jwks_uri": "https://a/b"}),
+        json!({"jwks_uri": "ftp://a/b"}),
         json!({"jwks": set, "from": [{"body": "x"}]}),
     ] {
         assert!(serde_json::from_value::<Config>(config.clone()).is_err(), "{config}");

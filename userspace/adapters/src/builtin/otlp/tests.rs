@@ -454,11 +454,11 @@ fn parameters_are_checked() {
     for (config, expect) in [
         (
             json!({"endpoint": "collector:4317"}),
-            "field `endpoint`: found `collector:4317`, expected `http://host:port`, like http://localhost:4317",
+            "field `endpoint`: found `collector:4317`, expected `http[s]://host:port`, like http://localhost:4317",
         ),
         (
-            json!({"endpoint": "https://collector", "protocol": "http"}),
-            "field `endpoint`: found `https://collector`, expected `http://host[:port][/path]`, like http://localhost:4318",
+            json!({"endpoint": "ftp://collector", "protocol": "http"}),
+            "field `endpoint`: found `ftp://collector`, expected `http[s]://host[:port][/path]`, like http://localhost:4318",
         ),
         (
             json!({"endpoint": "http://a:1", "signals": []}),

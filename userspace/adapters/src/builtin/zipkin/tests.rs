@@ -184,12 +184,12 @@ fn spans_that_nobody_takes_are_counted() {
 fn parameters_are_checked() {
     for (config, expect) in [
         (
-            json!({"url": "https://a/b"}),
-            "field `url`: found `https://a/b`, expected `http://host[:port]/api/v2/spans`",
+            json!({"url": "ftp://a/b"}),
+            "field `url`: found `ftp://a/b`, expected `http[s]://host[:port]/api/v2/spans`",
         ),
         (
             json!({"url": "zipkin:9411"}),
-            "field `url`: found `zipkin:9411`, expected `http://host[:port]/api/v2/spans`",
+            "field `url`: found `zipkin:9411`, expected `http[s]://host[:port]/api/v2/spans`",
         ),
         (
             json!({"url": "http://a/b", "sample_probability": 1.5}),
