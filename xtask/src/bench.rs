@@ -124,6 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
     if scenarios.contains(&Scenario::Adapters) {
         build::filters(&setup::filters::ensure()?)?;
     }
+    let commit = report::commit();
     let mut all = Vec::new();
     for scenario in scenarios {
         let began = Instant::now();
@@ -139,11 +140,12 @@ pub fn run(args: &Args) -> Result<()> {
         "\nall took {}",
         report::minutes(all.iter().map(|(_, found)| found.took).sum())
     );
+    let results = report::value(&all, args.quick, commit.as_deref());
     if let Some(file) = &args.json {
-        report::json(file, &report::value(&all, args.quick))?;
+        report::json(file, &results)?;
     }
     if args.write {
-        record::write(&all, args.quick)?;
+        record::write(&all, &results)?;
     }
     let short: Vec<&str> = all
         .iter()

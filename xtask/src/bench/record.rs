@@ -21,20 +21,19 @@ pub fn folder() -> PathBuf {
     paths::root().join("bench/results")
 }
 
-/// Writes all of it; `quick`: the tables say so.
+/// Writes all of it; `results`: as [`report::value`] makes them of it.
 ///
 /// # Errors
 /// A file cannot be written, or a README lacks the markers.
-pub fn write(all: &[(&str, Found)], quick: bool) -> Result<()> {
-    let results = report::value(all, quick);
+pub fn write(all: &[(&str, Found)], results: &Value) -> Result<()> {
     let told = |key: &str| results[key].as_str().unwrap_or("unknown").to_owned();
     let day = told("date").chars().take(10).collect::<String>();
     let name = format!("{day}-{}.json", told("commit"));
     let folder = folder();
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    report::json(&folder.join(&name), &results)?;
+    report::json(&folder.join(&name), results)?;
 
-    let machine = line(&results, &day);
+    let machine = line(results, &day);
     let mut plots = String::new();
     for (scenario, found) in all.iter().filter(|(_, found)| !found.arms.is_empty()) {
         let file = folder.join(format!("{scenario}.svg"));

@@ -74,8 +74,16 @@ pub fn minutes(took: Duration) -> String {
     format!("{} min {} s", seconds / 60, seconds % 60)
 }
 
+/// That of this checkout as it is now: to be asked before a result is written into it. Of a binary that was given nobody knows it.
+pub fn commit() -> Option<String> {
+    match env::var_os("WEFT_BIN") {
+        Some(_) => None,
+        None => shell::ask(shell::git().args(["describe", "--always", "--dirty"])),
+    }
+}
+
 /// All that was found, with what it was measured on.
-pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
+pub fn value(scenarios: &[(&str, Found)], quick: bool, commit: Option<&str>) -> Value {
     let of = |spread: Spread| json!({"median": spread.median, "least": spread.least, "greatest": spread.greatest});
     let row = |row: &Row| {
         json!({
@@ -103,11 +111,6 @@ pub fn value(scenarios: &[(&str, Found)], quick: bool) -> Value {
             "arms": arms.collect::<Vec<_>>(),
             "programs": programs.map(|program| json!({"name": program.name, "ns_per_run": program.ns})).collect::<Vec<_>>(),
         })
-    };
-    // Of a binary that was given nobody knows it.
-    let commit = match env::var_os("WEFT_BIN") {
-        Some(_) => None,
-        None => shell::ask(shell::git().args(["describe", "--always", "--dirty"])),
     };
     json!({
         "commit": commit,
