@@ -28,3 +28,17 @@ pub async fn give_back_code() {
         tracing::debug!(%error, "code of the start is not given back");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_allocator_is_told_by_names_that_it_knows() {
+        give_back_what_is_free().expect("settings that the allocator has");
+        let decay = |name: &'static [u8]| -> isize { name.name().read().expect("a setting") };
+        assert_eq!(decay(b"arenas.dirty_decay_ms\0"), DECAY_MS);
+        assert_eq!(decay(b"arena.0.dirty_decay_ms\0"), DECAY_MS);
+        assert!(background_thread::read().expect("a setting"));
+    }
+}
