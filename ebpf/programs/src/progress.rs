@@ -69,7 +69,8 @@ impl Progress {
 }
 
 /// A connection that lives sends a segment, maybe a bare acknowledgement: once a second its counts go to its edge. Costs a
-/// comparison and a clock reading otherwise. The socket is locked (`tcp_transmit_skb`), so nobody else counts it now.
+/// comparison and a clock reading otherwise. The socket is locked (`tcp_transmit_skb`), so nobody else counts it now; but
+/// for segments that netfilter had handed to a program (NFQUEUE), of which two at the same moment may count the same second twice.
 ///
 /// # Safety
 ///

@@ -20,7 +20,7 @@ use tokio::{io::AsyncReadExt, time};
 use crate::{
     dial::{self, Dialer},
     error::AdapterError,
-    tls::{Alpn, BadTls, Tls, TlsParams},
+    tls::{self, Alpn, BadTls, Tls, TlsParams},
 };
 
 mod latest;
@@ -77,15 +77,27 @@ pub enum FetchError {
 // === impl Provider ===
 
 impl Provider {
+    /// Whether parameters of TLS make sense for it, as can be said without a look at files.
+    ///
+    /// # Errors
+    /// [`BadTls`].
+    pub fn check_tls(&self, tls: Option<&TlsParams>) -> Result<(), BadTls> {
+        match self {
+            Self::Url(url) => tls::check_url(url, tls),
+            Self::File(_) if tls.is_some() => Err(BadTls::for_plain(self, "an `https` URL")),
+            Self::File(_) => Ok(()),
+        }
+    }
+
     /// `tls`: parameters of TLS, for `https` alone.
     ///
     /// # Errors
     /// [`BadTls`].
     pub fn source(&self, tls: Option<&TlsParams>) -> Result<Source, BadTls> {
+        self.check_tls(tls)?;
         Ok(Source {
             tls: match self {
                 Self::Url(url) => Tls::to_url(url, tls, Alpn::Http1)?,
-                Self::File(_) if tls.is_some() => return Err(BadTls::for_plain(self, "an `https` URL")),
                 Self::File(_) => None,
             },
             provider: self.clone(),
@@ -103,15 +115,20 @@ impl Provider {
             found: path.display().to_string(),
             expected: format!("a file that can be read ({why})"),
         };
-        let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
-        let mut content = Vec::new();
-        file.take(MAX_CONTENT as u64 + 1)
-            .read_to_end(&mut content)
-            .map_err(|error| wrong(error.to_string()))?;
-        if content.len() > MAX_CONTENT {
-            return Err(wrong(format!("it has more than {MAX_CONTENT} bytes")));
-        }
-        Ok(content)
+        read_at_most(path, MAX_CONTENT).map_err(wrong)
+    }
+}
+
+/// A file of at most so many bytes, or why not.
+pub(crate) fn read_at_most(path: &Path, most: usize) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut content = Vec::new();
+    file.take(most as u64 + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| error.to_string())?;
+    match content.len() > most {
+        true => Err(format!("it has more than {most} bytes")),
+        false => Ok(content),
     }
 }
 

@@ -1,8 +1,7 @@
 //! TLS to the servers that adapters talk to: who they must be, and who we are to them.
 
 use std::{
-    fmt,
-    io::{self, Read},
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::SystemTime,
@@ -19,10 +18,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::warn;
 
-use crate::error::AdapterError;
+use crate::{error::AdapterError, provider::read_at_most};
 
 /// Largest file of certificates or a key, in bytes. A bundle of all public authorities has a fifth of it.
-pub const MAX_PEM: u64 = 1024 * 1024;
+pub const MAX_PEM: usize = 1024 * 1024;
 
 /// Parameter `tls` of adapters, named as Prometheus names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -106,6 +105,19 @@ impl BadTls {
 // === impl TlsParams ===
 
 impl TlsParams {
+    /// What can be said without a look at files; whom the certificate of `host` must be for.
+    ///
+    /// # Errors
+    /// One of the files of a pair is missing, or a name is none.
+    pub fn check(&self, host: &str) -> Result<ServerName<'static>, BadTls> {
+        if let (Some(one), None) | (None, Some(one)) = (&self.cert_file, &self.key_file) {
+            return Err(BadTls::new(one.display(), "`cert_file` and `key_file` together"));
+        }
+        let name = self.server_name.as_deref().unwrap_or(host);
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| BadTls::new(name, "a DNS name or an IP address in `server_name`"))
+    }
+
     fn files(&self) -> [Option<&Path>; 3] {
         [&self.ca_file, &self.cert_file, &self.key_file].map(Option::as_deref)
     }
@@ -126,7 +138,6 @@ impl TlsParams {
                 None => authorities_of_machine()?,
             });
         let mut config = match (&self.cert_file, &self.key_file) {
-            (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => {
                 let chain = certificates(cert)?;
                 let pem = read(key)?;
@@ -136,9 +147,8 @@ impl TlsParams {
                     .with_client_auth_cert(chain, secret)
                     .map_err(|error| BadTls::new(key.display(), format!("the key of `cert_file` ({error})")))?
             }
-            (Some(one), None) | (None, Some(one)) => {
-                return Err(BadTls::new(one.display(), "`cert_file` and `key_file` together"));
-            }
+            // One alone was refused before.
+            _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = match alpn {
             Alpn::None => Vec::new(),
@@ -157,11 +167,10 @@ impl Tls {
     /// # Errors
     /// A file cannot be read or has not in it what it should; a name is none.
     pub fn new(params: &TlsParams, host: &str, alpn: Alpn) -> Result<Arc<Self>, BadTls> {
-        let name = params.server_name.as_deref().unwrap_or(host);
+        let name = params.check(host)?;
         let (stamps, config) = (params.stamps(), params.load(alpn)?);
         Ok(Arc::new(Self {
-            name: ServerName::try_from(name.to_owned())
-                .map_err(|_| BadTls::new(name, "a DNS name or an IP address in `server_name`"))?,
+            name,
             params: params.clone(),
             alpn,
             loaded: Mutex::new(Loaded {
@@ -176,13 +185,10 @@ impl Tls {
     /// # Errors
     /// As [`Tls::new`]; parameters of TLS for an URL that is no `https`.
     pub fn to_url(url: &Uri, params: Option<&TlsParams>, alpn: Alpn) -> Result<Option<Arc<Self>>, BadTls> {
-        if url.scheme_str() == Some("https") {
-            let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-            return Self::new(params.unwrap_or(&TlsParams::default()), host, alpn).map(Some);
-        }
-        match params {
-            None => Ok(None),
-            Some(_) => Err(BadTls::for_plain(url, "an `https` URL")),
+        check_url(url, params)?;
+        match is_https(url) {
+            true => Self::new(params.unwrap_or(&TlsParams::default()), host_of(url), alpn).map(Some),
+            false => Ok(None),
         }
     }
 
@@ -223,15 +229,28 @@ impl fmt::Debug for Tls {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, BadTls> {
-    let bad = |why: String| BadTls::new(path.display(), format!("a file that can be read ({why})"));
-    let file = std::fs::File::open(path).map_err(|error| bad(error.to_string()))?;
-    let mut content = Vec::new();
-    let read = file.take(MAX_PEM + 1).read_to_end(&mut content);
-    match read.map_err(|error| bad(error.to_string()))? as u64 > MAX_PEM {
-        true => Err(bad(format!("it has more than {MAX_PEM} bytes"))),
-        false => Ok(content),
+/// As [`TlsParams::check`], for the host of an URL.
+///
+/// # Errors
+/// The same; there are parameters and the URL is no `https`.
+pub fn check_url(url: &Uri, params: Option<&TlsParams>) -> Result<(), BadTls> {
+    match params {
+        Some(_) if !is_https(url) => Err(BadTls::for_plain(url, "an `https` URL")),
+        Some(params) => params.check(host_of(url)).map(drop),
+        None => Ok(()),
     }
+}
+
+fn is_https(url: &Uri) -> bool {
+    url.scheme_str() == Some("https")
+}
+
+fn host_of(url: &Uri) -> &str {
+    url.host().unwrap_or_default().trim_matches(['[', ']'])
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BadTls> {
+    read_at_most(path, MAX_PEM).map_err(|why| BadTls::new(path.display(), format!("a file that can be read ({why})")))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, BadTls> {
@@ -264,8 +283,8 @@ fn authorities_of_machine() -> Result<Arc<RootCertStore>, BadTls> {
     });
     match roots.is_empty() {
         true => Err(BadTls::new(
-            "",
-            "`ca_file`, for this machine has no certificates of authorities (package ca-certificates)",
+            "no `ca_file`",
+            "one, for this machine has no certificates of authorities (package ca-certificates, or `SSL_CERT_FILE`)",
         )),
         false => Ok(roots.clone()),
     }

@@ -335,6 +335,9 @@ fn parameters_that_make_no_sense_are_refused() {
         let error = Tls::new(&params, "a.example", Alpn::Http1).unwrap_err().to_string();
         assert!(error.starts_with(&expected), "{error}");
     }
+    // Parameters are looked at on machines that have not the files.
+    let elsewhere: TlsParams = serde_json::from_value(json!({"ca_file": "/nowhere"})).unwrap();
+    check_url(&"https://a/b".parse().unwrap(), Some(&elsewhere)).unwrap();
     let provider: Provider = "http://a/b".parse().unwrap();
     let error = provider.source(Some(&TlsParams::default())).unwrap_err().of("list");
     assert_eq!(

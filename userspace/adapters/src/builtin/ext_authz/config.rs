@@ -83,7 +83,11 @@ impl Config {
         if let Some(cache) = &self.cache {
             cache.validate("ext_authz")?;
         }
-        self.address().map(|_| ())
+        let address = self.address()?;
+        match &self.tls {
+            Some(params) => params.check(&address.host).map(drop).map_err(|bad| bad.of("ext_authz")),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn server(&self) -> Result<Dialer, AdapterError> {

@@ -7,7 +7,12 @@ use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
 use super::keys::Keys;
-use crate::{duration, error::AdapterError, provider::Provider, tls::TlsParams};
+use crate::{
+    duration,
+    error::AdapterError,
+    provider::Provider,
+    tls::{BadTls, TlsParams},
+};
 
 /// How often keys are fetched anew, unless said otherwise. Envoy's `cache_duration` is 10 minutes; issuers publish a key well
 /// before they sign with it.
@@ -173,6 +178,12 @@ impl Config {
                 return wrong("jwks", found.to_owned(), "either `jwks` or `jwks_uri`");
             }
         }
+        let checked = match &self.jwks_uri {
+            Some(provider) => provider.check_tls(self.tls.as_ref()),
+            None if self.tls.is_some() => Err(BadTls::for_plain("jwks", "an `https` URL")),
+            None => Ok(()),
+        };
+        checked.map_err(|bad| bad.of("jwt"))?;
         if self.refresh_interval < MIN_REFRESH_INTERVAL {
             return wrong(
                 "refresh_interval",

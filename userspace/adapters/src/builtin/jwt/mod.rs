@@ -18,7 +18,6 @@ use crate::{
     native::{Context, Native, Part, Role},
     pipeline::{Check, CheckResult, Checking, Deny, Directives, HeaderOperation},
     provider::{Latest, Provider},
-    tls::BadTls,
 };
 
 mod cache;
@@ -99,9 +98,6 @@ impl Jwt {
                 };
                 let source = provider.source(config.tls.as_ref()).map_err(|bad| bad.of("jwt"))?;
                 Latest::follow(name, source, config.refresh_interval, first, parse)?
-            }
-            (None, _) if config.tls.is_some() => {
-                return Err(BadTls::for_plain("jwks", "an `https` URL").of("jwt"));
             }
             (None, set) => {
                 let json = set.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::{attribute::Selector, duration, error::AdapterError, provider::Provider, tls::TlsParams};
+use crate::{
+    attribute::Selector,
+    duration,
+    error::AdapterError,
+    provider::Provider,
+    tls::{BadTls, TlsParams},
+};
 
 /// How often a list is fetched anew, unless said otherwise. Mixer's default.
 pub const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(60);
@@ -71,6 +77,12 @@ impl Config {
         if self.provider_url.is_none() && self.entries.is_empty() {
             return wrong("entries", "[]".to_owned(), "entries, or a `provider_url`");
         }
+        let checked = match &self.provider_url {
+            Some(provider) => provider.check_tls(self.tls.as_ref()),
+            None if self.tls.is_some() => Err(BadTls::for_plain("entries", "an `https` URL")),
+            None => Ok(()),
+        };
+        checked.map_err(|bad| bad.of("list"))?;
         if self.refresh_interval < MIN_REFRESH_INTERVAL {
             return wrong(
                 "refresh_interval",

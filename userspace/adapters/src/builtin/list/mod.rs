@@ -11,7 +11,6 @@ use crate::{
     native::{Context, Native, Part, Role},
     pipeline::{Check, Checking, Deny},
     provider::{Latest, Provider},
-    tls::BadTls,
 };
 
 mod config;
@@ -52,9 +51,6 @@ impl List {
         // Also where there is a provider: a bad entry shall be known now.
         let own = load(&config, b"").map_err(|bad| wrong_entry("entries", bad))?;
         let entries = match &config.provider_url {
-            None if config.tls.is_some() => {
-                return Err(BadTls::for_plain("entries", "an `https` URL").of("list"));
-            }
             None => Latest::fixed(own),
             Some(provider) => {
                 let first = match provider {

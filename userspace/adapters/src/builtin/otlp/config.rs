@@ -9,7 +9,7 @@ use crate::{
     dial::{self, Address, Dialer},
     duration,
     error::AdapterError,
-    tls::{Alpn, Tls, TlsParams},
+    tls::{self, Alpn, Tls, TlsParams},
 };
 
 /// Share of the requests that come without a trace which begin one, unless said otherwise: Istio's 1 %.
@@ -108,9 +108,10 @@ impl Config {
         }
         self.header_map()?;
         match self.protocol {
-            Protocol::Grpc => self.address().map(|_| ()),
-            Protocol::Http => self.url(Signal::Traces).map(|_| ()),
+            Protocol::Grpc => self.address().map(drop)?,
+            Protocol::Http => self.url(Signal::Traces).map(drop)?,
         }
+        tls::check_url(&self.endpoint()?, self.tls.as_ref()).map_err(|bad| bad.of("otlp"))
     }
 
     pub(super) fn header_map(&self) -> Result<HeaderMap, AdapterError> {
@@ -143,12 +144,13 @@ impl Config {
         })
     }
 
+    fn endpoint(&self) -> Result<Uri, AdapterError> {
+        let endpoint = self.endpoint.parse();
+        endpoint.map_err(|_| wrong("endpoint", self.endpoint.clone(), "an URL"))
+    }
+
     pub(super) fn tls(&self, alpn: Alpn) -> Result<Option<Arc<Tls>>, AdapterError> {
-        let endpoint = self.endpoint.parse().map_err(|_| {
-            let expected = "an URL";
-            wrong("endpoint", self.endpoint.clone(), expected)
-        })?;
-        Tls::to_url(&endpoint, self.tls.as_ref(), alpn).map_err(|bad| bad.of("otlp"))
+        Tls::to_url(&self.endpoint()?, self.tls.as_ref(), alpn).map_err(|bad| bad.of("otlp"))
     }
 
     /// For HTTP.

@@ -97,10 +97,13 @@ impl Otlp {
     fn new(config: Config, metrics: ExportMetrics) -> Result<Self, AdapterError> {
         let wire = match config.protocol {
             Protocol::Grpc => Wire::Grpc(Channel::new(config.server()?)),
-            Protocol::Http => Wire::Http(Box::new(Posters {
-                traces: Poster::new(config.url(Signal::Traces)?, config.tls(Alpn::Http1)?, config.timeout),
-                metrics: Poster::new(config.url(Signal::Metrics)?, config.tls(Alpn::Http1)?, config.timeout),
-            })),
+            Protocol::Http => {
+                let tls = config.tls(Alpn::Http1)?;
+                Wire::Http(Box::new(Posters {
+                    traces: Poster::new(config.url(Signal::Traces)?, tls.clone(), config.timeout),
+                    metrics: Poster::new(config.url(Signal::Metrics)?, tls, config.timeout),
+                }))
+            }
         };
         let named = config.resource.contains_key("service.name");
         let name = (!named).then(|| KeyValue::text("service.name", "weft"));

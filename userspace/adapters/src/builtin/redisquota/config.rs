@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use redis::{ConnectionAddr, IntoConnectionInfo};
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use serde::Deserialize;
 
 use super::server::Login;
@@ -138,10 +138,30 @@ impl Config {
         for quota in &self.quotas {
             quota.validate()?;
         }
-        self.login().map(|_| ())
+        let (address, _, secure) = self.server()?;
+        let checked = match (&self.tls, secure) {
+            (None, _) => Ok(()),
+            (Some(params), true) => params.check(&address.host).map(drop),
+            (Some(_), false) => Err(BadTls::for_plain(&address, "a `rediss` URL")),
+        };
+        checked.map_err(|bad| bad.of("redisquota"))
     }
 
     pub(super) fn login(&self) -> Result<Login, AdapterError> {
+        let (address, settings, secure) = self.server()?;
+        let params = self.tls.clone().unwrap_or_default();
+        let tls = secure.then(|| Tls::new(&params, &address.host, Alpn::None));
+        Ok(Login {
+            server: Dialer {
+                tls: tls.transpose().map_err(|bad| bad.of("redisquota"))?,
+                address,
+            },
+            settings,
+        })
+    }
+
+    /// Where Redis is, who we are to it, and whether it is to be spoken to over TLS.
+    fn server(&self) -> Result<(Address, RedisConnectionInfo, bool), AdapterError> {
         let (scheme, rest) = self
             .redis_server_url
             .split_once("://")
@@ -166,18 +186,7 @@ impl Config {
             host: host.clone(),
             port: *port,
         };
-        let tls = match (secure, &self.tls) {
-            (true, params) => {
-                let params = params.clone().unwrap_or_default();
-                Some(Tls::new(&params, host, Alpn::None).map_err(|bad| bad.of("redisquota"))?)
-            }
-            (false, None) => None,
-            (false, Some(_)) => return Err(BadTls::for_plain(&address, "a `rediss` URL").of("redisquota")),
-        };
-        Ok(Login {
-            server: Dialer { address, tls },
-            settings: info.redis_settings().clone(),
-        })
+        Ok((address, info.redis_settings().clone(), secure))
     }
 }
 

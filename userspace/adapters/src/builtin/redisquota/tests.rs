@@ -563,6 +563,9 @@ fn a_redis_behind_tls_counts_as_well() {
         0,
         "it shows no certificate"
     );
+    // `weft check` may run where the files are not.
+    let elsewhere = json!({"redis_server_url": "rediss://a", "tls": {"ca_file": "/nowhere"}, "quotas": [fixed(1)]});
+    serde_json::from_value::<Config>(elsewhere).unwrap().validate().unwrap();
     let plain = json!({"redis_server_url": "127.0.0.1:1", "tls": {}, "quotas": [fixed(1)]});
     let refused = RedisQuota::new(
         "q",

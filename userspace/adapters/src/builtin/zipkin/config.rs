@@ -5,7 +5,11 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
-use crate::{dial, duration, error::AdapterError, tls::TlsParams};
+use crate::{
+    dial, duration,
+    error::AdapterError,
+    tls::{self, TlsParams},
+};
 
 /// Share of the requests that come without a trace which begin one, unless said otherwise: Istio's 1 %.
 pub const DEFAULT_SAMPLE_PROBABILITY: f64 = 0.01;
@@ -60,7 +64,7 @@ impl Config {
                 "1ms to 1m",
             ));
         }
-        self.url().map(|_| ())
+        tls::check_url(&self.url()?, self.tls.as_ref()).map_err(|bad| bad.of("zipkin"))
     }
 
     pub(super) fn url(&self) -> Result<Uri, AdapterError> {
