@@ -101,7 +101,7 @@ pub fn service_policy(service: &str, fields: &[&str]) -> String {
 const PORTS: std::ops::RangeInclusive<u16> = 1..=16;
 
 /// Resources that send ports 1 to 16 of `service` through the proxy: a split with HTTP matches does; what is no HTTP passes
-/// there as opaque bytes. `acceleration` is `off` or `proxy`.
+/// there as opaque bytes. `acceleration` is `off`, `proxy` or `full`.
 pub fn through_proxy(service: &str, acceleration: &str) -> String {
     let ports: String = PORTS
         .map(|port| format!("  - {{name: p{port}, port: {port}}}\n"))

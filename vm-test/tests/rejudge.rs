@@ -117,8 +117,7 @@ fn connections_and_datagrams_that_are_denied_now_are_cut_and_the_others_go_on() 
     });
 }
 
-/// Has many bytes echoed. Over TCP they would pass the loopback device `legs` times, there and back; on one leg at least they
-/// must not.
+/// Has many bytes echoed. Over TCP they would pass the loopback device `legs` times, there and back; fewer times they must.
 fn past_tcp(lab: &Lab, held: &mut Held, legs: u64) -> Result<()> {
     let (word, times) = ("0123456789".repeat(1600), 16);
     let before = lab.loopback_bytes()?;
@@ -181,6 +180,13 @@ fn short_circuits_are_cut(name: &str, yaml: &str, legs: u64, errno: i64) {
 fn connections_short_circuited_both_ways_that_are_denied_now_are_cut_and_the_others_go_on() {
     let policy = resources::service_policy("echo", &["acceleration: full"]);
     short_circuits_are_cut("cut-full", &policy, 2, ECONNABORTED);
+}
+
+#[test]
+fn connections_short_circuited_both_ways_through_the_proxy_that_are_denied_now_are_cut_and_the_others_go_on() {
+    let through_proxy = resources::through_proxy("echo", "full");
+    // None of the four legs may go through TCP.
+    short_circuits_are_cut("cut-full-proxied", &through_proxy, 1, ECONNRESET);
 }
 
 #[test]

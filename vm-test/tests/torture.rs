@@ -210,6 +210,11 @@ fn what_programs_hand_one_another_past_tcp_is_right() {
     lab_test("torture-full", |lab| {
         lab.resource("bulk.yaml", &resources::service_policy("bulk", &["acceleration: full"]))?;
         lab.daemon_with(FORCE)?;
-        judge(Mode::Full, run(lab, true)?)
+        let direct = run(lab, true)?;
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "full"))?;
+        through_the_proxy(lab)?;
+        let mut cells = run(lab, false)?;
+        worst(&mut cells, direct, "directly");
+        judge(Mode::Full, cells)
     });
 }

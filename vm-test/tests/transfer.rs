@@ -107,6 +107,15 @@ fn opaque_bytes_pass_the_proxy_unchanged_with_short_circuit() {
 }
 
 #[test]
+fn opaque_bytes_pass_the_proxy_unchanged_short_circuited_both_ways() {
+    lab_test("opaque-full", |lab| {
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "full"))?;
+        lab.daemon_with(FORCE)?;
+        opaque(lab, Way::ShortCircuited)
+    });
+}
+
+#[test]
 fn direct_connections_carry_every_byte_short_circuited_both_ways() {
     lab_test("direct-fast", |lab| {
         let policy = resources::service_policy("bulk", &["acceleration: full"]);
@@ -195,10 +204,25 @@ fn http_downloads_pass_unchanged_with_short_circuit() {
 }
 
 #[test]
+fn http_downloads_pass_unchanged_short_circuited_both_ways() {
+    lab_test("http-full", |lab| http(lab, "full", FORCE));
+}
+
+#[test]
 fn http_uploads_pass_unchanged_with_short_circuit() {
-    lab_test("http-fast-up", |lab| {
+    uploads("http-fast-up", "proxy");
+}
+
+#[test]
+fn http_uploads_pass_unchanged_short_circuited_both_ways() {
+    uploads("http-full-up", "full");
+}
+
+/// curl uploads a file to a server that compares it with what it was made of.
+fn uploads(name: &str, acceleration: &str) {
+    lab_test(name, |lab| {
         let total = bytes()?;
-        let policy = resources::service_policy("sink", &["acceleration: proxy"]);
+        let policy = resources::service_policy("sink", &[&format!("acceleration: {acceleration}")]);
         let access = resources::allow("client-may", "client", "sink", ("HTTPRouteGroup", "all"));
         let route = resources::route("all", "/", &["PUT"]);
         lab.resource("sink.yaml", &format!("{}{route}{access}{policy}", resources::DENY))?;

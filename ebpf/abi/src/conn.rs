@@ -37,7 +37,7 @@ pub mod sock_flags {
     /// With [`REDIRECTED`]: the proxy is a foreign one. `translated` of the dialling socket's record, and `original` of
     /// all others of the connection, hold the endpoint that was picked for it.
     pub const EXTERNAL: u16 = 256;
-    /// With [`ACCELERATE`]: connected directly, both ends may be handed bytes past TCP.
+    /// With [`ACCELERATE`]: both ends may be handed bytes past TCP, and neither gets a ULP.
     pub const FULL: u16 = 512;
 }
 

@@ -36,13 +36,13 @@ pub mod dest_flags {
     pub const FAIL_OPEN_ROUTE: u8 = 2;
     /// The same where an access rule needs the proxy.
     pub const FAIL_OPEN_ACCESS: u8 = 4;
-    /// Short-circuit towards the proxy.
+    /// Short-circuit what the proxy reads.
     pub const ACCELERATE: u8 = 8;
     /// Its backends have different identities: with [`PROXIED`], the proxy judges, which alone knows the one it picks.
     pub const MIXED: u8 = 16;
     /// The proxy that its connections visit is a foreign one: [`External`].
     pub const EXTERNAL: u8 = 32;
-    /// Short-circuit both ways where client and server are connected directly, in one network namespace.
+    /// With [`ACCELERATE`]: short-circuit both ways, where both ends are in one network namespace.
     pub const FULL: u8 = 64;
 }
 

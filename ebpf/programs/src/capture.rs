@@ -455,9 +455,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             }
         } else if let Some(proxy) = ours(config, hook, &asked.addr, config.proxy_port_be) {
             record.flags = sock_flags::TRANSLATED | sock_flags::REDIRECTED;
-            if flags & dest_flags::ACCELERATE != 0 && config.short_circuit != 0 && record.plain == 0 {
-                record.flags |= sock_flags::ACCELERATE;
-            }
+            record.flags |= circuit_flags(config, record, flags);
             return Way::to(proxy, config.proxy_port_be);
         }
         let open = if by_access {
@@ -469,11 +467,23 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
             return asked.refuse(ECONNREFUSED);
         }
     }
-    if flags & dest_flags::FULL != 0 && config.short_circuit != 0 && record.plain == 0 && is_local(&way.addr, netns) {
-        record.flags |= sock_flags::ACCELERATE | sock_flags::FULL;
+    if flags & dest_flags::FULL != 0 && is_local(&way.addr, netns) {
+        record.flags |= circuit_flags(config, record, flags);
     }
     record.translated = way.addr;
     way
+}
+
+/// How a connection to what has these `dest_flags` may go past TCP, as `sock_flags`, if its other end is in this namespace.
+#[inline(always)]
+pub fn circuit_flags(config: Epoch, record: &SockRecord, flags: u8) -> u16 {
+    if config.short_circuit == 0 || record.plain != 0 || flags & dest_flags::ACCELERATE == 0 {
+        0
+    } else if flags & dest_flags::FULL != 0 {
+        sock_flags::ACCELERATE | sock_flags::FULL
+    } else {
+        sock_flags::ACCELERATE
+    }
 }
 
 /// Where UDP goes: DNS to our server, a service to one of its backends, all else where it was meant to.

@@ -133,12 +133,13 @@ pub static EDGES: PerCpuHashMap<EdgeKey, EdgeCounters, { capacity::EDGES as usiz
 #[btf_map(name = "weft_events")]
 pub static EVENTS: RingBuf<Event, { capacity::EVENT_BYTES as usize }> = RingBuf::new();
 
-/// Sockets whose sends `weft_sk_msg` looks at: those of applications, towards our proxy or (`acceleration: full`) one another.
+/// Sockets whose sends `weft_sk_msg` looks at: those of applications, towards our proxy or one another; with `acceleration: full` our
+/// proxy's as well.
 #[btf_map(name = "weft_tx")]
 pub static TX: SockHash<Tuple, { capacity::CIRCUITS as usize }> = SockHash::new();
 
 /// Sockets that may be handed bytes past TCP: those that our proxy reads, and those of a service whose operator declared
-/// `acceleration: full`. No program is attached here, so the proxy's own sends take the plain TCP path. That no other
+/// `acceleration: full`. No program is attached here, so the proxy's own sends take the plain TCP path elsewhere. That no other
 /// application's socket is in this map is what keeps `splice(2)` in applications safe (see `README.md`).
 #[btf_map(name = "weft_rx")]
 pub static RX: SockHash<Tuple, { capacity::CIRCUITS as usize }> = SockHash::new();

@@ -3,7 +3,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{bindings::bpf_sock, helpers::bpf_tcp_sock};
-use weft_abi::{SockRecord, sock_flags};
+use weft_abi::{SockRecord, identity, sock_flags};
 
 use crate::telemetry;
 
@@ -149,12 +149,20 @@ pub fn settle(record: &mut SockRecord, progress: &Progress, end: u32) {
     });
 }
 
+/// Whether this end counts for the other one what it hands over past TCP, which nothing there sees come: where both ways are
+/// short-circuited, and the other end is a workload's. The proxy has no edges.
+#[inline(always)]
+pub fn tells_far_end(record: &SockRecord) -> bool {
+    let to_proxy = record.flags & sock_flags::REDIRECTED != 0 || record.source == identity::PROXY;
+    record.flags & sock_flags::FULL != 0 && (record.flags & sock_flags::PROXY != 0 || !to_proxy)
+}
+
 /// Gives the other end's edge what this end handed over; before [`settle`], and not in it: the stacks of three calls
 /// together were 528 bytes, of 512.
 #[inline(always)]
 pub fn settle_far_end(record: &SockRecord) {
     let direct = record.direct_bytes - record.flushed_direct;
-    if direct > 0 && record.flags & sock_flags::FULL != 0 {
+    if direct > 0 && tells_far_end(record) {
         telemetry::handed_over(record, direct);
     }
 }

@@ -161,7 +161,8 @@ pub(super) fn report_policy(name: &ServiceName, object: &Object, spec: &ServiceP
             reason += "; nothing is short-circuited: a foreign proxy may splice, and lose bytes";
         }
         Some(Acceleration::Full) => {
-            reason += "; direct connections within this node are short-circuited both ways: neither end may splice";
+            reason +=
+                "; connections within this node are short-circuited both ways: neither client nor server may splice";
         }
         _ if reason == "in force" => return,
         _ => {}

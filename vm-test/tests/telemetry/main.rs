@@ -193,6 +193,21 @@ fn bytes_short_circuited_both_ways_are_counted_exactly_at_both_ends() {
     });
 }
 
+/// The proxy's ends count for the workloads' what they hand over, and tell nothing of their own.
+#[test]
+fn bytes_short_circuited_both_ways_through_the_proxy_are_counted_exactly_at_both_ends() {
+    lab_test("count-full-proxied", |lab| {
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "full"))?;
+        lab.daemon_with(&["--short-circuit", "force"])?;
+        let view = transfers(lab, false, by_proxy)?;
+        for edge in view["edges"].as_array().context("edges")? {
+            let segments = edges::total(edge, "segments_sent")?;
+            ensure!(segments < 60, "it went through TCP: {edge}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn requests_through_the_proxy_are_counted_exactly_byte_for_byte() {
     lab_test("count-http", |lab| {

@@ -50,7 +50,8 @@ fn connect(hook: &SockAddr) -> i32 {
 }
 
 /// A proxy's own connection to an endpoint: never captured, but known, so that the server's side takes it for judged, and
-/// that what the server sends back can be short-circuited into our proxy (not into a foreign one, which may splice).
+/// that it can be short-circuited: what the server sends back, both ways where that is declared. Not with a foreign proxy, which
+/// may splice.
 #[inline(always)]
 fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: bool) {
     if hook.protocol() == PROTO_TCP {
@@ -67,15 +68,16 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: 
     record.circuit = circuit::UNDECIDED;
     record.direct_bytes = 0;
     let (netns, addr) = (hook.netns_cookie() as u32, hook.addr());
+    record.original = addr;
+    (record.original_port_be, record.target_port_be) = (hook.port_be(), hook.port_be());
     if let Some(found) = capture::lookup_from(config, netns, &addr, hook.port_be(), protocol::TCP) {
         record.service = found.service;
         record.destination = found.identity;
-        if ours
-            && found.flags & weft_abi::dest_flags::ACCELERATE != 0
-            && config.short_circuit != 0
-            && hook.protocol() == PROTO_TCP
-        {
-            record.flags |= sock_flags::ACCELERATE;
+        if ours && hook.protocol() == PROTO_TCP {
+            let may = capture::circuit_flags(config, record, found.flags);
+            // A server elsewhere is handed nothing: its direction of ours need not be looked at.
+            let elsewhere = may & sock_flags::FULL != 0 && !capture::is_local(&addr, netns);
+            record.flags |= if elsewhere { sock_flags::ACCELERATE } else { may };
         }
     }
 }

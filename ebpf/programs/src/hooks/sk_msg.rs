@@ -1,4 +1,5 @@
-//! sk_msg on `weft_tx`: the short-circuit from an application to the proxy beside it, or to another application.
+//! sk_msg on `weft_tx`: the short-circuit from an application to the proxy beside it, or to another application; with
+//! `acceleration: full` from the proxy to an application as well.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -15,7 +16,7 @@ use crate::{
     capture,
     context::{msg_tuple, record},
     maps::{CONNS, RX},
-    telemetry, verdict,
+    progress, telemetry, verdict,
 };
 
 const BPF_F_INGRESS: u64 = 1;
@@ -41,7 +42,8 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     let Some(config) = capture::config() else {
         return SK_PASS;
     };
-    if !verdict::may_go_on(config, record) {
+    // What the proxy sends it judges by itself.
+    if record.flags & sock_flags::PROXY == 0 && !verdict::may_go_on(config, record) {
         // Bytes that go past TCP meet no packet hook.
         return SK_DROP;
     }
@@ -63,8 +65,9 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
         record.circuit = circuit::DIRECT;
         let bytes = u64::from(ctx.size());
         record.direct_bytes += bytes;
-        if record.flags & sock_flags::FULL != 0
-            && record.role == role::PASSIVE
+        if record.role == role::PASSIVE
+            && record.flags & sock_flags::PROXY == 0
+            && progress::tells_far_end(record)
             && let Some(conn) = CONNS.get_ptr_mut(&peer.conn_key())
         {
             // SAFETY: a live map value; the socket that sends is locked, so nobody else writes this field.
@@ -81,15 +84,17 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
 /// A connection that lives shows its bytes: no callback of TCP comes where TCP carries nothing.
 #[inline(always)]
 fn flush(record: &mut SockRecord) {
-    if record.flags & sock_flags::PROXY != 0 || !telemetry::due(&mut record.direct_flushed_at) {
+    if !telemetry::due(&mut record.direct_flushed_at) {
         return;
     }
     let grown = record.direct_bytes - record.flushed_direct;
     record.flushed_direct = record.direct_bytes;
-    if record.flags & sock_flags::FULL != 0 {
+    if progress::tells_far_end(record) {
         telemetry::handed_over(record, grown);
     }
-    telemetry::edge(&telemetry::edge_key(record), |counters| {
-        telemetry::add(&mut counters.bytes_sent, grown);
-    });
+    if record.flags & sock_flags::PROXY == 0 {
+        telemetry::edge(&telemetry::edge_key(record), |counters| {
+            telemetry::add(&mut counters.bytes_sent, grown);
+        });
+    }
 }

@@ -272,7 +272,7 @@ fn accepted(
             external::claim(&key);
         }
     }
-    // Towards the proxy: its own accepted sockets receive, a server it dialled sends. Both ways: a server dialled directly.
+    // Our proxy's own sockets, a server that it dialled, and both ways: a server dialled directly.
     if record.flags & sock_flags::FULL != 0 {
         record.translated_port_be = conn.original_port_be;
     }
@@ -348,7 +348,7 @@ fn forget_flow(key: &Tuple) {
     let _ = FLOWS.remove(&FlowKey::of(key, protocol::TCP));
 }
 
-/// Our proxy's sockets receive past TCP, others send; both where that is declared. The receiving side first: the peer may
+/// Our proxy's sockets receive past TCP, others send; all do both where that is declared. The receiving side first: the peer may
 /// send from then on.
 ///
 /// Not inlined: two callers, and a stack of its own.
@@ -365,7 +365,7 @@ fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord) {
     if ours || full {
         result = RX.update(tuple, &mut *ops, 0);
     }
-    if !ours && result.is_ok() {
+    if (!ours || full) && result.is_ok() {
         result = TX.update(tuple, ops, 0);
     }
     if let Err(errno) = result {
@@ -474,7 +474,8 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     let established = record.flags & sock_flags::ESTABLISHED != 0;
     // A connection handed to the proxy may close before it is accepted: its record waits for the accepting end.
     let key = sockops_tuple(ctx.ops).conn_key();
-    let handed = if record.flags & sock_flags::FULL != 0 {
+    let proxy = record.flags & sock_flags::PROXY != 0;
+    let handed = if record.flags & sock_flags::FULL != 0 && !proxy {
         // SAFETY: shared read of a map value.
         unsafe { CONNS.get(&key) }.map_or(0, |conn| conn.direct)
     } else {
@@ -483,7 +484,8 @@ fn on_active_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     if record.flags & sock_flags::REDIRECTED == 0 || !established || external::is_settled(record, &key) {
         let _ = CONNS.remove(&key);
     }
-    if record.flags & sock_flags::PROXY != 0 {
+    if proxy {
+        settle_far_end(record);
         return;
     }
     end(ctx, record, old, reported_here(record), handed);
@@ -498,6 +500,7 @@ fn reported_here(record: &SockRecord) -> bool {
 #[inline(always)]
 fn on_passive_close(ctx: &SockOpsContext, record: &mut SockRecord, old: u32) {
     if record.flags & sock_flags::PROXY != 0 {
+        settle_far_end(record);
         return;
     }
     if record.peer_owner == 0 {
