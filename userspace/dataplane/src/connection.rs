@@ -26,8 +26,8 @@ pub struct Connection {
     pub rule: u32,
     /// Generation of that decision.
     pub generation: u64,
-    /// See [`Connections::receives_past_tcp`].
-    pub receives_past_tcp: bool,
+    /// See [`Connections::has_two_queues`].
+    pub has_two_queues: bool,
 }
 
 /// Reader of `weft_socks`.
@@ -79,17 +79,17 @@ impl Connections {
             destination: record.destination,
             rule: record.rule,
             generation: record.generation,
-            receives_past_tcp: is_in_circuit(&record),
+            has_two_queues: may_mix(&record),
         }))
     }
 
-    /// Whether bytes may come to a connected socket past TCP (`weft_rx`). One system call.
+    /// Whether bytes may come to a connected socket past TCP (`weft_rx`), and behind them others through TCP. One system call.
     ///
     /// # Errors
     ///
     /// The kernel refused the read.
-    pub fn receives_past_tcp(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        Ok(self.record(socket)?.is_some_and(|record| is_in_circuit(&record)))
+    pub fn has_two_queues(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.record(socket)?.is_some_and(|record| may_mix(&record)))
     }
 
     fn record(&self, socket: BorrowedFd<'_>) -> io::Result<Option<SockRecord>> {
@@ -102,7 +102,9 @@ impl Connections {
     }
 }
 
-/// The flag is taken away where the socket could not join; where it stays without need, a reader only asks once too often.
-fn is_in_circuit(record: &SockRecord) -> bool {
-    record.flags & sock_flags::ACCELERATE != 0
+/// A direction goes from the queue past TCP to TCP when its sender gets a ULP (kernel TLS), which is refused where both ways are
+/// short-circuited: there it is one of the two for good. The flag is taken away where the socket could not join; where it
+/// stays without need, a reader only asks once too often.
+fn may_mix(record: &SockRecord) -> bool {
+    record.flags & (sock_flags::ACCELERATE | sock_flags::FULL) == sock_flags::ACCELERATE
 }

@@ -164,7 +164,7 @@ pub(crate) fn spawn(
         id: OnceCell::new(),
         last: Last::default(),
     });
-    let stream = Socket::new(stream, conn.context.receives_past_tcp, None);
+    let stream = Socket::new(stream, conn.context.has_two_queues, None);
     // In boxes: the task of a connection that rests has nothing of what came before.
     let beginning = Box::pin(begin(conn, stream));
     worker.spawn_connection(async move {

@@ -17,8 +17,9 @@ pub trait Origin: Send + Sync + 'static {
     /// The look-up itself failed; treated like `None`, and logged.
     fn context(&self, socket: BorrowedFd<'_>, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<ConnContext>>;
 
-    /// Whether bytes may come to this connected socket of ours past TCP: it is in the kernel's SOCKHASH, or cannot be told.
-    fn receives_past_tcp(&self, socket: BorrowedFd<'_>) -> bool;
+    /// Whether bytes may come to this connected socket of ours past TCP (it is in the kernel's SOCKHASH) and behind them others
+    /// through TCP, or that cannot be told.
+    fn has_two_queues(&self, socket: BorrowedFd<'_>) -> bool;
 }
 
 /// What the kernel noted when it sent a connection here.
@@ -34,6 +35,6 @@ pub struct ConnContext {
     pub source_workload: Option<u64>,
     /// The rule for which the kernel sent it here.
     pub rule: Option<RuleId>,
-    /// See [`Origin::receives_past_tcp`].
-    pub receives_past_tcp: bool,
+    /// See [`Origin::has_two_queues`].
+    pub has_two_queues: bool,
 }

@@ -14,18 +14,18 @@ use tokio::{
 
 use crate::netns::Held;
 
-/// A [`TcpStream`]; one that receives past TCP is asked again until it says that there is nothing.
+/// A [`TcpStream`]; one that has two queues is asked again until it says that there is nothing.
 ///
 /// tokio takes a read that fills only part of the buffer for proof that the socket is empty, and waits for the next
 /// edge. That holds for TCP. A socket in a SOCKHASH has two queues, and one read takes from one of them: bytes handed
-/// over past TCP come first, and behind them a FIN (or bytes that went through TCP) may already wait, whose edge is gone.
+/// over past TCP come first, and behind them bytes that went through TCP may already wait, whose edge is gone.
 /// The reader would then wait for ever. So there readiness is only given up when the kernel answers EAGAIN; that is one
-/// system call more for each time the reader runs dry.
+/// system call more for each time the reader runs dry. (A FIN behind them is not lost: tokio keeps that it came.)
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: TcpStream,
-    /// It has two queues.
-    past_tcp: bool,
+    /// See [`Origin::has_two_queues`](crate::Origin::has_two_queues).
+    two_queues: bool,
     /// Released after the stream is closed.
     _held: Option<Held>,
 }
@@ -33,18 +33,15 @@ pub(crate) struct Socket {
 // === impl Socket ===
 
 impl Socket {
-    /// `past_tcp`: see [`Origin::receives_past_tcp`](crate::Origin::receives_past_tcp). `held`: of one with a client's address.
-    pub(crate) fn new(stream: TcpStream, past_tcp: bool, held: Option<Held>) -> Self {
+    /// `two_queues`: see [`Origin::has_two_queues`](crate::Origin::has_two_queues). `held`: of one with a client's address.
+    pub(crate) fn new(stream: TcpStream, two_queues: bool, held: Option<Held>) -> Self {
         Self {
             stream,
-            past_tcp,
+            two_queues,
             _held: held,
         }
     }
 
-    /// Waits until there is something to read, or an end.
-    ///
-    /// # Errors
     /// Whether nothing has come on it, not even its end, as far as is known. A byte that has is lost.
     pub(crate) fn is_quiet(&self) -> bool {
         let read = self.stream.try_read(&mut [0]);
@@ -60,7 +57,7 @@ impl AsFd for Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.past_tcp {
+        if !self.two_queues {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         loop {

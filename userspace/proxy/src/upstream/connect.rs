@@ -59,8 +59,8 @@ pub(crate) async fn connect(upstream: &Upstream, origin: &dyn Origin) -> io::Res
         )
     })??;
     stream.set_nodelay(true)?;
-    let past_tcp = origin.receives_past_tcp(stream.as_fd());
-    Ok(Socket::new(stream, past_tcp, held))
+    let two_queues = origin.has_two_queues(stream.as_fd());
+    Ok(Socket::new(stream, two_queues, held))
 }
 
 async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {

@@ -301,7 +301,7 @@ mod tests {
             Ok(None)
         }
 
-        fn receives_past_tcp(&self, _: BorrowedFd<'_>) -> bool {
+        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
             false
         }
     }

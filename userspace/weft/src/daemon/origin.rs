@@ -17,12 +17,12 @@ impl Origin for KernelOrigin {
             source: Identity(connection.source),
             source_workload: (connection.source_workload != 0).then_some(connection.source_workload),
             rule: (connection.rule != 0).then_some(RuleId(connection.rule)),
-            receives_past_tcp: connection.receives_past_tcp,
+            has_two_queues: connection.has_two_queues,
         }))
     }
 
-    fn receives_past_tcp(&self, socket: BorrowedFd<'_>) -> bool {
+    fn has_two_queues(&self, socket: BorrowedFd<'_>) -> bool {
         // Asking twice is slow; asking once too few loses bytes.
-        self.0.receives_past_tcp(socket).unwrap_or(true)
+        self.0.has_two_queues(socket).unwrap_or(true)
     }
 }

@@ -45,7 +45,7 @@ impl Origin for Table {
         Ok(self.0.lock().unwrap().remove(&peer))
     }
 
-    fn receives_past_tcp(&self, _: BorrowedFd<'_>) -> bool {
+    fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
         false
     }
 }
@@ -157,7 +157,7 @@ impl Mesh {
             source: CLIENT,
             source_workload: Some(CLIENT_CGROUP),
             rule: None,
-            receives_past_tcp: false,
+            has_two_queues: false,
         };
         let local = socket.local_addr().unwrap().as_socket().unwrap();
         self.table.0.lock().unwrap().insert(local, context);
