@@ -400,7 +400,7 @@ fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     let all = [
         reads,
         through(PLAIN, "off"),
-        through(FAST, "proxy"),
+        through(FAST, "full"),
         ports,
         past(DIRECT),
         past(DIRECT_FAST),

@@ -361,7 +361,7 @@ fn mesh() -> String {
         resources::route("calls", "/bench.Echo/", &["POST"]),
     ];
     for (protocol, rule) in [(Protocol::Http2, "reads"), (Protocol::Grpc, "calls")] {
-        for (way, acceleration) in [(Way::Weft, "off"), (Way::WeftFast, "proxy")] {
+        for (way, acceleration) in [(Way::Weft, "off"), (Way::WeftFast, "full")] {
             let service = protocol.service(way);
             all.push(resources::service_policy(
                 service,
