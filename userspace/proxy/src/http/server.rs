@@ -41,22 +41,24 @@ enum Watch {
 }
 
 /// Serves HTTP/1.0 and 1.1, one request after the other: the short way ([`lean`]) as long as that will do, by hyper from the
-/// first request that takes more until none comes for a while.
-pub(crate) async fn serve_http1(conn: Rc<Conn>, mut stream: Prefixed<Socket>) {
+/// first request that takes more until none comes for a while. No `async fn`, which would have what it is given twice.
+pub(crate) fn serve_http1(conn: Rc<Conn>, mut stream: Prefixed<Socket>) -> impl Future<Output = ()> {
     let clock = ConnClock::new();
     // In boxes: nothing of one way is kept by a connection that goes the other.
-    loop {
-        stream = match Box::pin(lean::serve(&conn, &clock, stream)).await {
-            Ended::Over => return,
-            Ended::Handed(stream) => stream,
-        };
-        if stream.has_prefix() {
-            clock.bytes_came();
+    async move {
+        loop {
+            match Box::pin(lean::serve(&conn, &clock, &mut stream)).await {
+                Ended::Over => return,
+                Ended::Handed => {}
+            }
+            if stream.has_prefix() {
+                clock.bytes_came();
+            }
+            stream = match Box::pin(serve_requests(&conn, &clock, stream)).await {
+                None => return,
+                Some(resting) => resting,
+            };
         }
-        stream = match Box::pin(serve_requests(&conn, &clock, stream)).await {
-            None => return,
-            Some(resting) => resting,
-        };
     }
 }
 

@@ -44,8 +44,23 @@ impl<S> Prefixed<S> {
         !self.prefix.is_empty()
     }
 
+    /// What was not read yet, of what was read before.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// It was read elsewhere.
+    pub(crate) fn forget_prefix(&mut self) {
+        self.prefix = Bytes::new();
+    }
+
     pub(crate) fn stream(&self) -> &S {
         &self.stream
+    }
+
+    /// Past what was not read yet.
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// What was not read yet, and the stream.

@@ -62,7 +62,7 @@ pub(crate) enum Ended {
     /// The connection is over.
     Over,
     /// hyper is to go on with it.
-    Handed(Prefixed<Socket>),
+    Handed,
 }
 
 /// What becomes of a connection after a request.
@@ -91,72 +91,65 @@ struct Admitted {
     shown: Option<Box<Shown>>,
 }
 
-/// Serves requests that go the short way, one after the other, until one does not.
-pub(crate) async fn serve(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixed<Socket>) -> Ended {
-    let (prefix, mut socket) = stream.into_parts();
-    let worker = &conn.worker;
-    let mut came = None;
-    if !prefix.is_empty() {
-        let mut buffer = worker.buffers.input();
-        if !buffer.put(&prefix) {
-            return Ended::Handed(Prefixed::new(prefix, socket));
+/// Serves requests that go the short way, one after the other, until one does not. `stream` is the caller's, and this is no `async fn`:
+/// whatever is moved, every connection that waits has twice.
+pub(crate) fn serve<'a>(
+    conn: &'a Rc<Conn>,
+    clock: &'a Arc<ConnClock>,
+    stream: &'a mut Prefixed<Socket>,
+) -> impl Future<Output = Ended> + 'a {
+    async move {
+        let mut input = Buffer::default();
+        if stream.has_prefix() {
+            input = conn.worker.buffers.input();
+            if !input.put(stream.prefix()) {
+                conn.worker.buffers.give_input(input);
+                return Ended::Handed;
+            }
+            stream.forget_prefix();
         }
-        came = Some(buffer);
-    }
-    drop(prefix);
-    let mut stop = conn.stop.clone();
-    // It wakes this task, once it has polled it, and needs no poll before: that takes locks. Past tokio's budget, for one that is
-    // used up would put the first poll off.
-    let mut draining = pin!(unconstrained(stop.reached(Phase::Drain)));
-    let mut idle = worker.idlers.join(clock);
-    let mut polled = false;
-    loop {
-        let mut input = match came.take() {
-            Some(input) => input,
-            None => {
-                let _resting = Resting::new(&worker.metrics);
-                let read = poll_fn(|cx| {
-                    if let Poll::Ready(read) = worker.buffers.poll_read(&mut socket, cx) {
-                        return Poll::Ready(read.ok());
+        let mut stop = conn.stop.clone();
+        // It wakes this task, once it has polled it, and needs no poll before: that takes locks. Past tokio's budget, for one that is
+        // used up would put the first poll off.
+        let mut draining = pin!(unconstrained(stop.reached(Phase::Drain)));
+        let mut idle = conn.worker.idlers.join(clock);
+        let mut polled = false;
+        loop {
+            if input.is_empty() {
+                let _resting = Resting::new(&conn.worker.metrics);
+                let more = poll_fn(|cx| {
+                    if let Poll::Ready(read) = conn.worker.buffers.poll_more(&mut input, stream.stream_mut(), cx) {
+                        return Poll::Ready(matches!(read, Ok(1..)));
                     }
                     if idle.has_waited(cx) {
-                        return Poll::Ready(None);
+                        return Poll::Ready(false);
                     }
                     // A phase before the drain has used the wake-up.
                     let told = !polled || conn.stop.has_reached(Phase::Retire);
                     polled = true;
                     match told && draining.as_mut().poll(cx).is_ready() {
-                        true => Poll::Ready(None),
+                        true => Poll::Ready(false),
                         false => Poll::Pending,
                     }
                 });
-                match read.await {
-                    Some(input) if !input.is_empty() => input,
-                    end => {
-                        if let Some(input) = end {
-                            worker.buffers.give_input(input);
-                        }
-                        let _gone = socket.shutdown().await;
-                        return Ended::Over;
-                    }
+                if !more.await {
+                    break;
                 }
             }
-        };
-        // In a box: a connection that waits has nothing of it.
-        match boxed(exchange(conn, clock, &mut socket, &mut input)).await {
-            Next::Request if input.is_empty() => worker.buffers.give_input(input),
-            Next::Request => came = Some(input),
-            Next::Close => {
-                worker.buffers.give_input(input);
-                let _gone = socket.shutdown().await;
-                return Ended::Over;
-            }
-            Next::Hyper => {
-                let prefix = Bytes::copy_from_slice(input.unread());
-                worker.buffers.give_input(input);
-                return Ended::Handed(Prefixed::new(prefix, socket));
+            // In a box: a connection that waits has nothing of it.
+            match boxed(exchange(conn, clock, stream.stream_mut(), &mut input)).await {
+                Next::Request => conn.worker.buffers.take_back(&mut input),
+                Next::Close => break,
+                Next::Hyper => {
+                    stream.prepend(Bytes::copy_from_slice(input.unread()));
+                    conn.worker.buffers.give_input(input);
+                    return Ended::Handed;
+                }
             }
         }
+        conn.worker.buffers.give_input(input);
+        let _gone = stream.shutdown().await;
+        Ended::Over
     }
 }
 
