@@ -26,7 +26,7 @@ use self::{
 use super::{
     arm::STOLEN,
     cpu,
-    memory::{Held, values},
+    memory::{Held, forget_programs, values},
     rounds::{self, Goal, Rounds, Row, Scenario, spread},
 };
 
@@ -173,6 +173,7 @@ impl Mesh {
         resources::write(a, size)?;
         let [first, _] = How::File.hosts(&hosts);
         How::File.put(a, first)?;
+        forget_programs(a)?;
         a.daemon_unasked(&["--access-log", "off"])?;
         let traffic = a.traffic()?;
         let target = How::File.target();

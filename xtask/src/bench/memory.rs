@@ -1,8 +1,9 @@
 //! Memory: of an idle proxy, and of one that holds 10,000 connections, each of which has had an answer.
 //!
-//! Every round starts its proxies anew. Memory is what a process has resident (`VmRSS`, which counts shared pages too) and the kernel's
+//! Every round starts its proxies anew, from the disk. Memory is what a process has resident (`VmRSS`, which counts shared pages too) and the kernel's
 //! maps that it holds (`memlock` of their descriptors, which is what the kernel charges for them): Envoy has none.
 
+mod from_disk;
 mod maps;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 use anyhow::{Context, Result};
 use vm_test::{Lab, Nginx, Running, envoy, resources};
 
+pub use self::from_disk::forget_programs;
 use self::maps::Maps;
 use super::{
     arm::{Arm, Client, Load},
@@ -100,6 +102,7 @@ impl Scenario for Memory {
         let lab = Lab::new("bench-memory")?;
         let outside = envoy::foreign_cgroup(&lab)?;
         peers::settle(&lab)?;
+        forget_programs(&lab)?;
         lab.resource("mesh.yaml", resources::DENY)?;
         let reads = resources::route("reads", "/", &["GET"]);
         let allow = resources::allow("friend", "friend", SERVICE, ("HTTPRouteGroup", "reads"));
