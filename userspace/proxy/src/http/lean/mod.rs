@@ -91,8 +91,9 @@ struct Admitted {
     shown: Option<Box<Shown>>,
 }
 
-/// Serves requests that go the short way, one after the other, until one does not. `stream` is the caller's, and this is no `async fn`:
-/// whatever is moved, every connection that waits has twice.
+/// Serves requests that go the short way, one after the other, until one does not. `stream` is the caller's: whatever is moved, every
+/// connection that waits has twice.
+#[expect(clippy::manual_async_fn, reason = "an async fn has what it is given twice")]
 pub(crate) fn serve<'a>(
     conn: &'a Rc<Conn>,
     clock: &'a Arc<ConnClock>,
