@@ -144,7 +144,7 @@ pub enum Acceleration {
     Off,
     /// Those that our proxy reads.
     Proxy,
-    /// Also both ends of a direct connection within a network namespace: their programs must not splice, nor ask FIONREAD.
+    /// Also clients' and servers', of connections within a network namespace: these programs must not splice, nor ask FIONREAD.
     Full,
 }
 

@@ -16,7 +16,7 @@ pub enum Mode {
     Off,
     /// What our proxy receives.
     Proxy,
-    /// Both ends of a direct connection.
+    /// Both ends of every connection, direct or with our proxy.
     Full,
 }
 

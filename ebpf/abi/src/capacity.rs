@@ -51,7 +51,8 @@ pub const EDGES: u32 = 16_384;
 /// `weft_events`, in bytes: 10,082 events that the daemon has not read yet.
 pub const EVENT_BYTES: u32 = 1 << 20;
 
-/// `weft_tx` and `weft_rx`: ends of short-circuited connections. What finds no room stays on TCP.
+/// `weft_tx` and `weft_rx`: ends of short-circuited connections; with `acceleration: full` a connection takes two of each, and one
+/// through the proxy four. What finds no room stays on TCP.
 pub const CIRCUITS: u32 = 16_384;
 
 /// `weft_errs`: sites times errnos.

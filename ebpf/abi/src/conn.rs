@@ -173,7 +173,8 @@ pub struct ConnRecord {
     pub pad: u16,
     /// Cookie of that end's socket (`SO_COOKIE`): whom to reset when it is denied later.
     pub cookie: u64,
-    /// Bytes that the accepting end sent past TCP to the dialling one ([`sock_flags::FULL`]), which has no count of them.
+    /// Bytes that the accepting end of a direct connection sent past TCP to the dialling one ([`sock_flags::FULL`]), which has no
+    /// count of them.
     pub direct: u64,
 }
 

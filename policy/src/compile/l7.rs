@@ -161,8 +161,7 @@ pub(super) fn report_policy(name: &ServiceName, object: &Object, spec: &ServiceP
             reason += "; nothing is short-circuited: a foreign proxy may splice, and lose bytes";
         }
         Some(Acceleration::Full) => {
-            reason +=
-                "; connections within this node are short-circuited both ways: neither client nor server may splice";
+            reason += "; connections within this node are short-circuited both ways: neither client nor server may splice, or ask how much is unread";
         }
         _ if reason == "in force" => return,
         _ => {}

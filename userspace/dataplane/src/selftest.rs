@@ -3,7 +3,7 @@
 //! Linux 6.18.44 (and others that have "bpf: Fix FIONREAD and copied_seq issues") answers FIONREAD on such a socket with
 //! the bytes of the redirected queue alone: 0, while bytes that came through TCP lie there. A program that trusts the
 //! answer under edge-triggered epoll stops reading for good: nginx stalls on every upload that fills its buffer. So what
-//! is tested is what the accelerated sides see: a socket in `weft_tx` that receives through TCP.
+//! is tested is what the sides see that nobody declared for it: a socket in `weft_tx` that receives through TCP.
 
 use std::{
     io::{self, Read as _, Write as _},

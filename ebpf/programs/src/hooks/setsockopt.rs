@@ -44,8 +44,7 @@ fn may(ctx: &SockoptContext) -> bool {
             return true;
         }
         let Some(record) = record(sk) else { return true };
-        const BOTH_WAYS: u16 = sock_flags::ACCELERATE | sock_flags::FULL;
-        if record.flags & BOTH_WAYS == BOTH_WAYS {
+        if record.flags & sock_flags::FULL != 0 {
             return false;
         }
         // Also of one that is not connected yet.

@@ -135,6 +135,7 @@ fn on_active(ctx: &SockOpsContext) {
         join_circuit(ctx, record);
     }
     if record.flags & sock_flags::PROXY != 0 {
+        record.direct_flushed_at = telemetry::ticks();
         return;
     }
     // SAFETY: the helper has no precondition.
@@ -216,6 +217,7 @@ fn accepted(
     (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
     (record.flushed_retransmits, record.direct_bytes, record.overflowed) = (0, 0, 0);
     record.circuit = circuit::UNDECIDED;
+    record.direct_flushed_at = telemetry::ticks();
     let whose = if assigned {
         // Whom the client dialled, not us.
         let listener = capture::listener(&tuple.local, tuple.local_port_be, protocol::TCP, tuple.netns);
@@ -250,8 +252,12 @@ fn accepted(
     record.rule = conn.rule;
     record.verdict = conn.verdict;
     record.generation = conn.generation;
-    let passed_on = sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::FULL | sock_flags::EXTERNAL;
-    record.flags |= conn.flags & passed_on;
+    // A proxy that was dialled as somebody's endpoint, or that a packet hook gave the connection: who dialled knows of none, and
+    // counts by himself.
+    if !proxy || conn.flags & sock_flags::REDIRECTED != 0 {
+        let passed_on = sock_flags::REDIRECTED | sock_flags::ACCELERATE | sock_flags::FULL | sock_flags::EXTERNAL;
+        record.flags |= conn.flags & passed_on;
+    }
     if conn.owner == record.owner {
         // Whoever listens when the SYN comes need not be who listened when it was sent.
         record.flags |= conn.flags & sock_flags::EXEMPT;
@@ -362,15 +368,18 @@ fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord) {
         record.flags & sock_flags::FULL != 0,
     );
     let mut result = Ok(());
+    let mut without = sock_flags::ACCELERATE | sock_flags::FULL;
     if ours || full {
         result = RX.update(tuple, &mut *ops, 0);
     }
     if (!ours || full) && result.is_ok() {
+        // It is handed bytes already: FULL stays, and with it that it gets no ULP.
+        without = sock_flags::ACCELERATE;
         result = TX.update(tuple, ops, 0);
     }
     if let Err(errno) = result {
         errs::count(Site::CircuitInsert, errno);
-        record.flags &= !sock_flags::ACCELERATE;
+        record.flags &= !without;
     }
 }
 
