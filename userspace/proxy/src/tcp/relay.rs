@@ -1,9 +1,9 @@
 //! Bytes both ways, with the ends of TCP kept apart: a FIN passes on as a FIN, a reset as a reset.
 //!
 //! Each direction is a loop over one bounded buffer, so a slow reader holds up its writer and nobody's memory (but where the
-//! operator declared `acceleration: full`: the kernel does not bound what is handed past TCP). A direction that ends with EOF shuts the other socket for writing and leaves the opposite direction alone. An error
-//! ends both: the socket that still lives is closed with a reset, because a FIN would tell its program that the
-//! other side was done, which is not what happened.
+//! operator declared `acceleration: full`: the kernel does not bound what is handed past TCP). A direction that ends with EOF
+//! shuts the other socket for writing and leaves the opposite direction alone. An error ends both: the socket that still lives is
+//! closed with a reset, because a FIN would tell its program that the other side was done, which is not what happened.
 
 use std::{
     cell::Cell,
