@@ -331,7 +331,8 @@ fn a_program_that_somebody_puts_before_ours_is_told_by_doctor_and_is_behind_afte
             );
             Ok(())
         };
-        is_told()?;
+        // The load may have yet to begin when doctor looks.
+        poll::until("doctor to tell", is_told)?;
         b.stop()?;
         b.daemon_with(&["--device", "eth0"])?;
         if !other.by_tcx {
@@ -340,7 +341,7 @@ fn a_program_that_somebody_puts_before_ours_is_told_by_doctor_and_is_behind_afte
                 "no TCX in this kernel, where a filter at priority 1 decides before ours",
                 "weft doctor goes on telling of it",
             );
-            return is_told();
+            return poll::until("doctor to tell again", is_told);
         }
         refused(a, b)?;
         let problems = doctor()?["problems"].clone();
