@@ -446,7 +446,7 @@ fn sighup_starts_the_successor_and_the_service_manager_is_told() {
     lab_test("sighup", |lab| {
         let path = lab.work().join("notify");
         let socket = std::os::unix::net::UnixDatagram::bind(&path).context("bind")?;
-        socket.set_read_timeout(Some(poll::PATIENCE))?;
+        socket.set_read_timeout(Some(poll::scaled(poll::PATIENCE)))?;
         let hear = || -> Result<String> {
             let mut buffer = [0; 256];
             let count = socket.recv(&mut buffer).context("hear from the daemon")?;
