@@ -1,16 +1,20 @@
 //! `cargo xtask build`: kernel programs first, then the binary that carries them; filters on their own.
 
 mod filters;
+mod profile;
 mod stamp;
 
 use std::{
+    ffi::OsString,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 
 pub use self::filters::{filters, own_filters};
+pub use self::profile::Compiler;
 use self::stamp::{hash, hash_of_sources};
 use crate::{
     paths,
@@ -140,12 +144,57 @@ pub fn kernel_programs(tools: &Tools) -> Result<()> {
 /// # Errors
 /// The compiler's failure.
 pub fn binary(debug: bool) -> Result<()> {
-    let mut build = cargo("build");
-    build.args(["--package", "weft"]);
-    if !debug {
-        build.arg("--release");
+    if debug {
+        return shell::run(cargo("build").args(["--package", "weft"])).context("build weft");
     }
-    shell::run(&mut build).context("build weft")
+    let compiler = Compiler::ask()?;
+    let profile = compiler.profile();
+    let flags = if profile.exists() {
+        profile::used(&profile)?
+    } else {
+        println!(
+            "weft: built without a profile, which makes it slower: {} is not there",
+            profile.display()
+        );
+        Vec::new()
+    };
+    let built = optimised(&compiler, &flags, &paths::target())?;
+    place(&built, &paths::weft())
+}
+
+/// `weft` as a program that counts its work for a profile, below [`paths::profile_build`]; the counts come into `counts`.
+///
+/// # Errors
+/// The compiler's failure.
+pub fn counting(compiler: &Compiler, counts: &Path) -> Result<PathBuf> {
+    optimised(compiler, &profile::counting(counts), &paths::profile_build())
+}
+
+/// Builds `weft` with optimisation for `compiler`'s own machine, and says where it is.
+///
+/// The target is named so that `flags` are not for what runs while building, and so that names of functions, of which the
+/// target is a part, are those of the profile.
+fn optimised(compiler: &Compiler, flags: &[OsString], target: &Path) -> Result<PathBuf> {
+    let mut build = cargo("build");
+    build
+        .args(["--package", "weft", "--release", "--target", &compiler.host])
+        .arg("--target-dir")
+        .arg(target)
+        .env("CARGO_ENCODED_RUSTFLAGS", profile::encoded(flags));
+    shell::run(&mut build).context("build weft")?;
+    Ok(target.join(&compiler.host).join("release/weft"))
+}
+
+/// Makes `place` another name of the file at `built`.
+fn place(built: &Path, place: &Path) -> Result<()> {
+    let inode = |file: &Path| fs::metadata(file).map(|meta| (meta.dev(), meta.ino()));
+    let new = inode(built).with_context(|| format!("look at {}", built.display()))?;
+    match inode(place) {
+        Ok(old) if old == new => return Ok(()),
+        Ok(_) => fs::remove_file(place).with_context(|| format!("remove {}", place.display()))?,
+        Err(_) => fs::create_dir_all(place.parent().unwrap_or(Path::new("."))).context("make its folder")?,
+    }
+    fs::hard_link(built, place).with_context(|| format!("link {} to {}", place.display(), built.display()))
 }
 
 /// The one linked file cargo left in `dir`: a binary has neither extension nor `.d` beside it as its own name.

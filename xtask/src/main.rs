@@ -14,6 +14,7 @@ mod exit;
 mod guide;
 mod paths;
 mod preflight;
+mod profile;
 mod setup;
 mod shell;
 mod soak;
@@ -41,6 +42,7 @@ enum Verb {
     Ci(ci::Args),
     Demo(demo::Args),
     Guide(guide::Args),
+    Profile(profile::Args),
     Setup(setup::Args),
     Soak(soak::Args),
     Test(test::Args),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Ci(args) => ci::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Guide(args) => guide::run(&args),
+        Verb::Profile(args) => profile::run(&args),
         Verb::Setup(args) => setup::run(&args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Test(args) => test::run(&args),

@@ -60,6 +60,16 @@ pub fn bpf_object() -> PathBuf {
     root().join("target/bpf/weft.bpf.o")
 }
 
+/// What optimised builds of `weft` are told of its work, a file a compiler: `cargo xtask profile` makes them.
+pub fn profiles() -> PathBuf {
+    root().join("userspace/weft/profile")
+}
+
+/// What `cargo xtask profile` leaves behind.
+pub fn profile_build() -> PathBuf {
+    root().join("target/profile")
+}
+
 /// The filters, `NAME.wasm` each. Below the checkout, as the kernel object is: tests and examples name them so.
 pub fn filters() -> PathBuf {
     root().join("target/wasm")
