@@ -19,7 +19,7 @@ use crate::{
 ///
 /// The file, userspace/weft/profile/rustc-VERSION-HOST.profdata, is for the compiler it was made by: another builds the same
 /// program without it. Functions that changed since it was made are built without, too: make it anew when the data path
-/// changed, and with a new compiler. Takes about half an hour on two cores.
+/// changed, and with a new compiler. It takes a build of everything, longer than usual, and quick runs of the bench.
 #[derive(clap::Args)]
 pub struct Args {}
 
