@@ -17,8 +17,8 @@ use crate::{
 
 /// Builds a weft that counts, puts the bench's traffic through it, and keeps what it counted for `build`. Needs root.
 ///
-/// The file, userspace/weft/profile/rustc-VERSION-HOST.profdata, is for the compiler it was made by: another builds the same
-/// program without it. Functions that changed since it was made are built without, too: make it anew when the data path
+/// The file, userspace/weft/profile/rustc-VERSION-llvm-VERSION-HOST.profdata, is for the compiler it was made by: another builds
+/// the same program without it. Functions that changed since it was made are built without, too: make it anew when the data path
 /// changed, and with a new compiler. It takes a build of everything, longer than usual, and quick runs of the bench.
 #[derive(clap::Args)]
 pub struct Args {}

@@ -46,9 +46,11 @@ impl Compiler {
         })
     }
 
-    /// Where a profile of this compiler is kept.
+    /// Where a profile of this compiler is kept. The same release may have been built with another LLVM, which may be unable to
+    /// read the file.
     pub fn profile(&self) -> PathBuf {
-        paths::profiles().join(format!("rustc-{}-{}.profdata", self.release, self.host))
+        let name = format!("rustc-{}-llvm-{}-{}.profdata", self.release, self.llvm, self.host);
+        paths::profiles().join(name)
     }
 
     /// Whether `file` is a profile of any compiler of this architecture.
@@ -109,7 +111,7 @@ mod tests {
         assert!(
             compiler
                 .profile()
-                .ends_with("userspace/weft/profile/rustc-1.95.0-x86_64-unknown-linux-gnu.profdata")
+                .ends_with("userspace/weft/profile/rustc-1.95.0-llvm-22-x86_64-unknown-linux-gnu.profdata")
         );
         assert!(Compiler::of("rustc 1.95.0\n").is_none());
     }
