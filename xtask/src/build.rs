@@ -5,7 +5,6 @@ mod profile;
 mod stamp;
 
 use std::{
-    ffi::OsString,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -15,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::filters::{filters, own_filters};
 pub use self::profile::Compiler;
+use self::profile::SEPARATOR;
 use self::stamp::{hash, hash_of_sources};
 use crate::{
     paths,
@@ -174,13 +174,13 @@ pub fn counting(compiler: &Compiler, counts: &Path) -> Result<PathBuf> {
 ///
 /// The target is named so that `flags` are not for what runs while building, and so that names of functions, of which the
 /// target is a part, are those of the profile.
-fn optimised(compiler: &Compiler, flags: &[OsString], target: &Path) -> Result<PathBuf> {
+fn optimised(compiler: &Compiler, flags: &[String], target: &Path) -> Result<PathBuf> {
     let mut build = cargo("build");
     build
         .args(["--package", "weft", "--release", "--target", &compiler.host])
         .arg("--target-dir")
-        .arg(target)
-        .env("CARGO_ENCODED_RUSTFLAGS", profile::encoded(flags));
+        .arg(target);
+    profile::add(&mut build, &compiler.host, flags);
     shell::run(&mut build).context("build weft")?;
     Ok(target.join(&compiler.host).join("release/weft"))
 }
@@ -223,7 +223,7 @@ fn flags(tools: &Tools) -> String {
         "-Clink-arg=--disable-expand-memcpy-in-order",
         "-Cpanic=abort",
     ]
-    .join("\u{1f}")
+    .join(SEPARATOR)
 }
 
 /// Names everything the object depends on: sources of `ebpf/`, compiler, linker, what both are told.

@@ -97,7 +97,7 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// The program that reads the counts: of the compiler's own LLVM, whose format it is.
 fn profdata(compiler: &Compiler) -> Result<PathBuf> {
-    let file = PathBuf::from(format!("/usr/lib/llvm-{}/bin/llvm-profdata", compiler.llvm));
+    let file = setup::llvm_prefix(compiler.llvm).join("bin/llvm-profdata");
     ensure!(
         file.exists(),
         "{} is not there, and reads what the compiler's LLVM counts: install llvm-{}",

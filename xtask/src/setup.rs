@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-pub use self::toolchain::KernelToolchain;
+pub use self::toolchain::{KernelToolchain, llvm_of, llvm_prefix};
 use self::{packages::Package, toolchain::LinkerState};
 use crate::{
     paths,

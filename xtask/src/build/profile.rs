@@ -4,9 +4,7 @@
 //! compiler's version in them. Any other builds the same program without it.
 
 use std::{
-    env,
-    ffi::OsString,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +12,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::stamp::hash;
-use crate::{paths, shell};
+use crate::{paths, setup, shell};
+
+/// Between the words of `CARGO_ENCODED_RUSTFLAGS`.
+pub const SEPARATOR: &str = "\u{1f}";
 
 /// The compiler that cargo uses here.
 pub struct Compiler {
@@ -42,7 +43,7 @@ impl Compiler {
         Some(Self {
             release: word("release: ")?.to_owned(),
             host: word("host: ")?.to_owned(),
-            llvm: word("LLVM version: ")?.split('.').next()?.parse().ok()?,
+            llvm: setup::llvm_of(verbose_version)?,
         })
     }
 
@@ -63,37 +64,41 @@ impl Compiler {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn used(profile: &Path) -> Result<Vec<OsString>> {
+pub fn used(profile: &Path) -> Result<Vec<String>> {
     let bytes = fs::read(profile).with_context(|| format!("read {}", profile.display()))?;
     Ok(vec![
-        with_path("-Cprofile-use=", profile),
+        format!("-Cprofile-use={}", profile.display()),
         // A function that changed since is built without.
-        "-Cllvm-args=-no-pgo-warn-mismatch".into(),
+        "-Cllvm-args=-no-pgo-warn-mismatch".to_owned(),
         // Cargo looks at its flags to see what to build anew, not at the file.
-        format!("--cfg=weft_profile=\"{:016x}\"", hash(&bytes)).into(),
+        format!("--cfg=weft_profile=\"{:016x}\"", hash(&bytes)),
     ])
 }
 
 /// Flags that make a program count for a profile, into `folder` unless `LLVM_PROFILE_FILE` says another place.
-pub fn counting(folder: &Path) -> Vec<OsString> {
-    vec![with_path("-Cprofile-generate=", folder)]
+pub fn counting(folder: &Path) -> Vec<String> {
+    vec![format!("-Cprofile-generate={}", folder.display())]
 }
 
-fn with_path(flag: &str, path: &Path) -> OsString {
-    let mut word = OsString::from(flag);
-    word.push(path);
-    word
-}
-
-/// `flags` after those that the caller's environment has for rustc, as `CARGO_ENCODED_RUSTFLAGS` has them.
-pub fn encoded(flags: &[OsString]) -> OsString {
-    let given = env::var_os("CARGO_ENCODED_RUSTFLAGS").or_else(|| {
-        let words = env::var("RUSTFLAGS").ok()?;
-        Some(words.split_whitespace().collect::<Vec<_>>().join("\u{1f}").into())
+/// Gives `build` flags beside those of its caller: of `RUSTFLAGS`, or else of cargo's configuration for the target `host`. (Those
+/// for any target, `build.rustflags`, are not taken beside others: so says cargo.)
+pub fn add(build: &mut Command, host: &str, flags: &[String]) {
+    if flags.is_empty() {
+        return;
+    }
+    let given = env::var("CARGO_ENCODED_RUSTFLAGS").or_else(|_| {
+        let words = env::var("RUSTFLAGS")?;
+        Ok::<_, env::VarError>(words.split_whitespace().collect::<Vec<_>>().join(SEPARATOR))
     });
-    let given = given.filter(|words| !words.is_empty());
-    let all: Vec<OsString> = given.into_iter().chain(flags.iter().cloned()).collect();
-    all.join(OsString::from("\u{1f}").as_os_str())
+    match given.ok().filter(|words| !words.is_empty()) {
+        Some(words) => build.env("CARGO_ENCODED_RUSTFLAGS", [&[words], flags].concat().join(SEPARATOR)),
+        // JSON's strings are TOML's.
+        None => build
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env_remove("RUSTFLAGS")
+            .arg("--config")
+            .arg(format!("target.{host}.rustflags={}", serde_json::json!(flags))),
+    };
 }
 
 #[cfg(test)]

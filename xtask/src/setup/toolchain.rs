@@ -165,12 +165,13 @@ pub fn install_linker(toolchain: &KernelToolchain) -> Result<()> {
     shell::run(&mut install).context("build bpf-linker")
 }
 
-fn llvm_prefix(major: u32) -> PathBuf {
+/// Where Debian puts LLVM of that major version.
+pub fn llvm_prefix(major: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/llvm-{major}"))
 }
 
-/// `LLVM version: 22.1.8` -> 22
-fn llvm_of(verbose_version: &str) -> Option<u32> {
+/// `LLVM version: 22.1.8` -> 22, out of what `rustc -vV` says.
+pub fn llvm_of(verbose_version: &str) -> Option<u32> {
     let line = verbose_version
         .lines()
         .find_map(|line| line.strip_prefix("LLVM version:"))?;
