@@ -3,12 +3,13 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
+    num::NonZeroU64,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use rustix::{event::Timespec, event::epoll, io::Errno};
+use rustix::{event::Timespec, event::epoll, io::Errno, thread::set_current_timer_slack};
 
 use crate::{
     connection::Connection,
@@ -53,16 +54,7 @@ impl Load {
     /// # Errors
     /// The system refuses what a load needs, or the target cannot be reached at all.
     pub fn run(&self) -> Result<Outcome> {
-        let begin = Instant::now();
-        let mut run = Run {
-            load: self,
-            poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            connections: (0..self.connections).map(|_| None).collect(),
-            idle: (0..self.connections).collect(),
-            waiting: VecDeque::new(),
-            begin,
-            tally: Tally::new(begin + self.warm_up, self.status, self.body.clone())?,
-        };
+        let mut run = Run::new(self)?;
         run.drive()?;
         Ok(run.tally.finish(self.counted))
     }
@@ -75,7 +67,22 @@ impl Load {
 
 // === impl Run ===
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(load: &'a Load) -> Result<Self> {
+        // A thread's timers are late by up to 50 µs unless it says otherwise, PR_SET_TIMERSLACK of prctl(2).
+        set_current_timer_slack(NonZeroU64::new(1)).context("ask for timers that are not late")?;
+        let begin = Instant::now();
+        Ok(Self {
+            load,
+            poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            connections: (0..load.connections).map(|_| None).collect(),
+            idle: (0..load.connections).collect(),
+            waiting: VecDeque::new(),
+            begin,
+            tally: Tally::new(begin + load.warm_up, load.status, load.body.clone())?,
+        })
+    }
+
     fn drive(&mut self) -> Result<()> {
         let total = self.load.warm_up + self.load.counted;
         let mut events = Vec::with_capacity(EVENTS);
@@ -115,6 +122,8 @@ impl Run<'_> {
         }
     }
 
+    /// For at most `timeout`, to the nanosecond: epoll_pwait2, which rustix uses with its feature `linux_5_11` alone. Without,
+    /// time-outs are rounded up to milliseconds, and all requests are late by half of one.
     fn wait(&self, keys: &mut Vec<u64>, timeout: Duration) -> Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
         let timeout = Timespec::try_from(timeout).context("a time-out")?;
@@ -176,5 +185,35 @@ impl Run<'_> {
         let unanswered = (self.waiting.len() + self.connections.len() - self.idle.len()) as u64;
         self.tally
             .failed(unanswered, || format!("{unanswered} requests without an answer"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_shorter_than_a_millisecond_where_it_is_asked_to_be() -> Result<()> {
+        let load = Load {
+            target: SocketAddr::from(([127, 0, 0, 1], 1)),
+            request: Vec::new(),
+            rate: Some(1.0),
+            connections: 1,
+            warm_up: Duration::ZERO,
+            counted: Duration::ZERO,
+            short: false,
+            status: 200,
+            body: None,
+        };
+        let run = Run::new(&load)?;
+        let took = |_| {
+            let began = Instant::now();
+            run.wait(&mut Vec::new(), Duration::from_micros(50))?;
+            Ok::<_, anyhow::Error>(began.elapsed())
+        };
+        // A busy machine makes some of them longer.
+        let shortest = (0..1000).map(took).collect::<Result<Vec<_>>>()?.into_iter().min();
+        assert!(shortest < Some(Duration::from_millis(1)), "{shortest:?}");
+        Ok(())
     }
 }
