@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, taken side by side.
 
 mod adapters;
+mod against;
 mod arm;
 mod bulk;
 mod cpu;
@@ -46,6 +47,10 @@ pub struct Args {
     /// Default: all of them.
     #[arg(value_enum)]
     scenario: Option<Scenario>,
+    /// Compares with another build of weft instead: above 1, this one is the better. For a change to the data path, before it
+    /// is kept.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "gate", "flamegraph", "write"])]
+    against: Option<PathBuf>,
     /// Fewer and shorter rounds: to see that it works, not for the record.
     #[arg(long)]
     quick: bool,
@@ -87,6 +92,9 @@ enum Scenario {
 /// Those that need the helper program of the real-traffic tests.
 const WITH_TRAFFIC: [Scenario; 3] = [Scenario::PolicyScale, Scenario::LargeMesh, Scenario::Programs];
 
+/// What a comparison of two builds is called among the scenarios.
+const AGAINST: &str = "against";
+
 pub fn run(args: &Args) -> Result<()> {
     let given = env::var_os("WEFT_BIN").is_some();
     anyhow::ensure!(
@@ -111,6 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let scenarios = match &args.scenario {
         Some(one) => std::slice::from_ref(one),
+        None if args.against.is_some() => &[],
         None => Scenario::value_variants(),
     };
     let tools = setup::ensure(Scope::Bench)?;
@@ -126,6 +135,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let commit = report::commit();
     let mut all = Vec::new();
+    if let Some(other) = &args.against {
+        let began = Instant::now();
+        let mut found = against::run(&weft(), other, args.quick)?;
+        found.took = began.elapsed();
+        report::table(AGAINST, &found.rows);
+        all.push((AGAINST, found));
+    }
     for scenario in scenarios {
         let began = Instant::now();
         let mut found = scenario.run(args)?;
@@ -159,6 +175,11 @@ pub fn run(args: &Args) -> Result<()> {
         short.join("; ")
     );
     Ok(())
+}
+
+/// The one that is measured.
+fn weft() -> PathBuf {
+    env::var_os("WEFT_BIN").map_or_else(paths::weft, PathBuf::from)
 }
 
 // === impl Scenario ===

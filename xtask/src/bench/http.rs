@@ -32,12 +32,12 @@ const RELAY: u16 = 9040;
 /// A rate that every arm can serve on two processors.
 pub const RATE: u32 = 2000;
 pub const CONNECTIONS: usize = 32;
-const LATENCY_RATE: u32 = 250;
+pub const LATENCY_RATE: u32 = 250;
 const SHORT_RATE: u32 = 1000;
 
 /// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
-const PLAIN: &str = "plain";
-const FAST: &str = "fast";
+pub const PLAIN: &str = "plain";
+pub const FAST: &str = "fast";
 const DIRECT: &str = "direct";
 const DIRECT_FAST: &str = "direct-fast";
 
@@ -387,7 +387,7 @@ impl Scenario for Http {
 }
 
 /// The mesh of the lab: denied by default; account `friend` may GET from two services through the proxy, and reach two past it.
-fn mesh(lab: &Lab) -> Result<Vec<Server>> {
+pub fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     lab.resource("mesh.yaml", resources::DENY)?;
     let through = |name: &str, acceleration: &str| {
         let policy = resources::service_policy(name, &[&format!("acceleration: {acceleration}")]);

@@ -18,18 +18,18 @@ use super::{
 };
 use crate::paths;
 
-const CONNECTIONS: usize = 8;
+pub const CONNECTIONS: usize = 8;
 /// Account of whoever may call.
 const FRIEND: &str = "friend";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub enum Protocol {
     Http2,
     Grpc,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub enum Way {
     NoMesh,
     Weft,
     WeftFast,
@@ -70,6 +70,12 @@ const ROWS: [(&str, Protocol, Figure, Way, Way, Goal); 8] = [
     ("gRPC unary vs. no mesh, of the whole machine", Protocol::Grpc, Figure::Machine, Way::Weft, Way::NoMesh, Goal::Told),
 ];
 
+/// Who answers.
+pub enum Origin {
+    Nginx(Server),
+    Echo(Running),
+}
+
 struct Http2 {
     seconds: Seconds,
     arms: Vec<Arm>,
@@ -77,8 +83,7 @@ struct Http2 {
     measured: Vec<Vec<Measured>>,
     // Ended in this order, the lab last.
     _proxies: Vec<Running>,
-    _nginx: Vec<Server>,
-    _echoes: Vec<Running>,
+    _origins: Vec<Origin>,
     _outside: Cgroup,
     _lab: Lab,
 }
@@ -102,69 +107,44 @@ impl Http2 {
         let lab = Lab::new("bench-http2")?;
         let outside = envoy::foreign_cgroup(&lab)?;
         peers::settle(&lab)?;
-        lab.resource("mesh.yaml", &mesh())?;
-        // Whatever this kernel's self-test says: the rows say which arm is short-circuited.
-        lab.daemon_with(&["--short-circuit", "force", "--access-log", "off"])?;
-        let daemon = lab.daemon_pid()?;
-        let generator = paths::load();
-        let (mut nginx, mut echoes, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
-        let mut arms = Vec::new();
+        start(&lab)?;
+        let (mut origins, mut proxies, mut arms) = (Vec::new(), Vec::new(), Vec::new());
         // The server outside the mesh, which is Envoy's origin, too.
         let mut outsider = 0;
         for (protocol, way) in ARMS {
+            if let Way::Weft | Way::WeftFast = way {
+                let (arm, origin) = meshed(&lab, protocol, way)?;
+                arms.push(arm);
+                origins.push(origin);
+                continue;
+            }
             let port = protocol.port(way);
-            let origin = match (protocol, way) {
-                (_, Way::Envoy) => outsider,
-                (Protocol::Http2, _) => {
-                    let server = protocol.nginx(&lab, &outside, way)?;
-                    let pid = server.pid();
-                    nginx.push(server);
-                    pid
-                }
-                (Protocol::Grpc, _) => {
-                    let server = protocol.echo(&lab, &outside, way)?;
-                    let pid = server.pid();
-                    echoes.push(server);
-                    pid
-                }
+            let through = if way == Way::Envoy {
+                let envoy = peers::Envoy {
+                    http2: true,
+                    ..peers::Envoy::one_hop(port, protocol.port(Way::NoMesh))
+                };
+                let envoy = envoy.start(&lab, outside.path())?;
+                let pid = envoy.pid();
+                proxies.push(envoy);
+                vec![pid]
+            } else {
+                let origin = protocol.origin(&lab, way, Some(&outside))?;
+                outsider = origin.pid();
+                origins.push(origin);
+                Vec::new()
             };
-            let local = SocketAddr::from(([127, 0, 0, 1], port));
-            let foreign = || {
-                Client::start(&generator, |words| {
-                    Running::start(envoy::in_cgroup(&lab, outside.path(), &words))
-                })
-            };
-            let (host, target, through, client) = match way {
-                Way::NoMesh => {
-                    outsider = origin;
-                    ("origin", local, Vec::new(), foreign()?)
-                }
-                Way::Envoy => {
-                    let envoy = peers::Envoy {
-                        http2: true,
-                        ..peers::Envoy::one_hop(port, protocol.port(Way::NoMesh))
-                    };
-                    let envoy = envoy.start(&lab, outside.path())?;
-                    let pid = envoy.pid();
-                    proxies.push(envoy);
-                    ("origin", local, vec![pid], foreign()?)
-                }
-                Way::Weft | Way::WeftFast => {
-                    let service = protocol.service(way);
-                    let target = in_force(&lab, protocol, service)?;
-                    let client = lab.run("client").account(FRIEND);
-                    let client = Client::start(&generator, |words| client.start(words))?;
-                    (service, target, vec![daemon], client)
-                }
-            };
+            let client = Client::start(&paths::load(), |words| {
+                Running::start(envoy::in_cgroup(&lab, outside.path(), &words))
+            })?;
             arms.push(Arm {
                 name: protocol.arm(way),
-                target,
-                host: host.to_owned(),
+                target: SocketAddr::from(([127, 0, 0, 1], port)),
+                host: "origin".to_owned(),
                 headers: Vec::new(),
                 words: protocol.words(),
                 proxies: through,
-                origin,
+                origin: outsider,
                 client,
             });
         }
@@ -173,8 +153,7 @@ impl Http2 {
             measured: arms.iter().map(|_| Vec::new()).collect(),
             arms,
             _proxies: proxies,
-            _nginx: nginx,
-            _echoes: echoes,
+            _origins: origins,
             _outside: outside,
             _lab: lab,
         })
@@ -327,30 +306,72 @@ impl Protocol {
         }
     }
 
-    fn nginx(self, lab: &Lab, outside: &Cgroup, way: Way) -> Result<Server> {
-        let nginx = Nginx::service(self.service(way)).port(80, self.port(way)).http2();
-        let nginx = nginx.says(&"x".repeat(peers::BODY));
-        match way {
-            Way::NoMesh => nginx.start_by(lab, |words| {
-                Running::start(envoy::in_cgroup(lab, outside.path(), &words))
-            }),
-            _ => lab.nginx(nginx),
+    /// Who answers: outside the mesh in that cgroup, or as a service of it.
+    fn origin(self, lab: &Lab, way: Way, outside: Option<&Cgroup>) -> Result<Origin> {
+        let port = self.port(way);
+        let foreign = |words: &[&str], outside: &Cgroup| Running::start(envoy::in_cgroup(lab, outside.path(), words));
+        if let Self::Http2 = self {
+            let nginx = Nginx::service(self.service(way)).port(80, port).http2();
+            let nginx = nginx.says(&"x".repeat(peers::BODY));
+            return Ok(Origin::Nginx(match outside {
+                Some(outside) => nginx.start_by(lab, |words| foreign(&words, outside))?,
+                None => lab.nginx(nginx)?,
+            }));
         }
-    }
-
-    fn echo(self, lab: &Lab, outside: &Cgroup, way: Way) -> Result<Running> {
-        let (echo, port) = (paths::echo().display().to_string(), self.port(way));
-        let listen = format!("127.0.0.1:{port}");
+        let (echo, listen) = (paths::echo().display().to_string(), format!("127.0.0.1:{port}"));
         let words = [echo.as_str(), &listen];
-        let started = match way {
-            Way::NoMesh => Running::start(envoy::in_cgroup(lab, outside.path(), &words)),
-            _ => {
+        let started = match outside {
+            Some(outside) => foreign(&words, outside),
+            None => {
                 let run = lab.run(self.service(way)).port(&format!("80:{port}"));
                 run.start(words)
             }
         };
-        peers::listening(started?, port, poll::PATIENCE)
+        peers::listening(started?, port, poll::PATIENCE).map(Origin::Echo)
     }
+}
+
+// === impl Origin ===
+
+impl Origin {
+    fn pid(&self) -> i32 {
+        match self {
+            Self::Nginx(server) => server.pid(),
+            Self::Echo(running) => running.pid(),
+        }
+    }
+}
+
+/// Starts a daemon in `lab`, for [`meshed`].
+///
+/// # Errors
+/// It does not start.
+pub fn start(lab: &Lab) -> Result<()> {
+    lab.resource("mesh.yaml", &mesh())?;
+    // Whatever this kernel's self-test says: the rows say which arm is short-circuited.
+    lab.daemon_with(&["--short-circuit", "force", "--access-log", "off"])
+}
+
+/// A service of the mesh in `lab`, and the arm that asks it.
+///
+/// # Errors
+/// The server or the client does not start.
+pub fn meshed(lab: &Lab, protocol: Protocol, way: Way) -> Result<(Arm, Origin)> {
+    let origin = protocol.origin(lab, way, None)?;
+    let service = protocol.service(way);
+    let target = in_force(lab, protocol, service)?;
+    let client = lab.run("client").account(FRIEND);
+    let arm = Arm {
+        name: protocol.arm(way),
+        target,
+        host: service.to_owned(),
+        headers: Vec::new(),
+        words: protocol.words(),
+        proxies: vec![lab.daemon_pid()?],
+        origin: origin.pid(),
+        client: Client::start(&paths::load(), |words| client.start(words))?,
+    };
+    Ok((arm, origin))
 }
 
 /// Denied by default; account `friend` may GET from two services and call two, through the proxy.
