@@ -19,7 +19,7 @@ use self::check::{Check, POLICY_SERVER, TOKEN};
 use super::{
     arm::{Arm, Client, Load, Measured, Seconds, undisturbed},
     cpu::{self, Awake},
-    http::address,
+    http::{RATE, address},
     peers,
     rounds::{self, Goal, Rounds, Row, Scenario, difference, ratio_of_differences},
 };
@@ -29,10 +29,8 @@ const ORIGIN: u16 = 9001;
 /// Of the first Envoy; the others' follow.
 const ENVOY: u16 = 9010;
 
-/// A rate that every arm can serve on two processors.
-const RATE: u32 = 2000;
 const CONNECTIONS: usize = 32;
-const LATENCY_RATE: u32 = 500;
+const LATENCY_RATE: u32 = 493;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proxy {
@@ -274,7 +272,7 @@ impl Scenario for Adapters {
                     judging = cpu::of_process(self.policy_server)?.saturating_sub(before);
                     Ok(measured)
                 })?;
-                stolen += measured.disturbed();
+                stolen += measured.spent.disturbed();
                 if load.connections == 1 {
                     figures.alone.push(measured);
                 } else {

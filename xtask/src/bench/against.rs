@@ -172,7 +172,7 @@ impl Way {
         let measured = undisturbed(|| self.arm.measure(&load, seconds.warm_up))?;
         self.arm.went_through(&measured)?;
         self.measured[put as usize].push(measured);
-        Ok(measured.disturbed())
+        Ok(measured.spent.disturbed())
     }
 
     fn values(&self, figure: &Figure) -> Vec<f64> {

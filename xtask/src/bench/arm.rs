@@ -1,25 +1,18 @@
 //! An arm: a client that sends the same requests some way, and the processes between it and the origin.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::IgnoredAny};
 use vm_test::Running;
 
-use super::cpu;
+use super::cpu::{self, Spent, Watch};
 
 /// Longer than a load takes by this is an error.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// Processor time a request below which the proxy was not on the way (it reads, writes, reads and writes), in microseconds.
 const PROXIED: f64 = 5.0;
-
-/// Share of the processors' time that a host may take from a load before its figures are worth nothing.
-pub const STOLEN: f64 = 0.03;
 
 /// How often a load is put on before its figures are taken as they are.
 const TRIES: usize = 3;
@@ -60,10 +53,8 @@ pub struct Measured {
     pub origin: f64,
     /// Of the whole machine.
     pub machine: f64,
-    /// Processor seconds stolen by the host meanwhile.
-    pub stolen: f64,
-    /// Of how many that there were.
-    pub seconds: f64,
+    /// The processors meanwhile.
+    pub spent: Spent,
 }
 
 #[derive(Deserialize)]
@@ -116,7 +107,7 @@ pub struct Arm {
 pub fn undisturbed(mut measure: impl FnMut() -> Result<Measured>) -> Result<Measured> {
     let mut measured = measure()?;
     for _ in 1..TRIES {
-        if measured.disturbed() <= 0.0 {
+        if measured.spent.disturbed() <= 0.0 {
             break;
         }
         measured = measure()?;
@@ -131,19 +122,6 @@ impl Seconds {
     pub fn new(quick: bool) -> Self {
         let (counted, warm_up) = if quick { (1.0, 0.25) } else { (3.0, 0.5) };
         Self { counted, warm_up }
-    }
-}
-
-// === impl Measured ===
-
-impl Measured {
-    /// Processor seconds that the host took, where they are more than [`STOLEN`] of all; else 0.
-    pub fn disturbed(&self) -> f64 {
-        if self.stolen > STOLEN * self.seconds {
-            self.stolen
-        } else {
-            0.0
-        }
     }
 }
 
@@ -207,12 +185,11 @@ impl Arm {
             words.push("--short".to_owned());
         }
 
-        let (processors, began) = (cpu::count()?, Instant::now());
-        let (before, machine) = (self.ran()?, cpu::of_machine()?);
+        let (before, watch) = (self.ran()?, Watch::begin()?);
         let bound = Duration::from_secs_f64(load.seconds + warm_up) + SLACK;
         let outcome = self.client.load(&words, bound);
         let outcome = outcome.with_context(|| format!("arm `{}`", self.name))?;
-        let (after, machine_now) = (self.ran()?, cpu::of_machine()?);
+        let (after, spent) = (self.ran()?, watch.spent()?);
         ensure!(
             outcome.wrong == 0 && outcome.failed == 0 && outcome.right > 0,
             "arm `{}`: of {} answers {} were wrong and {} missing after {:.1} s: {}",
@@ -220,7 +197,7 @@ impl Arm {
             outcome.all + outcome.wrong + outcome.failed,
             outcome.wrong,
             outcome.failed,
-            began.elapsed().as_secs_f64(),
+            watch.elapsed().as_secs_f64(),
             outcome.first_fault.as_deref().unwrap_or("no fault told"),
         );
         let a_request = |time: Duration| time.as_secs_f64() * 1e6 / outcome.all as f64;
@@ -232,9 +209,8 @@ impl Arm {
             proxy: a_request(after.proxies.saturating_sub(before.proxies)),
             user: a_request(after.user.saturating_sub(before.user)),
             origin: a_request(after.origin.saturating_sub(before.origin)),
-            machine: a_request(machine_now.busy.saturating_sub(machine.busy)),
-            stolen: machine_now.stolen.saturating_sub(machine.stolen).as_secs_f64(),
-            seconds: began.elapsed().as_secs_f64() * processors as f64,
+            machine: a_request(spent.busy),
+            spent,
         })
     }
 
@@ -270,8 +246,11 @@ mod tests {
             user: 1.0,
             origin: 1.0,
             machine: 1.0,
-            stolen,
-            seconds: 10.0,
+            spent: Spent {
+                busy: Duration::ZERO,
+                stolen: Duration::from_secs_f64(stolen),
+                all: Duration::from_secs(10),
+            },
         }
     }
 
@@ -280,7 +259,7 @@ mod tests {
         let of = |stolen: &[f64]| {
             let mut tries = stolen.iter();
             let kept = undisturbed(|| tries.next().map(|stolen| measured(*stolen)).context("one try too many"))?;
-            Ok::<_, anyhow::Error>((kept.stolen, tries.len()))
+            Ok::<_, anyhow::Error>((kept.spent.stolen.as_secs_f64(), tries.len()))
         };
         assert_eq!(of(&[0.2, 5.0])?, (0.2, 1));
         assert_eq!(of(&[5.0, 0.0, 5.0])?, (0.0, 1));

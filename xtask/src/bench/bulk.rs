@@ -8,8 +8,7 @@ use serde::Deserialize;
 use vm_test::{Lab, Running, cgroup::Cgroup, envoy, poll, resources};
 
 use super::{
-    arm::STOLEN,
-    cpu,
+    cpu::{Spent, Watch},
     http::address,
     peers,
     rounds::{self, Goal, Rounds, Row, Scenario, ratio},
@@ -119,15 +118,14 @@ impl Bulk {
 
 impl Scenario for Bulk {
     fn round(&mut self, number: usize) -> Result<f64> {
-        let before = cpu::of_machine()?;
         let mut order = [Way::NoMesh, Way::Weft, Way::WeftFast];
         if number % 2 == 1 {
             order.reverse();
         }
-        let mut seconds = 0.0;
+        let mut disturbed = 0.0;
         for way in order {
             let carried = self.lab.loopback_bytes()?;
-            let sent = self.arms[way as usize].load(self.seconds)?;
+            let (sent, spent) = self.arms[way as usize].load(self.seconds)?;
             let carried = self.lab.loopback_bytes()?.saturating_sub(carried);
             ensure!(
                 (carried < sent.bytes / 2) == (way == Way::WeftFast),
@@ -135,11 +133,9 @@ impl Scenario for Bulk {
                 self.of(way).name,
                 sent.bytes
             );
-            seconds += sent.seconds;
+            disturbed += spent.disturbed();
         }
-        let stolen = cpu::of_machine()?.stolen.saturating_sub(before.stolen).as_secs_f64();
-        let all = seconds * cpu::count()? as f64;
-        Ok(if stolen > STOLEN * all { stolen } else { 0.0 })
+        Ok(disturbed)
     }
 
     fn drop_last(&mut self) {
@@ -177,18 +173,18 @@ impl Scenario for Bulk {
 // === impl Arm ===
 
 impl Arm {
-    fn load(&mut self, seconds: f64) -> Result<Sent> {
-        let before = cpu::of_machine()?.busy;
+    fn load(&mut self, seconds: f64) -> Result<(Sent, Spent)> {
+        let watch = Watch::begin()?;
         self.sender.say(&format!("{} {seconds}", self.target))?;
         self.told += 1;
         let line = self.sender.line(self.told);
         let line = line.with_context(|| format!("arm `{}`", self.name))?;
         let sent: Sent = serde_json::from_str(&line).with_context(|| format!("weft-bulk said {line}"))?;
-        let busy = cpu::of_machine()?.busy.saturating_sub(before);
+        let spent = watch.spent()?;
         let mib = sent.bytes as f64 / MIB;
         self.rate.push(mib / sent.seconds);
-        self.machine.push(busy.as_secs_f64() * 1e3 / (mib / 1024.0));
-        Ok(sent)
+        self.machine.push(spent.busy.as_secs_f64() * 1e3 / (mib / 1024.0));
+        Ok((sent, spent))
     }
 }
 

@@ -1,8 +1,11 @@
 //! Time that processors spent: on one process, on the whole machine, and stolen from it by the host.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use nix::{
     time::{clock_getcpuclockid, clock_gettime},
     unistd::Pid,
@@ -11,13 +14,32 @@ use nix::{
 /// A tick of /proc/stat: USER_HZ is 100 on every architecture Linux runs on here.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What the processors of this machine did since it started.
+/// Share of the processors' time that a host may take from a load before its figures are worth nothing.
+const STOLEN: f64 = 0.03;
+
+/// The processors of this machine, watched from now on.
+pub struct Watch {
+    began: Instant,
+    before: Rested,
+}
+
+/// What they did while they were watched.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine {
-    /// All but idling and waiting for disks.
+pub struct Spent {
+    /// All but idling and what was stolen. By the time they were idle, which the kernel takes to the nanosecond: what they were
+    /// busy with it samples once a tick, which sees nothing of a load that is due between ticks.
     pub busy: Duration,
     /// Taken by the host for others.
     pub stolen: Duration,
+    /// Of how much that there was.
+    pub all: Duration,
+}
+
+/// Since the machine started.
+#[derive(Debug, Clone, Copy)]
+struct Rested {
+    idle: Duration,
+    stolen: Duration,
 }
 
 /// User and system time of a process, in nanoseconds of the scheduler, threads that have ended among them: ticks of 10 ms are too
@@ -62,36 +84,30 @@ fn user_of(stat: &str) -> Result<Duration> {
 }
 
 /// Processors there are.
-///
-/// # Errors
-/// The system does not say.
-pub fn count() -> Result<usize> {
+fn count() -> Result<usize> {
     Ok(thread::available_parallelism().context("count processors")?.get())
 }
 
-/// # Errors
-/// `/proc/stat` cannot be read.
-pub fn of_machine() -> Result<Machine> {
+/// `/proc/stat` of now.
+fn rested() -> Result<Rested> {
     let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-    machine_of(text.lines().next().unwrap_or_default())
+    rested_of(text.lines().next().unwrap_or_default())
 }
 
 /// `cpu USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL ...` (proc(5)).
-fn machine_of(line: &str) -> Result<Machine> {
+fn rested_of(line: &str) -> Result<Rested> {
     let fields: Vec<u32> = line
         .split_whitespace()
         .skip(1)
         .take(8)
         .map(|field| field.parse().with_context(|| format!("{field:?} in /proc/stat")))
         .collect::<Result<_>>()?;
-    ensure!(fields.len() == 8, "{line:?} is not the first line of /proc/stat");
-    let ticks = [0, 1, 2, 5, 6]
-        .iter()
-        .filter_map(|index| fields.get(*index))
-        .sum::<u32>();
-    Ok(Machine {
-        busy: TICK * ticks,
-        stolen: TICK * fields.get(7).copied().unwrap_or_default(),
+    let [_, _, _, idle, waiting, _, _, stolen] = *fields else {
+        bail!("{line:?} is not the first line of /proc/stat");
+    };
+    Ok(Rested {
+        idle: TICK * idle + TICK * waiting,
+        stolen: TICK * stolen,
     })
 }
 
@@ -99,6 +115,56 @@ fn machine_of(line: &str) -> Result<Machine> {
 /// latency on one connection should be of. Runs only where nothing else wants to (SCHED_IDLE).
 pub struct Awake {
     spinners: Vec<vm_test::Running>,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// # Errors
+    /// `/proc/stat` cannot be read.
+    pub fn begin() -> Result<Self> {
+        Ok(Self {
+            before: rested()?,
+            began: Instant::now(),
+        })
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// What happened since it began.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn spent(&self) -> Result<Spent> {
+        let all = self.elapsed() * u32::try_from(count()?).context("count processors")?;
+        Ok(Spent::between(self.before, rested()?, all))
+    }
+}
+
+// === impl Spent ===
+
+impl Spent {
+    fn between(before: Rested, after: Rested, all: Duration) -> Self {
+        let idle = after.idle.saturating_sub(before.idle);
+        let stolen = after.stolen.saturating_sub(before.stolen);
+        Self {
+            busy: all.saturating_sub(idle).saturating_sub(stolen),
+            stolen,
+            all,
+        }
+    }
+
+    /// Processor seconds that the host took, where they are more than [`STOLEN`] of all; else 0.
+    pub fn disturbed(&self) -> f64 {
+        let stolen = self.stolen.as_secs_f64();
+        if stolen > STOLEN * self.all.as_secs_f64() {
+            stolen
+        } else {
+            0.0
+        }
+    }
 }
 
 // === impl Awake ===
@@ -129,12 +195,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_of_proc_stat_is_read() -> Result<()> {
-        let machine = machine_of("cpu  100 10 50 9000 7 3 2 5 0 0")?;
-        assert_eq!(machine.busy, Duration::from_millis(1650));
-        assert_eq!(machine.stolen, Duration::from_millis(50));
-        machine_of("cpu 1 2").unwrap_err();
+    fn what_is_neither_idle_nor_stolen_is_busy() -> Result<()> {
+        let before = rested_of("cpu  100 10 50 9000 7 3 2 5 0 0")?;
+        let after = rested_of("cpu  100 10 50 9100 17 3 2 6 0 0")?;
+        let spent = Spent::between(before, after, Duration::from_secs(2));
+        assert_eq!(spent.busy, Duration::from_millis(890));
+        assert_eq!(spent.stolen, Duration::from_millis(10));
+        rested_of("cpu 1 2").unwrap_err();
         Ok(())
+    }
+
+    #[test]
+    fn a_host_that_takes_more_than_its_share_disturbs() {
+        let stolen = |millis| Spent {
+            busy: Duration::ZERO,
+            stolen: Duration::from_millis(millis),
+            all: Duration::from_secs(10),
+        };
+        assert_eq!(stolen(290).disturbed(), 0.0);
+        assert_eq!(stolen(310).disturbed(), 0.31);
     }
 
     #[test]

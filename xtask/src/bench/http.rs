@@ -29,11 +29,12 @@ const HAPROXY: u16 = 9020;
 const SIDECARS: u16 = 9030;
 const RELAY: u16 = 9040;
 
-/// A rate that every arm can serve on two processors.
-pub const RATE: u32 = 2000;
+/// A rate that every arm can serve on two processors. None divides the kernel's ticks (100 to 1,000 a second) or is divided by
+/// them, or all requests of a load would come at the same time before the next tick.
+pub const RATE: u32 = 1990;
 pub const CONNECTIONS: usize = 32;
-pub const LATENCY_RATE: u32 = 250;
-const SHORT_RATE: u32 = 1000;
+pub const LATENCY_RATE: u32 = 247;
+const SHORT_RATE: u32 = 990;
 
 /// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
 pub const PLAIN: &str = "plain";
@@ -206,6 +207,7 @@ impl Http {
         let (measured, value): (&[Measured], fn(&Measured) -> f64) = match figure {
             Figure::Rate => (&figures.full, |measured| measured.rate),
             Figure::Proxy => (&figures.busy, |measured| measured.proxy),
+            Figure::ProxyFull => (&figures.full, |measured| measured.proxy),
             Figure::User => (&figures.busy, |measured| measured.user),
             Figure::Origin => (&figures.busy, |measured| measured.origin),
             Figure::P99 => (&figures.busy, |measured| measured.p99),
@@ -335,7 +337,7 @@ impl Scenario for Http {
                     measured.requests
                 );
                 arm.went_through(&measured)?;
-                stolen += measured.disturbed();
+                stolen += measured.spent.disturbed();
                 let into = match (load.rate, load.short, load.connections) {
                     (None, ..) => &mut figures.full,
                     (_, true, _) => &mut figures.short,
@@ -367,7 +369,7 @@ impl Scenario for Http {
             let (arm, peer) = (self.figure(*figure, *way), self.figure(*figure, *peer));
             let compared = match figure {
                 // Requests a CPU second are the inverse of CPU a request: the peer's over ours.
-                Figure::Proxy | Figure::Machine | Figure::Connection => ratio(&peer, &arm),
+                Figure::Proxy | Figure::ProxyFull | Figure::Machine | Figure::Connection => ratio(&peer, &arm),
                 Figure::Added => ratio_of_differences(&arm, &peer),
                 _ => ratio(&arm, &peer),
             };

@@ -207,7 +207,7 @@ impl Scenario for Http2 {
             };
             let measured = undisturbed(|| arm.measure(&load, self.seconds.warm_up))?;
             arm.went_through(&measured)?;
-            stolen += measured.disturbed();
+            stolen += measured.spent.disturbed();
             into.push(measured);
         }
         Ok(stolen)

@@ -24,8 +24,7 @@ use self::{
     resources::Size,
 };
 use super::{
-    arm::STOLEN,
-    cpu,
+    cpu::{self, Watch},
     memory::{Held, forget_programs, values},
     rounds::{self, Goal, Rounds, Row, Scenario, spread},
 };
@@ -99,7 +98,7 @@ pub fn run(quick: bool) -> Result<Vec<Row>> {
 
 impl Scenario for LargeMesh {
     fn round(&mut self, _number: usize) -> Result<f64> {
-        let (before, began) = (cpu::of_machine()?, Instant::now());
+        let watch = Watch::begin()?;
         {
             let mesh = Mesh::start(&LARGE)?;
             // Before anything is asked of it: an answer about so many takes memory, too.
@@ -109,9 +108,7 @@ impl Scenario for LargeMesh {
             mesh.changes(self.changes, &mut self.large)?;
         }
         Mesh::start(&SMALL)?.changes(self.changes, &mut self.small)?;
-        let stolen = cpu::of_machine()?.stolen.saturating_sub(before.stolen).as_secs_f64();
-        let all = began.elapsed().as_secs_f64() * cpu::count()? as f64;
-        Ok(if stolen > STOLEN * all { stolen } else { 0.0 })
+        Ok(watch.spent()?.disturbed())
     }
 
     fn drop_last(&mut self) {

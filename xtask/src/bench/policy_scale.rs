@@ -13,8 +13,7 @@ use serde_json::Value;
 use vm_test::{Lab, Running, poll, resources, runs::Counting};
 
 use super::{
-    arm::STOLEN,
-    cpu,
+    cpu::Watch,
     rounds::{self, Goal, Rounds, Row, Scenario},
 };
 
@@ -74,7 +73,7 @@ pub fn run(quick: bool) -> Result<Vec<Row>> {
 
 impl Scenario for PolicyScale {
     fn round(&mut self, number: usize) -> Result<f64> {
-        let (before, began) = (cpu::of_machine()?, Instant::now());
+        let watch = Watch::begin()?;
         let mut order = [&mut self.large, &mut self.small];
         if number % 2 == 1 {
             order.reverse();
@@ -82,9 +81,7 @@ impl Scenario for PolicyScale {
         for mesh in order {
             mesh.measure(self.connects)?;
         }
-        let stolen = cpu::of_machine()?.stolen.saturating_sub(before.stolen).as_secs_f64();
-        let all = began.elapsed().as_secs_f64() * cpu::count()? as f64;
-        Ok(if stolen > STOLEN * all { stolen } else { 0.0 })
+        Ok(watch.spent()?.disturbed())
     }
 
     fn drop_last(&mut self) {

@@ -36,7 +36,9 @@ pub enum Figure {
     Rate,
     /// CPU a request of the proxies, at a fixed rate.
     Proxy,
-    /// Of that, in user space, as the ticks of the clock saw it.
+    /// The same, with as many requests as are answered.
+    ProxyFull,
+    /// Of that at a fixed rate, in user space, as the ticks of the clock saw it.
     User,
     /// The same of the origin.
     Origin,
@@ -54,7 +56,7 @@ pub enum Figure {
 
 /// What, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
-pub const ROWS: [(&str, Figure, Way, Way, Goal); 22] = [
+pub const ROWS: [(&str, Figure, Way, Way, Goal); 26] = [
     ("L4 path vs. no mesh, requests", Figure::Rate, Way::WeftDirect, Way::NoMesh, Goal::AtLeast(0.97)),
     ("the same, short-circuit", Figure::Rate, Way::WeftDirectFast, Way::NoMesh, Goal::AtLeast(1.3)),
     ("L4 path vs. no mesh, of the whole machine", Figure::Machine, Way::WeftDirect, Way::NoMesh, Goal::Told),
@@ -69,6 +71,10 @@ pub const ROWS: [(&str, Figure, Way, Way, Goal); 22] = [
     ("HTTP/1.1 vs. Envoy twice behind iptables", Figure::Proxy, Way::Weft, Way::Sidecars, Goal::AtLeast(8.0)),
     ("the same, short-circuit", Figure::Proxy, Way::WeftFast, Way::Sidecars, Goal::AtLeast(8.0)),
     ("bytes copied and nothing else vs. Envoy, requests a CPU second of the proxy", Figure::Proxy, Way::Relay, Way::Envoy, Goal::Told),
+    ("HTTP/1.1 vs. Envoy, the same with as many as are answered", Figure::ProxyFull, Way::Weft, Way::Envoy, Goal::Told),
+    ("the same, short-circuit", Figure::ProxyFull, Way::WeftFast, Way::Envoy, Goal::Told),
+    ("HTTP/1.1 vs. haproxy, with as many as are answered", Figure::ProxyFull, Way::Weft, Way::Haproxy, Goal::Told),
+    ("bytes copied and nothing else vs. Envoy, with as many as are answered", Figure::ProxyFull, Way::Relay, Way::Envoy, Goal::Told),
     ("bytes copied and nothing else vs. Envoy, added p50", Figure::Added, Way::Relay, Way::Envoy, Goal::Told),
     ("HTTP/1.1 vs. Envoy, requests", Figure::Rate, Way::Weft, Way::Envoy, Goal::Told),
     ("HTTP/1.1 vs. haproxy, requests", Figure::Rate, Way::Weft, Way::Haproxy, Goal::Told),
@@ -81,9 +87,10 @@ pub const ROWS: [(&str, Figure, Way, Way, Goal); 22] = [
 
 /// Figures of an arm by itself, as they are kept and plotted.
 #[rustfmt::skip]
-pub const SERIES: [(&str, Figure); 8] = [
+pub const SERIES: [(&str, Figure); 9] = [
     ("CPU of the proxy a request", Figure::Proxy),
     ("of that, in user space", Figure::User),
+    ("CPU of the proxy a request, as many as are answered", Figure::ProxyFull),
     ("CPU of the origin a request", Figure::Origin),
     ("CPU of the whole machine a request", Figure::Machine),
     ("CPU of the whole machine a connection with a request", Figure::Connection),
@@ -98,7 +105,7 @@ impl Figure {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Rate => "/s",
-            Self::Proxy | Self::User | Self::Origin | Self::Machine | Self::Connection => "µs CPU",
+            Self::Proxy | Self::ProxyFull | Self::User | Self::Origin | Self::Machine | Self::Connection => "µs CPU",
             Self::Alone | Self::Added | Self::P99 => "µs",
         }
     }
