@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aya::maps::RingBuf;
+use aya::maps::{MapData, RingBuf};
 use weft_abi::Event;
 
 use crate::{error::DataplaneError, loader::Dataplane, sys};
@@ -11,7 +11,7 @@ pub use crate::sys::monotonic_ns;
 
 /// Reader of `weft_events`. Events of the time without a daemon are still there, as many as the ring holds (1 MiB).
 pub struct Events {
-    ring: sys::EventRing,
+    ring: RingBuf<MapData>,
 }
 
 impl Events {
@@ -19,7 +19,7 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// Taken already, or no reactor in this thread.
+    /// Taken already.
     pub fn open(dataplane: &Dataplane) -> Result<Self, DataplaneError> {
         let map = dataplane.take_map("weft_events")?;
         let ring = RingBuf::try_from(map).map_err(|source| DataplaneError::Map {
@@ -27,41 +27,43 @@ impl Events {
             what: "open",
             source: Box::new(source),
         })?;
-        let ring = sys::watch(ring).map_err(|source| DataplaneError::Os {
-            what: "watch the event ring",
-            source,
-        })?;
         Ok(Self { ring })
     }
 
-    /// Waits for events and hands over what is there, at most `limit`.
+    /// Puts what is there behind what `events` holds, at most `limit`; waits where nothing is there.
     ///
     /// # Errors
     ///
-    /// The descriptor cannot be waited on.
+    /// The ring cannot be waited on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime of tokio.
     ///
     /// # Cancel safety
     ///
     /// Nothing is taken from the ring before the last await.
-    pub async fn next(&mut self, limit: usize) -> io::Result<Vec<Event>> {
+    pub async fn next(&mut self, events: &mut Vec<Event>, limit: usize) -> io::Result<()> {
         loop {
-            let mut guard = self.ring.readable_mut().await?;
-            let ring = guard.get_inner_mut();
-            let mut events = Vec::new();
-            while events.len() < limit
-                && let Some(item) = ring.next()
-            {
-                if let Some(event) = decode(&item) {
-                    events.push(event);
-                }
+            if self.take(events, limit) > 0 {
+                return Ok(());
             }
-            if events.len() < limit {
-                guard.clear_ready();
-            }
-            if !events.is_empty() {
-                return Ok(events);
-            }
+            // Watched no longer than it is waited for: whoever watches is woken at each event that finds the ring read to its end, also
+            // while he lets events gather.
+            sys::watch(&self.ring)?.readable().await?.retain_ready();
         }
+    }
+
+    /// How many it took.
+    fn take(&mut self, events: &mut Vec<Event>, limit: usize) -> usize {
+        let mut taken = 0;
+        while taken < limit
+            && let Some(item) = self.ring.next()
+        {
+            taken += 1;
+            events.extend(decode(&item));
+        }
+        taken
     }
 }
 

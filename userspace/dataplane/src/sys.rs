@@ -5,11 +5,13 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -317,14 +319,11 @@ pub fn program_runs(program: impl AsFd) -> io::Result<(u64, u64)> {
     Ok((info[25], info[24]))
 }
 
-/// Watches the event ring's descriptor on this thread's reactor.
-pub fn watch(ring: aya::maps::RingBuf<aya::maps::MapData>) -> io::Result<EventRing> {
-    // SAFETY: the ring owns its descriptor, always answers the same one, and keeps it open as long as it lives.
-    unsafe { EventRing::register(ring) }.map_err(io::Error::from)
+/// Watches whether `file` can be read, on this thread's reactor.
+pub fn watch(file: &impl AsFd) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a borrowed descriptor stays open as long as it is borrowed, and is always the same one.
+    unsafe { AsyncFd::register_with_interest(file.as_fd(), Interest::READABLE) }.map_err(io::Error::from)
 }
-
-/// The event ring on the reactor.
-pub type EventRing = tokio::io::unix::AsyncFd<aya::maps::RingBuf<aya::maps::MapData>>;
 
 /// Bytes that a read would find (FIONREAD).
 pub fn unread(socket: impl AsFd) -> io::Result<usize> {

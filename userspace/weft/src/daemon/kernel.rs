@@ -1,6 +1,7 @@
 //! The kernel's events: flows for the reporter, listeners for the registry.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -19,8 +20,8 @@ use super::engine::{Engine, InForce};
 const BATCH: usize = 1024;
 /// How long events gather after some were read. The first one after a rest is read at once; in a busy mesh each would else wake
 /// the daemon, which costs more than its event does. Longer: flows, endpoints and late cuts are told of later (a cut is promised
-/// within 100 ms). The ring holds what comes meanwhile, some thousands.
-const GATHER: Duration = Duration::from_millis(10);
+/// within 100 ms). The ring holds what comes meanwhile, some ten thousand.
+const GATHER: Duration = Duration::from_millis(20);
 const EPERM: u8 = 1;
 
 /// Reads the ring until the daemon stops.
@@ -32,9 +33,11 @@ pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, 
     let mut events = events.lock().await;
     let cuts = Notify::new();
     let reading = async {
+        let mut batch = Vec::new();
         loop {
-            match events.next(BATCH).await {
-                Ok(batch) => {
+            batch.clear();
+            match events.next(&mut batch, BATCH).await {
+                Ok(()) => {
                     if handle(&engine, &batch, &reporter) {
                         cuts.notify_one();
                     }
@@ -209,6 +212,7 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
         by_cgroup(event.peer_owner)
     };
     let address: IpAddr = ip_addr(&event.address);
+    let rule = in_force.rule(event.rule);
     let denied = kind == FlowEvent::Deny;
     Some(Flow {
         time: clock.time(event.time_ns),
@@ -219,8 +223,8 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
             (false, action::AUDIT) => FlowVerdict::Audit,
             (false, _) => FlowVerdict::Allow,
         },
-        reason: reason(in_force, event).into(),
-        rule: in_force.rule(event.rule),
+        reason: reason(in_force, rule.as_deref(), event),
+        rule,
         source: source.unwrap_or_else(|| in_force.peer(event.source)),
         destination: in_force.destination(event.service, event.destination, address, u16::from_be(event.port_be)),
         protocol: flow_protocol(event.protocol),
@@ -233,51 +237,46 @@ fn flow(engine: &Engine, in_force: &InForce, clock: &Clock, event: &Event) -> Op
 }
 
 /// Why, in an operator's words.
-fn reason(in_force: &InForce, event: &Event) -> String {
-    let rule = in_force.rule(event.rule);
+fn reason(in_force: &InForce, rule: Option<&ObjectRef>, event: &Event) -> Cow<'static, str> {
     if event.kind == EventKind::CUT {
-        return "it was allowed when it was opened and is denied now".to_owned();
+        return "it was allowed when it was opened and is denied now".into();
     }
     if event.kind != EventKind::DENY {
         if event.flags & sock_flags::EXTERNAL != 0 && event.kind != EventKind::AUDIT {
-            return "handed to the foreign proxy, which decides about requests".to_owned();
+            return "handed to the foreign proxy, which decides about requests".into();
         }
         return match (event.verdict, rule) {
-            (action::AUDIT, rule) => {
-                format!(
-                    "let through and reported (audit): {}",
-                    deny_words(rule.as_deref(), event)
-                )
-            }
+            (action::AUDIT, rule) => format!("let through and reported (audit): {}", deny_words(rule, event)).into(),
             (action::REDIRECT, Some(_)) => {
-                "it is to be looked at per request and the proxy is away; the service's failure mode is open".to_owned()
+                "it is to be looked at per request and the proxy is away; the service's failure mode is open".into()
             }
-            (_, Some(rule)) if rule.kind == "MeshConfig" => "allowed by default".to_owned(),
-            (_, Some(_)) => "allowed".to_owned(),
-            (_, None) => "nothing restricts it".to_owned(),
+            (_, Some(rule)) if rule.kind == "MeshConfig" => "allowed by default".into(),
+            (_, Some(_)) => "allowed".into(),
+            (_, None) => "nothing restricts it".into(),
         };
     }
     let by_destination = event.verdict == action::DENY && event.reporter != reporter::SOURCE;
     // A datagram to a service that is nowhere for its socket: no rule had a part in it.
     let nowhere = event.protocol != protocol::TCP && event.service != 0 && event.rule == 0;
     if (event.errno == EPERM && !nowhere) || by_destination {
-        return deny_words(rule.as_deref(), event);
+        return deny_words(rule, event).into();
     }
     if event.verdict == action::REDIRECT && event.reporter != reporter::SOURCE {
         return "its requests would have to be looked at, and no proxy is there to do it for clients outside the mesh \
                 (weft daemon --inbound)"
-            .to_owned();
+            .into();
     }
     if event.verdict == action::REDIRECT {
-        return "it is to be looked at per request and the proxy is away; the service's failure mode is closed"
-            .to_owned();
+        return "it is to be looked at per request and the proxy is away; the service's failure mode is closed".into();
     }
     match in_force
         .ports
         .get(&event.service)
         .and_then(|(name, port)| Some((name, in_force.snapshot.services.get(name)?.ports.get(*port)?)))
     {
-        Some((name, port)) if port.endpoints.is_empty() => format!("{name} has no endpoint on port {}", port.port),
+        Some((name, port)) if port.endpoints.is_empty() => {
+            format!("{name} has no endpoint on port {}", port.port).into()
+        }
         Some((name, port))
             if nowhere
                 && !event.address.is_v4()
@@ -287,30 +286,30 @@ fn reason(in_force: &InForce, event: &Event) -> String {
                 "{name} port {} has IPv4 endpoints alone, which an unconnected IPv6 socket cannot send to",
                 port.port
             )
+            .into()
         }
-        Some((name, port)) if port.split.is_some() => format!("{name} port {} splits to no backend", port.port),
-        Some((name, port)) if port.proxied.is_some() => {
-            format!(
-                "{name} port {} works per request and the proxy is away; its failure mode is closed",
-                port.port
-            )
-        }
-        Some((name, port)) => format!("this share of the split of {name} port {} leads nowhere", port.port),
-        None => "the service has no such port".to_owned(),
+        Some((name, port)) if port.split.is_some() => format!("{name} port {} splits to no backend", port.port).into(),
+        Some((name, port)) if port.proxied.is_some() => format!(
+            "{name} port {} works per request and the proxy is away; its failure mode is closed",
+            port.port
+        )
+        .into(),
+        Some((name, port)) => format!("this share of the split of {name} port {} leads nowhere", port.port).into(),
+        None => "the service has no such port".into(),
     }
 }
 
 /// What a rule says that denies a connection.
-fn deny_words(rule: Option<&ObjectRef>, event: &Event) -> String {
+fn deny_words(rule: Option<&ObjectRef>, event: &Event) -> &'static str {
     match rule {
         Some(rule) if rule.kind == "MeshConfig" && event.destination < weft_abi::identity::FIRST => {
-            "destinations outside the mesh are denied (outboundDefault: deny)".to_owned()
+            "destinations outside the mesh are denied (outboundDefault: deny)"
         }
-        Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)".to_owned(),
-        Some(rule) if rule.kind == "NetworkPolicy" => "it isolates, and no NetworkPolicy allows it".to_owned(),
+        Some(rule) if rule.kind == "MeshConfig" => "no rule allows it (accessDefault: deny)",
+        Some(rule) if rule.kind == "NetworkPolicy" => "it isolates, and no NetworkPolicy allows it",
         Some(rule) if rule.kind == "TrafficTarget" => {
-            "its rule works per request, and nobody sees requests on this way".to_owned()
+            "its rule works per request, and nobody sees requests on this way"
         }
-        Some(_) | None => "denied".to_owned(),
+        Some(_) | None => "denied",
     }
 }
