@@ -1,13 +1,17 @@
 //! The ring buffer of open, close, deny and listen events.
 
-use std::io;
+use std::{io, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
+use tokio::time::sleep;
 use weft_abi::Event;
 
 use crate::{error::DataplaneError, loader::Dataplane, sys};
 
 pub use crate::sys::monotonic_ns;
+
+/// How long a program is given that has begun an event: it takes less than a microsecond, unless somebody takes its processor.
+const SUBMITTED: Duration = Duration::from_millis(1);
 
 /// Reader of `weft_events`. Events of the time without a daemon are still there, as many as the ring holds (1 MiB).
 pub struct Events {
@@ -44,14 +48,17 @@ impl Events {
     ///
     /// Nothing is taken from the ring before the last await.
     pub async fn next(&mut self, events: &mut Vec<Event>, limit: usize) -> io::Result<()> {
-        loop {
-            if self.take(events, limit) > 0 {
-                return Ok(());
-            }
-            // Watched no longer than it is waited for: whoever watches is woken at each event that finds the ring read to its end, also
-            // while he lets events gather.
+        while self.take(events, limit) == 0 {
+            // Watched no longer than it is waited for: whoever watches is woken at each event that finds the ring read to its
+            // end, also while he lets events gather.
             sys::watch(&self.ring)?.readable().await?.retain_ready();
+            if self.take(events, limit) > 0 {
+                break;
+            }
+            // Readable, and not to be had: a program has reserved and not yet submitted.
+            sleep(SUBMITTED).await;
         }
+        Ok(())
     }
 
     /// How many it took.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{sync::Notify, task::yield_now, time::sleep};
 use weft_abi::{Event, EventKind, action, protocol, reporter, sock_flags};
 use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter, Side};
 use weft_dataplane::{Events, Listener, ip_addr, is_canary, monotonic_ns};
@@ -21,7 +21,7 @@ const BATCH: usize = 1024;
 /// How long events gather after some were read. The first one after a rest is read at once; in a busy mesh each would else wake
 /// the daemon, which costs more than its event does. Longer: flows, endpoints and late cuts are told of later (a cut is promised
 /// within 100 ms). The ring holds what comes meanwhile, some ten thousand.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(10);
 const EPERM: u8 = 1;
 
 /// Reads the ring until the daemon stops.
@@ -33,22 +33,28 @@ pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, 
     let mut events = events.lock().await;
     let cuts = Notify::new();
     let reading = async {
-        let mut batch = Vec::new();
+        let (mut batch, mut told) = (Vec::new(), false);
         loop {
             batch.clear();
             match events.next(&mut batch, BATCH).await {
                 Ok(()) => {
+                    told = false;
                     if handle(&engine, &batch, &reporter) {
                         cuts.notify_one();
                     }
-                    if batch.len() < BATCH {
-                        sleep(GATHER).await;
-                    }
                 }
+                // It takes before it waits: without that it is looked at again and again.
                 Err(error) => {
-                    tracing::error!(%error, "kernel events cannot be read any more; flows and readiness of endpoints stop");
-                    return;
+                    if !told {
+                        tracing::error!(%error, "the ring of kernel events cannot be waited on; it is looked at every {GATHER:?}");
+                    }
+                    told = true;
                 }
+            }
+            if batch.len() < BATCH {
+                sleep(GATHER).await;
+            } else {
+                yield_now().await;
             }
         }
     };
