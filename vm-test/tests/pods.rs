@@ -350,12 +350,21 @@ fn datagrams_between_pods_are_judged_once_and_by_account() {
         let of_friend = |flow: &Value| flow["protocol"] == "udp" && flow["destination"]["account"] == "web";
         let flow = lab.flow("the datagram", of_friend)?;
         ensure!(flow["source"]["account"] == "friend", "{flow}");
-        let opened = lab.flows()?.into_iter().filter(of_friend).collect::<Vec<_>>();
-        ensure!(opened.len() == 2, "one a flow, not one a side: {opened:?}");
         mesh.tcp_rule()?;
         mesh.denied_to_stranger()?;
         let refused = echo(&mesh.stranger, "10.88.0.3:9053")?;
         ensure!(refused.code != 0, "{refused:?}");
+        // Events come in order: after this one none of the friend's is to come.
+        lab.flow("the refusal", |flow| {
+            flow["protocol"] == "udp" && flow["event"] == "deny"
+        })?;
+        let opened = lab
+            .flows()?
+            .into_iter()
+            .filter(of_friend)
+            .filter(|flow| flow["source"]["account"] == "friend");
+        let opened: Vec<Value> = opened.collect();
+        ensure!(opened.len() == 2, "one a flow, not one a side: {opened:?}");
         Ok(())
     });
 }
