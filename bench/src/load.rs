@@ -190,6 +190,8 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::current_timer_slack;
+
     use super::*;
 
     #[test]
@@ -206,6 +208,7 @@ mod tests {
             body: None,
         };
         let run = Run::new(&load)?;
+        assert_eq!(current_timer_slack()?, 1);
         let took = |_| {
             let began = Instant::now();
             run.wait(&mut Vec::new(), Duration::from_micros(50))?;

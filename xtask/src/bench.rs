@@ -26,7 +26,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use self::{found::Found, rounds::Verdict};
@@ -109,6 +109,11 @@ pub fn run(args: &Args) -> Result<()> {
             file.display()
         );
     }
+    let other = args.against.as_ref().map(|file| {
+        let found = file.canonicalize().ok().filter(|file| file.is_file());
+        found.with_context(|| format!("--against {}: give another build of weft", file.display()))
+    });
+    let other = other.transpose()?;
     anyhow::ensure!(
         !args.flamegraph || args.scenario.is_none_or(|scenario| scenario == Scenario::Http),
         "--flamegraph is of scenario http"
@@ -119,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let scenarios = match &args.scenario {
         Some(one) => std::slice::from_ref(one),
-        None if args.against.is_some() => &[],
+        None if other.is_some() => &[],
         None => Scenario::value_variants(),
     };
     let tools = setup::ensure(Scope::Bench)?;
@@ -135,28 +140,17 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let commit = report::commit();
     let mut all = Vec::new();
-    if let Some(other) = &args.against {
-        let began = Instant::now();
-        let mut found = against::run(&weft(), other, args.quick)?;
-        found.took = began.elapsed();
-        report::table(AGAINST, &found.rows);
-        all.push((AGAINST, found));
+    if let Some(other) = &other {
+        all.push(tell(AGAINST, || against::run(other, args.quick))?);
     }
     for scenario in scenarios {
-        let began = Instant::now();
-        let mut found = scenario.run(args)?;
-        found.took = began.elapsed();
-        found.rows.extend(not_built::rows(scenario.name()));
-        report::table(scenario.name(), &found.rows);
-        report::programs(&found);
-        println!("{} took {}", scenario.name(), report::minutes(found.took));
-        all.push((scenario.name(), found));
+        all.push(tell(scenario.name(), || scenario.run(args))?);
     }
     println!(
         "\nall took {}",
         report::minutes(all.iter().map(|(_, found)| found.took).sum())
     );
-    let results = report::value(&all, args.quick, commit.as_deref());
+    let results = report::value(&all, args.quick, commit.as_deref(), other.as_deref());
     if let Some(file) = &args.json {
         report::json(file, &results)?;
     }
@@ -177,9 +171,17 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The one that is measured.
-fn weft() -> PathBuf {
-    env::var_os("WEFT_BIN").map_or_else(paths::weft, PathBuf::from)
+/// Runs a scenario and prints what it found.
+fn tell(name: &'static str, run: impl FnOnce() -> Result<Found>) -> Result<(&'static str, Found)> {
+    println!("\n== {name}");
+    let began = Instant::now();
+    let mut found = run()?;
+    found.took = began.elapsed();
+    found.rows.extend(not_built::rows(name));
+    report::table(name, &found.rows);
+    report::programs(&found);
+    println!("{name} took {}", report::minutes(found.took));
+    Ok((name, found))
 }
 
 // === impl Scenario ===
@@ -199,7 +201,6 @@ impl Scenario {
     }
 
     fn run(self, args: &Args) -> Result<Found> {
-        println!("\n== {}", self.name());
         match self {
             Self::Http => {
                 let folder = || {

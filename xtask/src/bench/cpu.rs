@@ -1,7 +1,7 @@
 //! Time that processors spent: on one process, on the whole machine, and stolen from it by the host.
 
 use std::{
-    fs, thread,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -11,8 +11,8 @@ use nix::{
     unistd::Pid,
 };
 
-/// A tick of /proc/stat: USER_HZ is 100 on every architecture Linux runs on here.
-const TICK: Duration = Duration::from_millis(10);
+/// Milliseconds of a tick of /proc/stat: USER_HZ is 100 on every architecture Linux runs on here.
+const TICK: u64 = 10;
 
 /// Share of the processors' time that a host may take from a load before its figures are worth nothing.
 const STOLEN: f64 = 0.03;
@@ -20,14 +20,15 @@ const STOLEN: f64 = 0.03;
 /// The processors of this machine, watched from now on.
 pub struct Watch {
     began: Instant,
-    before: Rested,
+    before: Counters,
 }
 
 /// What they did while they were watched.
 #[derive(Debug, Clone, Copy)]
 pub struct Spent {
-    /// All but idling and what was stolen. By the time they were idle, which the kernel takes to the nanosecond: what they were
-    /// busy with it samples once a tick, which sees nothing of a load that is due between ticks.
+    /// All but idling and what was stolen; too little by what was stolen of processors about to wake, which counts as idle as well.
+    /// By the time they were idle, which the kernel measures (and tells in ticks of 10 ms): what they were busy with it samples once a
+    /// tick, which sees nothing of a load that is due between ticks.
     pub busy: Duration,
     /// Taken by the host for others.
     pub stolen: Duration,
@@ -35,9 +36,11 @@ pub struct Spent {
     pub all: Duration,
 }
 
-/// Since the machine started.
+/// Of `/proc/stat`, since the machine started.
 #[derive(Debug, Clone, Copy)]
-struct Rested {
+struct Counters {
+    /// Of how many processors.
+    processors: u32,
     idle: Duration,
     stolen: Duration,
 }
@@ -79,24 +82,15 @@ pub fn in_user_space(pid: i32) -> Result<Duration> {
 /// The fourteenth field of proc(5)'s stat; the second, a name in brackets, may hold anything.
 fn user_of(stat: &str) -> Result<Duration> {
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
-    let ticks = rest.and_then(|rest| rest.split_whitespace().nth(11)?.parse::<u32>().ok());
-    Ok(TICK * ticks.context("utime in /proc/PID/stat")?)
+    let utime = rest.and_then(|rest| rest.split_whitespace().nth(11)?.parse().ok());
+    Ok(ticks(utime.context("utime in /proc/PID/stat")?))
 }
 
-/// Processors there are.
-fn count() -> Result<usize> {
-    Ok(thread::available_parallelism().context("count processors")?.get())
-}
-
-/// `/proc/stat` of now.
-fn rested() -> Result<Rested> {
-    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-    rested_of(text.lines().next().unwrap_or_default())
-}
-
-/// `cpu USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL ...` (proc(5)).
-fn rested_of(line: &str) -> Result<Rested> {
-    let fields: Vec<u32> = line
+/// `/proc/stat` (proc(5)): `cpu USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL ...`, and the same of each processor, `cpu0 ...`.
+fn counters_of(stat: &str) -> Result<Counters> {
+    let mut lines = stat.lines();
+    let line = lines.next().unwrap_or_default();
+    let fields: Vec<u64> = line
         .split_whitespace()
         .skip(1)
         .take(8)
@@ -105,10 +99,21 @@ fn rested_of(line: &str) -> Result<Rested> {
     let [_, _, _, idle, waiting, _, _, stolen] = *fields else {
         bail!("{line:?} is not the first line of /proc/stat");
     };
-    Ok(Rested {
-        idle: TICK * idle + TICK * waiting,
-        stolen: TICK * stolen,
+    let processors = lines.take_while(|line| line.starts_with("cpu")).count();
+    Ok(Counters {
+        processors: u32::try_from(processors).context("count processors")?,
+        idle: ticks(idle + waiting),
+        stolen: ticks(stolen),
     })
+}
+
+/// [`counters_of`] now.
+fn counters() -> Result<Counters> {
+    counters_of(&fs::read_to_string("/proc/stat").context("read /proc/stat")?)
+}
+
+fn ticks(count: u64) -> Duration {
+    Duration::from_millis(TICK * count)
 }
 
 /// Keeps every processor from halting while it lives: a halted virtual one takes 25 to 40 µs to wake, and that is not what a
@@ -124,7 +129,7 @@ impl Watch {
     /// `/proc/stat` cannot be read.
     pub fn begin() -> Result<Self> {
         Ok(Self {
-            before: rested()?,
+            before: counters()?,
             began: Instant::now(),
         })
     }
@@ -138,15 +143,15 @@ impl Watch {
     /// # Errors
     /// As [`Self::begin`].
     pub fn spent(&self) -> Result<Spent> {
-        let all = self.elapsed() * u32::try_from(count()?).context("count processors")?;
-        Ok(Spent::between(self.before, rested()?, all))
+        Ok(Spent::between(self.before, counters()?, self.elapsed()))
     }
 }
 
 // === impl Spent ===
 
 impl Spent {
-    fn between(before: Rested, after: Rested, all: Duration) -> Self {
+    fn between(before: Counters, after: Counters, elapsed: Duration) -> Self {
+        let all = elapsed * after.processors;
         let idle = after.idle.saturating_sub(before.idle);
         let stolen = after.stolen.saturating_sub(before.stolen);
         Self {
@@ -173,7 +178,7 @@ impl Awake {
     /// # Errors
     /// `chrt` (util-linux) cannot be started.
     pub fn new() -> Result<Self> {
-        let spinners = (0..count()?).map(|_| {
+        let spinners = (0..counters()?.processors).map(|_| {
             let mut command = std::process::Command::new("chrt");
             command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
             vm_test::Running::start(command)
@@ -196,12 +201,13 @@ mod tests {
 
     #[test]
     fn what_is_neither_idle_nor_stolen_is_busy() -> Result<()> {
-        let before = rested_of("cpu  100 10 50 9000 7 3 2 5 0 0")?;
-        let after = rested_of("cpu  100 10 50 9100 17 3 2 6 0 0")?;
-        let spent = Spent::between(before, after, Duration::from_secs(2));
+        let stat = |total: &str| counters_of(&format!("{total}\ncpu0 50 5 25\ncpu1 50 5 25\nintr 7\n"));
+        let before = stat("cpu  100 10 50 9000 7 3 2 5 0 0")?;
+        let after = stat("cpu  100 10 50 9100 17 3 2 6 0 0")?;
+        let spent = Spent::between(before, after, Duration::from_secs(1));
         assert_eq!(spent.busy, Duration::from_millis(890));
         assert_eq!(spent.stolen, Duration::from_millis(10));
-        rested_of("cpu 1 2").unwrap_err();
+        counters_of("cpu 1 2").unwrap_err();
         Ok(())
     }
 

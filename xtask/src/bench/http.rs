@@ -3,7 +3,8 @@
 //!
 //! Each arm gets a fixed rate on 32 connections, which tells what a request costs; and a low fixed rate on one connection,
 //! with processors that never halt, which tells what it adds to the latency. New connections with a request each tell what a
-//! connection costs; as many requests as are answered, how far the machine goes.
+//! connection costs; as many requests as are answered, how far the machine goes, and what a request costs where nobody
+//! has to be woken for it.
 
 mod rows;
 
@@ -29,18 +30,19 @@ const HAPROXY: u16 = 9020;
 const SIDECARS: u16 = 9030;
 const RELAY: u16 = 9040;
 
-/// A rate that every arm can serve on two processors. None divides the kernel's ticks (100 to 1,000 a second) or is divided by
-/// them, or all requests of a load would come at the same time before the next tick.
+/// A rate that every arm can serve on two processors. None of these rates has a large divisor in common with the kernel's ticks (100
+/// to 1,000 a second): requests would come at the same few moments between two of them.
 pub const RATE: u32 = 1990;
 pub const CONNECTIONS: usize = 32;
 pub const LATENCY_RATE: u32 = 247;
 const SHORT_RATE: u32 = 990;
 
 /// Services of the mesh: through the proxy over TCP, through it short-circuited, past it over TCP, and past it short-circuited.
-pub const PLAIN: &str = "plain";
-pub const FAST: &str = "fast";
+const PLAIN: &str = "plain";
+const FAST: &str = "fast";
 const DIRECT: &str = "direct";
 const DIRECT_FAST: &str = "direct-fast";
+pub const SERVICES: [&str; 4] = [PLAIN, FAST, DIRECT, DIRECT_FAST];
 
 /// What an arm did, a value a round.
 #[derive(Default)]
@@ -107,22 +109,14 @@ impl Http {
         let generator = paths::load();
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let origins: Vec<i32> = servers.iter().map(Server::pid).collect();
-        let arm = |name: &'static str, target: SocketAddr, host: &str, proxies: Vec<i32>, client: Client| Arm {
+        let arm = |name: &'static str, target: SocketAddr, proxies: Vec<i32>, client: Client| Arm {
             name,
             target,
-            host: host.to_owned(),
+            host: "origin".to_owned(),
             headers: Vec::new(),
             words: &[],
             proxies,
-            // The services' servers stand behind the two origins, in the order of the mesh.
-            origin: match host {
-                PLAIN => origins[2],
-                FAST => origins[3],
-                DIRECT => origins[4],
-                DIRECT_FAST => origins[5],
-                _ if target.port() == SIDECARS => origins[1],
-                _ => origins[0],
-            },
+            origin: origins[usize::from(target.port() == SIDECARS)],
             client,
         };
         let foreign = |lab: &Lab, cgroup: &Cgroup| {
@@ -130,53 +124,29 @@ impl Http {
                 Running::start(envoy::in_cgroup(lab, cgroup.path(), &words))
             })
         };
-        let meshed = || Client::start(&generator, |words| lab.run("client").account("friend").start(words));
+        // The services' servers stand behind the two origins, in the order of the mesh.
+        let meshed = |name, index: usize, proxies| meshed(&lab, name, SERVICES[index], proxies, origins[2 + index]);
         let daemon = vec![lab.daemon_pid()?];
         let mut arms = Vec::new();
         for way in WAYS {
             arms.push(match way {
-                Way::NoMesh => arm("no mesh", local(ORIGIN), "origin", Vec::new(), foreign(&lab, &outside)?),
-                Way::Weft => arm("weft", address(&lab, PLAIN)?, PLAIN, daemon.clone(), meshed()?),
-                Way::WeftFast => arm(
-                    "weft, short-circuit",
-                    address(&lab, FAST)?,
-                    FAST,
-                    daemon.clone(),
-                    meshed()?,
-                ),
-                Way::WeftDirect => arm("weft, L4", address(&lab, DIRECT)?, DIRECT, Vec::new(), meshed()?),
-                Way::WeftDirectFast => arm(
-                    "weft, L4, short-circuit",
-                    address(&lab, DIRECT_FAST)?,
-                    DIRECT_FAST,
-                    Vec::new(),
-                    meshed()?,
-                ),
-                Way::Envoy => arm(
-                    "Envoy",
-                    local(ENVOY),
-                    "origin",
-                    vec![envoy.pid()],
-                    foreign(&lab, &outside)?,
-                ),
-                Way::Haproxy => arm(
-                    "haproxy",
-                    local(HAPROXY),
-                    "origin",
-                    vec![haproxy.pid()],
-                    foreign(&lab, &outside)?,
-                ),
+                Way::NoMesh => arm("no mesh", local(ORIGIN), Vec::new(), foreign(&lab, &outside)?),
+                Way::Weft => meshed("weft", 0, daemon.clone())?,
+                Way::WeftFast => meshed("weft, short-circuit", 1, daemon.clone())?,
+                Way::WeftDirect => meshed("weft, L4", 2, Vec::new())?,
+                Way::WeftDirectFast => meshed("weft, L4, short-circuit", 3, Vec::new())?,
+                Way::Envoy => arm("Envoy", local(ENVOY), vec![envoy.pid()], foreign(&lab, &outside)?),
+                Way::Haproxy => arm("haproxy", local(HAPROXY), vec![haproxy.pid()], foreign(&lab, &outside)?),
                 Way::Relay => arm(
                     "bytes copied",
                     local(RELAY),
-                    "origin",
                     vec![relay.pid()],
                     foreign(&lab, &outside)?,
                 ),
                 Way::Sidecars => {
                     let proxies = vec![first.pid(), second.pid()];
                     let client = foreign(&iptables, &behind)?;
-                    arm("Envoy twice, iptables", local(SIDECARS), "origin", proxies, client)
+                    arm("Envoy twice, iptables", local(SIDECARS), proxies, client)
                 }
             });
         }
@@ -388,7 +358,24 @@ impl Scenario for Http {
     }
 }
 
-/// The mesh of the lab: denied by default; account `friend` may GET from two services through the proxy, and reach two past it.
+/// The arm that asks a service of `lab`'s [`mesh`] as account `friend`: `proxies` are on the way, and `origin` answers.
+///
+/// # Errors
+/// There is no such service, or the client does not start.
+pub fn meshed(lab: &Lab, name: &'static str, service: &str, proxies: Vec<i32>, origin: i32) -> Result<Arm> {
+    Ok(Arm {
+        name,
+        target: address(lab, service)?,
+        host: service.to_owned(),
+        headers: Vec::new(),
+        words: &[],
+        proxies,
+        origin,
+        client: Client::start(&paths::load(), |words| lab.run("client").account("friend").start(words))?,
+    })
+}
+
+/// The mesh of the lab, and the servers of [`SERVICES`]: denied by default; account `friend` may GET from two services through the proxy, and reach two past it.
 pub fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     lab.resource("mesh.yaml", resources::DENY)?;
     let through = |name: &str, acceleration: &str| {
@@ -414,10 +401,9 @@ pub fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     lab.daemon_with(&["--short-circuit", "force", "--access-log", "off"])?;
     let body = "x".repeat(peers::BODY);
     let nginx = |name: &str, port: u16| lab.nginx(Nginx::service(name).port(80, port).says(&body));
-    let services = [PLAIN, FAST, DIRECT, DIRECT_FAST];
-    let servers = services.into_iter().zip(8080..).map(|(name, port)| nginx(name, port));
+    let servers = SERVICES.into_iter().zip(8080..).map(|(name, port)| nginx(name, port));
     let servers = servers.collect::<Result<Vec<_>>>()?;
-    for name in services {
+    for name in SERVICES {
         poll::until("the mesh to be in force", || {
             let ask = |account: &str| {
                 let url = format!("http://{}/", address(lab, name)?);

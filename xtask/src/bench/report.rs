@@ -82,8 +82,8 @@ pub fn commit() -> Option<String> {
     }
 }
 
-/// All that was found, with what it was measured on.
-pub fn value(scenarios: &[(&str, Found)], quick: bool, commit: Option<&str>) -> Value {
+/// All that was found, with what it was measured on. `other`: the build that it was compared with.
+pub fn value(scenarios: &[(&str, Found)], quick: bool, commit: Option<&str>, other: Option<&Path>) -> Value {
     let of = |spread: Spread| json!({"median": spread.median, "least": spread.least, "greatest": spread.greatest});
     let row = |row: &Row| {
         json!({
@@ -114,6 +114,7 @@ pub fn value(scenarios: &[(&str, Found)], quick: bool, commit: Option<&str>) -> 
     };
     json!({
         "commit": commit,
+        "against": other,
         "date": shell::ask(std::process::Command::new("date").args(["--utc", "--iso-8601=seconds"])),
         "quick": quick,
         "machine": peers::versions(),
