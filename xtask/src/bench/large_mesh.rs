@@ -102,7 +102,7 @@ impl Scenario for LargeMesh {
         {
             let mesh = Mesh::start(&LARGE)?;
             // Before anything is asked of it: an answer about so many takes memory, too.
-            self.weft.push(Held::now(mesh.lab().daemon_pid()?)?);
+            self.weft.push(Held::at_rest(mesh.lab().daemon_pid()?)?);
             self.envoy.push(envoy::held(mesh.lab(), &LARGE)?);
             mesh.check(&LARGE)?;
             mesh.changes(self.changes, &mut self.large)?;

@@ -10,11 +10,11 @@ use std::{
     fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use vm_test::{Lab, Nginx, Running, envoy, resources};
+use anyhow::{Context, Result, ensure};
+use vm_test::{Lab, Nginx, Running, envoy, poll, resources};
 
 pub use self::from_disk::forget_programs;
 use self::maps::Maps;
@@ -32,6 +32,11 @@ const CONNECTIONS: usize = 10_000;
 /// New connections a second until all are open.
 const RATE: u32 = 1000;
 const SERVICE: &str = "held";
+/// How long resident memory has to stay within so many MiB to be that of a process at rest: weft's allocator gives back within a second
+/// or two what is free, its start code goes before.
+const REST: Duration = Duration::from_secs(3);
+const STEADY: f64 = 0.1;
+const BOUND: Duration = Duration::from_secs(60);
 /// How often memory is looked at under load.
 const LOOK: Duration = Duration::from_millis(50);
 /// MiB that an idle proxy may take, and the part of Envoy's that one under load may: what the project aims for.
@@ -70,12 +75,20 @@ pub fn run(quick: bool) -> Result<Vec<Row>> {
 // === impl Held ===
 
 impl Held {
-    /// What process `pid` has now.
+    /// What process `pid` has once that stays as it is: after a start, or a change, both peers give back what they needed for it.
     ///
     /// # Errors
-    /// It is gone.
-    pub fn now(pid: i32) -> Result<Self> {
-        Self::of(pid, &Maps::of(pid)?)
+    /// It is gone, or goes on taking and giving.
+    pub fn at_rest(pid: i32) -> Result<Self> {
+        let (mut last, mut since) = (resident(pid)?, Instant::now());
+        poll::within(BOUND, "memory to stay as it is", || {
+            let now = resident(pid)?;
+            if (now - last).abs() > STEADY {
+                (last, since) = (now, Instant::now());
+            }
+            ensure!(since.elapsed() >= REST, "{now:.1} MiB are resident");
+            Self::of(pid, &Maps::of(pid)?)
+        })
     }
 
     fn of(pid: i32, maps: &Maps) -> Result<Self> {
@@ -114,7 +127,7 @@ impl Scenario for Memory {
         let peer = peers::Envoy::one_hop(ENVOY, ORIGIN).start(&lab, outside.path())?;
         let (daemon, target) = (lab.daemon_pid()?, address(&lab, SERVICE)?);
         for (figures, pid) in [(&mut self.weft, daemon), (&mut self.envoy, peer.pid())] {
-            figures.idle.push(Held::now(pid)?);
+            figures.idle.push(Held::at_rest(pid)?);
         }
 
         let generator = paths::load();

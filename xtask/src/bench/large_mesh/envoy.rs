@@ -37,7 +37,7 @@ pub fn held(lab: &Lab, size: &Size) -> Result<Held> {
     let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "5", &url];
     let status = lab.outside(words)?.stdout;
     ensure!(status == "200", "Envoy answered {status:?}: {}", running.stderr());
-    Held::now(running.pid())
+    Held::at_rest(running.pid())
 }
 
 /// As CDS answers.
