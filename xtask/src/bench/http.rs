@@ -375,7 +375,11 @@ pub fn meshed(lab: &Lab, name: &'static str, service: &str, proxies: Vec<i32>, o
     })
 }
 
-/// The mesh of the lab, and the servers of [`SERVICES`]: denied by default; account `friend` may GET from two services through the proxy, and reach two past it.
+/// The mesh of the lab, and the servers of [`SERVICES`] in their order: denied by default; account `friend` may GET from two services
+/// through the proxy, and reach two past it.
+///
+/// # Errors
+/// A daemon or a server does not start, or the mesh is not in force.
 pub fn mesh(lab: &Lab) -> Result<Vec<Server>> {
     lab.resource("mesh.yaml", resources::DENY)?;
     let through = |name: &str, acceleration: &str| {
