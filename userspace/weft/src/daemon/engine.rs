@@ -28,6 +28,7 @@ use super::{
     allocated::Saved,
     cuts::{Cut, Cuts},
     last_good::LastGood,
+    names::Named,
     netns::{Pods, Sources},
     tables, unrecorded,
 };
@@ -43,6 +44,7 @@ pub struct InForce {
     pub diagnostics: Vec<Diagnostic>,
     /// Service port number -> service and index of the port.
     pub ports: Arc<HashMap<u32, (ServiceName, usize)>>,
+    pub named: Named,
 }
 
 /// The one place where things come into force.
@@ -321,6 +323,7 @@ impl Engine {
             chains: Arc::clone(&chains),
             diagnostics: compiled.diagnostics,
             ports,
+            named: Named::default(),
         }));
         state.proxy.publish(Arc::clone(&snapshot), chains);
         if unmoved {
