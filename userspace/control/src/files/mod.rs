@@ -1,10 +1,10 @@
 //! A folder of YAML files, watched.
 //!
 //! `*.yaml` and `*.yml` directly in the folder; sub-folders and dot files are left alone (so Kubernetes' `..data` swaps
-//! and editors' temporary files make no objects). inotify says *that* something happened, never *what*: after a
-//! short quiet moment the folder is listed and compared with what was applied, so a lost or merged event, an
-//! atomic rename, a swapped symlink and a slow writer all end in the same place. A rescan now and then does the same
-//! without any event, for file systems that have none and for targets of symlinks elsewhere.
+//! and editors' temporary files make no objects). inotify says *that* something happened and whether a writer is still
+//! at it, never *what*: after a short quiet moment the folder is listed and compared with what was applied, so a lost or
+//! merged event, an atomic rename, a swapped symlink and a slow writer all end in the same place. A rescan now and then
+//! does the same without any event, for file systems that have none and for targets of symlinks elsewhere.
 //!
 //! What must never happen is that a mistake of the file system looks like a deletion. Objects go only if the folder was
 //! listed without error and the file was not in it; and another folder than before, the first one of a daemon included,
@@ -29,16 +29,13 @@ use crate::{
     source::{Change, Sink, Source, SourceStatus},
 };
 
+mod heard;
 mod scan;
 mod watch;
 
 use scan::Folder;
 pub use scan::MAX_FILES;
 use watch::Watch;
-
-/// Quiet time after an event before the folder is read: an editor's truncate, write, rename is one change. Shorter reads
-/// half-written files, longer is felt by whoever edits.
-pub const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// The folder is read after this long even if events never stop.
 pub const DEBOUNCE_MAX: Duration = Duration::from_millis(500);
@@ -190,8 +187,8 @@ impl<S: Sink> Worker<S> {
     fn debounce(&self, woken: &Receiver<()>) {
         let began = Instant::now();
         while !self.shared.nudged.load(Ordering::SeqCst) && !self.shared.stop.load(Ordering::SeqCst) {
-            let quiet = woken.recv_timeout(DEBOUNCE).is_err();
-            if quiet || began.elapsed() > DEBOUNCE_MAX {
+            let left = DEBOUNCE_MAX.saturating_sub(began.elapsed());
+            if left.is_zero() || woken.recv_timeout(self.watch.quiet().min(left)).is_err() {
                 return;
             }
         }
@@ -201,6 +198,7 @@ impl<S: Sink> Worker<S> {
     fn look(&mut self) -> bool {
         let nudged = self.shared.nudged.swap(false, Ordering::SeqCst);
         self.watch.ensure();
+        self.watch.forget();
         let mut batch = Batch::of(&self.store);
         let change = self.folder.scan_or_keep(&mut batch, nudged);
         drop(batch);

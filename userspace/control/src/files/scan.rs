@@ -167,12 +167,8 @@ impl Folder {
     fn list(&self) -> io::Result<(Vec<String>, Vec<Diagnostic>)> {
         let (mut listed, mut odd) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            let path = self.path.join(&name);
-            let is_resource = path
-                .extension()
-                .is_some_and(|extension| extension == "yaml" || extension == "yml");
-            if !is_resource || name.as_encoded_bytes().starts_with(b".") {
+            let path = self.path.join(entry?.file_name());
+            if !is_resource(&path) {
                 continue;
             }
             match path.into_os_string().into_string() {
@@ -336,6 +332,17 @@ impl Stamp {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
+}
+
+/// Whether a path of the folder names a file that is read.
+pub(super) fn is_resource(path: &Path) -> bool {
+    let is_hidden = path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !is_hidden
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 fn hash(bytes: &[u8]) -> u64 {

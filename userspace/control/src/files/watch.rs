@@ -4,19 +4,19 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::mpsc::SyncSender,
+    sync::{Arc, Mutex, mpsc::SyncSender},
+    time::Duration,
 };
 
-use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-    recommended_watcher,
-};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher, recommended_watcher};
 use tracing::warn;
+
+use super::{heard::Heard, lock};
 
 pub(super) struct Watch {
     path: PathBuf,
     wake: SyncSender<()>,
+    heard: Arc<Mutex<Heard>>,
     /// The watcher and the folder it was made for (device, inode).
     watching: Option<(RecommendedWatcher, (u64, u64))>,
     /// Said once, not at every rescan.
@@ -30,6 +30,7 @@ impl Watch {
         Self {
             path: path.to_owned(),
             wake,
+            heard: Arc::default(),
             watching: None,
             failing: false,
         }
@@ -60,24 +61,26 @@ impl Watch {
         }
     }
 
+    /// How long the folder is to be quiet from now on before it is looked at.
+    pub fn quiet(&self) -> Duration {
+        lock(&self.heard).quiet()
+    }
+
+    /// What was heard so far is looked at now.
+    pub fn forget(&self) {
+        *lock(&self.heard) = Heard::default();
+    }
+
     fn watcher(&self) -> notify::Result<RecommendedWatcher> {
-        let wake = self.wake.clone();
+        let (wake, heard) = (self.wake.clone(), Arc::clone(&self.heard));
         let mut watcher = recommended_watcher(move |event: notify::Result<Event>| {
-            if event.as_ref().map_or(true, tells_of_a_change) {
+            if event.as_ref().map_or(true, |event| lock(&heard).note(event)) {
                 // Full: a look is due already.
                 let _ = wake.try_send(());
             }
         })?;
         watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
         Ok(watcher)
-    }
-}
-
-/// Our own listing and reading are events too.
-fn tells_of_a_change(event: &Event) -> bool {
-    match event.kind {
-        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
-        _ => true,
     }
 }
 
