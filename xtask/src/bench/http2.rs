@@ -1,7 +1,8 @@
 //! HTTP/2 and gRPC without TLS, on one node: through weft's proxy with telemetry and an access rule, through Envoy without any,
 //! and past both. Both proxies speak HTTP/2 on both sides.
 //!
-//! Each arm gets a fixed rate on a few connections with several requests at a time on each, which tells what a request costs.
+//! Each arm gets two loads on a few connections: a fixed rate, at which most of what a request costs is waking up; and as many
+//! as are answered, several at a time on each connection, where most of it is work.
 //! A gRPC call sends a message of 1 KiB and is answered by the same; a GET has a body of 1 KiB.
 
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ pub enum Way {
 enum Figure {
     /// CPU a request of the proxy.
     Proxy,
+    /// The same, with as many requests as are answered.
+    ProxyFull,
     /// The same of the whole machine.
     Machine,
 }
@@ -59,11 +62,15 @@ const ARMS: [(Protocol, Way); 8] = [
 
 /// What, of which protocol and figure, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
-const ROWS: [(&str, Protocol, Figure, Way, Way, Goal); 8] = [
+const ROWS: [(&str, Protocol, Figure, Way, Way, Goal); 12] = [
     ("HTTP/2 vs. Envoy, requests a CPU second of the proxy", Protocol::Http2, Figure::Proxy, Way::Weft, Way::Envoy, Goal::AtLeast(3.0)),
     ("the same, short-circuit", Protocol::Http2, Figure::Proxy, Way::WeftFast, Way::Envoy, Goal::AtLeast(3.0)),
+    ("as many as are answered: HTTP/2 vs. Envoy, requests a CPU second of the proxy", Protocol::Http2, Figure::ProxyFull, Way::Weft, Way::Envoy, Goal::AtLeast(3.0)),
+    ("the same, short-circuit", Protocol::Http2, Figure::ProxyFull, Way::WeftFast, Way::Envoy, Goal::AtLeast(3.0)),
     ("gRPC unary vs. Envoy, requests a CPU second of the proxy", Protocol::Grpc, Figure::Proxy, Way::Weft, Way::Envoy, Goal::AtLeast(3.0)),
     ("the same, short-circuit", Protocol::Grpc, Figure::Proxy, Way::WeftFast, Way::Envoy, Goal::AtLeast(3.0)),
+    ("as many as are answered: gRPC unary vs. Envoy, requests a CPU second of the proxy", Protocol::Grpc, Figure::ProxyFull, Way::Weft, Way::Envoy, Goal::AtLeast(3.0)),
+    ("the same, short-circuit", Protocol::Grpc, Figure::ProxyFull, Way::WeftFast, Way::Envoy, Goal::AtLeast(3.0)),
     ("HTTP/2 vs. Envoy, of the whole machine", Protocol::Http2, Figure::Machine, Way::Weft, Way::Envoy, Goal::Told),
     ("HTTP/2 vs. no mesh, of the whole machine", Protocol::Http2, Figure::Machine, Way::Weft, Way::NoMesh, Goal::Told),
     ("gRPC unary vs. Envoy, of the whole machine", Protocol::Grpc, Figure::Machine, Way::Weft, Way::Envoy, Goal::Told),
@@ -79,13 +86,20 @@ pub enum Origin {
 struct Http2 {
     seconds: Seconds,
     arms: Vec<Arm>,
-    /// A value a round, for each arm.
-    measured: Vec<Vec<Measured>>,
+    /// Of each arm.
+    measured: Vec<Figures>,
     // Ended in this order, the lab last.
     _proxies: Vec<Running>,
     _origins: Vec<Origin>,
     _outside: Cgroup,
     _lab: Lab,
+}
+
+/// A value a round.
+#[derive(Default)]
+struct Figures {
+    paced: Vec<Measured>,
+    full: Vec<Measured>,
 }
 
 /// # Errors
@@ -150,7 +164,7 @@ impl Http2 {
         }
         Ok(Self {
             seconds: Seconds::new(quick),
-            measured: arms.iter().map(|_| Vec::new()).collect(),
+            measured: arms.iter().map(|_| Figures::default()).collect(),
             arms,
             _proxies: proxies,
             _origins: origins,
@@ -163,14 +177,14 @@ impl Http2 {
     fn figure(&self, protocol: Protocol, figure: Figure, way: Way) -> Vec<f64> {
         let arms = ARMS.iter().zip(&self.measured);
         let of = arms.filter(|(arm, _)| **arm == (protocol, way));
-        let measured = of.flat_map(|(_, measured)| measured);
-        measured.map(|measured| figure.of(measured)).collect()
+        of.flat_map(|(_, figures)| figure.of(figures)).collect()
     }
 
     fn arms_found(&self) -> Vec<ArmFound> {
         let series = |(protocol, way): (Protocol, Way)| {
             let all = [
                 ("CPU of the proxy a request", Figure::Proxy),
+                ("CPU of the proxy a request, as many as are answered", Figure::ProxyFull),
                 ("CPU of the whole machine a request", Figure::Machine),
             ];
             all.map(|(what, figure)| Series {
@@ -190,12 +204,12 @@ impl Http2 {
 
 impl Scenario for Http2 {
     fn round(&mut self, number: usize) -> Result<f64> {
-        let load = Load {
-            rate: Some(RATE),
+        let loads = [Some(RATE), None].map(|rate| Load {
+            rate,
             connections: CONNECTIONS,
             seconds: self.seconds.counted,
             short: false,
-        };
+        });
         let mut order: Vec<usize> = (0..ARMS.len()).collect();
         if number % 2 == 1 {
             order.reverse();
@@ -205,17 +219,23 @@ impl Scenario for Http2 {
             let (Some(arm), Some(into)) = (self.arms.get_mut(index), self.measured.get_mut(index)) else {
                 continue;
             };
-            let measured = undisturbed(|| arm.measure(&load, self.seconds.warm_up))?;
-            arm.went_through(&measured)?;
-            stolen += measured.spent.disturbed();
-            into.push(measured);
+            for load in &loads {
+                let measured = undisturbed(|| arm.measure(load, self.seconds.warm_up))?;
+                arm.went_through(&measured)?;
+                stolen += measured.spent.disturbed();
+                match load.rate {
+                    Some(_) => into.paced.push(measured),
+                    None => into.full.push(measured),
+                }
+            }
         }
         Ok(stolen)
     }
 
     fn drop_last(&mut self) {
-        for measured in &mut self.measured {
-            measured.pop();
+        for figures in &mut self.measured {
+            figures.paced.pop();
+            figures.full.pop();
         }
     }
 
@@ -240,11 +260,14 @@ impl Scenario for Http2 {
 // === impl Figure ===
 
 impl Figure {
-    fn of(self, measured: &Measured) -> f64 {
-        match self {
-            Self::Proxy => measured.proxy,
-            Self::Machine => measured.machine,
-        }
+    /// A value a round.
+    fn of(self, figures: &Figures) -> Vec<f64> {
+        let (measured, value): (_, fn(&Measured) -> f64) = match self {
+            Self::Proxy => (&figures.paced, |measured| measured.proxy),
+            Self::ProxyFull => (&figures.full, |measured| measured.proxy),
+            Self::Machine => (&figures.paced, |measured| measured.machine),
+        };
+        measured.iter().map(value).collect()
     }
 }
 
