@@ -170,17 +170,16 @@ impl Callouts {
         };
         head::prepare_call(&mut head, wire, address, body.is_end_stream()).map_err(|error| broken(chain(&error)))?;
         let reused = sending.is_reused();
-        let request = Request::from_parts(head, UpstreamBody::Call(body));
-        let answered = match sending.send(request).await {
+        let answered = match sending.send(Box::new(head), UpstreamBody::Call(body)).await {
             Err(SendError { unsent, source, .. }) => match unsent {
                 // The endpoint was closing the pool's connection: nothing of it was sent.
-                Some(unsent) if reused => {
+                Some((head, body)) if reused => {
                     let fresh = worker.pool.open(&Upstream::at_home(address), wire).await;
                     let fresh = fresh.map_err(|error| CallError::Connect {
                         upstream: upstream.clone(),
                         reason: error.to_string(),
                     })?;
-                    let answered = fresh.send(*unsent).await;
+                    let answered = fresh.send(head, body).await;
                     answered.map_err(|error| broken(chain(&*error.source)))
                 }
                 _ => Err(broken(chain(&*source))),

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, request};
-use hyper::body::Body;
+use hyper::{body::Body, upgrade::OnUpgrade};
 use tokio::sync::Notify;
 use weft_adapters::{
     Bag, Directives, FlowProtocol, Pipeline,
@@ -32,19 +32,16 @@ use crate::{
     wire::WireBody,
 };
 
-/// Carries `request` out.
+/// Carries a request out.
 ///
 /// # Errors
 /// What the client is to be told instead of an endpoint's answer.
 pub(crate) async fn forward(
     exchange: &Rc<Exchange>,
-    mut request: Request<WireBody>,
+    mut head: Box<request::Parts>,
+    incoming: WireBody,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let downstream = request
-        .headers()
-        .contains_key(http::header::UPGRADE)
-        .then(|| hyper::upgrade::on(&mut request));
-    let (mut head, incoming) = request.into_parts();
+    let downstream = head.extensions.remove::<OnUpgrade>();
     let mut body = RequestBody::new(incoming, Rc::clone(exchange));
     let go = head::expects_continue(&head).then(|| body.wait_for_continue());
     head::check(&head)?;
@@ -64,7 +61,7 @@ pub(crate) async fn forward(
     let upgrade = head::upgrade(&head);
     let upgrading = downstream.filter(|_| upgrade.is_some()).map(|client| Upgrading {
         client,
-        asked: Box::new(received.unwrap_or_else(|| head::copy(&head))),
+        asked: received.unwrap_or_else(|| Box::new(head::copy(&head))),
     });
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
@@ -100,7 +97,7 @@ pub(crate) async fn consult(
     picked: &Picked,
     head: &mut request::Parts,
     end: bool,
-) -> Result<Option<request::Parts>, Refusal> {
+) -> Result<Option<Box<request::Parts>>, Refusal> {
     let request = view::of_checks(head);
     let directives = check(exchange, picked, request).await?;
     // A path that has two readings must be let pass in both, as by access rules.
@@ -110,10 +107,10 @@ pub(crate) async fn consult(
         check(exchange, picked, RequestView { path: &path, ..request }).await?;
     }
     let may_change = picked.is_filtered() || !directives.request.is_empty();
-    let received = may_change.then(|| head::copy(head));
+    let received = may_change.then(|| Box::new(head::copy(head)));
     let counted = counted(picked, head, &directives);
     change(exchange, picked, head, end, directives).await?;
-    let counted = counted.as_deref().or(received.as_ref());
+    let counted = counted.as_deref().or(received.as_deref());
     use_up(exchange, picked, view::of_checks(counted.unwrap_or(head))).await?;
     Ok(received)
 }
@@ -324,7 +321,7 @@ async fn send(
     picked: &Picked,
     wire: Wire,
     sending: Sending,
-    head: request::Parts,
+    mut head: Box<request::Parts>,
     body: RequestBody,
     go: Option<Arc<Notify>>,
 ) -> Result<(Response<WireBody>, Lease), Refusal> {
@@ -332,27 +329,22 @@ async fn send(
     let worker = &exchange.conn.worker;
     let reused = sending.is_reused();
     // A request that may have arrived is only repeated if that does no harm (RFC 9110 9.2.2) and there is no body.
-    let replay = (reused && body.is_end_stream() && is_idempotent(&head.method)).then(|| head::copy(&head));
-    let mut request = Request::from_parts(head, UpstreamBody::Forwarded(body));
+    let replay = (reused && body.is_end_stream() && is_idempotent(&head.method)).then(|| Box::new(head::copy(&head)));
     if let Some(go) = go {
-        hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                go.notify_one();
-            }
-        });
+        head = tell_of_continue(head, go);
     }
-    let error = match sending.send(request).await {
+    let error = match sending.send(head, UpstreamBody::Forwarded(body)).await {
         Ok(answered) => return Ok(answered),
         Err(error) => error,
     };
     if exchange.has_request_broken() {
         return Err(DataError::RequestBody.into());
     }
-    request = match (error.unsent, replay) {
-        (Some(unsent), _) if reused => *unsent,
+    let (head, body) = match (error.unsent, replay) {
+        (Some(unsent), _) if reused => unsent,
         (None, Some(head)) if error.is_lost => {
             let nothing = RequestBody::empty(Rc::clone(exchange));
-            Request::from_parts(head, UpstreamBody::Forwarded(nothing))
+            (head, UpstreamBody::Forwarded(nothing))
         }
         _ => {
             return Err(DataError::Upstream {
@@ -363,16 +355,16 @@ async fn send(
         }
     };
     worker.metrics.upstream_retried.inc();
-    let fresh = worker
-        .pool
-        .open(&exchange.conn.upstream(address), wire)
+    let upstream = exchange.conn.upstream(address);
+    // In boxes, as it is rare.
+    let fresh = Box::pin(worker.pool.open(&upstream, wire))
         .await
         .map_err(|source| DataError::Connect {
             address,
             tried: 1,
             source,
         })?;
-    fresh.send(request).await.map_err(|error| {
+    Box::pin(fresh.send(head, body)).await.map_err(|error| {
         if exchange.has_request_broken() {
             DataError::RequestBody.into()
         } else {
@@ -383,6 +375,17 @@ async fn send(
             .into()
         }
     })
+}
+
+/// `go` is given when the endpoint says `100 Continue`.
+fn tell_of_continue(head: Box<request::Parts>, go: Arc<Notify>) -> Box<request::Parts> {
+    let mut request = Request::from_parts(*head, ());
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            go.notify_one();
+        }
+    });
+    Box::new(request.into_parts().0)
 }
 
 /// The endpoint's answer becomes the client's.

@@ -12,10 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Reason, RecvStream,
+    Reason, RecvStream, SendStream,
     server::{Builder, Connection, Handshake, SendResponse},
 };
-use http::{Request, Response};
+use http::{Response, request};
 use hyper::body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -77,10 +77,15 @@ pub(crate) async fn serve(conn: Rc<Conn>, stream: Prefixed<Socket>) {
 }
 
 /// One request, to the last byte of its answer, or until the client gives up.
-async fn stream(conn: Rc<Conn>, clock: Arc<ConnClock>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let request = request.map(|stream| WireBody::Http2(Http2Body::new(stream)));
+async fn stream(
+    conn: Rc<Conn>,
+    clock: Arc<ConnClock>,
+    head: Box<request::Parts>,
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+) {
     let answered = {
-        let mut serving = pin!(server::serve(conn, clock, request));
+        let mut serving = pin!(server::serve(conn, clock, head, WireBody::Http2(Http2Body::new(body))));
         poll_fn(|cx| match serving.as_mut().poll(cx) {
             Poll::Ready(answered) => Poll::Ready(Some(answered)),
             Poll::Pending => respond.poll_reset(cx).map(|_| None),
@@ -88,14 +93,22 @@ async fn stream(conn: Rc<Conn>, clock: Arc<ConnClock>, request: Request<RecvStre
         .await
     };
     match answered {
-        Some(Ok(response)) => answer(respond, response).await,
+        Some(Ok(response)) => {
+            if let Some((body, stream)) = answer(respond, response) {
+                send_body(body, stream).await;
+            }
+        }
         Some(Err(_unanswered)) => respond.send_reset(Reason::INTERNAL_ERROR),
         // Nobody waits for it.
         None => {}
     }
 }
 
-async fn answer(mut respond: SendResponse<Bytes>, response: Response<ResponseBody>) {
+/// What is left to be sent, behind the head.
+fn answer(
+    mut respond: SendResponse<Bytes>,
+    response: Response<ResponseBody>,
+) -> Option<(ResponseBody, SendStream<Bytes>)> {
     let (mut head, body) = response.into_parts();
     // Filters may have put something there, and h2 would refuse it.
     head::strip_hop_by_hop(&mut head.headers);
@@ -104,11 +117,11 @@ async fn answer(mut respond: SendResponse<Bytes>, response: Response<ResponseBod
         tell_length(&mut head.headers, length);
     }
     match respond.send_response(Response::from_parts(head, ()), end) {
-        Ok(stream) if !end => send_body(body, stream).await,
-        Ok(_) => {}
+        Ok(stream) => (!end).then_some((body, stream)),
         Err(error) => {
             tracing::debug!(%error, "an answer that cannot be sent");
             respond.send_reset(Reason::INTERNAL_ERROR);
+            None
         }
     }
 }
@@ -141,7 +154,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
                 State::Open(connection) => match ready!(connection.poll_accept(cx)) {
                     Some(Ok((request, respond))) => {
                         let (conn, clock) = (Rc::clone(&self.conn), Arc::clone(&self.clock));
-                        tokio::task::spawn_local(stream(conn, clock, request, respond));
+                        let (head, body) = request.into_parts();
+                        tokio::task::spawn_local(stream(conn, clock, Box::new(head), body, respond));
                     }
                     Some(Err(error)) => return Poll::Ready(Err(error)),
                     None => return Poll::Ready(Ok(())),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION, request};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -79,7 +79,13 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
     let service = {
         let (conn, clock) = (Rc::clone(conn), Arc::clone(clock));
         service_fn(move |request: Request<Incoming>| {
-            serve(Rc::clone(&conn), Arc::clone(&clock), request.map(WireBody::Http1))
+            let (head, body) = request.into_parts();
+            serve(
+                Rc::clone(&conn),
+                Arc::clone(&clock),
+                Box::new(head),
+                WireBody::Http1(body),
+            )
         })
     };
     let mut served = Box::new(builder.serve_connection(io, service).with_upgrades());
@@ -163,15 +169,14 @@ where
 pub(super) async fn serve(
     conn: Rc<Conn>,
     clock: Arc<ConnClock>,
-    request: Request<WireBody>,
+    head: Box<request::Parts>,
+    body: WireBody,
 ) -> Result<Response<ResponseBody>, Unanswered> {
-    let (head, body) = request.into_parts();
     let exchange = Exchange::new(&conn, &clock, Asked::of(&head, &conn.worker.agents));
     let version = head.version;
-    let request = Request::from_parts(head, body);
-    let mut response = match forward_unless_stopped(&exchange, request).await {
+    let mut response = match forward_unless_stopped(&exchange, head, body).await {
         Ok(response) => response,
-        Err(refusal) => respond::refuse(&exchange, refusal).await?,
+        Err(refusal) => Box::pin(respond::refuse(&exchange, refusal)).await?,
     };
     if version < Version::HTTP_2
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
@@ -188,9 +193,10 @@ pub(super) async fn serve(
 /// one, where it then also ends in an error.
 async fn forward_unless_stopped(
     exchange: &Rc<Exchange>,
-    request: Request<WireBody>,
+    head: Box<request::Parts>,
+    body: WireBody,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let mut forwarding = pin!(forward::forward(exchange, request));
+    let mut forwarding = pin!(forward::forward(exchange, head, body));
     poll_fn(|cx| {
         if let Some(chain) = exchange.chain()
             && let Poll::Ready(stop) = chain.poll_stopped(cx)

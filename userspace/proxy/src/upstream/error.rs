@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use http::Request;
+use http::{Request, request};
 use hyper::client::conn::TrySendError;
 
 use super::UpstreamBody;
@@ -11,7 +11,7 @@ use crate::error::BoxError;
 /// Why a request got no answer.
 pub(crate) struct SendError {
     /// The request, if nothing of it was sent.
-    pub(crate) unsent: Option<Box<Request<UpstreamBody>>>,
+    pub(crate) unsent: Option<(Box<request::Parts>, UpstreamBody)>,
     /// The connection ended before a byte of the answer came, or the endpoint says that it has not looked at it.
     pub(crate) is_lost: bool,
     pub(crate) source: BoxError,
@@ -21,8 +21,9 @@ pub(crate) struct SendError {
 
 impl SendError {
     pub(super) fn of_http1(mut error: TrySendError<Request<UpstreamBody>>) -> Self {
+        let unsent = error.take_message().map(Request::into_parts);
         Self {
-            unsent: error.take_message().map(Box::new),
+            unsent: unsent.map(|(head, body)| (Box::new(head), body)),
             is_lost: is_lost(error.error()),
             source: error.into_error().into(),
         }

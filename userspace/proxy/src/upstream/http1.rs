@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header::UPGRADE};
+use http::{Request, Response, header::UPGRADE, request};
 use hyper::{
     body::{Body, Frame, Incoming},
     client::conn::{
@@ -214,13 +214,14 @@ impl Http1Sending {
     }
 
     pub(super) async fn send(
-        mut self,
-        request: Request<UpstreamBody>,
+        mut self: Box<Self>,
+        head: Box<request::Parts>,
+        body: UpstreamBody,
     ) -> Result<(Response<Incoming>, Http1Lease), TrySendError<Request<UpstreamBody>>> {
-        if !request.body().is_end_stream() || request.headers().contains_key(UPGRADE) {
+        if !body.is_end_stream() || head.headers.contains_key(UPGRADE) {
             self.link.detach(&self.home.upstream);
         }
-        let mut response = pin!(self.link.sender.try_send_request(request));
+        let mut response = pin!(self.link.sender.try_send_request(Request::from_parts(*head, body)));
         let response = poll_fn(|cx| self.link.poll_with(cx, |cx| response.as_mut().poll(cx))).await?;
         Ok((
             response,

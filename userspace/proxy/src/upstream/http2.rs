@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
-use http::{Request, Response};
+use http::{Response, request};
 use tokio::{sync::Mutex, time::Instant};
 
 use self::slots::Slots;
@@ -246,10 +246,11 @@ impl Http2Sending {
 
     pub(super) async fn send(
         self,
-        request: Request<UpstreamBody>,
+        head: Box<request::Parts>,
+        body: UpstreamBody,
     ) -> Result<(Response<Http2Body>, Http2Lease), SendError> {
         let Self { lease, .. } = self;
-        match stream::send(&lease.0, request).await {
+        match stream::send(&lease.0, head, body).await {
             Ok(response) => Ok((response, lease)),
             Err(error) => {
                 // Before it is sent again.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Response, request};
 use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
@@ -43,7 +43,7 @@ pub(crate) struct Pool {
 
 /// A connection about to be used for one request.
 pub(crate) enum Sending {
-    Http1(Http1Sending),
+    Http1(Box<Http1Sending>),
     Http2(Http2Sending),
 }
 
@@ -74,9 +74,13 @@ impl Pool {
     pub(crate) async fn take(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let reused = match wire {
             Wire::Http1 => match self.http1.idle(upstream) {
-                Some(sending) => Some(Sending::Http1(sending)),
+                Some(sending) => Some(Sending::Http1(Box::new(sending))),
                 None => match self.plain.home(upstream).idle() {
-                    Some(socket) => Some(Sending::Http1(self.http1.on(socket, upstream, true).await?)),
+                    Some(socket) => {
+                        // In a box, as what opens one: most requests find a connection as it is to be.
+                        let sending = Box::pin(self.http1.on(socket, upstream, true)).await?;
+                        Some(Sending::Http1(Box::new(sending)))
+                    }
                     None => None,
                 },
             },
@@ -87,7 +91,7 @@ impl Pool {
                 self.metrics.upstream_reused.inc();
                 Ok(sending)
             }
-            None => self.open(upstream, wire).await,
+            None => Box::pin(self.open(upstream, wire)).await,
         }
     }
 
@@ -97,7 +101,10 @@ impl Pool {
     /// The connect's.
     pub(crate) async fn open(&self, upstream: &Upstream, wire: Wire) -> io::Result<Sending> {
         let opened = match wire {
-            Wire::Http1 => self.http1.open(upstream, &*self.origin).await.map(Sending::Http1),
+            Wire::Http1 => {
+                let opened = self.http1.open(upstream, &*self.origin).await;
+                opened.map(|sending| Sending::Http1(Box::new(sending)))
+            }
             Wire::Http2 => {
                 let opened = self.http2.open(upstream, &*self.origin, &self.metrics).await;
                 opened.map(Sending::Http2)
@@ -185,18 +192,23 @@ impl Sending {
         }
     }
 
-    /// Sends `request` and returns with the head of the answer.
+    /// Sends a request and returns with the head of the answer. (A head is held in a box wherever it waits: a future keeps what it
+    /// is given beside what it hands on, and is moved as a whole.)
     ///
     /// # Errors
     /// With the request, if nothing of it was sent.
-    pub(crate) async fn send(self, request: Request<UpstreamBody>) -> Result<(Response<WireBody>, Lease), SendError> {
+    pub(crate) async fn send(
+        self,
+        head: Box<request::Parts>,
+        body: UpstreamBody,
+    ) -> Result<(Response<WireBody>, Lease), SendError> {
         match self {
-            Self::Http1(sending) => match sending.send(request).await {
+            Self::Http1(sending) => match sending.send(head, body).await {
                 Ok((response, lease)) => Ok((response.map(WireBody::Http1), Lease::Http1(lease))),
                 Err(error) => Err(SendError::of_http1(error)),
             },
             Self::Http2(sending) => {
-                let (response, lease) = sending.send(request).await?;
+                let (response, lease) = sending.send(head, body).await?;
                 Ok((response.map(WireBody::Http2), Lease::Http2(lease)))
             }
         }

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, io, pin::Pin, rc::Rc};
 
 use h2::Reason;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, request};
 use hyper::body::Body;
 
 use super::{
@@ -12,12 +12,16 @@ use super::{
 };
 use crate::wire::{Http2Body, send_body, tell_length};
 
-/// Sends `request` once the endpoint takes it, and returns with the head of the answer. A body that has not gone out by then does so
+/// Sends a request once the endpoint takes it, and returns with the head of the answer. A body that has not gone out by then does so
 /// in a task of its own, until its sender, the endpoint or whoever reads the answer gives up; before, it ends with this call.
 ///
 /// # Errors
 /// With the request, if nothing of it was sent.
-pub(super) async fn send(place: &Rc<Place>, request: Request<UpstreamBody>) -> Result<Response<Http2Body>, SendError> {
+pub(super) async fn send(
+    place: &Rc<Place>,
+    mut head: Box<request::Parts>,
+    body: UpstreamBody,
+) -> Result<Response<Http2Body>, SendError> {
     let takes_it = place.take_slot().await;
     let mut sender = place.connection.sender.clone();
     let leaving = match poll_fn(|cx| sender.poll_ready(cx)).await {
@@ -27,18 +31,17 @@ pub(super) async fn send(place: &Rc<Place>, request: Request<UpstreamBody>) -> R
     };
     if let Some(error) = leaving {
         return Err(SendError {
-            unsent: Some(Box::new(request)),
+            unsent: Some((head, body)),
             ..failed(error)
         });
     }
-    let (mut head, body) = request.into_parts();
     if let Some(length) = body.size_hint().exact()
         && (length > 0 || means_something_empty(&head.method))
     {
         tell_length(&mut head.headers, length);
     }
     let end = body.is_end_stream();
-    let sent = sender.send_request(Request::from_parts(head, ()), end);
+    let sent = sender.send_request(Request::from_parts(*head, ()), end);
     let (mut response, stream) = sent.map_err(failed)?;
     let mut sending = (!end).then(|| Box::pin(send_body(body, stream)));
     let answered = poll_fn(|cx| {
