@@ -40,8 +40,8 @@ use crate::{
 /// Only ratios of arms that took turns in one run count: medians over rounds, with the least and the greatest. PASS: the
 /// median reaches the goal; UNDECIDED: it does not, but the 95 % interval spans the goal (rounds are added up to a cap); else
 /// FALLS SHORT; NOT BUILT: a goal that is not measured yet, which counts neither way. Exit 0 when every response was right and
-/// every row was measured; with --gate also 1 where a row falls short of its goal. WEFT_BIN=FILE measures that binary instead of
-/// building this checkout's.
+/// every row was measured (a scenario that fails is told of again at the end, and the others go on); with --gate also 1 where a
+/// row falls short of its goal. WEFT_BIN=FILE measures that binary instead of building this checkout's.
 #[derive(clap::Args)]
 pub struct Args {
     /// Default: all of them.
@@ -57,7 +57,7 @@ pub struct Args {
     /// Fail where a row falls short of its goal.
     #[arg(long)]
     gate: bool,
-    /// Also write all rows, versions and commit to this file.
+    /// Also write all rows, versions and commit to this file; those that were measured, if a scenario failed.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Also draw where the proxy's time goes under load (scenario http): into bench/results/ with --write, else target/bench/.
@@ -143,8 +143,16 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(other) = &other {
         all.push(tell(AGAINST, || against::run(other, args.quick))?);
     }
+    let mut failed = Vec::new();
     for scenario in scenarios {
-        all.push(tell(scenario.name(), || scenario.run(args))?);
+        // An hour of the others is not lost for it.
+        match tell(scenario.name(), || scenario.run(args)) {
+            Ok(found) => all.push(found),
+            Err(error) => {
+                println!("{} failed: {error:#}", scenario.name());
+                failed.push(format!("{}: {error:#}", scenario.name()));
+            }
+        }
     }
     println!(
         "\nall took {}",
@@ -154,6 +162,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.json {
         report::json(file, &results)?;
     }
+    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
     if args.write {
         record::write(&all, &results)?;
     }
