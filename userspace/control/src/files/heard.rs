@@ -53,10 +53,12 @@ impl Heard {
                 self.writing.extend(paths.filter(is_empty).cloned());
                 false
             }
-            _ => {
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 paths.for_each(|path| _ = self.writing.remove(path));
                 false
             }
+            // Another mode or owner, and what has no name: a writer goes on.
+            _ => false,
         };
         true
     }
@@ -76,9 +78,9 @@ impl Heard {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs::File,
+        fs::{File, Permissions},
         io::Write as _,
-        os::unix::fs::symlink,
+        os::unix::fs::{PermissionsExt as _, symlink},
         path::Path,
         sync::mpsc::{Receiver, channel},
     };
@@ -120,15 +122,19 @@ mod tests {
             let mark = self.folder.path().join("mark");
             fs::create_dir(&mark).unwrap();
             loop {
-                let event = self.events.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+                let event = self.event();
                 if event.paths == [mark.as_path()] {
                     break;
                 }
                 self.heard.note(&event);
             }
             fs::remove_dir(&mark).unwrap();
-            while !matches!(self.events.recv().unwrap().unwrap().kind, EventKind::Remove(_)) {}
+            while !matches!(self.event().kind, EventKind::Remove(_)) {}
             self.heard.quiet()
+        }
+
+        fn event(&self) -> Event {
+            self.events.recv_timeout(Duration::from_secs(30)).unwrap().unwrap()
         }
     }
 
@@ -143,6 +149,9 @@ mod tests {
             assert_eq!(bench.after(|_| writer.write_all(b"1").unwrap()), WRITING, "{name}");
             let other = bench.after(|folder| fs::write(folder.join("other.yaml"), "1").unwrap());
             assert_eq!(other, WRITING, "{name} is not whole with another");
+            let mode = Permissions::from_mode(0o600);
+            let changed = bench.after(|folder| fs::set_permissions(folder.join(name), mode).unwrap());
+            assert_eq!(changed, WRITING, "{name} is not whole by its mode");
             assert_eq!(bench.after(|_| drop(writer)), WHOLE, "{name}");
         }
     }
