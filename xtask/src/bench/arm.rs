@@ -11,7 +11,7 @@ use super::cpu::{self, Spent, Watch};
 /// Longer than a load takes by this is an error.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// Processor time a request below which the proxy was not on the way, in microseconds. One that it passes on costs 6.7 at the least
+/// Processor time a request below which the proxy was not on the way, in microseconds. One that it passes on costs 6.6 at the least
 /// (short-circuited, as many as are answered, on the fastest machine so far). A daemon that rests runs for a millisecond a second,
 /// which is more than this at the lowest rate alone, and every arm has higher ones.
 const PROXIED: f64 = 2.0;
