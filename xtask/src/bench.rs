@@ -162,7 +162,11 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.json {
         report::json(file, &results)?;
     }
-    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
+    anyhow::ensure!(
+        failed.is_empty(),
+        "not measured, so that --write keeps nothing (--json FILE does): {}",
+        failed.join("; ")
+    );
     if args.write {
         record::write(&all, &results)?;
     }
