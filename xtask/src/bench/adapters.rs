@@ -56,6 +56,8 @@ const ARMS: [(Proxy, Check); 9] = [
 enum Figure {
     /// CPU a request of the proxy, at the fixed rate.
     Proxy,
+    /// CPU a request of the proxy, with as many as are answered.
+    ProxyFull,
     /// Of the policy server.
     PolicyServer,
     /// Median latency on one connection.
@@ -87,15 +89,21 @@ const THEIR_REMOTE: Side = (Proxy::Envoy, Check::Remote);
 
 /// What, of which figure, ours, whose beside it, and what is to be reached.
 #[rustfmt::skip]
-const ROWS: [(&str, Figure, Side, Side, Compared, Goal); 15] = [
+const ROWS: [(&str, Figure, Side, Side, Compared, Goal); 21] = [
     ("native, CPU added", Figure::Proxy, NATIVE, RBAC, Compared::Alone, Goal::AtMost(1.0)),
     ("wasm, CPU added", Figure::Proxy, WASM, THEIR_WASM, Compared::Alone, Goal::AtMost(5.0)),
     ("wasm vs. Envoy's wasm, CPU added", Figure::Proxy, WASM, THEIR_WASM, Compared::Cheaper, Goal::AtLeast(3.0)),
+    ("as many as are answered: native, CPU added", Figure::ProxyFull, NATIVE, RBAC, Compared::Alone, Goal::AtMost(1.0)),
+    ("as many as are answered: wasm, CPU added", Figure::ProxyFull, WASM, THEIR_WASM, Compared::Alone, Goal::AtMost(5.0)),
+    ("as many as are answered: wasm vs. Envoy's wasm, CPU added", Figure::ProxyFull, WASM, THEIR_WASM, Compared::Cheaper, Goal::AtLeast(3.0)),
     ("remote vs. wasm, added p50", Figure::P50, REMOTE, WASM, Compared::Times, Goal::AtLeast(20.0)),
     ("wasm, an instance a request, vs. Envoy's wasm, CPU added", Figure::Proxy, FRESH, THEIR_WASM, Compared::Cheaper, Goal::Told),
     ("remote vs. wasm, an instance a request, added p50", Figure::P50, REMOTE, FRESH, Compared::Times, Goal::Told),
     ("native vs. Envoy's RBAC, CPU added", Figure::Proxy, NATIVE, RBAC, Compared::Cheaper, Goal::Told),
     ("remote vs. Envoy's, CPU added to the proxy", Figure::Proxy, REMOTE, THEIR_REMOTE, Compared::Cheaper, Goal::Told),
+    ("as many as are answered: wasm, an instance a request, vs. Envoy's wasm, CPU added", Figure::ProxyFull, FRESH, THEIR_WASM, Compared::Cheaper, Goal::Told),
+    ("as many as are answered: native vs. Envoy's RBAC, CPU added", Figure::ProxyFull, NATIVE, RBAC, Compared::Cheaper, Goal::Told),
+    ("as many as are answered: remote vs. Envoy's, CPU added to the proxy", Figure::ProxyFull, REMOTE, THEIR_REMOTE, Compared::Cheaper, Goal::Told),
     ("remote vs. Envoy's, CPU of the policy server", Figure::PolicyServer, REMOTE, THEIR_REMOTE, Compared::Cheaper, Goal::Told),
     ("native vs. Envoy's RBAC, added p50", Figure::P50, NATIVE, RBAC, Compared::Cheaper, Goal::Told),
     ("wasm vs. Envoy's wasm, added p50", Figure::P50, WASM, THEIR_WASM, Compared::Cheaper, Goal::Told),
@@ -111,6 +119,7 @@ struct Figures {
     busy: Vec<Measured>,
     /// The policy server's part of it, in microseconds a request.
     policy_server: Vec<f64>,
+    full: Vec<Measured>,
     alone: Vec<Measured>,
 }
 
@@ -131,7 +140,7 @@ struct Adapters {
 impl Figure {
     fn unit(self) -> &'static str {
         match self {
-            Self::Proxy | Self::PolicyServer => "µs CPU",
+            Self::Proxy | Self::ProxyFull | Self::PolicyServer => "µs CPU",
             Self::P50 | Self::P99 => "µs",
         }
     }
@@ -139,6 +148,7 @@ impl Figure {
     fn of(self, figures: &Figures) -> Vec<f64> {
         match self {
             Self::Proxy => figures.busy.iter().map(|measured| measured.proxy).collect(),
+            Self::ProxyFull => figures.full.iter().map(|measured| measured.proxy).collect(),
             Self::PolicyServer => figures.policy_server.clone(),
             Self::P50 => figures.alone.iter().map(|measured| measured.p50).collect(),
             Self::P99 => figures.busy.iter().map(|measured| measured.p99).collect(),
@@ -219,10 +229,7 @@ impl Adapters {
         let policy_server_pid = policy_server.pid();
         proxies.push(policy_server);
         Ok(Self {
-            seconds: Seconds {
-                counted: if quick { 1.0 } else { 4.0 },
-                ..Seconds::new(quick)
-            },
+            seconds: Seconds::new(quick),
             figures: arms.iter().map(|_| Figures::default()).collect(),
             arms,
             policy_server: policy_server_pid,
@@ -246,19 +253,20 @@ impl Adapters {
 
 impl Scenario for Adapters {
     fn round(&mut self, number: usize) -> Result<f64> {
-        let load = |rate: u32, connections: usize| Load {
-            rate: Some(rate),
+        let load = |rate: Option<u32>, connections: usize| Load {
+            rate,
             connections,
             seconds: self.seconds.counted,
             short: false,
         };
-        let (busy, alone) = (load(RATE, CONNECTIONS), load(LATENCY_RATE, 1));
+        let (busy, full) = (load(Some(RATE), CONNECTIONS), load(None, CONNECTIONS));
+        let alone = load(Some(LATENCY_RATE), 1);
         let mut order: Vec<usize> = (0..ARMS.len()).collect();
         if number % 2 == 1 {
             order.reverse();
         }
         let mut stolen = 0.0;
-        for load in [&busy, &alone] {
+        for load in [&busy, &full, &alone] {
             // A latency is of processors that are awake; a cost is of processors that rest when they may.
             let awake = (load.connections == 1).then(Awake::new).transpose()?;
             for index in &order {
@@ -273,13 +281,14 @@ impl Scenario for Adapters {
                     Ok(measured)
                 })?;
                 stolen += measured.spent.disturbed();
-                if load.connections == 1 {
-                    figures.alone.push(measured);
-                } else {
-                    figures
-                        .policy_server
-                        .push(judging.as_secs_f64() * 1e6 / measured.requests as f64);
-                    figures.busy.push(measured);
+                match (load.rate, load.connections) {
+                    (None, _) => figures.full.push(measured),
+                    (_, 1) => figures.alone.push(measured),
+                    _ => {
+                        let judging = judging.as_secs_f64() * 1e6 / measured.requests as f64;
+                        figures.policy_server.push(judging);
+                        figures.busy.push(measured);
+                    }
                 }
             }
             drop(awake);
@@ -291,6 +300,7 @@ impl Scenario for Adapters {
         for figures in &mut self.figures {
             figures.busy.pop();
             figures.policy_server.pop();
+            figures.full.pop();
             figures.alone.pop();
         }
     }
