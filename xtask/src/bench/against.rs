@@ -20,7 +20,7 @@ use super::{
 
 /// Differences between two builds are smaller than those between two proxies.
 fn rounds(quick: bool) -> Rounds {
-    let (least, most, drops) = if quick { (7, 7, 2) } else { (15, 15, 3) };
+    let (least, most, drops) = if quick { (14, 14, 2) } else { (15, 15, 3) };
     Rounds { least, most, drops }
 }
 

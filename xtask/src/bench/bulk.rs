@@ -102,7 +102,7 @@ impl Bulk {
             arm("weft, L4, short-circuit", address(&lab, FAST.0)?, friend()?),
         ];
         Ok(Self {
-            seconds: if quick { 1.0 } else { 3.0 },
+            seconds: if quick { 0.5 } else { 3.0 },
             arms,
             _receivers: receivers,
             _outside: outside,

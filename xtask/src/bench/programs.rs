@@ -104,7 +104,7 @@ impl Programs {
                 .start([traffic.as_str(), "connect-many", &target, &count])?;
         connects.line(1)?;
         Ok(Self {
-            seconds: if quick { 0.5 } else { 2.0 },
+            seconds: if quick { 0.25 } else { 2.0 },
             remote: arm("from another host", remote, PLAIN.0, &servers[0], outside),
             local: arm("short-circuit", local, FAST.0, &servers[1], meshed),
             connects,

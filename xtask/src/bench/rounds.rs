@@ -129,9 +129,9 @@ pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
 // === impl Rounds ===
 
 impl Rounds {
-    /// Of a scenario whose arms are spread; `quick`: to see that it works.
+    /// Of a scenario whose arms are spread; `quick`: no more than an interval takes ([`interval`]).
     pub fn new(quick: bool) -> Self {
-        let (least, most, drops) = if quick { (3, 3, 2) } else { (7, 11, 3) };
+        let (least, most, drops) = if quick { (6, 6, 2) } else { (7, 11, 3) };
         Self { least, most, drops }
     }
 }
