@@ -41,7 +41,8 @@ pub mod sock_flags {
     pub const FULL: u16 = 512;
 }
 
-/// Short-circuit state of one direction; decided at its first byte and kept.
+/// Short-circuit state of one direction; decided at its first byte. [`circuit::DIRECT`] may become [`circuit::TCP`], for a reader
+/// takes what is in its queue before what came by TCP; never the other way round, which would overtake.
 pub mod circuit {
     /// No byte was sent yet.
     pub const UNDECIDED: u8 = 0;
@@ -51,23 +52,57 @@ pub mod circuit {
     pub const DIRECT: u8 = 2;
 }
 
+/// Bytes that an application may hand to our proxy past TCP before it hears of it again; then this direction goes on through TCP
+/// for good. TCP's windows bound what a reader leaves unread, and a queue beside it has no bound but `tcp_mem` of the whole
+/// machine: a proxy that waits for a slow receiver would fill that. As much as Linux keeps in the largest send buffer that it makes
+/// for a socket by itself is 4 (`tcp_wmem`).
+pub const UNHEARD: u64 = 1 << 20;
+
 /// What a socket carries (`weft_socks`, SK_STORAGE): who made it, where it wanted to go, what was decided.
 ///
 /// Made by `weft_sock_create` for every socket of a captured cgroup; for accepted sockets at PASSIVE_ESTABLISHED.
 /// The proxy reads the record of an accepted socket by its descriptor: nothing to race, nothing to clean.
+///
+/// First what every packet looks at, and every send past TCP: 56 bytes, for in the cache line where the kernel begins a record
+/// 8 are its own (`bpf_local_storage_data`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SockRecord {
     /// cgroup id of the workload that made the socket; the daemon's own for the proxy; 0 = none.
     pub owner: u64,
-    /// Accepted sockets: cgroup id of the workload that dialled, if it is one of this node.
-    pub peer_owner: u64,
     /// Generation the verdict was taken under.
     pub generation: u64,
-    /// `bpf_ktime_get_ns` at TCP_CONNECT_CB (active) or at PASSIVE_ESTABLISHED.
-    pub started_ns: u64,
     /// Bytes this socket sent past TCP (short-circuit).
     pub direct_bytes: u64,
+    /// What of `direct_bytes` was sent before the other end was heard of last ([`UNHEARD`]).
+    pub heard_direct: u64,
+    /// [`sock_flags`].
+    pub flags: u16,
+    /// [`role`].
+    pub role: u8,
+    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow); or its
+    /// upper layer was changed (TCP_ULP).
+    pub plain: u8,
+    /// [`crate::action`].
+    pub verdict: u8,
+    /// [`circuit`].
+    pub circuit: u8,
+    /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
+    pub protocol: u8,
+    /// 1: its edge found no room; all of it is counted on the overflow edge, so that what opens there closes there.
+    pub overflowed: u8,
+    /// When its TCP counts went to its edge last, in units of 2^20 ns (wraps after 52 days).
+    pub flushed_at: u32,
+    /// The same of `direct_bytes`.
+    pub direct_flushed_at: u32,
+    /// Low half of the network namespace cookie: packet hooks before Linux 6.15 cannot ask for it.
+    pub netns: u32,
+    /// Service port number, 0 = none.
+    pub service: u32,
+    /// Accepted sockets: cgroup id of the workload that dialled, if it is one of this node.
+    pub peer_owner: u64,
+    /// `bpf_ktime_get_ns` at TCP_CONNECT_CB (active) or at PASSIVE_ESTABLISHED.
+    pub started_ns: u64,
     /// What of `direct_bytes` its edge has already.
     pub flushed_direct: u64,
     /// Payload acknowledged by the peer that its edge has already.
@@ -89,43 +124,20 @@ pub struct SockRecord {
     pub translated_port_be: u16,
     /// Port of `original`, wire order.
     pub original_port_be: u16,
-    /// [`sock_flags`].
-    pub flags: u16,
-    /// [`role`].
-    pub role: u8,
-    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow); or its
-    /// upper layer was changed (TCP_ULP).
-    pub plain: u8,
     /// Source identity.
     pub source: u32,
     /// Destination identity.
     pub destination: u32,
-    /// Service port number, 0 = none.
-    pub service: u32,
     /// Rule that decided, 0 = none.
     pub rule: u32,
     /// Source class.
     pub source_class: u32,
     /// Destination class.
     pub destination_class: u32,
-    /// Low half of the network namespace cookie: packet hooks before Linux 6.15 cannot ask for it.
-    pub netns: u32,
     /// The port that was judged: the endpoint's, wire order.
     pub target_port_be: u16,
-    /// [`crate::action`].
-    pub verdict: u8,
-    /// [`circuit`].
-    pub circuit: u8,
     /// Port of `bound`, wire order.
     pub bound_port_be: u16,
-    /// 1: its edge found no room; all of it is counted on the overflow edge, so that what opens there closes there.
-    pub overflowed: u8,
-    /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
-    pub protocol: u8,
-    /// When its TCP counts went to its edge last, in units of 2^20 ns (wraps after 52 days).
-    pub flushed_at: u32,
-    /// The same of `direct_bytes`.
-    pub direct_flushed_at: u32,
     /// Segments sent that its edge has already.
     pub flushed_segments_sent: u32,
     /// Segments received that its edge has already.
@@ -208,5 +220,5 @@ pub struct Asked {
 }
 
 const _: () = assert!(size_of::<Asked>() == 292);
-const _: () = assert!(size_of::<SockRecord>() == 192);
+const _: () = assert!(size_of::<SockRecord>() == 200);
 const _: () = assert!(size_of::<ConnRecord>() == 88);

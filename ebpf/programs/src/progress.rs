@@ -3,7 +3,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{bindings::bpf_sock, helpers::bpf_tcp_sock};
-use weft_abi::{SockRecord, identity, sock_flags};
+use weft_abi::{SockRecord, circuit, identity, sock_flags};
 
 use crate::telemetry;
 
@@ -81,6 +81,14 @@ pub unsafe fn flush(sk: *mut bpf_sock, record: &mut SockRecord) {
     if counted && telemetry::due(&mut record.flushed_at) {
         // SAFETY: the caller vouches for it.
         unsafe { flush_now(sk, record) };
+    }
+}
+
+/// The other end answers, so it has read what it was handed; by the rules of most protocols, and the proxy's.
+#[inline(always)]
+pub fn heard(record: &mut SockRecord) {
+    if record.circuit == circuit::DIRECT {
+        record.heard_direct = record.direct_bytes;
     }
 }
 

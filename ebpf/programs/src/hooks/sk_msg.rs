@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::sk_msg,
     programs::SkMsgContext,
 };
-use weft_abi::{SockRecord, circuit, role, sock_flags};
+use weft_abi::{SockRecord, UNHEARD, circuit, role, sock_flags};
 
 use crate::{
     capture,
@@ -24,6 +24,8 @@ const BPF_F_INGRESS: u64 = 1;
 /// Steps: decided for TCP -> leave it; else look for the socket at the other end, if it may receive. Found: hand the bytes over
 /// and count them (TCP does not see them). Not found at the first byte: this direction stays on TCP for good, for a
 /// later change from TCP to the queue would overtake bytes in flight.
+///
+/// What our proxy does not answer goes on through TCP after [`UNHEARD`] bytes.
 ///
 /// Else always SK_PASS: the helper answers SK_DROP for a miss, and returning that would lose the application's bytes.
 #[sk_msg]
@@ -74,8 +76,13 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
             unsafe { (*conn).direct += bytes };
         }
         flush(record);
+        // The proxy reads until there is nothing in its queue and nothing in TCP's. An application may take a short answer as the end
+        // of both, so what it is handed (`full`) has to keep coming this way.
+        if record.flags & sock_flags::FULL == 0 && record.direct_bytes - record.heard_direct >= UNHEARD {
+            record.circuit = circuit::TCP;
+        }
     } else {
-        // From DIRECT this is the one safe change: the peer is gone, and its queue is read before TCP's.
+        // From DIRECT a safe change: the peer is gone, and its queue is read before TCP's.
         record.circuit = circuit::TCP;
     }
     SK_PASS

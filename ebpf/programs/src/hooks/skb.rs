@@ -173,6 +173,7 @@ fn enter(skb: *mut __sk_buff) -> bool {
         return true;
     };
     if record.protocol == protocol::TCP && is_connection(record) {
+        progress::heard(record);
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
     enter_otherwise(skb, config.generation, record) != DROP

@@ -215,7 +215,8 @@ fn accepted(
     // The listener's socket may have dialled before it listened.
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
-    (record.flushed_retransmits, record.direct_bytes, record.overflowed) = (0, 0, 0);
+    (record.flushed_retransmits, record.overflowed) = (0, 0);
+    (record.direct_bytes, record.heard_direct) = (0, 0);
     record.circuit = circuit::UNDECIDED;
     record.direct_flushed_at = telemetry::ticks();
     let whose = if assigned {
