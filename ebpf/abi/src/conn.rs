@@ -54,8 +54,8 @@ pub mod circuit {
 
 /// Bytes that an application may hand to our proxy past TCP before it hears of it again; then this direction goes on through TCP
 /// for good. TCP's windows bound what a reader leaves unread, and a queue beside it has no bound but `tcp_mem` of the whole
-/// machine: a proxy that waits for a slow receiver would fill that. As much as Linux keeps in the largest send buffer that it makes
-/// for a socket by itself is 4 (`tcp_wmem`).
+/// machine: a proxy that waits for a slow receiver would fill that. Less than a send buffer may grow to (4 MiB, `tcp_wmem`), and more
+/// than most messages.
 pub const UNHEARD: u64 = 1 << 20;
 
 /// What a socket carries (`weft_socks`, SK_STORAGE): who made it, where it wanted to go, what was decided.

@@ -120,7 +120,7 @@ pub fn undisturbed(mut measure: impl FnMut() -> Result<Measured>) -> Result<Meas
 // === impl Seconds ===
 
 impl Seconds {
-    /// `quick`: so little that six rounds take no longer than anybody waits.
+    /// `quick`: short enough for six rounds in the minutes that somebody waits.
     pub fn new(quick: bool) -> Self {
         let (counted, warm_up) = if quick { (0.5, 0.125) } else { (3.0, 0.5) };
         Self { counted, warm_up }

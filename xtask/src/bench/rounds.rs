@@ -129,7 +129,7 @@ pub fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
 // === impl Rounds ===
 
 impl Rounds {
-    /// Of a scenario whose arms are spread; `quick`: no more than an interval takes ([`interval`]).
+    /// Of a scenario whose arms are spread; `quick`: as few as can bound a median ([`interval`]).
     pub fn new(quick: bool) -> Self {
         let (least, most, drops) = if quick { (6, 6, 2) } else { (7, 11, 3) };
         Self { least, most, drops }
