@@ -106,6 +106,36 @@ fn opaque_bytes_pass_the_proxy_unchanged_with_short_circuit() {
     });
 }
 
+/// What a socket handed over in a connection of before does not count in its next one.
+#[test]
+fn a_socket_that_connects_again_is_short_circuited_again() {
+    lab_test("again-fast", |lab| {
+        lab.resource("bulk.yaml", &resources::through_proxy("bulk", "proxy"))?;
+        lab.daemon_with(FORCE)?;
+        let traffic = lab.traffic()?;
+        let words = [traffic.as_str(), "serve-echo", "[::]:7001"];
+        let mut server = lab.run("bulk").port("1:7001").start(words)?;
+        server.line(1)?;
+        let host = format!("{}:1", lab.host("bulk", "ahostsv4")?);
+        let mut client = lab.run("client").start([traffic.as_str(), "hold-again", &host])?;
+        client.line(1)?;
+        let (word, times) = ("0123456789".repeat(1600), 16);
+        let before = lab.loopback_bytes()?;
+        for said in 0..times {
+            client.say(&word)?;
+            let told = client.line(said + 2)?;
+            ensure!(told.contains(r#""ok":true"#), "{told}");
+        }
+        let (carried, said) = (lab.loopback_bytes()? - before, (times * word.len()) as u64);
+        // From the proxy they go through TCP, to the server and back to the client; to the proxy they do not.
+        ensure!(
+            2 * carried < 5 * said,
+            "it went through TCP: {said} bytes said, {carried} carried"
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn opaque_bytes_pass_the_proxy_unchanged_short_circuited_both_ways() {
     lab_test("opaque-full", |lab| {

@@ -146,6 +146,17 @@ pub struct SockRecord {
     pub flushed_retransmits: u32,
 }
 
+// === impl SockRecord ===
+
+impl SockRecord {
+    /// A connection begins, of which nothing went past TCP; the socket may have had another one before.
+    #[inline(always)]
+    pub fn begin_circuit(&mut self) {
+        self.circuit = circuit::UNDECIDED;
+        (self.direct_bytes, self.heard_direct) = (0, 0);
+    }
+}
+
 /// The same in short for hooks that have no socket (`weft_conns`, HASH by the dialling end's [`crate::Tuple`]).
 ///
 /// Written by `weft_sockops` at TCP_CONNECT_CB: the local port is chosen, the SYN has not left.
@@ -221,4 +232,5 @@ pub struct Asked {
 
 const _: () = assert!(size_of::<Asked>() == 292);
 const _: () = assert!(size_of::<SockRecord>() == 200);
+const _: () = assert!(core::mem::offset_of!(SockRecord, peer_owner) == 56);
 const _: () = assert!(size_of::<ConnRecord>() == 88);

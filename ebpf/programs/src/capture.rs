@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
 };
 use weft_abi::{
     Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, LocalKey, MAX_DEPTH, PolicyValue, SockRecord,
-    Workload, action, circuit, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags,
+    Workload, action, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags,
 };
 
 use crate::{
@@ -317,8 +317,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
     record.rule = 0;
     record.verdict = action::ALLOW;
     record.flags = 0;
-    record.circuit = circuit::UNDECIDED;
-    record.direct_bytes = 0;
+    record.begin_circuit();
 
     let netns = hook.netns_cookie() as u32;
     record.netns = netns;

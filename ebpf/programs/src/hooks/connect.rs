@@ -1,7 +1,7 @@
 //! cgroup/connect4 and connect6: the L4 verdict and the way.
 
 use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
-use weft_abi::{SockRecord, action, circuit, class, identity, protocol, role, sock_flags};
+use weft_abi::{SockRecord, action, class, identity, protocol, role, sock_flags};
 
 use crate::{
     capture::{self, Epoch},
@@ -65,8 +65,7 @@ fn note_upstream(config: Epoch, hook: &SockAddr, record: &mut SockRecord, ours: 
     record.generation = config.generation;
     record.verdict = action::ALLOW;
     record.flags = sock_flags::PROXY;
-    record.circuit = circuit::UNDECIDED;
-    record.direct_bytes = 0;
+    record.begin_circuit();
     let (netns, addr) = (hook.netns_cookie() as u32, hook.addr());
     record.original = addr;
     (record.original_port_be, record.target_port_be) = (hook.port_be(), hook.port_be());

@@ -9,8 +9,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weft_abi::{
-    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, circuit, class, identity,
-    protocol, reporter, role, sock_flags,
+    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, class, identity, protocol,
+    reporter, role, sock_flags,
 };
 
 use crate::{
@@ -216,8 +216,7 @@ fn accepted(
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
     (record.flushed_retransmits, record.overflowed) = (0, 0);
-    (record.direct_bytes, record.heard_direct) = (0, 0);
-    record.circuit = circuit::UNDECIDED;
+    record.begin_circuit();
     record.direct_flushed_at = telemetry::ticks();
     let whose = if assigned {
         // Whom the client dialled, not us.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use vm_test::{pattern::Checker, poll};
@@ -223,6 +223,9 @@ pub fn upload(target: &str, bytes: u64) -> Result<bool> {
     Ok(ok)
 }
 
+/// More than a word of a test, and less than buffers take while nobody reads.
+const BEFORE: usize = 64 << 10;
+
 /// A line that is no HTTP.
 const ASK: &[u8] = b"send\n";
 
@@ -307,12 +310,33 @@ pub fn greeting(target: &str) -> Result<bool> {
 
 /// Keeps one connection to an echo server: sends each line of its input and tells what came back.
 pub fn hold(target: &str) -> Result<bool> {
+    hold_on(&dial(target)?)
+}
+
+/// The same on a socket that had another connection before, over which [`BEFORE`] bytes and a line's end were echoed.
+pub fn hold_again(target: &str) -> Result<bool> {
     let stream = dial(target)?;
-    let mut replies = BufReader::new(Patient::new(&stream)?).lines();
+    let line = "x".repeat(BEFORE);
+    writeln!(&stream, "{line}").context("send over the first connection")?;
+    let mut reply = String::new();
+    BufReader::new(Patient::new(&stream)?).read_line(&mut reply)?;
+    ensure!(
+        reply.trim_end() == line,
+        "the first connection echoed {} bytes",
+        reply.len()
+    );
+    rustix::net::connect_unspec(&stream).context("leave the first connection")?;
+    let socket = Socket::from(stream);
+    socket.connect(&resolve(target)?.into()).context("connect again")?;
+    hold_on(&socket.into())
+}
+
+fn hold_on(stream: &TcpStream) -> Result<bool> {
+    let mut replies = BufReader::new(Patient::new(stream)?).lines();
     println!("{}", json!({"connected": stream.peer_addr()?.to_string()}));
     for line in io::stdin().lines() {
         let line = line?;
-        let reply = writeln!(&stream, "{line}").and_then(|()| replies.next().unwrap_or(Ok(String::new())));
+        let reply = writeln!({ stream }, "{line}").and_then(|()| replies.next().unwrap_or(Ok(String::new())));
         match reply {
             Ok(reply) => println!("{}", json!({"ok": reply == line, "reply": reply})),
             Err(error) => println!(

@@ -6,10 +6,10 @@
 //! Clients: `connect TARGET`, `connect-many TARGET COUNT`, `until-says TARGET`, `upload TARGET BYTES`, `download TARGET`, `half-close TARGET BYTES`, `greeting TARGET`,
 //! `reset TARGET BYTES`, `connects TARGET TIMES`,
 //! `connect-mptcp TARGET`, `join ADDR` (into a SO_REUSEPORT group), `unread TARGET` (HTTP, what FIONREAD says),
-//! `hold TARGET`, `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
+//! `hold TARGET`, `hold-again TARGET` (on a socket that had another connection), `hammer TARGET PATH` (HTTP, a connection a request), `keep-alive TARGET PATH` (HTTP, one connection),
 //! `udp-echo TARGET [PORT]` (from this port), `udp-hold TARGET` (a connected socket),
 //! `udp-echoes connected|unconnected TARGET PORT COUNT BYTES` (from this port, so many datagrams of so many bytes),
-//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `udp-hold`, `connect-many`, `until-says`: one a line of its input) and exit with 0 if
+//! `dns udp|tcp SERVER NAME TYPE`. They print one JSON line (`hold`, `hold-again`, `udp-hold`, `connect-many`, `until-says`: one a line of its input) and exit with 0 if
 //! what they were told to do went well, 1 if not. TARGET is NAME:PORT or ADDR:PORT. `soak` and
 //! `torture` have words of their own; `actor PORT...` does what its input says.
 
@@ -83,6 +83,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["connects", target, times] => clients::connects(target, number(times)?),
         ["greeting", target] => clients::greeting(target),
         ["hold", target] => clients::hold(target),
+        ["hold-again", target] => clients::hold_again(target),
         ["hammer", target, path] => hammer::hammer(target, path),
         ["keep-alive", target, path] => hammer::keep_alive(target, path),
         ["udp-echo", target] => clients::udp_echo(target, 0),
