@@ -19,10 +19,11 @@ use super::{
 };
 
 /// Differences between two builds are smaller than those between two proxies.
-fn rounds(quick: bool) -> Rounds {
-    let (least, most, drops) = if quick { (14, 14, 2) } else { (15, 15, 3) };
-    Rounds { least, most, drops }
-}
+const ROUNDS: Rounds = Rounds {
+    least: 15,
+    most: 15,
+    drops: 3,
+};
 
 /// Which load is put on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,7 +94,7 @@ pub fn run(other: &Path, quick: bool) -> Result<Found> {
             Build::new(|name| Lab::with_binary(name, other.to_owned()))?,
         ],
     };
-    rounds::run(&mut against, rounds(quick), |line| println!("{line}")).map(Found::of)
+    rounds::run(&mut against, ROUNDS, |line| println!("{line}")).map(Found::of)
 }
 
 // === impl Build ===
