@@ -187,7 +187,7 @@ impl WasmHost {
     /// The adapter is gone: should it come again, its modules are tried again.
     pub(super) fn forget(&mut self, name: &str) {
         self.kept.remove(name);
-        self.ledger.set(name, BTreeMap::new(), true);
+        self.ledger.forget(name);
     }
 }
 

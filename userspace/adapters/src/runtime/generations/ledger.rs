@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// By adapter, then by what they are made of: why.
@@ -13,9 +13,21 @@ pub type Keep = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 /// See the module's words. Written as JSON whenever it changes.
 pub(in crate::runtime) struct Ledger {
-    entries: Mutex<Entries>,
+    book: Mutex<Book>,
     keep: Keep,
 }
+
+struct Book {
+    entries: Entries,
+    /// By adapter, who writes.
+    writers: BTreeMap<String, Writer>,
+    /// The latest of all.
+    last: Writer,
+}
+
+/// The generations of an adapter that are in force: those that they replaced may still be looked at, and write no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::runtime) struct Writer(u64);
 
 // === impl Ledger ===
 
@@ -31,39 +43,79 @@ impl Ledger {
             })
         };
         Self {
-            entries: Mutex::new(entries),
+            book: Mutex::new(Book {
+                entries,
+                writers: BTreeMap::new(),
+                last: Writer(0),
+            }),
             keep,
         }
     }
 
     /// Why this one of the adapter is out.
     pub fn get(&self, adapter: &str, key: &str) -> Option<String> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(adapter)?.get(key).cloned()
+        self.book().entries.get(adapter)?.get(key).cloned()
     }
 
-    /// Why those of the adapter that are `known` are out; `None`: they are in. `all`: there are no others.
-    pub fn set(&self, adapter: &str, known: BTreeMap<String, Option<String>>, all: bool) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = entries.get(adapter).cloned().unwrap_or_default();
-        let mut out = if all { BTreeMap::new() } else { before.clone() };
-        for (key, why) in known {
+    /// The adapter's writer from here on, in the place of an earlier one.
+    pub fn writer(&self, adapter: &str) -> Writer {
+        let mut book = self.book();
+        book.last.0 += 1;
+        let writer = book.last;
+        book.writers.insert(adapter.to_owned(), writer);
+        writer
+    }
+
+    /// Why those of the adapter that are `known` are out; `None`: they are in. `all`: there are no others. Asked for while nobody
+    /// else writes, so that what is written last is what was known last; not at all, if there is another writer.
+    pub fn set(
+        &self,
+        adapter: &str,
+        writer: Writer,
+        known: impl FnOnce() -> BTreeMap<String, Option<String>>,
+        all: bool,
+    ) {
+        let mut book = self.book();
+        if book.writers.get(adapter) != Some(&writer) {
+            return;
+        }
+        let mut out = match book.entries.get(adapter) {
+            Some(before) if !all => before.clone(),
+            _ => BTreeMap::new(),
+        };
+        for (key, why) in known() {
             match why {
                 Some(why) => _ = out.insert(key, why),
                 None => _ = out.remove(&key),
             }
         }
-        if before == out {
+        self.write(&mut book, adapter, out);
+    }
+
+    /// The adapter is gone, and nobody writes for it.
+    pub fn forget(&self, adapter: &str) {
+        let mut book = self.book();
+        book.writers.remove(adapter);
+        self.write(&mut book, adapter, BTreeMap::new());
+    }
+
+    fn write(&self, book: &mut Book, adapter: &str, out: BTreeMap<String, String>) {
+        let before = book.entries.get(adapter);
+        if before.map_or(out.is_empty(), |before| *before == out) {
             return;
         }
         match out.is_empty() {
-            true => drop(entries.remove(adapter)),
-            false => drop(entries.insert(adapter.to_owned(), out)),
+            true => drop(book.entries.remove(adapter)),
+            false => drop(book.entries.insert(adapter.to_owned(), out)),
         }
-        match serde_json::to_vec(&*entries) {
+        match serde_json::to_vec(&book.entries) {
             Ok(text) => (self.keep)(&text),
             Err(error) => tracing::error!(%error, "which generations were rolled back is not kept"),
         }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,20 +135,29 @@ mod tests {
                 (kept.0, kept.1) = (text.to_vec(), kept.1 + 1);
             })
         };
-        let known = |why: Option<&str>| BTreeMap::from([("key".to_owned(), why.map(str::to_owned))]);
+        let known = |why: Option<&str>| {
+            let known = BTreeMap::from([("key".to_owned(), why.map(str::to_owned))]);
+            || known
+        };
         let ledger = Ledger::new(b"", keep(&kept));
-        ledger.set("shop/auth", known(None), true);
-        ledger.set("shop/auth", known(Some("it trapped")), true);
-        ledger.set("shop/auth", known(Some("it trapped")), true);
+        let first = ledger.writer("shop/auth");
+        ledger.set("shop/auth", first, known(None), true);
+        ledger.set("shop/auth", first, known(Some("it trapped")), true);
+        ledger.set("shop/auth", first, known(Some("it trapped")), true);
         let (text, times) = kept.lock().unwrap().clone();
         assert_eq!(times, 1);
         let again = Ledger::new(&text, keep(&kept));
+        let (other, second) = (again.writer("shop/other"), again.writer("shop/auth"));
         assert_eq!(again.get("shop/auth", "key").as_deref(), Some("it trapped"));
         assert_eq!(again.get("shop/auth", "other"), None);
-        again.set("shop/auth", BTreeMap::new(), false);
+        again.set("shop/auth", second, BTreeMap::new, false);
+        again.set("shop/auth", other, BTreeMap::new, true);
         assert_eq!(again.get("shop/auth", "key").as_deref(), Some("it trapped"));
-        again.set("shop/auth", BTreeMap::new(), true);
+        again.set("shop/auth", second, BTreeMap::new, true);
         assert_eq!(kept.lock().unwrap().0, b"{}");
+        again.forget("shop/auth");
+        again.set("shop/auth", second, known(Some("it trapped")), true);
+        assert_eq!(kept.lock().unwrap().clone(), (b"{}".to_vec(), 2));
         assert_eq!(Ledger::new(b"[", keep(&kept)).get("shop/auth", "key"), None);
     }
 }

@@ -26,7 +26,12 @@ use tokio::sync::Notify;
 use weft_policy::{WasmProtocols, WasmRollback};
 
 pub use self::metrics::GenerationMetrics;
-use self::{drawn::Drawn, ledger::Ledger, shadow::Shadowed, waits::Waits};
+use self::{
+    drawn::Drawn,
+    ledger::{Ledger, Writer},
+    shadow::Shadowed,
+    waits::Waits,
+};
 use super::GenerationError;
 use crate::{
     background::Task,
@@ -51,6 +56,7 @@ pub(super) struct Set {
     rollback: Option<WasmRollback>,
     pub all: Vec<Generation>,
     ledger: Arc<Ledger>,
+    writer: Writer,
     /// Of a generation that is out.
     news: Arc<Notify>,
 }
@@ -199,6 +205,7 @@ impl Set {
             rollback,
             all,
             ledger: Arc::clone(ledger),
+            writer: ledger.writer(name),
             news: Arc::default(),
         }
     }
@@ -290,13 +297,13 @@ impl Set {
         }
     }
 
-    /// Writes into the ledger who is out.
+    /// Writes into the ledger who is out, unless another set has taken its place.
     pub fn record(&self) {
         let made = self.all.iter().filter_map(|generation| generation.made.as_ref().ok());
-        let known = made.map(|made| (made.of.key(), made.why()));
+        let known = || made.map(|made| (made.of.key(), made.why())).collect();
         // What could not be read now may have been rolled back earlier, and come again.
         let all = self.all.iter().all(|generation| generation.made.is_ok());
-        self.ledger.set(&self.name, known.collect(), all);
+        self.ledger.set(&self.name, self.writer, known, all);
     }
 }
 

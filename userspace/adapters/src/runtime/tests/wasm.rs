@@ -187,17 +187,19 @@ fn trapping() -> String {
     text.replace("generations:", "rollback: {failures: 1}, generations:")
 }
 
+/// Knows who was rolled back from there, and keeps it there.
+fn keeping(kept: &Arc<Mutex<Vec<u8>>>) -> WasmHost {
+    let (text, keep) = (kept.lock().unwrap().clone(), Arc::clone(kept));
+    WasmHost::default().keeping(
+        &text,
+        Box::new(move |text| keep.lock().unwrap().clone_from(&text.to_vec())),
+    )
+}
+
 #[test]
 fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_good() {
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let host = || {
-        let (text, keep) = (kept.lock().unwrap().clone(), Arc::clone(&kept));
-        WasmHost::default().keeping(
-            &text,
-            Box::new(move |text| keep.lock().unwrap().clone_from(&text.to_vec())),
-        )
-    };
-    let mut world = World::with(host());
+    let mut world = World::with(keeping(&kept));
     let chains = world.apply("auth", &trapping());
     assert_eq!(status(&chains, 1, &[]), 200);
     let seen = |world: &World| {
@@ -225,7 +227,7 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     let chains = world.apply("auth", &again);
     assert_eq!(status(&chains, 10, &[]), 200);
     assert_eq!(seen(&world), (vec![5, 2], true));
-    let mut other = World::with(host());
+    let mut other = World::with(keeping(&kept));
     let chains = other.apply("auth", &again);
     assert_eq!(status(&chains, 11, &[]), 200);
     assert_eq!(seen(&other), (vec![1, 0], true));
@@ -241,6 +243,33 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     assert!(unknown.to_string().contains("but v1, v2"), "{unknown}");
 
     other.apply("auth", "");
+    assert_eq!(*kept.lock().unwrap(), b"{}");
+}
+
+/// The watcher of rollbacks may be at its look when its adapter changes or goes.
+#[test]
+fn who_is_out_is_kept_by_those_in_force_alone() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let mut world = World::with(keeping(&kept));
+    world.apply("auth", &trapping());
+    let object = world.state("auth").object;
+    let set = |world: &World| Arc::clone(world.runtime.generations(&object).unwrap().set());
+    let first = set(&world);
+    world.runtime.roll_back(&object, None).unwrap();
+    let out = kept.lock().unwrap().clone();
+    assert_ne!(out, b"");
+
+    let other = trapping().replace("prefixes: [/never]", "prefixes: [/other]");
+    world.apply("auth", &other);
+    assert_eq!(*kept.lock().unwrap(), b"{}");
+    first.record();
+    assert_eq!(*kept.lock().unwrap(), b"{}");
+
+    let second = set(&world);
+    world.runtime.roll_back(&object, None).unwrap();
+    assert_ne!(*kept.lock().unwrap(), b"{}");
+    world.apply("auth", "");
+    second.record();
     assert_eq!(*kept.lock().unwrap(), b"{}");
 }
 
