@@ -69,8 +69,7 @@ pub struct Reporter {
 /// The thread that drains the rings. Dropping it ends the thread without waiting for it.
 #[derive(Debug)]
 pub struct ReporterThread {
-    shared: Arc<Shared>,
-    changes: Sender<Change>,
+    control: ReporterControl,
     done: Receiver<()>,
 }
 
@@ -79,6 +78,7 @@ pub struct ReporterThread {
 pub struct ReporterControl {
     changes: Sender<Change>,
     shared: Arc<Shared>,
+    metrics: ReportMetrics,
 }
 
 /// An adapter that was added.
@@ -86,8 +86,18 @@ pub struct ReporterControl {
 pub struct ReporterId(u64);
 
 enum Change {
-    Add(ReporterId, Box<dyn Report>),
+    /// In the place of the other, if that is still there.
+    Add(Told, Option<ReporterId>),
     Remove(ReporterId),
+}
+
+/// An adapter of the thread.
+struct Told {
+    /// Of one that was added while the thread runs.
+    id: Option<ReporterId>,
+    adapter: Box<dyn Report>,
+    /// Its panics. Made when it comes, so that the series of one that is gone does not come again.
+    failed: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -104,12 +114,11 @@ struct Drain {
     rings: Vec<Receiver<Record>>,
     /// The ring to begin with, so that a busy one does not starve the others.
     first: usize,
-    /// Those that were added while it runs have a number.
-    adapters: Vec<(Option<ReporterId>, Box<dyn Report>)>,
+    adapters: Vec<Told>,
     changes: Receiver<Change>,
     batch: Vec<Record>,
     shared: Arc<Shared>,
-    metrics: ReportMetrics,
+    delivered: Counter,
 }
 
 // === impl Reporter ===
@@ -162,11 +171,14 @@ impl ReporterThread {
         let drain = Drain {
             rings: receivers,
             first: 0,
-            adapters: adapters.into_iter().map(|adapter| (None, adapter)).collect(),
+            adapters: adapters
+                .into_iter()
+                .map(|adapter| Told::new(None, adapter, &metrics))
+                .collect(),
             changes,
             batch: Vec::with_capacity(BATCH_MAX),
             shared: shared.clone(),
-            metrics: metrics.clone(),
+            delivered: metrics.delivered.clone(),
         };
         let handle = thread::Builder::new()
             .name("weft-report".to_owned())
@@ -186,20 +198,17 @@ impl ReporterThread {
                 dropped: metrics.dropped_for_all(),
             })
             .collect();
-        let thread = Self {
-            shared,
+        let control = ReporterControl {
             changes: change,
-            done,
+            shared,
+            metrics,
         };
-        Ok((thread, reporters))
+        Ok((Self { control, done }, reporters))
     }
 
     /// Adds and takes away adapters.
     pub fn control(&self) -> ReporterControl {
-        ReporterControl {
-            changes: self.changes.clone(),
-            shared: Arc::clone(&self.shared),
-        }
+        self.control.clone()
     }
 
     /// Delivers what is queued, flushes every adapter, and ends the thread. Blocks for `deadline` at most.
@@ -207,8 +216,7 @@ impl ReporterThread {
     /// # Errors
     /// [`AdapterError::ShutdownDeadline`]: an adapter holds the thread up; it is left behind.
     pub fn shutdown(self, deadline: Duration) -> Result<(), AdapterError> {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.control.stop();
         match self.done.recv_timeout(deadline) {
             Err(RecvTimeoutError::Timeout) => Err(AdapterError::ShutdownDeadline {
                 deadline_ms: deadline.as_millis(),
@@ -220,8 +228,7 @@ impl ReporterThread {
 
 impl Drop for ReporterThread {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.control.stop();
     }
 }
 
@@ -230,14 +237,23 @@ impl Drop for ReporterThread {
 impl ReporterControl {
     /// From now on `adapter` is told, too. After the thread's end it is dropped.
     pub fn add(&self, adapter: Box<dyn Report>) -> ReporterId {
-        let id = ReporterId(self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
-        self.change(Change::Add(id, adapter));
-        id
+        self.put(adapter, None)
     }
 
-    /// It is told what was recorded before, flushed, and dropped; nobody waits for that.
+    /// The same in the place of an earlier one, which is flushed and dropped: what was recorded before is told to one of the two.
+    pub fn replace(&self, earlier: ReporterId, adapter: Box<dyn Report>) -> ReporterId {
+        self.put(adapter, Some(earlier))
+    }
+
+    /// It is told what comes with the next batch, flushed, and dropped; nobody waits for that.
     pub fn remove(&self, id: ReporterId) {
         self.change(Change::Remove(id));
+    }
+
+    fn put(&self, adapter: Box<dyn Report>, earlier: Option<ReporterId>) -> ReporterId {
+        let id = ReporterId(self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
+        self.change(Change::Add(Told::new(Some(id), adapter, &self.metrics), earlier));
+        id
     }
 
     fn change(&self, change: Change) {
@@ -245,12 +261,35 @@ impl ReporterControl {
         let _ = self.changes.send(change);
         self.shared.wake();
     }
+
+    /// The thread ends when it has told all that was recorded before.
+    fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake();
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    fn new(id: Option<ReporterId>, adapter: Box<dyn Report>, metrics: &ReportMetrics) -> Self {
+        let failed = metrics
+            .failed
+            .get_or_create(&[("adapter", adapter.name().to_owned())])
+            .clone();
+        Self { id, adapter, failed }
+    }
 }
 
 impl std::fmt::Debug for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Add(id, adapter) => f.debug_tuple("Add").field(id).field(&adapter.name()).finish(),
+            Self::Add(told, earlier) => f
+                .debug_tuple("Add")
+                .field(&told.id)
+                .field(&told.adapter.name())
+                .field(earlier)
+                .finish(),
             Self::Remove(id) => f.debug_tuple("Remove").field(id).finish(),
         }
     }
@@ -274,10 +313,7 @@ impl Drain {
         loop {
             // Read before the rings: what was queued before the stop is then seen by the pass below.
             let stop = self.shared.stop.load(Ordering::SeqCst);
-            let gone = self.change();
-            let found = self.pass();
-            self.remove(&gone);
-            match found {
+            match self.pass() {
                 BATCH_MAX => {}
                 0 if stop => break,
                 0 => self.sleep(),
@@ -285,12 +321,12 @@ impl Drain {
                 _ => thread::park_timeout(GATHER),
             }
         }
-        for (_, adapter) in &mut self.adapters {
-            adapter.flush();
+        for told in &mut self.adapters {
+            told.adapter.flush();
         }
         let deadline = Instant::now() + FLUSH_WAIT;
-        for (_, adapter) in &mut self.adapters {
-            adapter.wait(deadline);
+        for told in &mut self.adapters {
+            told.adapter.wait(deadline);
         }
     }
 
@@ -299,7 +335,10 @@ impl Drain {
         let mut gone = Vec::new();
         while let Ok(change) = self.changes.try_recv() {
             match change {
-                Change::Add(id, adapter) => self.adapters.push((Some(id), adapter)),
+                Change::Add(told, earlier) => {
+                    self.remove(earlier.as_slice());
+                    self.adapters.push(told);
+                }
                 Change::Remove(id) => gone.push(id),
             }
         }
@@ -311,16 +350,16 @@ impl Drain {
         if gone.is_empty() {
             return;
         }
-        self.adapters.retain_mut(|(id, adapter)| {
-            let goes = id.is_some_and(|id| gone.contains(&id));
+        self.adapters.retain_mut(|told| {
+            let goes = told.id.is_some_and(|id| gone.contains(&id));
             if goes {
-                adapter.flush();
+                told.adapter.flush();
             }
             !goes
         });
     }
 
-    /// Takes at most [`BATCH_MAX`] records and reports them; says how many.
+    /// Takes at most [`BATCH_MAX`] records and reports them; says how many. Who comes or goes does so in between.
     fn pass(&mut self) -> usize {
         for offset in 0..self.rings.len() {
             let index = (self.first + offset) % self.rings.len();
@@ -331,30 +370,32 @@ impl Drain {
             }
         }
         self.first = (self.first + 1) % self.rings.len().max(1);
+        // After the rings were read: what was recorded when an adapter was there is told to it.
+        let gone = self.change();
         let found = self.batch.len();
         if found > 0 {
             self.deliver();
             self.batch.clear();
         }
+        self.remove(&gone);
         found
     }
 
     /// One bad adapter must not take the others with it: one that panics is told nothing any more.
     fn deliver(&mut self) {
-        let (batch, metrics) = (&self.batch, &self.metrics);
-        self.adapters.retain_mut(|(_, adapter)| {
+        let batch = &self.batch;
+        self.adapters.retain_mut(|Told { adapter, failed, .. }| {
             let outcome = catch_unwind(AssertUnwindSafe(|| adapter.report(batch)));
             if outcome.is_err() {
-                let name = adapter.name().to_owned();
                 error!(
-                    adapter = name,
+                    adapter = adapter.name(),
                     "report adapter panicked; it is out of service until it is changed or the next start"
                 );
-                metrics.failed.get_or_create(&[("adapter", name)]).inc();
+                failed.inc();
             }
             outcome.is_ok()
         });
-        metrics.delivered.inc_by(self.batch.len() as u64);
+        self.delivered.inc_by(self.batch.len() as u64);
     }
 
     fn sleep(&mut self) {

@@ -109,7 +109,7 @@ fn a_record_wakes_a_sleeping_reporter() {
     let (thread, reporters) =
         ReporterThread::start(vec![Box::new(Collect { out, gate: None })], 1, ReportMetrics::default()).unwrap();
     for number in 0..20 {
-        while !thread.shared.asleep.load(Ordering::SeqCst) {
+        while !thread.control.shared.asleep.load(Ordering::SeqCst) {
             thread::yield_now();
         }
         reporters[0].record(edge(number));
@@ -186,6 +186,48 @@ fn a_panicking_adapter_is_taken_out_and_the_others_go_on() {
         metrics.failed.get_or_create(&[("adapter", "panics".to_owned())]).get(),
         1
     );
+}
+
+/// At every moment one of the two is there: what is recorded meanwhile is told once.
+#[test]
+fn an_adapter_in_the_place_of_another_is_told_what_that_one_is_not() {
+    let (out, received) = channel();
+    let collect = || {
+        Box::new(Collect {
+            out: out.clone(),
+            gate: None,
+        })
+    };
+    let (thread, reporters) = ReporterThread::start(Vec::new(), 1, ReportMetrics::default()).unwrap();
+    let control = thread.control();
+    let mut id = control.add(collect());
+    for number in 0..2000 {
+        reporters[0].record(edge(number));
+        if number % 10 == 0 {
+            id = control.replace(id, collect());
+        }
+    }
+    thread.shutdown(LONG).unwrap();
+    let told: Vec<u64> = received.try_iter().flatten().collect();
+    assert!(told.iter().copied().eq(0..2000), "{told:?}");
+}
+
+#[test]
+fn an_adapter_that_goes_leaves_no_series_when_it_panics_at_last() {
+    let metrics = ReportMetrics::default();
+    let (thread, reporters) = ReporterThread::start(Vec::new(), 1, metrics.clone()).unwrap();
+    let (out, received) = channel();
+    let (open, gate) = channel();
+    let control = thread.control();
+    control.add(Box::new(Collect { out, gate: Some(gate) }));
+    control.add(Box::new(Panics));
+    reporters[0].record(edge(0));
+    metrics.forget("panics");
+    open.send(()).unwrap();
+    assert_eq!(received.recv_timeout(LONG).unwrap(), Some(0));
+    drop(open);
+    thread.shutdown(LONG).unwrap();
+    assert!(metrics.failed.get(&[("adapter", "panics".to_owned())]).is_none());
 }
 
 #[test]

@@ -328,7 +328,7 @@ impl AdapterRuntime {
                         }
                         Made::Native(Part::Filter(filter)) => LivePart::Filter(filter),
                         Made::Native(Part::Report(report)) => {
-                            LivePart::Report(Told::new(report, &adapter.target, &self.reporters))
+                            LivePart::Report(Told::new(report, &adapter.target, &self.reporters, live.part.told()))
                         }
                     };
                     live.made_of = Some(Arc::clone(config));
@@ -502,6 +502,13 @@ impl LivePart {
             _ => None,
         }
     }
+
+    fn told(&self) -> Option<&Told> {
+        match self {
+            Self::Report(told) => Some(told),
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for LivePart {
@@ -519,11 +526,20 @@ impl std::fmt::Debug for LivePart {
 // === impl Told ===
 
 impl Told {
-    fn new(report: Box<dyn Report>, target: &AdapterTarget, reporters: &ReporterControl) -> Self {
+    /// In the place of an earlier one, if there is one.
+    fn new(
+        report: Box<dyn Report>,
+        target: &AdapterTarget,
+        reporters: &ReporterControl,
+        earlier: Option<&Self>,
+    ) -> Self {
         let (audience, panicked) = (Audience::new(target), Panicked::default());
-        let report = Targeted::new(report, audience.clone(), panicked.clone());
+        let report = Box::new(Targeted::new(report, audience.clone(), panicked.clone()));
         Self {
-            id: reporters.add(Box::new(report)),
+            id: match earlier {
+                Some(earlier) => reporters.replace(earlier.id, report),
+                None => reporters.add(report),
+            },
             audience,
             panicked,
             reporters: reporters.clone(),

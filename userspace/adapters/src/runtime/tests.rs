@@ -480,6 +480,7 @@ fn a_reporter_that_panicked_is_shown_as_not_in_force() {
         Box::new(Bad { later: false }),
         &live.adapter.target,
         &reporters,
+        None,
     ));
     world.tell("v1");
     assert_eq!(world.state("log").problem, None);
