@@ -23,7 +23,7 @@ use weft_policy::{
 };
 
 use self::{
-    generations::{Generation, Generations},
+    generations::{Generation, Generations, Watched},
     guard::{Broken, Guarded},
     made::MadeChains,
     target::{Audience, Panicked, Targeted},
@@ -142,7 +142,7 @@ struct Live {
 enum LivePart {
     Check(Arc<dyn Check>),
     Filter(Arc<dyn FilterFactory>),
-    Wasm(Arc<Generations>),
+    Wasm(Watched),
     /// Ended when it is dropped.
     Report(Told),
     /// It could not be made, and nothing stands in its way.
@@ -322,7 +322,7 @@ impl AdapterRuntime {
             match make(config, live.part.generations(), &name, &self.metrics, &mut self.wasm) {
                 Ok(made) => {
                     live.part = match made {
-                        Made::Wasm(generations) => LivePart::Wasm(Arc::new(generations)),
+                        Made::Wasm(watched) => LivePart::Wasm(watched),
                         Made::Native(Part::Check(check)) => {
                             LivePart::Check(Arc::new(Guarded::new(check, config, live.counters.clone())))
                         }
@@ -428,7 +428,7 @@ impl AdapterRuntime {
                 LivePart::Check(check) if role == AdapterRole::Quota => chain.quotas.checks.push(Arc::clone(check)),
                 LivePart::Check(check) => chain.pipeline.checks.push(Arc::clone(check)),
                 LivePart::Filter(filter) => chain.filters.push(Arc::clone(filter)),
-                LivePart::Wasm(generations) => chain.filters.push(Arc::clone(generations) as _),
+                LivePart::Wasm(watched) => chain.filters.push(Arc::clone(&watched.generations) as _),
                 LivePart::Report(_) | LivePart::Nothing => {}
             }
         }
@@ -498,7 +498,7 @@ impl Live {
 impl LivePart {
     fn generations(&self) -> Option<&Generations> {
         match self {
-            Self::Wasm(generations) => Some(generations),
+            Self::Wasm(watched) => Some(&watched.generations),
             _ => None,
         }
     }
@@ -555,7 +555,7 @@ impl Drop for Told {
 
 enum Made {
     Native(Part),
-    Wasm(Generations),
+    Wasm(Watched),
 }
 
 fn make(

@@ -8,7 +8,7 @@ use weft_policy::{AdapterConfig, AdapterFailure, WasmBackend, WasmGeneration, Wa
 use super::{
     chain_of,
     generations::{
-        Generation, GenerationMetrics, Generations, Ingredients, Made, Set,
+        Generation, GenerationMetrics, Generations, Ingredients, Made, Set, Watched,
         ledger::{Keep, Ledger},
     },
     name_of,
@@ -72,7 +72,7 @@ impl WasmHost {
         config: &AdapterConfig,
         backend: &WasmBackend,
         earlier: Option<&Generations>,
-    ) -> Result<Generations, AdapterError> {
+    ) -> Result<Watched, AdapterError> {
         let mut kept = Ahead::default();
         let made = self.generations(config, backend, earlier, &mut kept);
         self.kept.insert(name_of(&config.object), kept);
@@ -85,7 +85,7 @@ impl WasmHost {
         backend: &WasmBackend,
         earlier: Option<&Generations>,
         kept: &mut Ahead,
-    ) -> Result<Generations, AdapterError> {
+    ) -> Result<Watched, AdapterError> {
         let mut first = None;
         let mut ready = true;
         let mut all = Vec::with_capacity(backend.generations.len());
@@ -135,9 +135,9 @@ impl WasmHost {
         );
         // Of those that are gone or changed nothing is remembered.
         set.record();
-        let generations = Generations::start(set)?;
-        self.metrics.add(generations.set());
-        Ok(generations)
+        let watched = Watched::start(set)?;
+        self.metrics.add(watched.generations.set());
+        Ok(watched)
     }
 
     fn generation(

@@ -40,9 +40,14 @@ use crate::{
     wasm::{Digest, Metrics, Plugin, PluginConfig, Stats},
 };
 
-/// All generations of an adapter.
+/// All generations of an adapter, for those who make filters of them.
 pub(super) struct Generations {
     set: Arc<Set>,
+}
+
+/// Generations in force. Connections that began under them may keep them much longer than they are.
+pub(super) struct Watched {
+    pub generations: Arc<Generations>,
     /// Rolls back those that do worse.
     _watcher: Option<Task>,
 }
@@ -126,9 +131,9 @@ pub struct GenerationWaits {
     pub time: Duration,
 }
 
-// === impl Generations ===
+// === impl Watched ===
 
-impl Generations {
+impl Watched {
     /// From here on those that do worse are rolled back.
     ///
     /// # Errors
@@ -136,9 +141,16 @@ impl Generations {
     pub fn start(set: Set) -> Result<Self, AdapterError> {
         let set = Arc::new(set);
         let watcher = rollback::watch(&set)?;
-        Ok(Self { set, _watcher: watcher })
+        Ok(Self {
+            generations: Arc::new(Generations { set }),
+            _watcher: watcher,
+        })
     }
+}
 
+// === impl Generations ===
+
+impl Generations {
     pub fn set(&self) -> &Arc<Set> {
         &self.set
     }

@@ -246,6 +246,25 @@ fn what_a_generation_fails_on_another_takes_and_the_bad_one_is_rolled_back_for_g
     assert_eq!(*kept.lock().unwrap(), b"{}");
 }
 
+#[test]
+fn generations_that_an_open_connection_keeps_judge_no_more() {
+    let mut world = World::new();
+    let text = generations(
+        &[("v1", "trap", "weight: 50"), ("v2", "header-auth", "weight: 50")],
+        PARAMS,
+    );
+    let earlier = world.apply("auth", &text);
+    world.apply("auth", &text.replace("generations:", "rollback: manual, generations:"));
+    for id in 0..1000 {
+        status(&earlier, id, &[]);
+    }
+    // Others, whose look comes later than theirs would.
+    let mut other = World::new();
+    let chains = other.apply("auth", &text);
+    rolled_back(&other, &chains, &[]);
+    assert_eq!(world.state("auth").generations[1].rolled_back, None);
+}
+
 /// The watcher of rollbacks may be at its look when its adapter changes or goes.
 #[test]
 fn who_is_out_is_kept_by_those_in_force_alone() {
