@@ -5,12 +5,10 @@
 //! however slowly the client takes the answer.
 
 use std::{
-    cell::RefCell,
-    collections::HashMap,
     future::poll_fn,
     io,
+    net::SocketAddr,
     pin::{Pin, pin},
-    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -26,20 +24,24 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{Upstream, UpstreamBody, connect, driven::Driven};
+use super::{
+    Upstream, UpstreamBody, connect,
+    driven::Driven,
+    home::{Home, Homes},
+};
 use crate::{
     context::Origin,
     io::Socket,
-    limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT},
+    limits::{HTTP1_BUFFER, MAX_HEADERS, POOL_IDLE_TIMEOUT},
     netns::Netns,
 };
 
 type Sender = SendRequest<UpstreamBody>;
 type Connection = http1::Connection<TokioIo<Socket>, UpstreamBody>;
 
-/// Idle connections by endpoint, the last used one on top.
+/// Idle connections by endpoint.
 #[derive(Default)]
-pub(super) struct Connections(RefCell<HashMap<Upstream, Vec<Idle>>>);
+pub(super) struct Connections(Homes<Idle>);
 
 struct Idle {
     link: Link,
@@ -66,36 +68,33 @@ enum Fitness {
 pub(crate) struct Http1Sending {
     link: Link,
     reused: bool,
-    home: Home,
+    address: SocketAddr,
+    home: Home<Idle>,
 }
 
 /// See [`super::Lease`].
 pub(crate) struct Http1Lease {
     link: Link,
-    home: Home,
-}
-
-/// Where a connection returns to.
-#[derive(Clone)]
-struct Home {
-    connections: Rc<Connections>,
-    upstream: Upstream,
+    home: Home<Idle>,
 }
 
 // === impl Connections ===
 
 impl Connections {
     /// The last used idle connection that is ready. Those that have closed meanwhile are let go.
-    pub(super) fn idle(self: &Rc<Self>, upstream: &Upstream) -> Option<Http1Sending> {
-        let mut all = self.0.borrow_mut();
-        let idle = all.get_mut(upstream)?;
+    pub(super) fn idle(&self, upstream: &Upstream) -> Option<Http1Sending> {
+        let home = self.0.find(upstream)?;
+        let mut idle = home.idle();
         for at in (0..idle.len()).rev() {
             match idle[at].link.fitness() {
                 Fitness::Ready => {
+                    let link = idle.remove(at).link;
+                    drop(idle);
                     return Some(Http1Sending {
-                        link: idle.remove(at).link,
+                        link,
                         reused: true,
-                        home: self.home(upstream),
+                        address: upstream.address,
+                        home,
                     });
                 }
                 Fitness::Busy => {}
@@ -105,18 +104,13 @@ impl Connections {
         None
     }
 
-    pub(super) async fn open(self: &Rc<Self>, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http1Sending> {
+    pub(super) async fn open(&self, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http1Sending> {
         let stream = connect(upstream, origin).await?;
         self.on(stream, upstream, false).await
     }
 
     /// A connection on a socket on which nothing is under way.
-    pub(super) async fn on(
-        self: &Rc<Self>,
-        stream: Socket,
-        upstream: &Upstream,
-        reused: bool,
-    ) -> io::Result<Http1Sending> {
+    pub(super) async fn on(&self, stream: Socket, upstream: &Upstream, reused: bool) -> io::Result<Http1Sending> {
         let (sender, connection) = Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(HTTP1_BUFFER)
@@ -129,14 +123,15 @@ impl Connections {
                 here: Some(Driven::new(connection)),
             },
             reused,
-            home: self.home(upstream),
+            address: upstream.address,
+            home: self.0.of(upstream),
         })
     }
 
     /// The socket of an idle connection, for one without codec.
     pub(super) fn bare(&self, upstream: &Upstream) -> Option<Socket> {
-        let mut all = self.0.borrow_mut();
-        let idle = all.get_mut(upstream)?;
+        let home = self.0.find(upstream)?;
+        let mut idle = home.idle();
         let at = idle
             .iter_mut()
             .rposition(|idle| idle.link.here.is_some() && idle.link.fitness() == Fitness::Ready)?;
@@ -146,27 +141,14 @@ impl Connections {
         parts.read_buf.is_empty().then(|| parts.io.into_inner())
     }
 
-    /// Keeps no idle connection from that namespace.
     pub(super) fn forget(&self, netns: &Netns) {
-        self.0
-            .borrow_mut()
-            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
+        self.0.forget(netns);
     }
 
     pub(super) fn reap(&self, now: Instant) {
-        self.0.borrow_mut().retain(|_, idle| {
-            idle.retain_mut(|connection| {
-                now.duration_since(connection.since) < POOL_IDLE_TIMEOUT && connection.link.fitness() != Fitness::Closed
-            });
-            !idle.is_empty()
+        self.0.retain(|idle| {
+            now.duration_since(idle.since) < POOL_IDLE_TIMEOUT && idle.link.fitness() != Fitness::Closed
         });
-    }
-
-    fn home(self: &Rc<Self>, upstream: &Upstream) -> Home {
-        Home {
-            connections: Rc::clone(self),
-            upstream: upstream.clone(),
-        }
     }
 }
 
@@ -174,11 +156,10 @@ impl Connections {
 
 impl Link {
     /// Gives the connection a task of its own.
-    fn detach(&mut self, upstream: &Upstream) {
+    fn detach(&mut self, address: SocketAddr) {
         let Some(connection) = self.here.take().and_then(Driven::into_connection) else {
             return;
         };
-        let address = upstream.address;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%address, %error, "upstream connection ended");
@@ -219,7 +200,7 @@ impl Http1Sending {
         body: UpstreamBody,
     ) -> Result<(Response<Incoming>, Http1Lease), TrySendError<Request<UpstreamBody>>> {
         if !body.is_end_stream() || head.headers.contains_key(UPGRADE) {
-            self.link.detach(&self.home.upstream);
+            self.link.detach(self.address);
         }
         let mut response = pin!(self.link.sender.try_send_request(Request::from_parts(*head, body)));
         let response = poll_fn(|cx| self.link.poll_with(cx, |cx| response.as_mut().poll(cx))).await?;
@@ -249,16 +230,12 @@ impl Http1Lease {
         if self.link.sender.is_closed() {
             return;
         }
-        let mut all = self.home.connections.0.borrow_mut();
-        let idle = all.entry(self.home.upstream).or_default();
-        if idle.len() < POOL_IDLE_PER_ENDPOINT {
-            if let Some(driven) = &self.link.here {
-                driven.rest();
-            }
-            idle.push(Idle {
-                link: self.link,
-                since: Instant::now(),
-            });
+        if let Some(driven) = &self.link.here {
+            driven.rest();
         }
+        self.home.put(Idle {
+            link: self.link,
+            since: Instant::now(),
+        });
     }
 }

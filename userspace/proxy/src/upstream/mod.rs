@@ -4,6 +4,7 @@ mod body;
 mod connect;
 mod driven;
 mod error;
+mod home;
 mod http1;
 mod http2;
 mod plain;

@@ -1,15 +1,12 @@
 //! Connections to endpoints with no codec on them: for requests that go the short way.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::{Rc, Weak},
+use super::{
+    Upstream,
+    home::{self, Homes},
 };
-
-use super::Upstream;
 use crate::{
     io::Socket,
-    limits::{POOL_IDLE_PER_ENDPOINT, POOL_IDLE_TIMEOUT, POOL_TICK},
+    limits::{POOL_IDLE_TIMEOUT, POOL_TICK},
     netns::Netns,
 };
 
@@ -18,16 +15,10 @@ const LAST_REAP: u64 = POOL_IDLE_TIMEOUT.as_secs() / POOL_TICK.as_secs() + 1;
 
 /// Idle connections by endpoint.
 #[derive(Default)]
-pub(super) struct Connections(RefCell<HashMap<Upstream, Home>>);
+pub(super) struct Connections(Homes<Idle>);
 
-/// Idle connections to one endpoint, the last used one on top. Whoever uses one has it, to give the connection back without
-/// another look-up.
-#[derive(Clone, Default)]
-pub(crate) struct Home(Rc<RefCell<Vec<Idle>>>);
-
-/// A [`Home`] that somebody knows of, and does not keep.
-#[derive(Default)]
-pub(crate) struct HomeRef(Weak<RefCell<Vec<Idle>>>);
+pub(crate) type Home = home::Home<Idle>;
+pub(crate) type HomeRef = home::HomeRef<Idle>;
 
 /// A connection in use.
 pub(crate) struct Plain {
@@ -37,7 +28,7 @@ pub(crate) struct Plain {
     pub(crate) home: Home,
 }
 
-struct Idle {
+pub(crate) struct Idle {
     socket: Socket,
     /// Reaps it has seen: what is asked for with each request is not the time.
     reaps: u64,
@@ -47,30 +38,18 @@ struct Idle {
 
 impl Connections {
     pub(super) fn home(&self, upstream: &Upstream) -> Home {
-        let mut all = self.0.borrow_mut();
-        match all.get(upstream) {
-            Some(home) => home.clone(),
-            None => all.entry(upstream.clone()).or_default().clone(),
-        }
+        self.0.of(upstream)
     }
 
-    /// Keeps no idle connection from that namespace: those that are in use are not kept either.
     pub(super) fn forget(&self, netns: &Netns) {
-        self.0
-            .borrow_mut()
-            .retain(|upstream, _| upstream.netns.as_deref() != Some(netns));
+        self.0.forget(netns);
     }
 
     /// Closes what has been idle too long. To be called every [`POOL_TICK`].
     pub(super) fn reap(&self) {
-        self.0.borrow_mut().retain(|_, home| {
-            let mut idle = home.0.borrow_mut();
-            idle.retain_mut(|idle| {
-                idle.reaps += 1;
-                idle.reaps < LAST_REAP && idle.socket.is_quiet()
-            });
-            // What is in use comes back to it.
-            !idle.is_empty() || Rc::strong_count(&home.0) > 1
+        self.0.retain(|idle| {
+            idle.reaps += 1;
+            idle.reaps < LAST_REAP && idle.socket.is_quiet()
         });
     }
 }
@@ -79,8 +58,8 @@ impl Connections {
 
 impl Home {
     /// The last used one. Those that closed meanwhile, or on which something came that nobody asked for, are let go.
-    pub(super) fn idle(&self) -> Option<Socket> {
-        let mut idle = self.0.borrow_mut();
+    pub(super) fn take(&self) -> Option<Socket> {
+        let mut idle = self.idle();
         while let Some(Idle { socket, .. }) = idle.pop() {
             if socket.is_quiet() {
                 return Some(socket);
@@ -91,23 +70,7 @@ impl Home {
 
     /// Takes one back: everything that was asked for on it has come.
     pub(crate) fn keep(&self, socket: Socket) {
-        let mut idle = self.0.borrow_mut();
-        if idle.len() < POOL_IDLE_PER_ENDPOINT {
-            idle.push(Idle { socket, reaps: 0 });
-        }
-    }
-
-    pub(crate) fn downgrade(&self) -> HomeRef {
-        HomeRef(Rc::downgrade(&self.0))
-    }
-}
-
-// === impl HomeRef ===
-
-impl HomeRef {
-    /// `None`: nothing is idle there or in use, or its namespace was left.
-    pub(crate) fn upgrade(&self) -> Option<Home> {
-        self.0.upgrade().map(Home)
+        self.put(Idle { socket, reaps: 0 });
     }
 }
 
@@ -131,11 +94,10 @@ mod tests {
         home.keep(Socket::new(stream, false, None));
         let known = home.downgrade();
         drop(home);
-        let found = known.upgrade().map(|home| home.idle().is_some());
+        let found = known.upgrade().map(|home| home.take().is_some());
         assert_eq!(found, Some(true));
         connections.reap();
         assert!(known.upgrade().is_none());
-        assert!(connections.0.borrow().is_empty(), "nothing is idle there, or in use");
     }
 
     #[tokio::test]
@@ -150,10 +112,10 @@ mod tests {
         let mut idle = Duration::ZERO;
         while idle < POOL_IDLE_TIMEOUT {
             connections.reap();
-            assert_eq!(home.0.borrow().len(), 1, "after {idle:?}");
+            assert_eq!(home.idle().len(), 1, "after {idle:?}");
             idle += POOL_TICK;
         }
         connections.reap();
-        assert!(home.0.borrow().is_empty());
+        assert!(home.idle().is_empty());
     }
 }

@@ -34,7 +34,7 @@ pub(crate) enum Wire {
 
 /// The pool.
 pub(crate) struct Pool {
-    http1: Rc<http1::Connections>,
+    http1: http1::Connections,
     http2: Rc<http2::Connections>,
     plain: plain::Connections,
     origin: Arc<dyn Origin>,
@@ -59,7 +59,7 @@ pub(crate) enum Lease {
 impl Pool {
     pub(crate) fn new(origin: Arc<dyn Origin>, metrics: Arc<ProxyMetrics>) -> Self {
         Self {
-            http1: Rc::default(),
+            http1: http1::Connections::default(),
             http2: Rc::default(),
             plain: plain::Connections::default(),
             origin,
@@ -75,7 +75,7 @@ impl Pool {
         let reused = match wire {
             Wire::Http1 => match self.http1.idle(upstream) {
                 Some(sending) => Some(Sending::Http1(Box::new(sending))),
-                None => match self.plain.home(upstream).idle() {
+                None => match self.plain.home(upstream).take() {
                     Some(socket) => {
                         // In a box, as what opens one: most requests find a connection as it is to be.
                         let sending = Box::pin(self.http1.on(socket, upstream, true)).await?;
@@ -127,7 +127,7 @@ impl Pool {
 
     /// One of those of `home`, if there is any.
     pub(crate) fn idle_plain(&self, home: Home) -> Option<Plain> {
-        let socket = home.idle()?;
+        let socket = home.take()?;
         self.metrics.upstream_reused.inc();
         Some(Plain {
             socket,
@@ -142,7 +142,7 @@ impl Pool {
     /// The connect's.
     pub(crate) async fn take_plain(&self, upstream: &Upstream) -> io::Result<Plain> {
         let home = self.plain.home(upstream);
-        let (socket, reused) = match home.idle().or_else(|| self.http1.bare(upstream)) {
+        let (socket, reused) = match home.take().or_else(|| self.http1.bare(upstream)) {
             Some(socket) => {
                 self.metrics.upstream_reused.inc();
                 (socket, true)
