@@ -52,7 +52,7 @@ impl Inside {
         (path, netns): (&str, &Arc<Netns>),
     ) -> anyhow::Result<Self> {
         let entered = Self::try_enter(dataplane, serving, netns).map(|mut inside| {
-            inside.are_seen(sources.put(netns, path));
+            inside.are_seen(sources.put(netns, path).unseen);
             inside
         });
         if entered.is_err() {
@@ -87,7 +87,7 @@ impl Inside {
         Ok(inside)
     }
 
-    /// Whether servers see their clients' addresses now, as [`Sources::put`] says it. What is new is logged.
+    /// Whether servers see their clients' addresses now, as [`Sources`] says it. What is new is logged.
     pub fn are_seen(&mut self, unseen: Option<String>) {
         let cookie = self.netns.cookie();
         match (&self.unseen, &unseen) {

@@ -269,9 +269,9 @@ impl Pods {
         for (path, netns) in unseen {
             let put = self.sources.put(&netns, &path);
             match self.state().inside.get_mut(&netns.cookie()) {
-                Some(inside) => inside.are_seen(put),
+                Some(inside) => inside.are_seen(put.unseen),
                 // It was left meanwhile.
-                None => self.sources.take_back(&netns),
+                None => self.sources.undo(&netns, put),
             }
         }
     }

@@ -22,6 +22,14 @@ pub struct Sources {
     folder: PathBuf,
 }
 
+/// What [`Sources::put`] did.
+pub struct Put {
+    /// Why servers in the namespace do not see their clients' addresses; `None`: they do.
+    pub unseen: Option<String>,
+    /// What [`Sources::take_back`] needs to know; `None`: nothing was put there.
+    before: Option<String>,
+}
+
 /// What is in a file; its name is the namespace's cookie.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -40,17 +48,26 @@ impl Sources {
         Self { folder }
     }
 
-    /// Puts all that is needed into a namespace, which was opened at `path`. Returns why servers in it do not see their
-    /// clients' addresses, if so.
-    pub fn put(&self, netns: &Netns, path: &str) -> Option<String> {
-        let put = self.try_put(netns, path).unwrap_or_else(|error| sources::Sources {
-            problem: format!("{error:#}"),
-            ..sources::Sources::default()
-        });
-        in_force(netns, put)
+    /// Puts all that is needed into a namespace, which was opened at `path`.
+    pub fn put(&self, netns: &Netns, path: &str) -> Put {
+        let before = self.before(netns, path);
+        let (put, before) = match before.and_then(|before| Ok((netns.visit(sources::put)?, before))) {
+            Ok((put, before)) => (put, Some(before)),
+            Err(error) => {
+                let problem = format!("{error:#}");
+                let put = sources::Sources {
+                    problem,
+                    ..sources::Sources::default()
+                };
+                (put, None)
+            }
+        };
+        let unseen = in_force(netns, put);
+        Put { unseen, before }
     }
 
-    /// Puts back what somebody else took away, where all was well; returns as [`Sources::put`].
+    /// Puts back what somebody else took away, where all was well. Returns why servers in the namespace do not see their clients'
+    /// addresses, if so.
     pub fn put_again(&self, netns: &Netns) -> Option<String> {
         let put = netns.visit(sources::put_again);
         let put = put.unwrap_or_else(|error| sources::Sources {
@@ -62,16 +79,25 @@ impl Sources {
 
     /// Takes it back; connections with a client's address end. Nothing happens where nothing was put.
     pub fn take_back(&self, netns: &Netns) {
-        netns.keep_sources(0, false, false);
         let file = self.file(netns.cookie());
-        let taken = read(&file).and_then(|record| match record {
-            Some(record) => {
-                netns
-                    .visit(|| sources::take_back(&record.tcp_fwmark_accept))
-                    .flatten()?;
-                fs::remove_file(&file)
+        let before = read(&file).map(|record| record.map(|record| record.tcp_fwmark_accept));
+        self.take_back_to(netns, before);
+    }
+
+    /// The same for what was put into a namespace that was left at that moment: its file may be gone.
+    pub fn undo(&self, netns: &Netns, put: Put) {
+        self.take_back_to(netns, Ok(put.before));
+    }
+
+    fn take_back_to(&self, netns: &Netns, before: io::Result<Option<String>>) {
+        netns.keep_sources(0, false, false);
+        let taken = before.and_then(|before| {
+            let Some(before) = before else { return Ok(()) };
+            netns.visit(|| sources::take_back(&before)).flatten()?;
+            match fs::remove_file(self.file(netns.cookie())) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
             }
-            None => Ok(()),
         });
         if let Err(error) = taken {
             tracing::warn!(netns = netns.cookie(), %error, "a rule and a route for clients' addresses stay behind");
@@ -111,37 +137,35 @@ impl Sources {
         failed.map_or(Ok(cleaned), Err)
     }
 
-    fn try_put(&self, netns: &Netns, path: &str) -> anyhow::Result<sources::Sources> {
+    /// `net.ipv4.tcp_fwmark_accept` as it was before weft came, which is written down.
+    fn before(&self, netns: &Netns, path: &str) -> anyhow::Result<String> {
         let file = self.file(netns.cookie());
-        // What an earlier daemon wrote tells how it was before weft came.
-        if read(&file)
-            .with_context(|| format!("read {}", file.display()))?
-            .is_none()
-        {
-            let found = fs::metadata(path).with_context(|| format!("look at {path}"))?;
-            // Only where all is the workload's: never a rule that the whole machine has.
-            let machines = fs::metadata("/proc/1/ns/net");
-            if machines.is_ok_and(|machines| (machines.dev(), machines.ino()) == (found.dev(), found.ino())) {
-                anyhow::bail!("it is the machine's own, in which no rule is made");
-            }
-            let record = Record {
-                path: path.into(),
-                device: found.dev(),
-                inode: found.ino(),
-                tcp_fwmark_accept: netns
-                    .visit(sources::inherits_mark)
-                    .flatten()
-                    .context("read net.ipv4.tcp_fwmark_accept")?,
-            };
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.folder)
-                .with_context(|| format!("make {}", self.folder.display()))?;
-            write_atomically(&file, &serde_json::to_vec(&record)?)
-                .with_context(|| format!("write {}", file.display()))?;
+        // By an earlier daemon, too.
+        if let Some(record) = read(&file).with_context(|| format!("read {}", file.display()))? {
+            return Ok(record.tcp_fwmark_accept);
         }
-        Ok(netns.visit(sources::put)?)
+        let found = fs::metadata(path).with_context(|| format!("look at {path}"))?;
+        // Only where all is the workload's: never a rule that the whole machine has.
+        let machines = fs::metadata("/proc/1/ns/net");
+        if machines.is_ok_and(|machines| (machines.dev(), machines.ino()) == (found.dev(), found.ino())) {
+            anyhow::bail!("it is the machine's own, in which no rule is made");
+        }
+        let record = Record {
+            path: path.into(),
+            device: found.dev(),
+            inode: found.ino(),
+            tcp_fwmark_accept: netns
+                .visit(sources::inherits_mark)
+                .flatten()
+                .context("read net.ipv4.tcp_fwmark_accept")?,
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .with_context(|| format!("make {}", self.folder.display()))?;
+        write_atomically(&file, &serde_json::to_vec(&record)?).with_context(|| format!("write {}", file.display()))?;
+        Ok(record.tcp_fwmark_accept)
     }
 
     fn file(&self, cookie: u64) -> PathBuf {
@@ -192,6 +216,10 @@ fn find(record: &Record, cookie: u64) -> Option<fs::File> {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::fd::OwnedFd, process::Command, sync::mpsc, thread};
+
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
 
     #[test]
@@ -214,5 +242,46 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&sources.folder).expect("listed").flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
         assert!(sources.file(2).exists());
+    }
+
+    #[test]
+    fn what_was_put_where_we_had_left_is_taken_back_without_its_file() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root (cargo xtask test)");
+            return;
+        }
+        // A namespace as long as this thread.
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            let path = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+            tell.send(path).expect("somebody waits");
+            let _ = ended.recv();
+        });
+        let path = told.recv().expect("it is there");
+        let descriptor: OwnedFd = fs::File::open(&path).expect("opened").into();
+        let netns = Netns::new(7, descriptor).expect("a namespace");
+        let state = || {
+            let rules = || {
+                Command::new("ip")
+                    .arg("rule")
+                    .output()
+                    .expect("iproute2 is there")
+                    .stdout
+            };
+            let seen = netns.visit(|| (rules(), sources::inherits_mark().expect("/proc")));
+            let (rules, inherits) = seen.expect("entered");
+            (String::from_utf8_lossy(&rules).into_owned(), inherits)
+        };
+        let before = state();
+        let dir = tempfile::tempdir().expect("a directory");
+        let sources = Sources::new(dir.path().join("netns"));
+        let put = sources.put(&netns, &path);
+        assert_ne!(state(), before);
+        fs::remove_file(sources.file(7)).expect("who left it removed it");
+        sources.undo(&netns, put);
+        assert_eq!(state(), before);
+        drop(end);
     }
 }
