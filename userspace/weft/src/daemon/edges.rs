@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,6 +19,7 @@ use weft_policy::ObjectRef;
 
 use super::{
     engine::{Engine, InForce},
+    hand_over::{Gate, HandedOver},
     keepers::goes_on,
     kernel,
     names::UNKNOWN,
@@ -142,16 +142,17 @@ impl KernelMetrics {
 }
 
 /// Reads until the daemon stops or hands over.
-pub async fn read(reader: Arc<Mutex<Reader>>) {
+pub async fn read(reader: Arc<Mutex<Reader>>, gate: Arc<Gate>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // System calls by the thousand: not on a thread that answers DNS.
-        let reader = Arc::clone(&reader);
+        let (reader, gate) = (Arc::clone(&reader), Arc::clone(&gate));
         let work = tokio::task::spawn_blocking(move || {
+            let _pass = gate.enter()?;
             reader.lock().unwrap_or_else(PoisonError::into_inner).tick();
-            Ok::<_, Infallible>(())
+            Ok::<_, HandedOver>(())
         });
         if !goes_on(work.await) {
             return;

@@ -1,16 +1,17 @@
 //! The tasks that read and write what a successor would take over: kernel events and edges, workloads, publications.
-//! They rest while a hand-over is under way; proxy, DNS and metrics do not.
+//! They rest while a hand-over is under way; proxy, DNS and metrics do not. What they do on blocking threads, which is not ended
+//! with them, passes the gate.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures_util::FutureExt;
 use tokio::{
     sync::mpsc,
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet},
     time::sleep,
 };
 use weft_adapters::Reporter;
@@ -51,11 +52,16 @@ impl Keepers {
         let of = self.clone();
         tasks.spawn(kept("events of the kernel", move || {
             let engine = Arc::clone(&of.engine);
-            kernel::read(engine, Arc::clone(&of.events), of.event_reporter.clone())
+            kernel::read(
+                engine,
+                Arc::clone(&of.gate),
+                Arc::clone(&of.events),
+                of.event_reporter.clone(),
+            )
         }));
         let of = self.clone();
         tasks.spawn(kept("counters of the kernel", move || {
-            edges::read(Arc::clone(&of.edges))
+            edges::read(Arc::clone(&of.edges), Arc::clone(&of.gate))
         }));
         let of = self.clone();
         tasks.spawn(kept("publications", move || {
@@ -78,17 +84,6 @@ impl Keepers {
             watch_workloads(Arc::clone(&of.engine.registry))
         }));
         tasks
-    }
-
-    /// Ends the tasks; returns when none of them writes any more. The gate must be closed: publications pass it.
-    pub async fn rest(&self, mut tasks: JoinSet<()>) {
-        tasks.shutdown().await;
-        // What runs on a blocking thread is not ended with its task; it holds this lock.
-        let edges = Arc::clone(&self.edges);
-        let quiet = spawn_blocking(move || drop(edges.lock().unwrap_or_else(PoisonError::into_inner)));
-        if let Err(error) = quiet.await {
-            tracing::error!(%error, "waiting for the reader of edges");
-        }
     }
 }
 
@@ -114,6 +109,8 @@ async fn kept<F: Future<Output = ()>>(what: &'static str, mut make: impl FnMut()
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use tokio::task::spawn_blocking;
 
     use super::*;
 

@@ -14,7 +14,10 @@ use weft_adapters::{Flow, FlowEvent, FlowProtocol, FlowVerdict, Record, Reporter
 use weft_dataplane::{Events, Listener, ip_addr, is_canary, monotonic_ns};
 use weft_policy::{ObjectRef, Protocol};
 
-use super::engine::{Engine, InForce};
+use super::{
+    engine::{Engine, InForce},
+    hand_over::Gate,
+};
 
 /// Events taken from the ring in one go.
 const BATCH: usize = 1024;
@@ -30,7 +33,7 @@ const EPERM: u8 = 1;
 /// # Cancel safety
 ///
 /// What was taken from the ring is handed on before the next wait.
-pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, reporter: Reporter) {
+pub async fn read(engine: Arc<Engine>, gate: Arc<Gate>, events: Arc<tokio::sync::Mutex<Events>>, reporter: Reporter) {
     let mut events = events.lock().await;
     let cuts = Notify::new();
     let reading = async {
@@ -61,16 +64,22 @@ pub async fn read(engine: Arc<Engine>, events: Arc<tokio::sync::Mutex<Events>>, 
     };
     tokio::select! {
         () = reading => {}
-        () = reset_late(&engine, &cuts) => {}
+        () = reset_late(&engine, &gate, &cuts) => {}
     }
 }
 
 /// Beside the reading, which must not wait for a publication: the ring would run over.
-async fn reset_late(engine: &Arc<Engine>, cuts: &Notify) {
+async fn reset_late(engine: &Arc<Engine>, gate: &Arc<Gate>, cuts: &Notify) {
     loop {
         cuts.notified().await;
-        let engine = Arc::clone(engine);
-        if let Err(error) = tokio::task::spawn_blocking(move || engine.cut_late()).await {
+        let (engine, gate) = (Arc::clone(engine), Arc::clone(gate));
+        let cut = move || {
+            // By the policy of who is in charge.
+            if let Ok(_pass) = gate.enter() {
+                engine.cut_late();
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(cut).await {
             tracing::error!(%error, "connections that are denied now are not reset; their packets are dropped");
         }
     }

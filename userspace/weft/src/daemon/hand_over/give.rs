@@ -122,7 +122,7 @@ impl Giver {
         if !closed {
             bail!("something is being changed for more than {CLOSING:?}");
         }
-        self.keepers.rest(std::mem::take(keepers)).await;
+        keepers.shutdown().await;
         Ok(())
     }
 
