@@ -16,6 +16,15 @@ pub const COULD_NOT_RESOLVE: i32 = 6;
 /// Longest run of curl, on a real machine: longer than any answer takes, shorter than the bound on its process.
 const MAX_TIME: Duration = Duration::from_secs(30);
 
+/// `--max-time` of a curl that should end with `code`: short where nothing is to come; else longer than any answer takes, and
+/// short enough for another look ([`poll::until`]).
+pub fn max_time(code: i32) -> String {
+    match code {
+        TIMED_OUT => "1".to_owned(),
+        _ => (poll::scaled(poll::PATIENCE) / 2).as_secs().to_string(),
+    }
+}
+
 /// One run of curl. Where its URL stands for several requests, all but the bodies is that of the last one.
 #[derive(Debug, Clone)]
 pub struct Answer {

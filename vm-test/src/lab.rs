@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ use crate::{
     nginx::{Nginx, Server},
     poll,
     process::{self, Output},
-    workload::Run,
+    workload::{DEFAULT_NAMESPACE, Run},
 };
 
 /// A network namespace, a cgroup, a folder and at most one daemon in them.
@@ -199,6 +199,30 @@ impl Lab {
             format!("[{vip}]")
         } else {
             vip.to_owned()
+        })
+    }
+
+    /// Waits until the mesh knows who listens behind `port` of `service`, written as for [`Run::port`]: until then connections
+    /// to it visit the proxy, which waits as well. On return the next workload that starts finds it in the kernel's tables.
+    ///
+    /// # Errors
+    /// Nobody comes: the text has what there is.
+    pub fn endpoint(&self, service: &str, port: &str) -> Result<()> {
+        let (numbers, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        let number = numbers.split_once(':').map_or(numbers, |(number, _)| number);
+        let number: u16 = number.parse().with_context(|| format!("read port `{port}`"))?;
+        poll::until(&format!("an endpoint of {service} at {port}"), || {
+            let status = self.status()?;
+            let services = status["services"].as_array().context("services")?;
+            let found = services
+                .iter()
+                .filter(|found| found["namespace"] == DEFAULT_NAMESPACE && found["name"] == service)
+                .filter_map(|found| found["ports"].as_array())
+                .flatten()
+                .filter(|found| found["port"] == number && found["protocol"] == protocol)
+                .any(|found| found["endpoints"].as_array().is_some_and(|all| !all.is_empty()));
+            ensure!(found, "services: {services:?}");
+            Ok(())
         })
     }
 

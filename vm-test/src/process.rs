@@ -388,8 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn what_outlives_its_bound_is_killed_and_quoted() {
-        let error = output(sh("echo before; exec sleep 1000"), Duration::from_millis(300)).unwrap_err();
-        assert!(format!("{error:#}").contains("before"), "{error:#}");
+    fn what_outlives_its_bound_is_killed_and_quoted() -> Result<()> {
+        let mut outlives = Running::start(sh("echo before; exec sleep 1000"))?;
+        outlives.line(1)?;
+        let error = outlives.finish(Duration::from_millis(300)).unwrap_err();
+        assert!(format!("{error:#}").contains("said: before"), "{error:#}");
+        Ok(())
     }
 }

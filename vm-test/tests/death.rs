@@ -133,8 +133,8 @@ fn without_a_daemon_verdicts_hold_and_failure_modes_are_as_declared() {
 
 /// The status that a client on another host gets; 0 and curl's exit code where there is none.
 fn outside(lab: &Lab, method: &str, url: &str) -> Result<(String, i32)> {
-    let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "1"];
-    let output = lab.outside(words.into_iter().chain(["-X", method, url]))?;
+    let words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time"];
+    let output = lab.outside(words.into_iter().chain([&curl::max_time(0), "-X", method, url]))?;
     Ok((output.stdout, output.code))
 }
 
@@ -197,6 +197,7 @@ fn a_direct_connection_outlives_the_daemon() {
             .port("7:7007")
             .start([traffic.as_str(), "serve-echo", "[::]:7007"])?;
         server.line(1)?;
+        lab.endpoint("echo", "7:7007")?;
         let open = |database: &str| -> Result<Running> {
             let target = format!("{}:7", lab.host("echo", database)?);
             let mut held = lab.run("client").start([traffic.as_str(), "hold", target.as_str()])?;

@@ -225,19 +225,23 @@ fn every_program_is_effective_where_it_has_something_to_do() {
             a.v4()
         );
         let _busy = b.run("friend").start(["sh", "-c", &ceaselessly])?;
-        let report = b.weft(["doctor", "-o", "json"])?.ok()?.json()?;
-        all_are_ok(&report)?;
-        let hooks = report["hooks"].as_array().context("hooks")?;
-        let idle = |hook: &&Value| hook["effective"] != true || hook["ns_per_run"].as_f64().is_none_or(|ns| ns <= 0.0);
-        ensure!(!hooks.iter().any(|hook| idle(&hook)), "{hooks:#?}");
-        let names: Vec<&str> = hooks.iter().filter_map(|hook| hook["name"].as_str()).collect();
-        for name in ["weft_sk_msg", "weft_tc_in@eth0", "weft_tc_out@eth0"] {
-            ensure!(names.contains(&name), "{name}: {names:?}");
-        }
-        ensure!(
-            names.iter().any(|name| name.starts_with("weft_sk_lookup@")),
-            "{names:?}"
-        );
-        Ok(())
+        // The load may have yet to begin when doctor looks.
+        poll::until("every program to be effective", || {
+            let report = b.weft(["doctor", "-o", "json"])?.ok()?.json()?;
+            all_are_ok(&report)?;
+            let hooks = report["hooks"].as_array().context("hooks")?;
+            let idle =
+                |hook: &&Value| hook["effective"] != true || hook["ns_per_run"].as_f64().is_none_or(|ns| ns <= 0.0);
+            ensure!(!hooks.iter().any(|hook| idle(&hook)), "{hooks:#?}");
+            let names: Vec<&str> = hooks.iter().filter_map(|hook| hook["name"].as_str()).collect();
+            for name in ["weft_sk_msg", "weft_tc_in@eth0", "weft_tc_out@eth0"] {
+                ensure!(names.contains(&name), "{name}: {names:?}");
+            }
+            ensure!(
+                names.iter().any(|name| name.starts_with("weft_sk_lookup@")),
+                "{names:?}"
+            );
+            Ok(())
+        })
     });
 }

@@ -328,6 +328,7 @@ fn so_original_dst_is_answered_as_behind_iptables() {
             ensure!(attached_to(lab, cgroup.path())?, "it is not");
             Ok(())
         })?;
+        lab.endpoint("web", "80:8080")?;
 
         let traffic = lab.traffic()?;
         let mut line = 1;

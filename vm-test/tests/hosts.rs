@@ -102,7 +102,12 @@ fn a_denial_is_on_the_dialling_host_and_no_packet_leaves_it() {
         FAMILIES.into_iter().try_for_each(|flags| answers(a, flags).map(drop))?;
 
         let seen = |host: &Host| anyhow::Ok(host.flows()?.iter().filter(|flow| is_open_of_web(flow)).count());
-        let before = seen(b)?;
+        // The last of these may have yet to be told.
+        let before = poll::until("both to be seen", || {
+            let seen = seen(b)?;
+            ensure!(seen >= FAMILIES.len(), "{seen} so far");
+            Ok(seen)
+        })?;
         for address in b.addresses() {
             let stranger = a.run("stranger").curl(&url(address))?;
             ensure!(stranger.code == curl::COULD_NOT_CONNECT, "its endpoint: {stranger:?}");

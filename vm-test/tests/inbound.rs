@@ -9,13 +9,13 @@ const ECONNABORTED: i64 = 103;
 /// An address of the endpoint that is not loopback (every lab has it).
 const OWN_ADDRESS: &str = "http://10.77.0.5:8080/";
 
-/// An uncaptured curl that does not wait for long.
-fn outside(lab: &Lab, url: &str) -> Result<Output> {
+/// An uncaptured curl that should end with `code`.
+fn outside(lab: &Lab, code: i32, url: &str) -> Result<Output> {
     lab.outside([
         "curl",
         "-s",
         "--max-time",
-        "1",
+        &curl::max_time(code),
         "-o",
         "/dev/null",
         "-w",
@@ -52,9 +52,10 @@ fn two_accounts_on_one_loopback_address_are_told_apart_by_the_accepting_side_alo
             let _web = friends::web(lab)?;
             without_connect_hooks(lab)?;
             for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/", OWN_ADDRESS] {
-                let friend = lab.run("friend").curl_with(&["--max-time", "2"], address)?;
+                let friend = lab.run("friend").curl(address)?;
                 ensure!(friend.http == 200, "{address}: {friend:?}");
-                let stranger = lab.run("stranger").curl_with(&["--max-time", "1"], address)?;
+                let flags = ["--max-time", &curl::max_time(denied)];
+                let stranger = lab.run("stranger").curl_with(&flags, address)?;
                 ensure!(stranger.code == denied, "{address}: {stranger:?}");
             }
             lab.flow("the refusal of the accepting side", |flow| is_refusal(flow, "stranger"))?;
@@ -74,17 +75,17 @@ fn a_client_outside_the_mesh_is_dropped_at_the_socket_or_reset_before_it() {
             let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
             for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/", OWN_ADDRESS] {
                 ensure!(
-                    outside(lab, address)?.ok()?.stdout == "200",
+                    outside(lab, 0, address)?.ok()?.stdout == "200",
                     "nothing denies yet: {address}"
                 );
             }
             lab.resource("mesh.yaml", resources::DENY)?;
             poll::until("the mesh to deny", || {
-                ensure!(outside(lab, OWN_ADDRESS)?.code == denied, "still answered");
+                ensure!(outside(lab, denied, OWN_ADDRESS)?.code == denied, "still answered");
                 Ok(())
             })?;
             for address in ["http://127.0.0.1:8080/", "http://[::1]:8080/"] {
-                let output = outside(lab, address)?;
+                let output = outside(lab, denied, address)?;
                 ensure!(output.code == denied, "{address}: {output:?}");
             }
             lab.flow("the refusal", |flow| is_refusal(flow, "unknown"))?;
@@ -132,10 +133,10 @@ fn a_remote_workload_is_known_by_its_address() {
             let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
             for url in endpoints(b) {
                 poll::until("the peer to be allowed", || {
-                    ensure!(outside(a, &url)?.stdout == "200", "{url}");
+                    ensure!(outside(a, 0, &url)?.stdout == "200", "{url}");
                     Ok(())
                 })?;
-                let stranger = outside(c, &url)?;
+                let stranger = outside(c, denied, &url)?;
                 ensure!(stranger.code == denied, "{url}: {stranger:?}");
             }
             b.flow("the peer's connection with its account and its rule", |flow| {
@@ -166,7 +167,7 @@ fn requests_of_clients_outside_are_looked_at_where_inbound_capture_is_on() {
         let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
         for url in endpoints(b) {
             poll::until("GET to be allowed and POST to be denied", || {
-                let answer = outside(a, &url)?;
+                let answer = outside(a, 0, &url)?;
                 ensure!(answer.stdout == "200", "{url}: {answer:?}");
                 let words = [
                     "curl",
@@ -176,7 +177,7 @@ fn requests_of_clients_outside_are_looked_at_where_inbound_capture_is_on() {
                     "-w",
                     "%{http_code}",
                     "--max-time",
-                    "5",
+                    &curl::max_time(0),
                     "-X",
                     "POST",
                     &url,
@@ -205,7 +206,10 @@ fn without_inbound_capture_a_rule_on_requests_lets_no_client_outside_past() {
         let _web = b.nginx(Nginx::service("web").port(80, 8080))?;
         let url = endpoints(b).next().unwrap_or_default();
         poll::until("the rule to be in force", || {
-            ensure!(outside(a, &url)?.code == curl::TIMED_OUT, "not dropped");
+            ensure!(
+                outside(a, curl::TIMED_OUT, &url)?.code == curl::TIMED_OUT,
+                "not dropped"
+            );
             Ok(())
         })?;
         b.flow("what could not be looked at", |flow| {
@@ -228,10 +232,7 @@ fn what_no_connect_hook_saw_is_judged_when_it_leaves_the_machine() {
         echo.line(1)?;
         a.daemon()?;
         without_connect_hooks(a)?;
-        let connect = || {
-            let words = ["timeout", "2", traffic.as_str(), "connect", server.as_str()];
-            a.run("client").output(words)
-        };
+        let connect = || a.run("client").output([traffic.as_str(), "connect", server.as_str()]);
         ensure!(connect()?.code == 0, "nothing denies yet");
         a.apply(
             "apiVersion: weft.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {outboundDefault: deny}\n",

@@ -189,7 +189,7 @@ fn address_ranges_with_exceptions_tell_clients_outside_apart() {
                     "curl",
                     "-s",
                     "--max-time",
-                    "2",
+                    &curl::max_time(0),
                     "-o",
                     "/dev/null",
                     "-w",

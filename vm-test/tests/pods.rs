@@ -266,7 +266,7 @@ fn what_arrives_at_a_pod_from_outside_the_mesh_is_judged_there() {
                 "-o",
                 "/dev/null",
                 "--max-time",
-                "5",
+                &curl::max_time(0),
                 &url,
             ];
             let words = pod.enter().into_iter().chain(words.map(str::to_owned));

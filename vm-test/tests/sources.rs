@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Nginx, Pod, Pods, Running, lab_test, poll, process::Output, resources};
+use vm_test::{Lab, Nginx, Pod, Pods, Running, curl, lab_test, poll, process::Output, resources};
 
 /// Ports of the proxy's connections with a client's address (`weft_proxy::limits::SOURCE_PORTS`): who comes from another one
 /// went past the proxy.
@@ -53,7 +53,7 @@ impl<'lab> Mesh<'lab> {
 
     /// `curl`, all URLs on one connection.
     fn curl(&self, client: &Pod<'_>, urls: &[String]) -> Result<Output> {
-        let flags = ["curl", "-sg", "--max-time", "5", "-w", "%{http_code}\n"];
+        let flags = ["curl", "-sg", "--max-time", &curl::max_time(0), "-w", "%{http_code}\n"];
         let words = flags.into_iter().chain(urls.iter().map(String::as_str));
         self.lab.outside(self.outside(client, words))
     }

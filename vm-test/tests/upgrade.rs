@@ -336,9 +336,6 @@ fn after_the_kernel_side_alone_is_uninstalled_the_next_daemon_has_the_workloads_
         lab.daemon()?;
         let (mut servers, _echo) = mesh(lab)?;
         let traffic = lab.traffic()?;
-        let actor = |account: &str| Actor::new(lab.run(account).start([traffic.as_str(), "actor"])?);
-        let (mut friend, mut stranger) = (actor("friend")?, actor("stranger")?);
-        let vip = lab.host("web", "ahostsv4")?;
         let workloads = || -> Result<Vec<String>> {
             let status = lab.status()?;
             let all = status["workloads"].as_array().context("workloads")?;
@@ -347,6 +344,15 @@ fn after_the_kernel_side_alone_is_uninstalled_the_next_daemon_has_the_workloads_
             let names = names.filter(|name| !name.starts_with("default/client/"));
             Ok(names.map(str::to_owned).collect())
         };
+        poll::until("those of the mesh's first requests to be gone", || {
+            let listed = workloads()?;
+            let gone = |account: &str| !listed.iter().any(|name| name.starts_with(account));
+            ensure!(gone("default/friend/") && gone("default/stranger/"), "{listed:?}");
+            Ok(())
+        })?;
+        let actor = |account: &str| Actor::new(lab.run(account).start([traffic.as_str(), "actor"])?);
+        let (mut friend, mut stranger) = (actor("friend")?, actor("stranger")?);
+        let vip = lab.host("web", "ahostsv4")?;
         let before = workloads()?;
         ensure!(
             before.iter().any(|name| name == "default/stranger/stranger-1"),

@@ -356,8 +356,10 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
             lab,
             "guard",
             &filter("deny-path")?,
-            // A trap takes all requests of its instance with it, and those whose head has passed are refused then.
-            "failurePolicy: closed, params: {prefixes: [/admin]}, wasm: {MODULE, instances: request}",
+            // A trap takes all requests of its instance with it, and those whose head has passed are refused then. One
+            // is enough: a busy machine may take longer than a look of the watcher for several.
+            "failurePolicy: closed, params: {prefixes: [/admin]}, \
+             wasm: {MODULE, instances: request, rollback: {failures: 1}}",
         )?;
         poll::until("the filter", || answers(client, &[], "/admin", 403).map(drop))?;
         let garbage = lab.work().join("garbage.wasm");
@@ -388,17 +390,17 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
         let codes: Vec<&str> = asked.stderr.lines().collect();
         ensure!(codes == ["403"; 200], "{asked:?}");
         let (answered, failed) = (count(0, "answers")? - before, count(1, "failed")?);
-        ensure!(answered == 200 && failed >= 3, "v1 {answered}, v2 failed {failed}");
+        ensure!(answered == 200 && failed >= 1, "v1 {answered}, v2 failed {failed}");
         let v2 = || -> Result<Value> { Ok(shown(lab, "guard")?["generations"][1].clone()) };
         ensure!(
             v2()?["rolled_back"]
                 .as_str()
-                .is_some_and(|why| why.starts_with("failed on 3")),
+                .is_some_and(|why| why.starts_with("failed on 1 ")),
             "{}",
             v2()?
         );
         let listed = adapter(lab, &["list", "guard"])?;
-        ensure!(listed.contains("generation v2 ROLLED BACK: failed on 3"), "{listed}");
+        ensure!(listed.contains("generation v2 ROLLED BACK: failed on 1 "), "{listed}");
         asking.more(20)?;
         asking.all_good()?;
 
@@ -427,8 +429,9 @@ fn a_new_generation_that_traps_is_rolled_back_and_stays_out() {
         ensure!(said.is_err(), "it refuses the configuration of another module");
         let said = adapter(lab, &["load", "guard", &filter("loop")?.to_string_lossy(), "--shadow"])?;
         ensure!(said.contains("v3 shadow"), "{said}");
-        answers(client, &["-H", "x-loop: 1"], "/", 200)?;
         answers(client, &[], "/admin", 403)?;
+        // Last, for it rolls the shadow back.
+        answers(client, &["-H", "x-loop: 1"], "/", 200)?;
         let shadow = &shown(lab, "guard")?["generations"][2];
         ensure!(
             shadow["streams"] == 2 && shadow["traps"] == 1 && shadow["disagreed"] == 1,
@@ -569,7 +572,7 @@ fn a_deny_is_in_force_while_an_adapter_is_applied_that_takes_long() {
         answers(client, &[], "/", 200)?;
         ensure!(slow.is_running()?, "it came before: {}", slow.stdout());
 
-        let said = slow.finish(process::BOUND)?.ok()?.stdout;
+        let said = slow.finish(process::BULK_BOUND)?.ok()?.stdout;
         ensure!(said.contains("NotEnforced") && said.contains("CPU time"), "{said}");
         // Now it is what the failure policy decides.
         answers(client, &[], "/", 503)?;
@@ -640,7 +643,7 @@ fn a_deny_is_in_force_while_a_resource_file_brings_an_adapter_that_takes_long() 
         })?;
         let pending = state()?;
         ensure!(pending.0 == "Pending", "the deny came after it: {pending:?}");
-        poll::within(process::BOUND, "the adapter to be refused", || {
+        poll::within(process::BULK_BOUND, "the adapter to be refused", || {
             let refused = state()?;
             ensure!(
                 refused.0 == "NotEnforced" && refused.1.contains("CPU time"),

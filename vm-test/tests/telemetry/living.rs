@@ -201,11 +201,11 @@ fn what_a_cut_wire_makes_tcp_send_again_is_counted() {
         let far = Far::new(lab)?;
         let mut server = Running::start(far.command(&[&lab.traffic()?, "serve-echo", &format!("{FAR}:7001")]))?;
         server.line(1)?;
+        let before = edges::retransmits_of_kernel(lab)?;
         let mut held = start(lab, &["hold", &format!("{FAR}:7001")])?;
         held.line(1)?;
         held.say(LINE)?;
         held.line(2)?;
-        let before = edges::retransmits_of_kernel(lab)?;
         far.wire("down")?;
         held.say(LINE)?;
         poll::until("TCP to send again", || {

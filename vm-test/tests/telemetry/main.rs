@@ -18,12 +18,13 @@ use weft_abi::UNHEARD;
 const BYTES: u64 = 3_000_017;
 const FAMILIES: [&str; 2] = ["ahostsv4", "ahostsv6"];
 
-/// Starts a server of `traffic` as one port of a service.
+/// Starts a server of `traffic` as one port of a service, and waits until the mesh knows it.
 pub fn serve(lab: &Lab, service: &str, port: &str, words: &[&str]) -> Result<Running> {
     let traffic = lab.traffic()?;
     let words = [traffic.as_str()].into_iter().chain(words.iter().copied());
     let mut server = lab.run(service).port(port).start(words)?;
     server.line(1)?;
+    lab.endpoint(service, port)?;
     Ok(server)
 }
 

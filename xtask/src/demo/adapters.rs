@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use vm_test::{Lab, Running, filters::filter, poll};
+use vm_test::{Lab, Running, filters::filter, poll, process};
 
 use super::{mesh::PUBLIC, screen::Screen};
 
@@ -38,13 +38,17 @@ impl Client {
     }
 
     /// Waits for so many more.
-    fn more(&self, count: usize) -> Result<()> {
+    fn more(&mut self, count: usize) -> Result<()> {
         let before = self.counts().1;
-        poll::until("more answers", || {
-            let now = self.counts().1;
+        poll::within(process::BULK_BOUND, "more answers", || {
+            let (bad, now) = self.counts();
+            if !self.0.is_running()? {
+                // No patience helps.
+                return Ok(Err(anyhow!("the client ended after {now} good answers, and {bad:?}")));
+            }
             ensure!(now >= before + count, "{} of {count}", now - before);
-            Ok(())
-        })
+            Ok(Ok(()))
+        })?
     }
 }
 

@@ -367,7 +367,7 @@ pub fn udp_echo(target: &str, port: u16) -> Result<bool> {
     Ok(told["ok"] == true)
 }
 
-/// A datagram that loopback or a veth has not brought back by then is lost.
+/// A datagram that loopback or a veth has not brought back by then, on a real machine, is lost.
 const LOST: Duration = Duration::from_secs(1);
 
 /// Keeps one connected socket to an echo server: sends each line of its input and tells what came back.
@@ -375,7 +375,7 @@ pub fn udp_hold(target: &str) -> Result<bool> {
     let address = resolve(target)?;
     let socket = datagrams_to(address, 0)?;
     socket.connect(address).context("connect")?;
-    socket.set_read_timeout(Some(LOST))?;
+    socket.set_read_timeout(Some(poll::scaled(LOST)))?;
     println!("{}", json!({"local": socket.local_addr()?.to_string()}));
     let mut buffer = [0; 1500];
     for line in io::stdin().lines() {

@@ -11,10 +11,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use vm_test::poll;
 
 use crate::clients::resolve;
 
-/// Longer than anything on loopback takes, retries of a SYN included; what takes longer counts as failed.
+/// Longer than anything on loopback takes on a real machine, retries of a SYN included; what takes longer counts as failed.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Resolves TARGET, connects, asks for PATH, reads the answer to its end, and begins anew; counts answers by status,
@@ -97,7 +98,7 @@ fn ended(stream: &TcpStream) -> Result<bool> {
 
 /// Status of the answer, read to its end, and whether the server closes after it.
 fn ask(mut stream: &TcpStream, path: &str, connection: &str) -> io::Result<(String, bool)> {
-    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_read_timeout(Some(poll::scaled(SILENCE)))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: mesh\r\nConnection: {connection}\r\n\r\n"
