@@ -164,6 +164,35 @@ fn events_that_the_ring_has_no_room_for_are_counted_where_one_looks() {
 }
 
 #[test]
+fn who_stops_listening_while_events_are_lost_is_no_endpoint_any_more() {
+    lab_test("count-listeners", |lab| {
+        lab.daemon_with(&["--map-size", "events=4096"])?;
+        let (_server, mut burst) = bursts(lab, BURST)?;
+        // The workload lives on without its server.
+        let script =
+            "\"$0\" serve-echo [::]:7002 & server=$!; read -r _; kill $server; wait $server; echo gone; read -r _";
+        let words = ["sh", "-c", script, &lab.traffic()?];
+        let mut short = lab.run("short").port("2:7002").start(words)?;
+        short.line(1)?;
+        lab.endpoint("short", "2:7002")?;
+        let held = lab.hold_daemon()?;
+        burst.say("go")?;
+        burst.line(2)?;
+        short.say("end")?;
+        short.line(2)?;
+        drop(held);
+        poll::until("its endpoint to be gone", || {
+            let status = lab.status()?;
+            let services = status["services"].as_array().context("services")?;
+            let found = services.iter().find(|service| service["name"] == "short");
+            let endpoints = &found.context("it is still a service")?["ports"][0]["endpoints"];
+            ensure!(endpoints.as_array().is_some_and(Vec::is_empty), "{endpoints}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_sample_of_flows_has_whole_connections_and_every_denial() {
     lab_test("count-sample", |lab| {
         let tcp = resources::tcp_route("port", &[7001]);

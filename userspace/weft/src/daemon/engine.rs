@@ -57,6 +57,8 @@ pub struct Engine {
     in_force: ArcSwap<InForce>,
     /// Also serialises publications.
     state: Mutex<State>,
+    /// Held from reading who listens where until the registry has it: what was read last is what it is told last.
+    pub listening: Mutex<()>,
     /// Version of the registry that the last publication saw.
     seen: AtomicU64,
     preparer: Preparer,
@@ -132,6 +134,7 @@ impl Engine {
                 compiled_from: None,
                 compiled: None,
             }),
+            listening: Mutex::default(),
             seen: AtomicU64::new(0),
             unrecorded: Mutex::default(),
             publications: Counter::default(),

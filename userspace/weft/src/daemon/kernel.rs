@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -155,6 +155,7 @@ fn protocol_of(number: u8) -> Protocol {
 
 /// Tells the registry where workloads listen: those named, or all.
 pub fn refresh_listeners(engine: &Engine, owners: Option<&BTreeSet<u64>>) {
+    let _last = engine.listening.lock().unwrap_or_else(PoisonError::into_inner);
     let found = match engine.dataplane.listeners() {
         Ok(found) => found,
         Err(error) => {
@@ -162,18 +163,24 @@ pub fn refresh_listeners(engine: &Engine, owners: Option<&BTreeSet<u64>>) {
             return;
         }
     };
-    let mut by_owner: BTreeMap<u64, Vec<(SocketAddr, Protocol)>> = BTreeMap::new();
-    if let Some(owners) = owners {
-        by_owner.extend(owners.iter().map(|owner| (*owner, Vec::new())));
-    }
+    // Also of who listens nowhere any more.
+    let mut by_owner: BTreeMap<u64, Vec<(SocketAddr, Protocol)>> = match owners {
+        Some(owners) => owners.iter().map(|owner| (*owner, Vec::new())).collect(),
+        None => {
+            let workloads = engine.registry.runtime();
+            workloads.iter().map(|workload| (workload.cgroup, Vec::new())).collect()
+        }
+    };
     for listener in found {
         let Listener {
             owner,
             address,
             protocol,
         } = listener;
-        if owners.is_none_or(|owners| owners.contains(&owner)) && matters(engine, owner, protocol, address.port()) {
-            by_owner.entry(owner).or_default().push((address, protocol));
+        if let Some(listening) = by_owner.get_mut(&owner)
+            && matters(engine, owner, protocol, address.port())
+        {
+            listening.push((address, protocol));
         }
     }
     for (owner, listening) in by_owner {
