@@ -91,18 +91,17 @@ impl<'a> Run<'a> {
             let now = Instant::now();
             let elapsed = now - self.begin;
             let mut next_due = None;
-            if elapsed < total {
-                if self.load.rate.is_none() {
-                    self.waiting.extend(self.idle.iter().map(|_| now));
+            if elapsed < total && self.load.rate.is_none() {
+                self.waiting.extend(self.idle.iter().map(|_| now));
+            }
+            // Also what fell due while this program stood still, past the end as well.
+            while let Some(due) = self.load.due(next).filter(|due| *due < total) {
+                if due > elapsed {
+                    next_due = Some(due - elapsed);
+                    break;
                 }
-                while let Some(due) = self.load.due(next).filter(|due| *due < total) {
-                    if due > elapsed {
-                        next_due = Some(due - elapsed);
-                        break;
-                    }
-                    self.waiting.push_back(self.begin + due);
-                    next += 1;
-                }
+                self.waiting.push_back(self.begin + due);
+                next += 1;
             }
             self.begin_waiting();
             let busy = self.idle.len() < self.connections.len();

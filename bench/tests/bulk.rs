@@ -1,5 +1,7 @@
 //! What is sent in bulk is counted where it arrives.
 
+mod port;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -24,7 +26,7 @@ impl Drop for Running {
 }
 
 fn receiver() -> (Running, SocketAddr) {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_held, free) = port::held();
     let receiver = Command::new(BULK).args(["receive", &free.to_string()]).spawn().unwrap();
     let receiver = Running(receiver);
     let begin = Instant::now();

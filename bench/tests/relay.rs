@@ -1,5 +1,7 @@
 //! The relay carries bytes both ways, and ends with either side.
 
+mod port;
+
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -20,7 +22,7 @@ impl Drop for Relay {
 #[test]
 fn bytes_pass_both_ways_and_an_end_ends_both() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_held, free) = port::held();
     let relay = Command::new(env!("CARGO_BIN_EXE_weft-relay"))
         .args([free.to_string(), target.local_addr().unwrap().to_string()])
         .args(["--threads", "2"])
