@@ -64,10 +64,14 @@ fn start(
 #[test]
 fn a_full_batch_goes_at_once_and_the_rest_when_it_is_due() {
     let metrics = ReportMetrics::default();
-    let (mut exporter, sends) = start("count", 3, Duration::from_millis(20), None, &metrics);
-    exporter.report(&records(7));
-    let sent: Vec<_> = (0..3).map(|_| sends.recv_timeout(LONG).unwrap()).collect();
-    assert_eq!(sent, [3, 3, 1]);
+    let (mut full, sends) = start("full", 3, LONG, None, &metrics);
+    full.report(&records(7));
+    let sent: Vec<_> = (0..2).map(|_| sends.recv_timeout(LONG).unwrap()).collect();
+    assert_eq!(sent, [3, 3]);
+    assert!(sends.try_recv().is_err());
+    let (mut due, sends) = start("due", 3, Duration::from_millis(20), None, &metrics);
+    due.report(&records(1));
+    assert_eq!(sends.recv_timeout(LONG), Ok(1));
 }
 
 #[test]

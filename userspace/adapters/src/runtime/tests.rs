@@ -456,7 +456,9 @@ fn a_reporter_is_told_of_its_services_comes_and_goes_and_loses_nothing_that_was_
     world.apply("other", &adapter("counts", "native: statsd, target: all"));
     assert_eq!(world.runtime.states().len(), 1);
     world.thread.shutdown(Duration::from_secs(20)).unwrap();
-    assert_eq!(fs::read_to_string(path).unwrap(), "web\n");
+    let written = || fs::read_to_string(&path).unwrap_or_default();
+    until("it is written", || !written().is_empty());
+    assert_eq!(written(), "web\n");
 }
 
 impl Report for Bad {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::sync::mpsc;
 use weft_adapters::{
     Chain, Chains, FilterFactory, Lent, Step, StreamFilter, StreamInfo,
     upstreams::{CallError, CallProtocol, Upstreams},
@@ -22,7 +22,7 @@ use crate::support::{
     H1, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, request},
-    server::{Server, text},
+    server::{Nobody, Server, text},
 };
 
 /// Calls what the request's `x-call` names, and gives the endpoint the outcome as `x-outcome`.
@@ -188,11 +188,8 @@ async fn an_empty_answer_that_nobody_reads_leaves_its_connection() {
 
 #[tokio::test]
 async fn what_is_not_there_or_not_allowed_is_an_error_that_says_so() {
-    let unused = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
-    let ports = vec![Port::http("down", [unused]), Port::http("nobody", [])];
+    let down = Nobody::new();
+    let ports = vec![Port::http("down", [down.address]), Port::http("nobody", [])];
     let outside = oracle().await;
     let mesh = mesh(ports, CallProtocol::Http, &[]).await;
     let mut client = H1::new(mesh.dial(0).await).await;

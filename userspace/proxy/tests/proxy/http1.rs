@@ -10,7 +10,7 @@ use crate::support::{
     H1, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{self, raw, read_until, request},
-    server::{Server, text},
+    server::{Nobody, Server, text},
 };
 
 #[tokio::test]
@@ -309,12 +309,8 @@ async fn a_post_on_a_connection_that_broke_is_not_repeated() {
 #[tokio::test]
 async fn refused_endpoints_are_passed_over_and_a_dead_service_says_so() {
     let server = Server::named("alive").await;
-    // Bound, so that nobody else gets the port, and not listening.
-    let bound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    bound
-        .bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
-    let dead = bound.local_addr().unwrap().as_socket().unwrap();
+    let nobody = Nobody::new();
+    let dead = nobody.address;
     let mesh = Mesh::start(&Spec::of([
         Port::http("web", [dead, server.address]),
         Port::http("dead", [dead]),

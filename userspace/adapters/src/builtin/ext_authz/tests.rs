@@ -286,10 +286,6 @@ fn what_is_unfit_about_a_denial_is_left_out() {
 
 #[test]
 fn where_there_is_no_verdict_the_failure_policy_applies() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
     let failed = |adapter: &ExtAuthz| {
         let result = ask(adapter, &[]);
         assert_eq!(adapter.outage.failures.get(), 1);
@@ -301,7 +297,7 @@ fn where_there_is_no_verdict_the_failure_policy_applies() {
         ("closed", CheckResult::Unjudged(denied)),
     ];
     for (policy, expect) in &policies {
-        let config = json!({"address": closed.to_string(), "failure_policy": policy, "status_on_error": 503});
+        let config = json!({"address": "127.0.0.1:1", "failure_policy": policy, "status_on_error": 503});
         assert_eq!(failed(&adapter(config)), *expect, "nobody listens");
     }
     let ok = |options: Vec<HeaderValueOption>, removed: &[&str]| {
@@ -351,7 +347,8 @@ fn where_there_is_no_verdict_the_failure_policy_applies() {
 
 #[test]
 fn a_worker_keeps_one_connection_and_replaces_one_that_is_lost() {
-    let service = Service::start(|_| Answer::Say(allow()));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = Service::start_on(listener.try_clone().unwrap(), |_| Answer::Say(allow()));
     let adapter = service.adapter(json!({}));
     with_runtime(|runtime| {
         with_bag(&[], |bag| {
@@ -367,9 +364,8 @@ fn a_worker_keeps_one_connection_and_replaces_one_that_is_lost() {
         });
         assert_eq!(service.seen.connections.load(Ordering::SeqCst), 1);
         // Cut, and another one in its place.
-        let address = service.address.clone();
         drop(service);
-        let service = Service::start_at(&address, |_| Answer::Say(allow()));
+        let service = Service::start_on(listener, |_| Answer::Say(allow()));
         assert_eq!(ask_in(runtime, &adapter, 1, &[]), CheckResult::Allow);
         assert_eq!(service.requests(), 1);
         assert_eq!(adapter.outage.failures.get(), 0);

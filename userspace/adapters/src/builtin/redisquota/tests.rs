@@ -1,6 +1,6 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     sync::{Arc, atomic::AtomicU16, mpsc},
     thread,
@@ -446,7 +446,7 @@ fn a_password_and_a_database_are_used() {
 
 #[test]
 fn where_redis_does_not_answer_the_failure_policy_applies() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
     let (hold, held) = mpsc::channel();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let hanging = silent.local_addr().unwrap();

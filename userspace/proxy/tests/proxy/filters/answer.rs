@@ -1,18 +1,16 @@
 //! Filters that answer themselves, or reset.
 
-use std::net::SocketAddr;
-
 use http::StatusCode;
 use http_body_util::BodyExt;
 use weft_adapters::{FlowVerdict, Lent, Step};
 
-use super::{data, echo1, echo2, post, post2, sum, unused};
+use super::{data, echo1, echo2, post, post2, sum};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, raw, request},
     filter::{Events, Script, chains, respond},
-    server::Server,
+    server::{Nobody, Server},
 };
 
 /// Answers 418 at one of the points.
@@ -196,7 +194,7 @@ async fn a_grpc_client_gets_an_answer_as_a_grpc_status() {
 
 #[tokio::test]
 async fn a_failure_of_ours_is_an_answer_that_filters_see() {
-    let unused = unused();
+    let nobody = Nobody::new();
     let mut events = Events::new();
     let script = events.script("a").act(|lent, _| {
         if let Lent::ResponseHeaders(head) = lent {
@@ -204,18 +202,19 @@ async fn a_failure_of_ours_is_an_answer_that_filters_see() {
         }
         Step::Continue
     });
-    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [unused])]), script.chains());
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [nobody.address])]), script.chains());
     let mut client = H1::new(mesh.dial(0).await).await;
     let answer = client.get("/").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-seen")), (503, Some("1")));
-    assert!(answer.body.contains(&SocketAddr::to_string(&unused)), "{answer:?}");
+    assert!(answer.body.contains(&nobody.address.to_string()), "{answer:?}");
     let seen = events.until_end_of("a").await;
     assert_eq!(seen[..2], ["a request-head / end", "a response-head 503"]);
 }
 
 #[tokio::test]
 async fn an_answer_in_place_of_a_refusal_is_no_deny() {
-    let spec = Spec::of([Port::http("web", [unused(), unused()])]);
+    let dead = [Nobody::new(), Nobody::new()];
+    let spec = Spec::of([Port::http("web", dead.each_ref().map(|nobody| nobody.address))]);
     let mut events = Events::new();
     let script = events.script("a").act(|lent, _| match lent {
         Lent::RequestHeaders(_) => Step::Pause,
@@ -296,7 +295,8 @@ async fn an_answer_to_head_has_no_body_and_no_interim_status() {
 async fn filters_are_told_that_no_connection_came_about() {
     let mut events = Events::new();
     let chains = events.script("a").chains();
-    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [unused()])]), chains);
+    let nobody = Nobody::new();
+    let mesh = Mesh::filtered(&Spec::of([Port::http("web", [nobody.address])]), chains);
     // One goes the short way.
     for asked in [post(full("abc")), request("GET", "/", empty())] {
         let mut client = H1::new(mesh.dial(0).await).await;

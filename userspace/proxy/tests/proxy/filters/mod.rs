@@ -19,7 +19,7 @@ use crate::support::{
     Port, Spec,
     bodies::pieces,
     client::Body,
-    server::{Server, text},
+    server::{Nobody, Server, text},
 };
 
 /// Answers with the request's body, and with its trailers if there are any.
@@ -51,7 +51,8 @@ fn post(body: Body) -> Request<Body> {
 }
 
 /// Service `web`, half of it on `dead` where nobody listens, half on `alive`, each with its own filters.
-fn split_over_dead_and(
+fn split_over(
+    dead: &Nobody,
     alive: SocketAddr,
     app: AppProtocol,
     of_dead: Arc<Chain>,
@@ -63,7 +64,7 @@ fn split_over_dead_and(
     };
     let mut web = port("web", Vec::new());
     web.split = Some(vec![("dead", 1), ("alive", 1)]);
-    let spec = Spec::of([web, port("dead", vec![unused()]), port("alive", vec![alive])]);
+    let spec = Spec::of([web, port("dead", vec![dead.address]), port("alive", vec![alive])]);
     let service = |name: &str| ServiceName {
         namespace: "default".into(),
         name: name.into(),
@@ -72,12 +73,6 @@ fn split_over_dead_and(
     chains.insert_split(service("web"), service("dead"), of_dead);
     chains.insert_split(service("web"), service("alive"), of_alive);
     (spec, chains)
-}
-
-/// Nobody listens there.
-fn unused() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }
 
 /// For HTTP/2.

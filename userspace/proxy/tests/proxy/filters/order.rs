@@ -14,13 +14,13 @@ use weft_adapters::{
 };
 use weft_policy::{AppProtocol, ServiceName};
 
-use super::{data, echo1, echo2, post, post2, split_over_dead_and, sum};
+use super::{data, echo1, echo2, post, post2, split_over, sum};
 use crate::support::{
     H1, H2, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{empty, full, raw, read_all, read_until, request},
     filter::{Events, chain, chains, respond},
-    server::{Server, text},
+    server::{Nobody, Server, text},
 };
 
 #[tokio::test]
@@ -361,7 +361,8 @@ async fn a_second_choice_that_other_filters_look_at_is_not_asked() {
         });
         Arc::new(chain([script]))
     };
-    let (spec, chains) = split_over_dead_and(alive.address, AppProtocol::Http, seeing("dead"), seeing("alive"));
+    let dead = Nobody::new();
+    let (spec, chains) = split_over(&dead, alive.address, AppProtocol::Http, seeing("dead"), seeing("alive"));
     let mut mesh = Mesh::filtered(&spec, chains);
     let mut client = H1::new(mesh.dial(0).await).await;
     let mut answered = 0;

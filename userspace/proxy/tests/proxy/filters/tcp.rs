@@ -17,13 +17,13 @@ use weft_proxy::{
     limits::{FILTER_BODY_BUFFER, RELAY_BUFFER},
 };
 
-use super::split_over_dead_and;
+use super::split_over;
 use crate::support::{
     Mesh, Port, Spec,
     bodies::Pattern,
     client::read_all,
     filter::{Events, chain, chains},
-    server::Server,
+    server::{Nobody, Server},
 };
 
 fn opaque(server: &Server) -> Spec {
@@ -101,7 +101,14 @@ async fn a_second_choice_that_other_filters_look_at_is_not_connected_to() {
     let alive = Server::raw(|mut stream| async move { stream.write_all(b"alive").await.unwrap() }).await;
     let mut events = Events::new();
     let looking = |name| Arc::new(chain([events.script(name).tcp(TcpStep::Continue, pass, pass)]));
-    let (spec, chains) = split_over_dead_and(alive.address, AppProtocol::Opaque, looking("dead"), looking("alive"));
+    let dead = Nobody::new();
+    let (spec, chains) = split_over(
+        &dead,
+        alive.address,
+        AppProtocol::Opaque,
+        looking("dead"),
+        looking("alive"),
+    );
     let mesh = Mesh::filtered(&spec, chains);
     let mut served = 0;
     for _ in 0..CONNECTIONS {
@@ -142,10 +149,10 @@ async fn a_connection_that_a_filter_forgets_is_reset() {
     let mut events = Events::new();
     let at_once = events.script("a").tcp(TcpStep::Pause, pass, pass).gated();
     let later = events.script("a").tcp(TcpStep::Continue, hold, pass).gated();
-    for (script, _gate) in [at_once, later] {
+    for ((script, _gate), said) in [(at_once, &b""[..]), (later, b"abc")] {
         let mesh = Mesh::start_all(&opaque(&server), config(), script.chains());
         let mut client = mesh.dial(0).await;
-        client.write_all(b"abc").await.unwrap();
+        client.write_all(said).await.unwrap();
         let error = client.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         events.until_end_of("a").await;

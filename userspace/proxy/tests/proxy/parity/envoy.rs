@@ -3,14 +3,14 @@
 use std::{
     env, fs,
     io::{self, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
@@ -37,7 +37,7 @@ pub struct Listener<'a> {
 /// A running Envoy. Dropping it kills it; so does the end of the thread that started it.
 pub struct Envoy {
     child: Child,
-    ports: Vec<u16>,
+    held: Vec<TcpSocket>,
     log: PathBuf,
     _folder: TempDir,
 }
@@ -74,13 +74,15 @@ fn installed() -> Option<PathBuf> {
 impl Envoy {
     /// Starts it with these listeners, on free ports of 127.0.0.1.
     pub async fn start(binary: &Path, listeners: &[Listener<'_>]) -> Self {
-        // Held until all are found, so that they differ.
-        let free: Vec<TcpListener> = listeners
-            .iter()
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-            .collect();
-        let ports: Vec<u16> = free.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
-        drop(free);
+        // Bound, so that nobody else gets the ports, and not listening: Envoy binds beside them.
+        let hold = |_| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_reuseport(true).unwrap();
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            socket
+        };
+        let held: Vec<TcpSocket> = listeners.iter().map(hold).collect();
+        let ports: Vec<u16> = held.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
         let folder = TempDir::new().unwrap();
         let (file, log) = (folder.path().join("envoy.json"), folder.path().join("log"));
         fs::write(&file, config(listeners, &ports).to_string()).unwrap();
@@ -97,11 +99,11 @@ impl Envoy {
             .unwrap();
         let mut envoy = Self {
             child,
-            ports,
+            held,
             log,
             _folder: folder,
         };
-        for index in 0..envoy.ports.len() {
+        for index in 0..listeners.len() {
             while TcpStream::connect(envoy.address(index)).await.is_err() {
                 assert!(
                     envoy.child.try_wait().unwrap().is_none(),
@@ -116,7 +118,7 @@ impl Envoy {
 
     /// Of the n-th listener.
     pub fn address(&self, index: usize) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports[index]).into()
+        self.held[index].local_addr().unwrap()
     }
 
     /// What it said.
@@ -178,6 +180,7 @@ fn listening(listener: &Listener<'_>, port: u16) -> Value {
     };
     json!({
         "address": address((Ipv4Addr::LOCALHOST, port).into()),
+        "enable_reuse_port": true,
         "filter_chains": [{ "filters": filters }],
     })
 }

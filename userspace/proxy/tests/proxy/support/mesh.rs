@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, sync::mpsc};
 use weft_adapters::{Chain, Chains, Check, Flow, Pipeline, Record, Report, ReportMetrics, ReporterThread};
@@ -161,10 +162,15 @@ impl Mesh {
         };
         let local = socket.local_addr().unwrap().as_socket().unwrap();
         self.table.0.lock().unwrap().insert(local, context);
-        socket.connect(&proxy.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket.set_tcp_nodelay(true).unwrap();
-        TcpStream::from_std(socket.into()).unwrap()
+        // Whoever reads is told of a reset, however early it comes.
+        if let Err(error) = socket.connect(&proxy.into()) {
+            assert_eq!(error.raw_os_error(), Some(Errno::EINPROGRESS as i32), "{error}");
+        }
+        let stream = TcpStream::from_std(socket.into()).unwrap();
+        stream.writable().await.unwrap();
+        stream
     }
 
     pub fn proxy(&self) -> &Workers {

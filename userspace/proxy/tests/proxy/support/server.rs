@@ -14,7 +14,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 pub type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -23,6 +23,12 @@ pub type Body = BoxBody<Bytes, hyper::Error>;
 pub struct Server {
     pub address: SocketAddr,
     connections: Arc<AtomicUsize>,
+}
+
+/// An address where nobody listens, and nobody can while this lives.
+pub struct Nobody {
+    pub address: SocketAddr,
+    _held: TcpSocket,
 }
 
 // === impl Server ===
@@ -104,6 +110,19 @@ impl Server {
     /// Connections it has accepted.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Nobody ===
+
+impl Nobody {
+    pub fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Self {
+            address: socket.local_addr().unwrap(),
+            _held: socket,
+        }
     }
 }
 

@@ -70,7 +70,7 @@ impl tonic::server::UnaryService<CheckRequest> for Judge {
 
 impl Service {
     pub fn start(answer: impl Fn(&CheckRequest) -> Answer + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0", answer)
+        Self::start_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), answer)
     }
 
     /// It lets everything pass.
@@ -78,8 +78,10 @@ impl Service {
         Self::start(|_| Answer::Say(allow()))
     }
 
-    pub fn start_at(address: &str, answer: impl Fn(&CheckRequest) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = std::net::TcpListener::bind(address).unwrap();
+    pub fn start_on(
+        listener: std::net::TcpListener,
+        answer: impl Fn(&CheckRequest) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Seen::default());
