@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod heard;
+mod identity;
 mod scan;
 mod watch;
 

@@ -13,6 +13,7 @@ use std::{
 use tracing::info;
 use weft_policy::{Diagnostic, Severity};
 
+use super::identity::Identity;
 use crate::{
     read::{Content, MAX_FILE_BYTES, read_bounded},
     source::{Change, Sink, SourceStatus},
@@ -31,8 +32,12 @@ pub(super) struct Folder {
     path: PathBuf,
     /// By full path, as in messages.
     files: BTreeMap<String, Known>,
-    /// Device and inode of the folder that was last listed.
-    identity: Option<(u64, u64)>,
+    /// Of the folder that was last listed.
+    identity: Option<Identity>,
+    /// What is odd about what is in it, as it was told.
+    odd: Vec<Diagnostic>,
+    /// [`MAX_FILES`].
+    most: usize,
     /// Why the last look removed nothing.
     problem: Option<String>,
     /// Some file was in the middle of a write, or the folder was not there.
@@ -90,6 +95,8 @@ impl Folder {
             path: path.to_owned(),
             files: here.map(|file| (file, earlier())).collect(),
             identity: None,
+            odd: Vec::new(),
+            most: MAX_FILES,
             problem: None,
             unsettled: false,
         }
@@ -131,8 +138,7 @@ impl Folder {
     /// # Errors
     /// The folder cannot be listed; nothing was changed.
     pub fn scan(&mut self, sink: &mut dyn Sink, retry: bool) -> io::Result<Change> {
-        let found = fs::metadata(&self.path)?;
-        let identity = Some((found.dev(), found.ino()));
+        let identity = Some(Identity::of(&fs::metadata(&self.path)?));
         let (listed, odd) = self.list()?;
         if listed.is_empty() && !self.files.is_empty() && identity != self.identity {
             self.unsettled = true;
@@ -150,11 +156,14 @@ impl Folder {
         }
         self.unsettled = false;
 
-        let mut change = Change {
-            diagnostics: odd,
-            ..Change::default()
-        };
+        let mut change = Change::default();
         self.remove_missing(&listed, sink, &mut change);
+        let (listed, odd) = self.cut(listed, odd);
+        // What is odd stays odd: told once.
+        if odd != self.odd {
+            change.diagnostics.clone_from(&odd);
+            self.odd = odd;
+        }
         for path in &listed {
             let again = retry && self.files.get(path).is_some_and(Known::refused);
             self.visit(path, again, sink, &mut change);
@@ -177,20 +186,27 @@ impl Folder {
             }
         }
         listed.sort_unstable();
-        if listed.len() > MAX_FILES {
-            let reason = format!("{} files; those after the {MAX_FILES}th are left out", listed.len());
+        Ok((listed, odd))
+    }
+
+    /// Leaves out what is too much, and says so: of files that are not known yet.
+    fn cut(&self, mut listed: Vec<String>, mut odd: Vec<Diagnostic>) -> (Vec<String>, Vec<Diagnostic>) {
+        if listed.len() > self.most {
+            let mut room = self.most.saturating_sub(self.files.len());
+            listed.retain(|path| {
+                let known = self.files.contains_key(path);
+                let stays = known || room > 0;
+                room -= usize::from(stays && !known);
+                stays
+            });
+            let most = self.most;
             odd.push(warning(
                 &self.path.to_string_lossy(),
-                &reason,
+                &format!("more than {most} files; what came after the {most}th is left out"),
                 "put several documents into a file",
             ));
-            listed.truncate(MAX_FILES);
         }
-        // What is odd stays odd: told at the first look only.
-        if self.identity.is_some() {
-            odd.clear();
-        }
-        Ok((listed, odd))
+        (listed, odd)
     }
 
     /// Removals come first, so that an object may move from one file to another in one go.
@@ -214,7 +230,8 @@ impl Folder {
                 return;
             }
             Seen::Applied(diagnostics) => {
-                if !change.applied.iter().any(|applied| applied == path) {
+                // Only one that is tried again may be there already.
+                if !again || !change.applied.iter().any(|applied| applied == path) {
                     change.applied.push(path.to_owned());
                 }
                 diagnostics
@@ -299,7 +316,9 @@ impl Known {
             return Seen::Moving;
         }
         self.stamp = Some(stamp);
-        self.racy = metadata.modified().is_ok_and(|modified| modified + RACY > read_at);
+        self.racy = metadata
+            .modified()
+            .is_ok_and(|modified| modified.checked_add(RACY).is_none_or(|until| until > read_at));
         let content = hash(&bytes);
         if self.content == Some(content) && !again && !self.kept {
             return Seen::Same;
@@ -372,5 +391,74 @@ fn too_large(path: &str, size: u64) -> Diagnostic {
             &format!("{size} bytes are too many, at most {MAX_FILE_BYTES}; what it said before stays in force"),
             "split it into several files",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All is taken.
+    #[derive(Default)]
+    struct Names(Vec<String>);
+
+    impl Sink for Names {
+        fn apply_file(&mut self, path: &str, _bytes: &[u8]) -> Vec<Diagnostic> {
+            self.0.push(path.to_owned());
+            Vec::new()
+        }
+
+        fn remove_file(&mut self, path: &str) {
+            self.0.retain(|known| known != path);
+        }
+
+        fn files(&self) -> Vec<String> {
+            self.0.clone()
+        }
+    }
+
+    #[test]
+    fn a_file_too_many_is_left_out_and_removes_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(root.path().join(name), "").unwrap();
+        let (mut folder, mut names) = (Folder::new(root.path(), Vec::new()), Names::default());
+        folder.most = 2;
+        write("b.yaml");
+        write("c.yaml");
+        assert_eq!(folder.scan(&mut names, false).unwrap().diagnostics, []);
+        write("a.yaml");
+        let change = folder.scan(&mut names, false).unwrap();
+        assert_eq!((&*change.applied, &*change.removed), (&[][..], &[][..]));
+        assert_eq!(change.diagnostics.len(), 1, "{:?}", change.diagnostics);
+        assert_eq!(folder.scan(&mut names, false).unwrap().diagnostics, []);
+        fs::remove_file(root.path().join("c.yaml")).unwrap();
+        folder.scan(&mut names, false).unwrap();
+        let file = |name| root.path().join(name).display().to_string();
+        assert_eq!(names.0, [file("b.yaml"), file("a.yaml")]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_told_is_told_when_it_comes() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+        let root = tempfile::tempdir().unwrap();
+        let (mut folder, mut names) = (Folder::new(root.path(), Vec::new()), Names::default());
+        folder.scan(&mut names, false).unwrap();
+        fs::write(root.path().join(OsStr::from_bytes(b"\xff.yaml")), "").unwrap();
+        let told = |folder: &mut Folder, names: &mut Names| folder.scan(names, false).unwrap().diagnostics.len();
+        assert_eq!((told(&mut folder, &mut names), told(&mut folder, &mut names)), (1, 0));
+    }
+
+    #[test]
+    fn a_time_that_no_clock_shows_is_read() {
+        let Ok(root) = tempfile::tempdir_in("/dev/shm") else {
+            println!("skipped: there is no tmpfs at /dev/shm");
+            return;
+        };
+        let path = root.path().join("a.yaml");
+        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
+        fs::File::create(&path).unwrap().set_modified(latest).unwrap();
+        let (mut folder, mut names) = (Folder::new(root.path(), Vec::new()), Names::default());
+        folder.scan(&mut names, false).unwrap();
+        assert_eq!(names.0, [path.display().to_string()]);
     }
 }

@@ -326,6 +326,24 @@ async fn a_folder_that_comes_back_empty_removes_nothing() {
     bench.until(&[("b.yaml", "2")]).await;
 }
 
+/// Most file systems give the new folder the number of the old one.
+#[tokio::test]
+async fn a_folder_that_was_deleted_and_made_again_removes_nothing_and_is_watched() {
+    let mut bench = Bench::new(&[("a.yaml", "1")]).await;
+    for turn in 0..3 {
+        let away = bench.root.path().join("away");
+        fs::rename(&bench.folder, &away).unwrap();
+        fs::remove_dir_all(away).unwrap();
+        fs::create_dir(&bench.folder).unwrap();
+        while !reasons(&bench.change().await)[0].contains("unmounted?") {}
+        assert_eq!(bench.objects().len(), 1);
+        let began = Instant::now();
+        bench.write("a.yaml", &turn.to_string());
+        bench.until(&[("a.yaml", &turn.to_string())]).await;
+        assert!(began.elapsed() < RESCAN, "found by a rescan");
+    }
+}
+
 #[tokio::test]
 async fn a_folder_that_is_empty_at_the_start_removes_nothing_of_an_earlier_daemons() {
     let mut bench = Bench::after(&[("a.yaml", "1"), ("b.yaml", "2")], |_| {}).await;

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc::SyncSender},
     time::Duration,
@@ -11,14 +10,14 @@ use std::{
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher, recommended_watcher};
 use tracing::warn;
 
-use super::{heard::Heard, lock};
+use super::{heard::Heard, identity::Identity, lock};
 
 pub(super) struct Watch {
     path: PathBuf,
     wake: SyncSender<()>,
     heard: Arc<Mutex<Heard>>,
-    /// The watcher and the folder it was made for (device, inode).
-    watching: Option<(RecommendedWatcher, (u64, u64))>,
+    /// The watcher and the folder it was made for.
+    watching: Option<(RecommendedWatcher, Identity)>,
     /// Said once, not at every rescan.
     failing: bool,
 }
@@ -38,7 +37,7 @@ impl Watch {
 
     /// Watches the folder that is there now. Without inotify (none left, no such folder) the rescan has to do.
     pub fn ensure(&mut self) {
-        let Ok(identity) = fs::metadata(&self.path).map(|found| (found.dev(), found.ino())) else {
+        let Ok(identity) = fs::metadata(&self.path).map(|found| Identity::of(&found)) else {
             // The old watch would keep a deleted folder alive, and tell nothing of a new one.
             self.watching = None;
             return;
