@@ -46,7 +46,8 @@ pub use metrics::{AdapterMetrics, CheckMetrics, ReportMetrics};
 pub use native::{Native, NativeEntry, Part, Role};
 pub use pipeline::{Check, CheckResult, Checking, Denied, Deny, Directives, HeaderOperation, Pipeline};
 pub use record::{
-    Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, Peer, Record, Side, method_word,
+    Destination, EdgeDelta, Flow, FlowEvent, FlowProtocol, FlowVerdict, L7, MAX_TOLD, Peer, Record, Side, method_word,
+    told,
 };
 pub use reporter::{Report, Reporter, ReporterControl, ReporterThread};
 pub use runtime::{

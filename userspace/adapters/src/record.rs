@@ -139,7 +139,7 @@ pub struct Destination {
 pub struct L7 {
     /// See [`method_word`].
     pub method: Cow<'static, str>,
-    /// Path as received, query included.
+    /// Path as received, query included; see [`told`].
     pub path: String,
     /// HTTP status that the client got.
     pub status: u16,
@@ -215,8 +215,22 @@ const METHODS: [&str; 9] = [
 pub fn method_word(method: &str) -> Cow<'static, str> {
     match METHODS.iter().copied().find(|known| *known == method) {
         Some(known) => Cow::Borrowed(known),
-        None => Cow::Owned(method.to_owned()),
+        None => Cow::Owned(told(method)),
     }
+}
+
+/// Bytes that are told of a path, and of whatever else a client may write as long as it likes: records are kept by the thousand.
+/// URLs are rarely longer; what is cut off is missing in logs and spans.
+pub const MAX_TOLD: usize = 2048;
+
+/// As much of the text as is told of; an ellipsis stands for the rest.
+pub fn told(text: &str) -> String {
+    if text.len() <= MAX_TOLD {
+        return text.to_owned();
+    }
+    let mut told = text[..text.floor_char_boundary(MAX_TOLD)].to_owned();
+    told.push('…');
+    told
 }
 
 // === impl L7 ===

@@ -166,4 +166,7 @@ fn only_the_ends_of_a_connection_see_it_end() {
 fn only_made_up_methods_are_copied() {
     assert!(matches!(method_word("GET"), Cow::Borrowed("GET")));
     assert!(matches!(method_word("get"), Cow::Owned(word) if word == "get"));
+    let long = "ä".repeat(MAX_TOLD);
+    assert_eq!(told(&long[..MAX_TOLD]), long[..MAX_TOLD]);
+    assert_eq!(told(&format!("a{long}")), format!("a{}…", &long[..MAX_TOLD - 2]));
 }

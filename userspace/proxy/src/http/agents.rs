@@ -2,6 +2,8 @@
 
 use std::{cell::RefCell, sync::Arc};
 
+use weft_adapters::{MAX_TOLD, told};
+
 use crate::limits::AGENTS_KEPT;
 
 /// Those that a worker has heard last.
@@ -21,6 +23,9 @@ struct Heard {
 impl Agents {
     /// `value` as text, shared with whoever was told of the same.
     pub(crate) fn of(&self, value: &[u8]) -> Arc<str> {
+        if value.len() > MAX_TOLD {
+            return told(&String::from_utf8_lossy(value)).into();
+        }
         let Heard { agents, oldest } = &mut *self.0.borrow_mut();
         if let Some(agent) = agents.iter().find(|agent| agent.as_bytes() == value) {
             return Arc::clone(agent);

@@ -17,7 +17,7 @@ use hyper::body::Frame;
 use tokio::time::Instant;
 use weft_adapters::{
     Destination, Flow, FlowEvent, FlowProtocol, FlowVerdict, HeaderOperation, L7, Record, Side, StreamEnd,
-    StreamFailure, method_word, trace::Trace,
+    StreamFailure, method_word, told, trace::Trace,
 };
 use weft_policy::ObjectRef;
 
@@ -98,7 +98,7 @@ impl Asked {
             path: head
                 .uri
                 .path_and_query()
-                .map_or_else(|| head.uri.to_string(), |path| path.as_str().to_owned()),
+                .map_or_else(|| told(&head.uri.to_string()), |path| told(path.as_str())),
             user_agent: head
                 .headers
                 .get(http::header::USER_AGENT)

@@ -13,7 +13,7 @@ use super::FlowQuery;
 use crate::admin::api::FlowCounts;
 
 /// Flow records kept for `weft flows`. At some 300 bytes each (240, the path of a request, and names that many share) this is about
-/// 3 MB; more would show further back.
+/// 3 MB; where clients write as much as is told ([`weft_adapters::MAX_TOLD`]) 60. More would show further back.
 pub const FLOWS_KEPT: usize = 10_000;
 
 /// Flows that a follower may be behind before it loses some. Larger: more memory is held by a reader that stalls.

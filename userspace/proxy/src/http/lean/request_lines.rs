@@ -8,7 +8,7 @@ use std::{borrow::Cow, mem::MaybeUninit};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri, Version, request::Parts, uri::PathAndQuery};
 use httparse::{Header, Status};
-use weft_adapters::{HeaderLines, HeaderSection, Headers, RequestHead, attribute::RequestView};
+use weft_adapters::{HeaderLines, HeaderSection, Headers, RequestHead, attribute::RequestView, told};
 use weft_policy::HttpRequestView;
 
 use super::lines;
@@ -114,7 +114,7 @@ impl<'l, 'b> Head<'l, 'b> {
     pub fn asked(&self, agents: &Agents) -> Asked {
         Asked {
             method: self.method.clone(),
-            path: self.target.to_owned(),
+            path: told(self.target),
             user_agent: self.user_agent.map(|value| agents.of(value)),
             grpc: false,
             is_http1: true,
