@@ -27,7 +27,7 @@ pub mod api;
 mod client;
 mod handlers;
 mod server;
-mod stall;
+pub mod stall;
 #[cfg(test)]
 mod tests;
 

@@ -18,14 +18,14 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use weft_adapters::exposition;
 
-use crate::error::net_error;
+use crate::{admin::stall::StallGuard, error::net_error};
 
 /// Istio's port for merged metrics and health.
 pub const PORT: u16 = 15020;
 /// Scrapers are few.
 const MAX_CONNECTIONS: usize = 64;
-/// A scraper that says nothing for so long is hung up on.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A scraper that says nothing for so long, or reads nothing of what it asked for, is hung up on.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the endpoint shows.
 #[derive(Clone)]
@@ -79,8 +79,8 @@ pub async fn serve(listener: TcpListener, endpoint: Endpoint) {
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(StallGuard::new(stream, PATIENCE)), service);
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "metrics connection");
             }
@@ -122,4 +122,46 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
         .headers_mut()
         .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::sleep,
+    };
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_and_does_not_read_is_hung_up_on() {
+        let mut registry = Registry::default();
+        let help = "a".repeat(1 << 20);
+        registry.register("long", help, Gauge::<i64>::default());
+        let endpoint = Endpoint {
+            registry: Arc::new(Mutex::new(registry)),
+            ready: Arc::default(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asking = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            const REQUESTS: usize = 32;
+            stream.write_all(&REQUEST.repeat(REQUESTS)).await.unwrap();
+            sleep(3 * PATIENCE).await;
+            let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
+            while let Ok(more @ 1..) = stream.read(&mut buffer).await {
+                read += more;
+            }
+            assert!(read < REQUESTS << 20, "{read} bytes");
+        };
+        tokio::select! {
+            () = serve(listener, endpoint) => {}
+            () = asking => {}
+        }
+    }
 }
