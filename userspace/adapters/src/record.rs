@@ -169,6 +169,9 @@ pub struct EdgeDelta {
     /// HTTP: a proxy looks at its requests, and tells of each by a [`Flow`].
     pub protocol: FlowProtocol,
     pub verdict: FlowVerdict,
+    /// It has grown by that since the kernel's tables were made, up to the first time that this daemon read them: an earlier one
+    /// has told most of it. Totals take it; who sends differences does not.
+    pub history: bool,
     /// Connections established, or flows of datagrams begun.
     pub opened: u64,
     /// Connections ended, in whatever way; where that is seen ([`Side::sees_ends`]).

@@ -87,6 +87,7 @@ pub(crate) fn edge() -> EdgeDelta {
         destination: destination(),
         protocol: FlowProtocol::Tcp,
         verdict: FlowVerdict::Allow,
+        history: false,
         opened: 3,
         closed: 1,
         refused: 0,

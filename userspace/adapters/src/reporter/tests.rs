@@ -29,6 +29,7 @@ fn edge(opened: u64) -> Record {
         }),
         protocol: FlowProtocol::Tcp,
         verdict: FlowVerdict::Allow,
+        history: false,
         opened,
         closed: 0,
         refused: 0,

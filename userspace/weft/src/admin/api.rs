@@ -445,7 +445,7 @@ pub struct EdgeView {
     pub destination: Destination,
     pub protocol: FlowProtocol,
     pub verdict: FlowVerdict,
-    /// Since the daemon's start.
+    /// Since the kernel's tables were made: they outlive daemons.
     pub totals: EdgeTotals,
 }
 

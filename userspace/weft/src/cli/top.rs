@@ -30,8 +30,8 @@ mod table;
 /// Which edges carry what, now: connections and bytes a second, times, losses
 ///
 /// In a terminal it refreshes until `q`; `<` and `>` choose the column that sorts, `r` reverses, the space bar holds. Elsewhere,
-/// with --once or as JSON it prints one sample. RETRANS, RESETS and DENIED count since the daemon's start; times are of the
-/// sample, or since the start where it has none. OUT is from source to destination. What only a device (`weft daemon --device`) has
+/// with --once or as JSON it prints one sample. RETRANS, RESETS and DENIED count since the kernel's
+/// tables were made, which outlive the daemon; times are of the sample, or of all that time where it has none. OUT is from source to destination. What only a device (`weft daemon --device`) has
 /// seen is counted by whole frames, and OPEN is 0 there, as it is for datagrams.
 #[derive(Debug, Args)]
 pub struct Top {

@@ -1,7 +1,7 @@
 //! The kernel's edge counters as deltas for the reporter.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -167,6 +167,8 @@ pub struct Reader {
     flows: Arc<FlowStore>,
     metrics: KernelMetrics,
     seen: HashMap<EdgeKey, Seen>,
+    /// Edges of the first reading, which is of what was counted before, that are not told yet; `None`: nothing is read yet.
+    history: Option<HashSet<EdgeKey>>,
     rules: Rules,
     /// Events that the ring had no room for.
     lost: u64,
@@ -234,6 +236,7 @@ impl Reader {
             flows,
             metrics,
             seen: HashMap::new(),
+            history: None,
             rules: Rules::default(),
             lost: 0,
             ticks: 0,
@@ -289,6 +292,7 @@ impl Reader {
     fn report(&mut self, tick: u64, read: Instant, edges: Vec<Edge>) {
         let in_force = self.engine.in_force();
         let mut stale = Vec::new();
+        let history = (self.history).get_or_insert_with(|| edges.iter().map(|edge| edge.key).collect());
         for Edge { key, counters } in edges {
             let seen = self.seen.get(&key);
             let before = seen.map(|seen| seen.counters).unwrap_or_default();
@@ -296,12 +300,14 @@ impl Reader {
             if seen.is_none() || before != counters {
                 let names = Names::of(&in_force, &key, seen.map(|seen| &seen.names));
                 let grown = counters.since(&before);
-                let told = match delta(&key, &names, &grown).filter(|_| grown != EdgeCounters::ZERO) {
-                    // No room: what is not told now is part of the next difference.
-                    Some(delta) => self.reporter.offer(Record::Edge(Box::new(delta))),
-                    None => true,
-                };
+                let told =
+                    match delta(&key, &names, &grown, history.contains(&key)).filter(|_| grown != EdgeCounters::ZERO) {
+                        // No room: what is not told now is part of the next difference.
+                        Some(delta) => self.reporter.offer(Record::Edge(Box::new(delta))),
+                        None => true,
+                    };
                 if told {
+                    history.remove(&key);
                     let changed = tick;
                     let seen = Seen {
                         counters,
@@ -366,7 +372,7 @@ impl Names {
 }
 
 /// What was added, in names; `None` where somebody dials the daemon itself.
-fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta> {
+fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters, history: bool) -> Option<EdgeDelta> {
     if key.destination == identity::PROXY {
         return None;
     }
@@ -397,6 +403,7 @@ fn delta(key: &EdgeKey, names: &Names, grown: &EdgeCounters) -> Option<EdgeDelta
             action::AUDIT => FlowVerdict::Audit,
             _ => FlowVerdict::Allow,
         },
+        history,
         opened: if denied { 0 } else { grown.opened },
         denied: if denied { grown.opened } else { 0 },
         closed: grown.closed,
@@ -478,7 +485,7 @@ mod tests {
             (reporter::DEVICE, Side::Device, (10, 20)),
         ] {
             let key = edge(protocol::UDP, reporter);
-            let told = delta(&key, &Names::of(&InForce::default(), &key, None), &grown).expect("an edge");
+            let told = delta(&key, &Names::of(&InForce::default(), &key, None), &grown, false).expect("an edge");
             assert_eq!((told.reporter, told.protocol), (side, FlowProtocol::Udp));
             assert_eq!(
                 (told.opened, (told.bytes_sent, told.bytes_received)),

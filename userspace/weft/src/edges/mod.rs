@@ -1,4 +1,4 @@
-//! What `weft top` shows: totals of every edge since the daemon's start, and the rates between two looks at them.
+//! What `weft top` shows: totals of every edge since the kernel's tables were made, and the rates between two looks at them.
 //!
 //! [`EdgeReport`] is a report adapter like the metrics endpoint: both add up the same deltas, so they agree.
 

@@ -35,11 +35,11 @@ pub struct Row {
     pub received_per_second: f64,
     pub connect_us: Quantiles,
     pub rtt_us: Quantiles,
-    /// Since the daemon's start.
+    /// Since the kernel's tables were made: they outlive daemons.
     pub total: Counts,
 }
 
-/// Of the sample, or if it has none, since the daemon's start. `None`: not measured yet.
+/// Of the sample, or if it has none, since the kernel's tables were made. `None`: not measured yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Quantiles {
     pub p50: Option<u64>,
@@ -212,6 +212,7 @@ pub(crate) mod tests {
             }),
             protocol: FlowProtocol::Tcp,
             verdict: FlowVerdict::Allow,
+            history: false,
             opened,
             closed: 0,
             refused: 0,

@@ -16,7 +16,7 @@ const MAX_EDGES: usize = 65_536;
 /// Deltas that wait for their reading to be whole. More than the kernel has edges, so a reading never exceeds it.
 const MAX_PENDING: usize = 65_536;
 
-/// Totals of all edges since the daemon's start, as of the last complete reading of the kernel's counters.
+/// Totals of all edges since the kernel's tables were made, as of the last complete reading of the kernel's counters.
 #[derive(Debug)]
 pub struct EdgeStore {
     started: Instant,

@@ -79,6 +79,9 @@ impl Numbers {
     /// `false`: there is no room for a further series.
     #[must_use]
     pub fn on_edge(&mut self, edge: &EdgeDelta) -> bool {
+        if edge.history {
+            return true;
+        }
         let mut labels = ends(&edge.source, &edge.destination);
         labels.push(("weft.reporter", Label::Text(edge.reporter.as_str().to_owned())));
         labels.push(("weft.protocol", Label::Text(edge.protocol.as_str().to_owned())));

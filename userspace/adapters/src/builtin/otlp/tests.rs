@@ -429,6 +429,19 @@ fn methods_that_nobody_knows_are_one() {
 }
 
 #[test]
+fn what_was_before_the_daemon_is_no_difference() {
+    let mut numbers = Numbers::default();
+    let before = EdgeDelta {
+        history: true,
+        ..samples::edge()
+    };
+    assert!(numbers.on_edge(&before));
+    assert_eq!(numbers.take(0, 1).len(), 0);
+    assert!(numbers.on_edge(&samples::edge()));
+    assert!(!numbers.take(1, 2).is_empty());
+}
+
+#[test]
 fn series_are_bounded() {
     let mut numbers = Numbers::default();
     let (mut request, edge) = (

@@ -72,6 +72,7 @@ fn edge(protocol: FlowProtocol) -> Box<EdgeDelta> {
         destination: destination(8080),
         protocol,
         verdict: FlowVerdict::Allow,
+        history: false,
         opened: 2,
         closed: 1,
         refused: 3,

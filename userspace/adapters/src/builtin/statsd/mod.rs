@@ -120,6 +120,21 @@ impl Statsd {
 
     fn on_edge(&mut self, edge: &EdgeDelta) {
         let subject = Subject::of_edge(edge);
+        if !edge.history {
+            self.count_edge(&subject, edge);
+        }
+        // Else it would only grow.
+        if edge.opened != edge.closed && edge.reporter.sees_ends(edge.protocol) {
+            self.gauge(
+                &subject,
+                i64::try_from(edge.opened)
+                    .unwrap_or(i64::MAX)
+                    .saturating_sub_unsigned(edge.closed),
+            );
+        }
+    }
+
+    fn count_edge(&mut self, subject: &Subject<'_>, edge: &EdgeDelta) {
         for (metric, grown) in [
             (Metric::ConnectionsOpened, edge.opened),
             (Metric::ConnectionsClosed, edge.closed),
@@ -131,22 +146,13 @@ impl Statsd {
             (Metric::Retransmits, edge.retransmits),
         ] {
             if grown > 0 {
-                self.count(metric, &subject, grown);
+                self.count(metric, subject, grown);
             }
         }
         for (metric, grown) in [(Metric::ConnectDuration, &edge.connect), (Metric::Rtt, &edge.rtt)] {
             if grown.count() > 0 {
-                self.sample(metric, &subject, mean_ms(grown), grown.count());
+                self.sample(metric, subject, mean_ms(grown), grown.count());
             }
-        }
-        // Else it would only grow.
-        if edge.opened != edge.closed && edge.reporter.sees_ends(edge.protocol) {
-            self.gauge(
-                &subject,
-                i64::try_from(edge.opened)
-                    .unwrap_or(i64::MAX)
-                    .saturating_sub_unsigned(edge.closed),
-            );
         }
     }
 

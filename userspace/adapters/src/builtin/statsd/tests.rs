@@ -136,6 +136,17 @@ fn connections_that_no_proxy_saw_are_counted_and_gauged() {
     );
 }
 
+/// Counters at a restart would else jump by all that there ever was.
+#[test]
+fn what_was_before_the_daemon_is_gauged_and_not_counted() {
+    let before = EdgeDelta {
+        history: true,
+        ..samples::edge()
+    };
+    let lines = Receiver::new("{}").lines(&[edge(before)]);
+    assert_eq!(lines, ["connections.source.default.client.default.web.tcp:2|g"]);
+}
+
 #[test]
 fn flows_of_datagrams_are_counted_and_not_gauged() {
     let datagrams = EdgeDelta {
