@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{
     Account, AppProtocol, Class, Decision, HttpRequestView, Identity, L7, ObjectRef, Protocol, Service, ServiceName,
-    ServicePort, Snapshot, Verdict,
+    ServicePort, Snapshot, Verdict, Workload,
 };
 
 /// What somebody wants to know.
@@ -92,13 +92,15 @@ struct Source {
 }
 
 /// What both dimensions said, and which way that goes.
-struct Judged {
+struct Judged<'s> {
     decision: Decision,
     network: Decision,
     access: Decision,
     /// The latter in words.
     said: String,
     path: DataPath,
+    /// Why connections visit the proxy, whatever the access rules say.
+    proxied: Option<&'s str>,
 }
 
 impl Snapshot {
@@ -231,7 +233,7 @@ impl Snapshot {
                     unseen,
                 });
             }
-            if port.pending && service.l7 == L7::Auto {
+            if port.pending && service.l7 == L7::Auto && port.protocol == Protocol::Tcp {
                 steps.push(format!(
                     "service {name}: no endpoint listens yet, callers wait in the proxy"
                 ));
@@ -284,17 +286,13 @@ impl Snapshot {
                 "a workload of account {account} listens on {}; no service leads there",
                 key.0
             ));
-            if let Some((service, port)) = self.guard(listener.identity, input.port)
-                && input.protocol == Protocol::Tcp
-            {
-                steps.push(format!(
-                    "service {} leads to that port at another address",
-                    service.name
-                ));
-                road.http = service.ports[port].http;
-                road.proxied = service.ports[port].proxied.as_deref();
-            }
             listener.identity
+        } else if let Some(workload) = self.workload_at(address) {
+            steps.push(format!(
+                "{} is an address of workload {}; no service leads to this port",
+                key.0, workload.name
+            ));
+            workload.identity
         } else if address.is_loopback() {
             steps.push(format!("{} is on this machine and no workload's", key.0));
             Identity::UNKNOWN_LOCAL
@@ -305,6 +303,16 @@ impl Snapshot {
             ));
             Identity::OUTSIDE
         };
+        if !self.by_endpoint.contains_key(&key)
+            && input.protocol == Protocol::Tcp
+            && let Some((service, port)) = self.guard(identity, input.port)
+        {
+            steps.push(format!(
+                "service {} leads to that port at another address",
+                service.name
+            ));
+            road.http = service.ports[port].http;
+        }
         let candidate = Candidate {
             identity,
             class: self.class_of_destination(key.0, key.1, identity),
@@ -315,11 +323,16 @@ impl Snapshot {
         self.judge(source, vec![candidate], road, input, steps)
     }
 
+    /// The first workload with this address, as the kernel has it; loopback is nobody's.
+    fn workload_at(&self, address: IpAddr) -> Option<&Workload> {
+        let has = |workload: &&std::sync::Arc<Workload>| workload.addresses.contains(&address);
+        let found = self.workloads.iter().find(has);
+        found.map(|workload| &**workload).filter(|_| !address.is_loopback())
+    }
+
     /// Classes of an account's workloads; of one that has none: nobody's.
     fn classes_of(&self, account: &Account) -> BTreeSet<Class> {
-        let own = |w: &&std::sync::Arc<crate::snapshot::Workload>| {
-            *w.namespace == *account.namespace && *w.account == *account.name
-        };
+        let own = |w: &&std::sync::Arc<Workload>| *w.namespace == *account.namespace && *w.account == *account.name;
         let found: BTreeSet<Class> = self.workloads.iter().filter(own).map(|w| w.class).collect();
         if found.is_empty() {
             BTreeSet::from([Class::UNKNOWN])
@@ -339,7 +352,7 @@ impl Snapshot {
         let Road { proxied, http, l7 } = road;
         let external = matches!(l7, L7::External { .. });
         let request = Request::of(input);
-        let mut strictest: Option<Judged> = None;
+        let mut strictest: Option<Judged<'_>> = None;
         let mut seen = BTreeSet::new();
         for candidate in candidates {
             let (identity, target) = (candidate.identity, candidate.target);
@@ -347,11 +360,16 @@ impl Snapshot {
                 continue;
             }
             let connection = self.authorize_connection(source.identity, identity, input.protocol, target);
-            let by_proxy =
-                proxied.is_some() && connection.verdict != Verdict::Deny || connection.verdict == Verdict::NeedsHttp;
-            let unseen = match input.protocol {
-                Protocol::Tcp if candidate.unseen => self.authorize_unseen(source.identity, identity, target),
-                _ => None,
+            let reached = input.protocol == Protocol::Tcp && connection.verdict != Verdict::Deny;
+            let guard = self.guard(identity, target).filter(|_| reached);
+            let guarded = guard.and_then(|(service, port)| service.ports[port].proxied.as_deref());
+            let proxied = proxied.or(guarded);
+            let by_proxy = reached && (proxied.is_some() || self.wants_requests(source.identity, identity, target));
+            let unseen = match reached && candidate.unseen {
+                true => self
+                    .authorize_unseen(source.identity, identity, target)
+                    .or_else(|| guarded.map(|_| self.unasked(identity, connection))),
+                false => None,
             };
             let (access, path) = match (unseen, &request) {
                 (Some(decision), _) if external && decision.verdict == Verdict::Audit => (decision, DataPath::External),
@@ -374,7 +392,9 @@ impl Snapshot {
                         Verdict::Audit => "let through and reported (audit); else denied by",
                         _ => "denied by",
                     };
-                    format!("{denied} {rule}, which speaks of requests: nobody sees them on this way")
+                    let looked_at = guarded.map(|reason| format!("for {reason}"));
+                    let why = looked_at.as_deref().unwrap_or("which speaks of requests");
+                    format!("{denied} {rule}, {why}: nobody sees them on this way")
                 }
                 Some(rule) if path == DataPath::External && access.verdict == Verdict::NeedsHttp => {
                     format!("{rule} lets connections through")
@@ -404,8 +424,9 @@ impl Snapshot {
                     } else {
                         path
                     },
+                    proxied,
                 };
-                let strictness = |judged: &Judged| judged.decision.verdict.strictness();
+                let strictness = |judged: &Judged<'_>| judged.decision.verdict.strictness();
                 if strictest
                     .as_ref()
                     .is_none_or(|old| strictness(&judged) > strictness(old))
@@ -417,7 +438,7 @@ impl Snapshot {
         let Some(judged) = strictest else {
             return self.nowhere("nobody is there".to_owned(), steps);
         };
-        let way = match (judged.path, proxied) {
+        let way = match (judged.path, judged.proxied) {
             (DataPath::External, Some(reason)) => format!("handed over: {reason}"),
             (DataPath::External, None) => "handed over: the foreign proxy decides about requests".to_owned(),
             (DataPath::Kernel, _) => "the kernel decides at connect".to_owned(),
@@ -441,6 +462,13 @@ impl Snapshot {
             path: judged.path,
             steps,
         }
+    }
+
+    /// What becomes of a connection to a guarded port where nobody is there to look.
+    fn unasked(&self, destination: Identity, connection: Decision) -> Decision {
+        let audit = self.access.get(&destination).is_some_and(|policy| policy.audit);
+        let verdict = if audit { Verdict::Audit } else { Verdict::Deny };
+        Decision { verdict, ..connection }
     }
 
     fn say(&self, decision: Decision) -> String {

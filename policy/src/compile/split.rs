@@ -100,7 +100,8 @@ fn finish_port(
         _ if *l7 != L7::Auto => l7::proxied(l7).filter(|_| may_be_http(port)),
         Some(root) if http => Some(format!("{} splits per request", root.object.id)),
         _ if looked_at.is_some() => looked_at,
-        _ if waits => Some(NOBODY_LISTENS_YET.to_owned()),
+        // Datagrams do not wait.
+        _ if waits && port.protocol == Protocol::Tcp => Some(NOBODY_LISTENS_YET.to_owned()),
         _ => None,
     };
     ServicePort {

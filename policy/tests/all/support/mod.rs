@@ -3,7 +3,7 @@
 //! ```text
 //! #! run NAMESPACE/SERVICE/INSTANCE [account=A] [label=K=V] [port=80:8080/tcp] [listen=0.0.0.0:8080/tcp]
 //! #! capture NAMESPACE/NAME [cgroup=ID] [netns=COOKIE] [problem=cgroup|netns]
-//! #! explain NAMESPACE/ACCOUNT SERVICE|ADDRESS PORT [METHOD PATH]
+//! #! explain NAMESPACE/ACCOUNT SERVICE|ADDRESS PORT[/PROTOCOL] [METHOD PATH]
 //! ```
 //!
 //! Running workloads have the label that `weft run` gives them, [`SERVICE_LABEL`].
@@ -169,6 +169,7 @@ fn protocols(text: &str) -> (&str, Vec<Protocol>) {
 
 fn question(from: &str, to: &str, port: &str, request: &[&str]) -> ExplainInput {
     let (namespace, name) = from.split_once('/').expect(from);
+    let (port, protocols) = protocols(port);
     let target = match to.parse() {
         Ok(address) => ExplainTarget::Address(address),
         Err(_) => {
@@ -186,7 +187,7 @@ fn question(from: &str, to: &str, port: &str, request: &[&str]) -> ExplainInput 
         },
         to: target,
         port: port.parse().unwrap(),
-        protocol: Protocol::Tcp,
+        protocol: protocols[0],
         method: request.first().map(|method| (*method).to_owned()),
         path: request.get(1).map(|path| (*path).to_owned()),
         headers: BTreeMap::new(),
