@@ -307,7 +307,7 @@ impl<'a> Value<'a> {
             let value = Value {
                 cx: self.cx,
                 node: &entry.value,
-                path: format!("{}.{}", self.path, entry.key),
+                path: format!("{}.{}", self.path, shorten(&entry.key)),
             };
             match value.text() {
                 Some(text) => {

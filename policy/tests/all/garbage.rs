@@ -152,9 +152,31 @@ fn files_made_to_be_expensive_are_refused_or_cheap() {
         line("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: b}, oops: 1}\n---\n"),
         line("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {}\n---\n"),
         (0..3000).map(second_split).collect(),
+        params(&format!(
+            "? {}\n    : [{}1e999]",
+            "k".repeat(SIZE / 4),
+            "1, ".repeat(3000)
+        )),
+        params(&("{".to_owned() + &nested(&"k".repeat(1000), 50) + "}")),
+        service.replace(
+            "port: x}]",
+            &format!("port: 80}}], selector: {{? {} : 1}}", "k".repeat(SIZE)),
+        ),
     ] {
         swallow(&mut Store::default(), "expensive", text.as_bytes());
     }
+}
+
+fn params(text: &str) -> String {
+    format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: a}}\n\
+         spec:\n  backend: native\n  native: denier\n  target: all\n  params:\n    {text}\n"
+    )
+}
+
+/// Maps in each other, around what is no number.
+fn nested(key: &str, levels: usize) -> String {
+    format!("{key}: {{").repeat(levels) + "a: 1e999" + &"}".repeat(levels)
 }
 
 fn second_split(i: usize) -> String {
