@@ -65,6 +65,8 @@ pub(crate) enum Parsed {
     /// Refused, but it says which object it is.
     Refused(Key, Position),
     Unidentified(Facts),
+    /// Of a kind that is none of ours, nor near one: it cannot have been an object of ours.
+    Foreign,
 }
 
 #[derive(Debug)]
@@ -129,7 +131,10 @@ fn parse_document(cx: &Context, document: Document) -> Parsed {
     }) = envelope
     else {
         document.problems.into_iter().for_each(|problem| cx.problem(problem));
-        return Parsed::Unidentified(facts(root));
+        return match is_foreign(root) {
+            true => Parsed::Foreign,
+            false => Parsed::Unidentified(facts(root)),
+        };
     };
     document.problems.into_iter().for_each(|problem| cx.problem(problem));
     let spec = (info.decode)(&mut Body {
@@ -316,6 +321,11 @@ fn join(group: &str, version: &str) -> String {
     } else {
         format!("{group}/{version}")
     }
+}
+
+fn is_foreign(root: &Node) -> bool {
+    let kind = root.entry("kind").and_then(|entry| entry.value.as_text());
+    kind.is_some_and(|kind| !kind.is_empty() && names::nearest(kind, KINDS.iter().map(|info| info.kind)).is_none())
 }
 
 /// What a document that cannot be identified says about itself all the same.

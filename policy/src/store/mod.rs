@@ -149,6 +149,7 @@ impl Store {
                             );
                         }
                         Parsed::Unidentified(facts) => unidentified.push(facts),
+                        Parsed::Foreign => {}
                     }
                 }
                 for (key, slot) in old.slots.iter() {
@@ -290,6 +291,16 @@ impl Store {
     }
 }
 
+// === impl Slot ===
+
+impl Slot {
+    fn is(&self, other: &Self) -> bool {
+        let version = |slot: &Self| slot.wanted.as_ref().map(Arc::as_ptr);
+        version(self) == version(other)
+            && (self.refused, self.line, self.column) == (other.refused, other.line, other.column)
+    }
+}
+
 // === impl FileState ===
 
 impl FileState {
@@ -297,6 +308,14 @@ impl FileState {
     fn has_the_objects_of(&self, other: &Self) -> bool {
         let mut all = self.slots.values().chain(other.slots.values());
         self.slots.keys().eq(other.slots.keys()) && all.all(|slot| !slot.refused)
+    }
+
+    /// Whether both are the same, to the versions and to what is said about them.
+    fn is(&self, other: &Self) -> bool {
+        let both = || self.slots.values().zip(other.slots.values());
+        self.slots.keys().eq(other.slots.keys())
+            && both().all(|(one, other)| one.is(other))
+            && self.diagnostics == other.diagnostics
     }
 
     /// Takes the first of the file's documents that are this object, and refuses the others.

@@ -9,6 +9,11 @@ impl Store {
     /// Puts `new` in the place of `old`, which has been taken out.
     pub(super) fn replace(&mut self, path: &str, old: FileState, new: Option<FileState>) {
         self.revision += 1;
+        if new.as_ref().is_some_and(|new| new.is(&old)) {
+            // Of a file that is refused each time, too: nothing to settle, and nothing that others are to be told.
+            self.files.insert(self.pools.text(path), old);
+            return;
+        }
         let versions_only = new.as_ref().is_some_and(|new| new.has_the_objects_of(&old));
         let mut touched: BTreeSet<Key> = old.slots.into_keys().collect();
         let path = self.pools.text(path);

@@ -93,6 +93,27 @@ fn an_object_whose_kind_or_name_was_misspelt_stays() {
 }
 
 #[test]
+fn a_document_of_a_foreign_kind_keeps_no_object_of_its_name() {
+    let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\n";
+    let target = "apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {name: web}\n\
+                  spec:\n  destination: {kind: ServiceAccount, name: web}\n\
+                  \x20 sources: [{kind: ServiceAccount, name: client}]\n\
+                  \x20 rules: [{kind: TCPRoute, name: any}]\n---\n";
+    let both = ["web@f 80", "web@f "];
+    let mut store = Store::default();
+    let with = |target: &str| deployment.to_owned() + &service("web", "80") + target;
+    assert_eq!(apply(&mut store, "f", &with(target)).len(), 1);
+    assert_eq!(in_force(&store), both);
+    for misspelt in ["TraficTarget", "\"\"", "7"] {
+        let misspelt = with(&target.replace("TrafficTarget", misspelt));
+        assert_eq!(apply(&mut store, "f", &misspelt).len(), 2, "{misspelt}");
+        assert_eq!(in_force(&store), both, "{misspelt}");
+    }
+    assert_eq!(apply(&mut store, "f", &with("")).len(), 1);
+    assert_eq!(in_force(&store), ["web@f 80"]);
+}
+
+#[test]
 fn the_same_object_twice_names_both_places_and_the_first_stays() {
     let mut store = Store::default();
     apply(&mut store, "b", &service("a", "80"));

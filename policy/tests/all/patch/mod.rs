@@ -229,6 +229,33 @@ fn a_line_more_in_the_file_of_many_is_a_patch_of_none() {
     assert!(copied(&before.snapshot, &after.snapshot).is_empty());
 }
 
+/// Whoever reads a folder again applies what is refused there again, too.
+#[test]
+fn a_refused_file_that_is_read_again_stops_no_patch() {
+    let split = "apiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\nmetadata: {name: NAME}\n\
+                 spec: {service: web, backends: [{service: db, weight: 1}]}\n";
+    for (what, text) in [
+        ("not YAML", "a: [".to_owned()),
+        ("a mistake", workload("web-3", "address: nowhere")),
+        (
+            "another kind",
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n".to_owned(),
+        ),
+        ("an object of another file", workload("web-2", "address: 10.0.0.7")),
+        ("a claim of another object", split.replace("NAME", "second")),
+    ] {
+        let (mut store, mut allocations, _) = small();
+        store.apply_file("split", split.replace("NAME", "first").as_bytes());
+        assert!(!store.apply_file("refused", text.as_bytes()).is_empty(), "{what}");
+        let before = compile(&input(&store), &mut allocations);
+        store.apply_file("web-1", workload("web-1", "address: 10.0.0.9").as_bytes());
+        assert!(!store.apply_file("refused", text.as_bytes()).is_empty(), "{what}");
+        let patched = patch(&before, &input(&store)).expect(what);
+        let compiled = compile(&input(&store), &mut allocations);
+        assert_eq!(everything(&patched), everything(&compiled), "{what}");
+    }
+}
+
 #[test]
 fn what_more_than_one_address_speaks_of_is_compiled() {
     for (what, name, spec) in [
