@@ -24,6 +24,8 @@ pub(super) struct Grant<'a> {
     pub protocol: Protocol,
     /// Target ports, or service ports that lead to one; `None`: every port.
     pub ports: Option<BTreeSet<u16>>,
+    /// A port like these, to which it is restricted.
+    pub only: Option<u16>,
     /// `None`: connections, whatever they carry.
     pub http: Option<Vec<HttpMatch>>,
 }
@@ -81,10 +83,14 @@ impl Access {
             let audit = object.is_audited();
             let speaks_of_requests = lowered.grants.iter().any(|grant| grant.http.is_some());
             let mut allows = Vec::new();
+            let mut empty = Vec::new();
             for grant in lowered.grants {
                 let identity = allocations.identity(grant.destination);
                 let mut allow = grant.rule(rule, audit, identity, &served, allocations);
                 elsewhere.cut(identity, &mut allow);
+                if allow.ports.as_ref().is_some_and(BTreeSet::is_empty) {
+                    empty.push(allow.protocol.to_string());
+                }
                 if let Some(policy) = policies.get_mut(&identity) {
                     policy.allow.push(allow.clone());
                 }
@@ -98,6 +104,17 @@ impl Access {
                     ObjectState::Pending,
                     format!("missing: {}", missing.join(", ")),
                 );
+            } else if !empty.is_empty() {
+                let reason = format!(
+                    "it allows no {}: none of its routes has the destination's port",
+                    empty.join(" and no ")
+                );
+                let instead = "correct the port, or the routes";
+                report.warn(object, &target.destination, reason.clone(), instead);
+                match empty.len() == allows.len() {
+                    true => report.status(&object.id, ObjectState::NotEnforced, reason),
+                    false => report.status(&object.id, ObjectState::Accepted, format!("enforced, but {reason}")),
+                }
             } else if let Some((state, said)) = said {
                 report.status(&object.id, state, said);
             } else {
@@ -148,7 +165,7 @@ impl Grant<'_> {
         served: &Served,
         allocations: &mut Allocations,
     ) -> AccessRule {
-        let ports = self.ports.map(|mut ports| {
+        let leading = |mut ports: BTreeSet<u16>| {
             let behind = served.get(&(destination, self.protocol)).into_iter().flatten();
             let targets: Vec<u16> = behind
                 .filter(|(port, _)| ports.contains(port))
@@ -156,7 +173,12 @@ impl Grant<'_> {
                 .collect();
             ports.extend(targets);
             ports
-        });
+        };
+        let only = self.only.map(|port| leading(BTreeSet::from([port])));
+        let ports = match (self.ports.map(leading), only) {
+            (Some(ports), Some(only)) => Some(&ports & &only),
+            (ports, only) => ports.or(only),
+        };
         AccessRule {
             rule,
             object: self.object.clone(),

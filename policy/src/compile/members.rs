@@ -199,7 +199,7 @@ impl Member<'_> {
             Origin::Run(workload) => {
                 workload.ports.is_empty() || workload.ports.iter().any(|p| p.port == port && p.protocol == protocol)
             }
-            Origin::Hand(_) => true,
+            Origin::Hand(spec) => !spec.addresses.is_empty(),
         }
     }
 

@@ -98,6 +98,9 @@ pub(super) fn draft(
             first.or_insert_with(|| name.name.clone());
         }
         drafts.note_joined(name, &joined);
+        if let Some((object, _)) = defined {
+            unreachable_members(object, &joined, report);
+        }
         let specs = match defined {
             Some((object, spec)) if !spec.ports.is_empty() => {
                 undefined_ports(object, &spec.ports, &joined, report);
@@ -265,6 +268,23 @@ fn undefined_ports(object: &Object, ports: &[ServicePortSpec], joined: &[&Member
                     workload.name
                 ),
                 format!("add `- port: {port}`"),
+            );
+        }
+    }
+}
+
+/// Captured Workloads that nobody can call.
+fn unreachable_members(object: &Object, joined: &[&Member<'_>], report: &mut Report) {
+    for member in joined {
+        if matches!(member.origin, Origin::Hand(spec) if spec.addresses.is_empty()) {
+            report.warn(
+                object,
+                &whole(object, "spec.selector"),
+                format!(
+                    "workload {} has no address: nobody reaches it by this service",
+                    member.name
+                ),
+                "add its `address`, or select others",
             );
         }
     }

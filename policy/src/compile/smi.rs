@@ -91,16 +91,12 @@ pub(super) fn lower<'a>(
         sources: spec.sources.iter().map(|source| &source.value).collect(),
         protocol,
         ports,
+        only: spec.port,
         http,
     };
     let named_nothing_there = matches!(tcp, Some(None)) || http.as_ref().is_some_and(|matches| matches.is_empty());
     if (tcp.is_some() || http.is_some()) && !named_nothing_there {
-        let routes = tcp.flatten().and_then(|found| found.ports);
-        let ports = match (spec.port, routes) {
-            (None, routes) => routes,
-            (Some(port), None) => Some(BTreeSet::from([port])),
-            (Some(port), Some(routes)) => Some(routes.into_iter().filter(|p| *p == port).collect()),
-        };
+        let ports = tcp.flatten().and_then(|found| found.ports);
         grants.push(grant(Protocol::Tcp, ports, http));
     }
     if let Some(Some(found)) = udp {

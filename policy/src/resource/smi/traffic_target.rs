@@ -1,7 +1,7 @@
 //! TrafficTarget: who may reach the workloads of a service account, on which routes.
 //!
 //! v1alpha1 has `destination`, `specs` (now `rules`) and `sources` beside `metadata`; up to v1alpha2 the destination may
-//! have a `port`, which restricts the connections as a TCPRoute does.
+//! have a `port`, which restricts what the rules allow, as a port of a route does.
 
 use crate::{
     decode::{Located, Value, shorten},
@@ -23,7 +23,7 @@ pub(crate) static TRAFFIC_TARGET: KindInfo = KindInfo {
 pub struct TrafficTargetSpec {
     /// In the namespace of the object itself.
     pub destination: Located<Account>,
-    /// Restricts connections to this port; up to v1alpha2.
+    /// Restricts connections and datagrams to this port; up to v1alpha2.
     pub port: Option<u16>,
     /// At least one.
     pub sources: Vec<Located<Account>>,
