@@ -1,6 +1,6 @@
 //! The daemon is killed with -9: what the kernel goes on doing, and that everything is as before afterwards.
 
-use std::{fs, io, process::Stdio};
+use std::{fs, io, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -244,6 +244,31 @@ fn what_is_stale_is_removed_soon_after_a_start() {
     });
 }
 
+/// Who may only read holds every lock that it can get.
+#[test]
+fn a_user_without_privileges_keeps_no_daemon_from_starting() {
+    lab_test("foreign-lock", |lab| {
+        lab.daemon()?;
+        lab.kill9()?;
+        let locked = |path: &Path| {
+            let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+            let path = path.display().to_string();
+            let held = ["flock", &path, "sh", "-c", "echo held; exec cat"];
+            Running::start(lab.command(nobody.into_iter().chain(held)))
+        };
+        let mut cgroup = locked(lab.cgroup())?;
+        ensure!(cgroup.line(1)? == "held", "{}", cgroup.stdout());
+        for own in [".daemon", ".canary"] {
+            let refused = locked(&lab.cgroup().join(own))?.finish(process::BOUND)?;
+            ensure!(refused.code != 0 && refused.stdout.is_empty(), "{refused:?}");
+        }
+        lab.daemon()?;
+        lab.take_over(&[])?.ok()?;
+        ensure!(cgroup.is_running()?, "it was locked all the time");
+        Ok(())
+    });
+}
+
 #[test]
 fn uninstall_leaves_what_is_others() {
     lab_test("others", |lab| {
@@ -357,6 +382,28 @@ fn a_stopped_daemon_leaves_the_kernel_side_and_uninstall_takes_it_away() {
             client.connect("127.0.0.1:8080")?.is_ok(),
             "nothing is left that could deny"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn uninstall_beside_a_stopped_daemon_finds_its_places_and_takes_no_others_for_them() {
+    lab_test("places", |lab| {
+        lab.daemon()?;
+        lab.stop()?;
+        let (bpffs, cgroup) = (lab.bpffs().display().to_string(), lab.cgroup().display().to_string());
+        let other = lab.work().join("other").display().to_string();
+        let refused = lab
+            .weft(["uninstall", "--bpffs", &other, "--cgroup", &cgroup])?
+            .exits(2)?;
+        let flags = format!("say --bpffs {bpffs} --cgroup {cgroup}");
+        ensure!(refused.stderr.contains(&flags), "{refused:?}");
+        let pins = lab.bpffs().join("maps");
+        ensure!(pins.exists() && lab.state().join("lock").exists(), "{refused:?}");
+
+        let told = lab.weft(["uninstall"])?.ok()?;
+        ensure!(!pins.exists() && !lab.state().exists(), "{told:?}");
+        ensure!(!lab.cgroup().join(".daemon").exists(), "{told:?}");
         Ok(())
     });
 }

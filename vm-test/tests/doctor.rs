@@ -209,6 +209,22 @@ fn two_doctors_at_once_are_told_the_same_and_leave_nothing() {
 }
 
 #[test]
+fn doctor_waits_for_no_lock_for_good() {
+    lab_test("doctor-locked", |lab| {
+        lab.daemon()?;
+        let canary = lab.cgroup().join(".canary").display().to_string();
+        let words = ["flock", &canary, "sh", "-c", "echo held; exec cat"];
+        let mut held = Running::start(lab.command(words))?;
+        held.line(1)?;
+        let report = lab.weft(["doctor", "-o", "json"])?.exits(1)?.json()?;
+        let why = report["problems"][0]["why"].as_str().unwrap_or_default();
+        ensure!(why.contains("locked") && why.contains(&canary), "{report:#}");
+        drop(held);
+        healthy(lab)
+    });
+}
+
+#[test]
 fn every_program_is_effective_where_it_has_something_to_do() {
     hosts_test("doctor-whole", 2, |hosts| {
         let [a, b] = hosts.all();

@@ -181,6 +181,36 @@ fn a_probe_finds_the_node_ready_throughout_an_upgrade() {
 }
 
 #[test]
+fn who_follows_flows_is_told_by_the_next_daemon_too_and_fails_where_there_is_none() {
+    lab_test("follow", |lab| {
+        lab.daemon()?;
+        lab.resource("mesh.yaml", resources::DENY)?;
+        let _web = lab.nginx(Nginx::service("web").port(80, 8080))?;
+        let mut words = vec![lab.weft_binary().display().to_string()];
+        words.extend(["flows", "--follow", "--state-dir"].map(String::from));
+        words.push(lab.state().display().to_string());
+        let mut follower = Running::start(lab.command(words))?;
+        for account in ["early", "late"] {
+            poll::until("the follower to be told of a denied connection", || {
+                ensure!(follower.is_running()?, "it ended: {}", follower.stderr());
+                lab.run(account).curl("http://web/")?;
+                let told = follower.stdout();
+                let denied = |line: &str| line.contains(&format!("default/{account}")) && line.contains("deny");
+                ensure!(told.lines().any(denied), "{account}: {told}");
+                Ok(())
+            })?;
+            if account == "early" {
+                lab.take_over(&[])?.ok()?;
+            }
+        }
+        lab.stop()?;
+        let ended = follower.finish(process::BOUND)?.exits(1)?;
+        ensure!(ended.stderr.contains("the daemon has stopped"), "{ended:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn what_does_not_end_is_cut_at_the_drain_deadline_and_counted() {
     lab_test("drain", |lab| {
         lab.daemon_with(&["--drain", "1"])?;

@@ -7,12 +7,12 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use crate::error::DataplaneError;
+use crate::{error::DataplaneError, lock::make_private};
 
 /// Source of the mounts that we make, by which we know them again.
 const SOURCE: &str = "weft";
 
-/// Makes `path` a directory on a bpffs: if it is not on one, a bpffs is mounted there.
+/// Makes `path` a directory on a bpffs that nobody else can open: if it is not on one, a bpffs is mounted there.
 ///
 /// # Errors
 ///
@@ -25,9 +25,15 @@ pub fn ensure_bpffs(path: &Path) -> Result<(), DataplaneError> {
             source,
         }
     };
-    fs::create_dir_all(path).map_err(fail("make the directory"))?;
+    if !path.exists() {
+        make_private(path).map_err(fail("make the directory"))?;
+    }
     if is_bpffs(path) {
-        return Ok(());
+        // One with others' pins is refused later, and stays as it is.
+        return match others(path).map_err(fail("list"))? {
+            None => make_private(path).map_err(fail("make it private")),
+            Some(_) => Ok(()),
+        };
     }
     mount(Some(SOURCE), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .map_err(|errno| fail("mount a bpffs")(errno.into()))

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! CGROUP/                           programs are attached here
-//!   .daemon/                        the daemon itself: its sockets are the proxy's
-//!   .canary/                        where `weft doctor` proves that the programs decide
+//!   .daemon/                        the daemon itself: its sockets are the proxy's; locked, so private
+//!   .canary/                        where `weft doctor` proves that the programs decide; likewise
 //!   <namespace>/<service>/<instance>/   one workload of `weft run` each
 //!   anything else/                      workloads whose `capture` names it, at most weft_abi::MAX_DEPTH levels deep
 //! ```
@@ -16,7 +16,10 @@ use std::{
 
 use weft_abi::MAX_DEPTH;
 
-use crate::error::DataplaneError;
+use crate::{
+    error::DataplaneError,
+    lock::{Lock, make_private},
+};
 
 /// The daemon's own cgroup below CGROUP.
 const DAEMON: &str = ".daemon";
@@ -162,10 +165,20 @@ impl Cgroup {
     ///
     /// Not permitted.
     pub fn enter_daemon(&self) -> Result<u64, DataplaneError> {
-        let path = self.daemon();
-        fs::create_dir_all(&path).map_err(fail(&path, "make"))?;
+        let path = self.make_daemon()?;
         fs::write(path.join("cgroup.procs"), std::process::id().to_string()).map_err(fail(&path, "enter"))?;
         id_of(&path).map_err(fail(&path, "read"))
+    }
+
+    /// The lock of the captured cgroup, see [`lock`](crate::lock).
+    pub(crate) fn lock(&self) -> Result<Lock, DataplaneError> {
+        Lock::exclusive(&self.make_daemon()?)
+    }
+
+    fn make_daemon(&self) -> Result<PathBuf, DataplaneError> {
+        let path = self.daemon();
+        make_private(&path).map_err(fail(&path, "make"))?;
+        Ok(path)
     }
 
     /// The captured cgroup, opened, to attach programs to.

@@ -28,6 +28,7 @@ use crate::{
     error::DataplaneError,
     foreign, inbound,
     loader::pin_name,
+    lock::Lock,
     sys,
 };
 
@@ -63,6 +64,8 @@ pub struct Examined {
     pub verdicts: Vec<Verdict>,
 }
 
+/// Another examination is waited for so long. Most take about a second; whoever keeps the lock must not keep a thread of the daemon.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 /// The canary is ended after so long: each of its waits is bounded, and all of them together take less.
 const CANARY_BOUND: Duration = Duration::from_secs(90);
 const CANARY_LOOK: Duration = Duration::from_millis(10);
@@ -77,13 +80,13 @@ const UNSEEN: u64 = 8;
 ///
 /// # Errors
 ///
-/// The canary cannot be run, or statistics cannot be switched on.
+/// Another examination does not end in time, the canary cannot be run, or statistics cannot be switched on.
 pub fn examine(cgroup: &Cgroup, bpffs: &Path, exe: &Path, arguments: &[&str]) -> Result<Examined, DataplaneError> {
     let os = |what: &'static str| move |source: io::Error| DataplaneError::Os { what, source };
     let place = canary::place(cgroup);
     // Its ports are the same for all, a daemon that takes over among them.
     let one = File::open(&place).map_err(os("open the canary's cgroup (it is made when a daemon starts)"))?;
-    one.lock().map_err(os("wait for another examination"))?;
+    let _one = Lock::within(one, &place, LOCK_PATIENCE)?;
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|error| DataplaneError::Os {
         what: "switch on program statistics (BPF_ENABLE_STATS)",
         source: error.io_error,

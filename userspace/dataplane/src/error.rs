@@ -1,6 +1,6 @@
 //! What can go wrong with the kernel side, and what the operator can do about it.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use crate::{doctor, sizes::Shape};
 
@@ -99,6 +99,10 @@ pub enum DataplaneError {
     },
     #[error("{path} is in use by another weft daemon; stop it, or give this one its own --bpffs and --cgroup")]
     InUse { path: PathBuf },
+    #[error(
+        "{path} was locked for {patience:?}, by examinations that take long or a process that keeps it; `fuser -v {path}` names it"
+    )]
+    Held { path: PathBuf, patience: Duration },
     #[error("lock {path}")]
     Lock {
         path: PathBuf,

@@ -157,7 +157,7 @@ impl Dataplane {
         ensure_bpffs(&config.bpffs)?;
         let locks = Locks {
             bpffs: Lock::exclusive(&config.bpffs)?,
-            cgroup: Lock::exclusive(config.cgroup.path())?,
+            cgroup: config.cgroup.lock()?,
         };
         Self::start_locked(config, locks, Namespaces::default(), None)
     }
@@ -195,7 +195,11 @@ impl Dataplane {
     ) -> Result<Self, DataplaneError> {
         let locks = Locks {
             bpffs: Lock::handed_over(&config.bpffs, inherited.bpffs_lock)?,
-            cgroup: Lock::handed_over(config.cgroup.path(), inherited.cgroup_lock)?,
+            cgroup: match Lock::handed_over(&config.cgroup.daemon(), inherited.cgroup_lock) {
+                // Daemons of before locked the captured cgroup itself, and not this.
+                Err(DataplaneError::Lock { .. }) => config.cgroup.lock()?,
+                handed_over => handed_over?,
+            },
         };
         // An uninstall in between would have left us with maps that nobody else sees.
         let still = prepared.filter(|prepared| prepared.is_of(&config.bpffs.join("maps/config")));

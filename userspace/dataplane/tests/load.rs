@@ -1,6 +1,6 @@
 //! The real object in this kernel: loads, is re-adopted, leaves nothing. Needs root; without, it says so.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
 
 use weft_dataplane::{
     Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, SIZED_MAPS, ShortCircuit, find_cgroup2,
@@ -48,7 +48,14 @@ impl Drop for Place {
         if let Err(error) = uninstall(&self.bpffs) {
             eprintln!("uninstall: {error}");
         }
-        for own in [".canary/client", ".canary/allowed", ".canary/denied", ".canary", ""] {
+        for own in [
+            ".canary/client",
+            ".canary/allowed",
+            ".canary/denied",
+            ".canary",
+            ".daemon",
+            "",
+        ] {
             let _ = fs::remove_dir(self.cgroup.join(own));
         }
     }
@@ -106,6 +113,43 @@ fn what_a_successor_began_is_taken_back_and_what_it_finished_is_its_own() {
     let other = Dataplane::start(&place.config()).err().expect("refused").to_string();
     assert!(other.contains("in use by another weft daemon"), "{other}");
     assert_eq!(publish(&third), 4);
+    drop(third);
+
+    // Daemons of before had a lock of the captured cgroup itself.
+    let fourth = Dataplane::start(&place.config()).expect("started");
+    let before = Inherited {
+        bpffs_lock: fourth.locks().expect("descriptors").expect("held").0,
+        cgroup_lock: fs::File::open(&place.cgroup).expect("opened").into(),
+        namespaces: Vec::new(),
+    };
+    fourth.let_go();
+    let fifth = Dataplane::take_over(&place.config(), before, None).expect("taken over from one of before");
+    assert_eq!(publish(&fifth), 5);
+}
+
+#[test]
+fn who_can_only_read_the_captured_cgroup_cannot_lock_it_and_another_daemon_is_refused() {
+    let Some(place) = Place::new("lock") else { return };
+    // flock(2) needs no more than an open file, which anybody gets of this directory.
+    let anybodys = fs::File::open(&place.cgroup).expect("opened");
+    anybodys.lock().expect("free");
+    let _first = Dataplane::start(&place.config()).expect("started");
+    let private = [
+        place.cgroup.join(".daemon"),
+        place.cgroup.join(".canary"),
+        place.bpffs.clone(),
+    ];
+    for path in private {
+        let mode = path.metadata().expect("there").mode();
+        assert_eq!(mode & 0o077, 0, "{}", path.display());
+    }
+    let other = DataplaneConfig {
+        bpffs: place.bpffs.with_extension("other"),
+        ..place.config()
+    };
+    let refused = Dataplane::start(&other).err().expect("refused").to_string();
+    uninstall(&other.bpffs).expect("unmounted");
+    assert!(refused.contains("in use by another weft daemon"), "{refused}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 const RUN_DIR: &str = "/run/weft";
 const LIB_DIR: &str = "/var/lib/weft";
 
@@ -25,6 +27,13 @@ pub struct StateDir {
 #[derive(Debug)]
 pub struct StateLock {
     file: File,
+}
+
+/// Where a daemon has its kernel side, which outlives it: absolute paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    pub bpffs: PathBuf,
+    pub cgroup: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +87,11 @@ impl StateDir {
     /// One JSON file a pod's network namespace in which servers see their clients' addresses: what was put there.
     pub fn namespaces(&self) -> PathBuf {
         self.run.join("netns")
+    }
+
+    /// [`Places`] of the last daemon. They end with the machine, as what is there does.
+    pub fn places_file(&self) -> PathBuf {
+        self.run.join("places.json")
     }
 
     /// Modules of adapters that `weft adapter load` brought, by digest.
@@ -161,6 +175,34 @@ impl StateDir {
         self.hold(file)
     }
 
+    /// Where the last daemon had its kernel side; `None`: no daemon has said.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn places(&self) -> Result<Option<Places>, StateError> {
+        let path = self.places_file();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("read", &path)(error)),
+        };
+        let places = serde_json::from_slice(&text).map_err(|error| io("read", &path)(error.into()))?;
+        Ok(Some(places))
+    }
+
+    /// Writes down where this daemon has it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn keep_places(&self, places: &Places) -> Result<(), StateError> {
+        let path = self.places_file();
+        let text = serde_json::to_vec(places).map_err(io::Error::from);
+        text.and_then(|text| write_atomically(&path, &text))
+            .map_err(io("write", &path))
+    }
+
     fn hold(&self, mut file: File) -> Result<StateLock, StateError> {
         match file.try_lock() {
             Ok(()) => Ok(StateLock { file }),
@@ -231,6 +273,22 @@ mod tests {
         assert_eq!(state.applied(), Path::new("/s/resources"));
         assert_eq!(StateDir::new(None).socket(), Path::new("/run/weft/weft.sock"));
         assert_eq!(StateDir::new(None).applied(), Path::new("/var/lib/weft/resources"));
+    }
+
+    #[test]
+    fn places_are_told_as_they_were_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::new(Some(dir.path()));
+        assert_eq!(state.places().expect("none is no error"), None);
+        let places = Places {
+            bpffs: "/bpf".into(),
+            cgroup: "/cgroup".into(),
+        };
+        state.keep_places(&places).expect("written");
+        assert_eq!(state.places().expect("read"), Some(places));
+        fs::write(state.places_file(), "damaged").expect("written");
+        let error = state.places().expect_err("damaged").to_string();
+        assert!(error.contains("places.json"), "{error}");
     }
 
     #[test]

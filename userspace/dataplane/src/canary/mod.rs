@@ -23,6 +23,7 @@ use weft_policy::Identity;
 use crate::{
     cgroup::{CANARY, Cgroup, id_of},
     error::DataplaneError,
+    lock::make_private,
     tables::telemetry,
 };
 
@@ -101,9 +102,11 @@ impl Cgroups {
     ///
     /// Not permitted, or the limit of cgroups is reached.
     pub fn make(captured: &Cgroup) -> Result<Self, DataplaneError> {
+        let place = place(captured);
         let make = |name: &str| {
-            let path = place(captured).join(name);
-            fs::create_dir_all(&path)
+            let path = place.join(name);
+            make_private(&place)
+                .and_then(|()| fs::create_dir_all(&path))
                 .and_then(|()| id_of(&path))
                 .map_err(|source| DataplaneError::Cgroup {
                     path,

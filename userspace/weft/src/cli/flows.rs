@@ -1,9 +1,9 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
 use super::{
@@ -12,10 +12,13 @@ use super::{
     runtime,
 };
 use crate::{
-    admin::{Client, FlowLine},
-    error::{Coded, FAILED},
+    admin::{Client, ClientError, FlowLine, FlowReader},
     flows::FlowPrinter,
 };
+
+/// A follower whose daemon is gone asks so often, after such a pause, for another: 5 s in all, which a restart takes.
+const TRIES: usize = 50;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Who talked to whom, what the verdict was, and which rule said so
 ///
@@ -58,15 +61,17 @@ impl Flows {
     }
 
     async fn print(self) -> anyhow::Result<ExitCode> {
-        let parameters = self.parameters();
-        let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let mut lines = Client::new(&self.daemon.state())
-            .flows(&parameters)
-            .await
-            .map_err(coded)?;
+        let mut lines = self.ask(self.last).await.map_err(coded)?;
         let mut printer = FlowPrinter::new(colour());
         let mut kept = Vec::new();
-        while let Some(line) = lines.next().await.map_err(coded)? {
+        loop {
+            let Some(line) = lines.next().await.map_err(coded)? else {
+                if !self.follow {
+                    break;
+                }
+                lines = self.ask_the_next().await?;
+                continue;
+            };
             match line {
                 FlowLine::Lagged(missed) => eprintln!("weft: {missed} flows passed by unseen: too slow"),
                 FlowLine::Dropped(lost) => {
@@ -83,19 +88,38 @@ impl Flows {
         for flow in &kept {
             say(&printer.line(flow))?;
         }
-        if self.follow {
-            return Err(Coded::error(FAILED, anyhow!("follow flows: the daemon has stopped")));
-        }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn parameters(&self) -> Vec<(&'static str, String)> {
+    async fn ask(&self, last: Option<usize>) -> Result<FlowReader, ClientError> {
+        let parameters = self.parameters(last);
+        let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Client::new(&self.daemon.state()).flows(&parameters).await
+    }
+
+    /// The daemon stopped or handed over: whoever answers next goes on, without what was told already.
+    async fn ask_the_next(&self) -> anyhow::Result<FlowReader> {
+        let mut tries = 1;
+        loop {
+            match self.ask(Some(0)).await {
+                Ok(lines) => {
+                    eprintln!("weft: another daemon answers; flows of the moment in between are not shown");
+                    return Ok(lines);
+                }
+                Err(_) if tries < TRIES => tries += 1,
+                Err(error) => return Err(coded(error).context("follow flows: the daemon has stopped")),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn parameters(&self, last: Option<usize>) -> Vec<(&'static str, String)> {
         let verdict = self.verdict.map(|verdict| match verdict {
             Verdict::Allow => "allow".to_owned(),
             Verdict::Deny => "deny".to_owned(),
             Verdict::Audit => "audit".to_owned(),
         });
-        let last = self.last.map(|last| last.to_string());
+        let last = last.map(|last| last.to_string());
         let follow = self.follow.then(|| "1".to_owned());
         [
             ("follow", follow),

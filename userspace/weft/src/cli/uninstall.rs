@@ -32,10 +32,11 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Stops a running daemon. Processes that were started with `weft run` go on, unmeshed.
 #[derive(Debug, Args)]
 pub struct Uninstall {
-    /// Where kernel programs and maps are pinned
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
-    bpffs: PathBuf,
-    /// The captured cgroup [default: weft.slice below the cgroup2 mount]
+    /// Where kernel programs and maps are pinned [default: where the last daemon of the state directory had them, else
+    /// /sys/fs/bpf/weft]
+    #[arg(long, value_name = "DIR")]
+    bpffs: Option<PathBuf>,
+    /// The captured cgroup [default: that of the last daemon of the state directory, else weft.slice below the cgroup2 mount]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// Also remove the resources that were stored with `weft apply`
@@ -51,23 +52,31 @@ pub struct Uninstall {
     daemon: Daemon,
 }
 
+/// What is to be removed.
+struct Target {
+    bpffs: PathBuf,
+    /// `None`: nobody named one, and the last daemon's, or the default one, is not there.
+    cgroup: Option<PathBuf>,
+}
+
 impl Uninstall {
     pub fn exec(self) -> anyhow::Result<ExitCode> {
         let state = self.daemon.state();
         // Before anything is stopped or removed: a cgroup that was named wrongly is a reason to stop.
-        let cgroup = self.cgroup()?;
+        let target = self.target(&state)?;
         let lock = if state.dirs()[0].exists() {
-            Some(self.stop_daemon(&state, cgroup.as_deref())?)
+            Some(self.stop_daemon(&state, &target)?)
         } else {
             None
         };
+        let Target { bpffs, cgroup } = target;
         if let Some(cgroup) = &cgroup {
             wait_for_the_end(cgroup);
         }
-        if self.bpffs.join("maps").try_exists().is_ok_and(|pinned| !pinned) {
-            println!("nothing is pinned at {}", self.bpffs.display());
+        if bpffs.join("maps").try_exists().is_ok_and(|pinned| !pinned) {
+            println!("nothing is pinned at {}", bpffs.display());
         }
-        for line in crate::daemon::uninstall(&self.bpffs, state.namespaces()).context("remove kernel programs")? {
+        for line in crate::daemon::uninstall(&bpffs, state.namespaces()).context("remove kernel programs")? {
             println!("removed {line}");
         }
         if self.kernel_only {
@@ -82,10 +91,11 @@ impl Uninstall {
             );
             return Ok(ExitCode::SUCCESS);
         }
-        let mut left = match (cgroup, self.cgroup.is_some()) {
-            (Some(named), true) => remove_own_cgroups(&named, &state),
-            (Some(ours), false) => remove_cgroups(&ours),
-            (None, _) => Vec::new(),
+        let is_default = |cgroup: &PathBuf| self.cgroup.is_none() && default_cgroup().is_ok_and(|ours| ours == *cgroup);
+        let mut left = match cgroup {
+            Some(ours) if is_default(&ours) => remove_cgroups(&ours),
+            Some(named) => remove_own_cgroups(&named, &state),
+            None => Vec::new(),
         };
         left.extend(self.remove_state(&state)?);
         drop(lock);
@@ -95,20 +105,31 @@ impl Uninstall {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// `None`: nobody named one, and the default one is not there.
-    fn cgroup(&self) -> anyhow::Result<Option<PathBuf>> {
-        match &self.cgroup {
-            Some(cgroup) => Ok(Some(named_cgroup(cgroup)?)),
-            None => match default_cgroup() {
-                Ok(cgroup) => Ok(Some(cgroup).filter(|path| path.exists())),
-                Err(CgroupError::NotMounted) => Ok(None),
-                Err(error) => Err(error.into()),
-            },
+    /// What was named, else what the last daemon had, else the default places.
+    fn target(&self, state: &StateDir) -> anyhow::Result<Target> {
+        let named = self.cgroup.as_deref().map(named_cgroup).transpose()?;
+        if let Some(last) = state.places()? {
+            let target = Target {
+                bpffs: self.bpffs.clone().unwrap_or_else(|| last.bpffs.clone()),
+                cgroup: Some(named.unwrap_or_else(|| last.cgroup.clone())),
+            };
+            target.check(&last.bpffs, &last.cgroup, "the last daemon of this state directory")?;
+            let cgroup = target.cgroup.filter(|path| path.exists());
+            return Ok(Target { cgroup, ..target });
         }
+        let default = || match default_cgroup() {
+            Ok(cgroup) => Ok(Some(cgroup).filter(|path| path.exists())),
+            Err(CgroupError::NotMounted) => Ok(None),
+            Err(error) => Err(error),
+        };
+        Ok(Target {
+            bpffs: self.bpffs.clone().unwrap_or_else(|| DEFAULT_BPFFS.into()),
+            cgroup: named.map_or_else(default, |named| Ok(Some(named)))?,
+        })
     }
 
     /// Holding the lock proves that no daemon runs.
-    fn stop_daemon(&self, state: &StateDir, cgroup: Option<&Path>) -> anyhow::Result<StateLock> {
+    fn stop_daemon(&self, state: &StateDir, target: &Target) -> anyhow::Result<StateLock> {
         let deadline = Instant::now() + STOP_PATIENCE;
         let (mut said, mut asked) = (false, false);
         loop {
@@ -118,7 +139,8 @@ impl Uninstall {
                     // It fails while the daemon starts, and when it is stopping already.
                     if !asked && let Ok(status) = self.status() {
                         if let Some(status) = status {
-                            self.check_places(&status, cgroup)?;
+                            let who = format!("the running daemon (process {})", status.pid);
+                            target.check(&status.bpffs, &status.cgroup, &who)?;
                         }
                         asked = self.daemon.ask(async |client| client.shutdown().await).is_ok();
                     }
@@ -145,27 +167,12 @@ impl Uninstall {
         })
     }
 
-    /// What would be removed is what the running daemon has; else it would be stopped and its kernel side stay.
-    fn check_places(&self, status: &Status, cgroup: Option<&Path>) -> anyhow::Result<()> {
-        let (bpffs, captured) = (absolute(&status.bpffs), absolute(&status.cgroup));
-        if absolute(&self.bpffs) == bpffs && cgroup.map(absolute).as_ref() == Some(&captured) {
-            return Ok(());
-        }
-        let error = anyhow!(
-            "nothing is stopped or removed: the running daemon (process {}) has its kernel side elsewhere; \
-             say --bpffs {} --cgroup {}",
-            status.pid,
-            bpffs.display(),
-            captured.display()
-        );
-        Err(Coded::error(INVALID, error))
-    }
-
     fn remove_state(&self, state: &StateDir) -> anyhow::Result<Vec<String>> {
         let mut ours = vec![
             state.socket(),
             state.workloads(),
             state.namespaces(),
+            state.places_file(),
             state.allocations(),
             state.last_good(),
             state.last_good_file(),
@@ -197,6 +204,24 @@ impl Uninstall {
         }
         left.dedup();
         Ok(left)
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// What would be removed is what this daemon has, or had; else its kernel side would stay when its state is gone.
+    fn check(&self, bpffs: &Path, cgroup: &Path, who: &str) -> anyhow::Result<()> {
+        let (bpffs, cgroup) = (absolute(bpffs), absolute(cgroup));
+        if absolute(&self.bpffs) == bpffs && self.cgroup.as_deref().map(absolute).as_ref() == Some(&cgroup) {
+            return Ok(());
+        }
+        let error = anyhow!(
+            "nothing is stopped or removed: {who} has its kernel side elsewhere; say --bpffs {} --cgroup {}",
+            bpffs.display(),
+            cgroup.display()
+        );
+        Err(Coded::error(INVALID, error))
     }
 }
 
@@ -272,11 +297,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::error::code_of;
+    use crate::{error::code_of, state_dir::Places};
 
     fn uninstall(dir: &Path, purge: bool) -> (Uninstall, StateDir) {
         let verb = Uninstall {
-            bpffs: dir.join("bpf"),
+            bpffs: None,
             cgroup: None,
             purge,
             kernel_only: false,
@@ -291,28 +316,54 @@ mod tests {
     #[test]
     fn only_the_places_of_the_running_daemon_are_removed_with_it() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (verb, _) = uninstall(dir.path(), false);
-        fs::create_dir(&verb.bpffs).expect("made");
+        let bpffs = dir.path().join("bpf");
+        fs::create_dir(&bpffs).expect("made");
         let cgroup = Path::new("/sys/fs/cgroup/weft.slice");
-        let status = |bpffs: PathBuf| Status {
-            bpffs,
-            cgroup: cgroup.to_owned(),
-            ..Status::default()
+        let target = |cgroup: Option<&Path>| Target {
+            bpffs: bpffs.clone(),
+            cgroup: cgroup.map(Path::to_owned),
         };
         // By another way to the same place.
-        let same = status(dir.path().join("bpf/../bpf"));
-        verb.check_places(&same, Some(cgroup)).expect("the same places");
-        let elsewhere = status("/sys/fs/bpf/there-is-none".into());
+        let same = dir.path().join("bpf/../bpf");
+        let fits = target(Some(cgroup)).check(&same, cgroup, "it");
+        fits.expect("the same places");
+        let elsewhere = Path::new("/sys/fs/bpf/there-is-none");
         let other = Path::new("/sys/fs/cgroup/other.slice");
-        for (status, cgroup) in [(&elsewhere, Some(cgroup)), (&same, Some(other)), (&same, None)] {
-            let error = verb.check_places(status, cgroup).expect_err("other places");
-            let flags = format!(
-                "--bpffs {} --cgroup /sys/fs/cgroup/weft.slice",
-                absolute(&status.bpffs).display()
-            );
+        for (has, named) in [(elsewhere, Some(cgroup)), (&same, Some(other)), (&same, None)] {
+            let error = target(named).check(has, cgroup, "it").expect_err("other places");
+            let flags = format!("--bpffs {} --cgroup {}", absolute(has).display(), cgroup.display());
             assert!(error.to_string().ends_with(&flags), "{error}");
             assert_eq!(code_of(&error), INVALID);
         }
+    }
+
+    #[test]
+    fn without_a_daemon_the_places_of_the_last_one_are_meant_and_no_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut verb, state) = uninstall(dir.path(), false);
+        let target = verb.target(&state).expect("the default places");
+        assert_eq!(target.bpffs, Path::new(DEFAULT_BPFFS));
+        let last = Places {
+            bpffs: dir.path().join("bpf"),
+            cgroup: dir.path().join("cgroup"),
+        };
+        fs::create_dir(&last.cgroup).expect("made");
+        state.keep_places(&last).expect("kept");
+        let target = verb.target(&state).expect("the last daemon's");
+        assert_eq!(
+            (&target.bpffs, &target.cgroup),
+            (&last.bpffs, &Some(last.cgroup.clone()))
+        );
+        verb.bpffs = Some(last.bpffs.clone());
+        assert_eq!(verb.target(&state).expect("the same").bpffs, last.bpffs);
+        verb.bpffs = Some(dir.path().join("other"));
+        let error = verb.target(&state).err().expect("another place");
+        assert!(error.to_string().contains(&*last.bpffs.to_string_lossy()), "{error}");
+        assert_eq!(code_of(&error), INVALID);
+        // A cgroup that is gone has nothing that could be removed.
+        fs::remove_dir(&last.cgroup).expect("removed");
+        verb.bpffs = None;
+        assert_eq!(verb.target(&state).expect("the rest").cgroup, None);
     }
 
     #[test]
@@ -344,6 +395,7 @@ mod tests {
         fs::create_dir(state.workloads()).expect("made");
         fs::create_dir(state.applied()).expect("made");
         fs::write(state.allocations(), "{}").expect("written");
+        fs::write(state.places_file(), "{}").expect("written");
         fs::create_dir(state.last_good()).expect("made");
         fs::write(state.last_good().join("a.json"), "{}").expect("written");
         fs::write(state.last_good_file(), "{}").expect("written");
@@ -352,6 +404,7 @@ mod tests {
         let left = verb.remove_state(&state).expect("removed");
         assert!(left.len() == 2 && left[0].contains("--purge removes them"), "{left:?}");
         assert!(!state.lock_file().exists() && !state.allocations().exists() && state.applied().exists());
+        assert!(!state.places_file().exists());
         assert!(!state.last_good().exists() && !state.last_good_file().exists());
 
         let (verb, state) = uninstall(&place, true);

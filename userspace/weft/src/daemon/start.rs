@@ -47,7 +47,7 @@ use crate::{
     config::DaemonConfig,
     error::{Coded, UNSUPPORTED},
     registry::{Registry, own_netns},
-    state_dir::{StateLock, write_atomically},
+    state_dir::{Places, StateLock, write_atomically},
 };
 
 /// Istio's outbound port.
@@ -148,6 +148,7 @@ async fn mesh(
     mut taken: Option<Taken>,
     served: &mut bool,
 ) -> anyhow::Result<()> {
+    keep_places(config, &cgroup)?;
     // What an earlier daemon listens at, and copies of all we listen at for the next one.
     let mut inherited = taken
         .as_mut()
@@ -441,6 +442,24 @@ async fn mesh(
     }
     drop(lock);
     Ok(())
+}
+
+/// Writes down where the kernel side is: it stays when this daemon is gone.
+fn keep_places(config: &DaemonConfig, cgroup: &Cgroup) -> anyhow::Result<()> {
+    let places = Places {
+        bpffs: hand_over::absolute(&config.bpffs),
+        cgroup: cgroup.path().to_path_buf(),
+    };
+    if let Ok(Some(earlier)) = config.state.places()
+        && earlier != places
+        && earlier.bpffs.join("maps").exists()
+    {
+        tracing::warn!(
+            bpffs = %earlier.bpffs.display(), cgroup = %earlier.cgroup.display(),
+            "an earlier daemon's kernel side stays in force there; `weft uninstall` with these flags and an empty --state-dir ends it"
+        );
+    }
+    Ok(config.state.keep_places(&places)?)
 }
 
 /// What adapters as WebAssembly run in: they may call services of the mesh.
