@@ -210,6 +210,20 @@ fn what_a_table_has_no_room_for_is_refused_before_anything_is_written() {
             resources::tcp_route("many", &ports),
             resources::allow("stranger-many", "stranger", "web", ("TCPRoute", "many"))
         );
+        let log = lab.work().join("log");
+        let told = format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: Adapter\nmetadata: {{name: log, namespace: default}}\n\
+             spec: {{backend: native, native: stdio, target: all, params: {{path: {}, format: json}}}}\n",
+            log.display()
+        );
+        lab.resource("many.yaml", &told)?;
+        let lines = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+        poll::until("the adapter to be told", || {
+            lab.run("friend").curl("http://web/")?;
+            ensure!(lines() > 0, "nothing yet");
+            Ok(())
+        })?;
+        // What takes the adapter away is refused as a whole.
         lab.resource("many.yaml", &many)?;
         let why = poll::until("the refusal to be told", || {
             let status = lab.status()?;
@@ -226,10 +240,15 @@ fn what_a_table_has_no_room_for_is_refused_before_anything_is_written() {
             ensure!(why.contains(said), "{said}: {why}");
         }
         ensure!(lab.log().contains("weft_policy has room for 16"), "{}", lab.log());
+        let before = lines();
         for step in [open.as_str(), "say a GET"] {
             let told = friend.step(step)?;
             ensure!(told["ok"] == true, "the last good state, {step}: {told}");
         }
+        poll::until("the adapter to be told as before", || {
+            ensure!(lines() > before, "{} lines", lines());
+            Ok(())
+        })?;
         let told = stranger.step(&open)?;
         ensure!(told["errno"] == nix::libc::EPERM, "the last good state: {told}");
         lab.remove_resource("many.yaml")?;

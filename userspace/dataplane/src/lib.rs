@@ -40,7 +40,7 @@ pub use error::{AFTER_A_CHANGED_LAYOUT, DataplaneError};
 pub use events::{Events, monotonic_ns};
 pub use inbound::{OWN_NETNS, device_of};
 pub use loader::{Dataplane, DataplaneConfig, Inherited, Prepared, ShortCircuit};
-pub use publish::Published;
+pub use publish::{Plan, Published};
 pub use sizes::{KeptSize, SIZED_MAPS, Shape, SizedMap};
 pub use sys::{give_code_back, has_tcx, netns_cookie};
 pub use tables::{

@@ -25,7 +25,7 @@ use crate::{
     error::DataplaneError,
     foreign::ForeignProxies,
     lock::Lock,
-    publish::{Published, Publisher},
+    publish::{Plan, Published, Publisher},
     selftest,
     sizes::{KeptSize, Sizes},
     sys,
@@ -366,14 +366,25 @@ impl Dataplane {
         self.namespaces.clone()
     }
 
-    /// Puts a snapshot in force in one instant. Costs as much as what changed: from the one before, which is kept until then, where
-    /// both share what is the same (`Arc`); else all tables are computed and compared.
+    /// Computes what [`Dataplane::publish`] of this snapshot would bring. Costs as much as what changed: from the one in force, where
+    /// both share what is the same (`Arc`); else all tables are computed. Writes nothing.
     ///
     /// # Errors
     ///
-    /// A table has no room for it ([`DataplaneError::Full`], before anything is written) or the kernel refused a write: the
-    /// generation in force stays in force.
-    pub fn publish(&self, snapshot: &Arc<weft_policy::Snapshot>) -> Result<Published, DataplaneError> {
+    /// A table has no room for it ([`DataplaneError::Full`]).
+    pub fn plan(&self, snapshot: &weft_policy::Snapshot) -> Result<Plan, DataplaneError> {
+        let publisher = self.publisher.lock().expect("no panic under this lock");
+        let foreign = self.foreign.lock().expect("no panic under this lock");
+        publisher.plan(snapshot, &self.namespaces, foreign.present())
+    }
+
+    /// Puts a snapshot in force in one instant, as planned.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused a write, or a foreign proxy came or went and a table has no room for that: the generation in force stays in
+    /// force.
+    pub fn publish(&self, snapshot: &Arc<weft_policy::Snapshot>, mut plan: Plan) -> Result<Published, DataplaneError> {
         let mut publisher = self.publisher.lock().expect("no panic under this lock");
         let mut foreign = self.foreign.lock().expect("no panic under this lock");
         // Attached before connections are handed over, detached after the last one was.
@@ -381,17 +392,20 @@ impl Dataplane {
             let mut ebpf = self.ebpf.lock().expect("no panic under this lock");
             foreign.attach(&mut ebpf, snapshot)
         };
-        let published = publisher.publish(snapshot, &self.namespaces, &cgroups)?;
+        if !publisher.fits_still(&plan, &cgroups) {
+            plan = publisher.plan(snapshot, &self.namespaces, cgroups)?;
+        }
+        let published = publisher.publish(snapshot, plan)?;
         foreign.settle();
         Ok(published)
     }
 
-    /// Whether the kernel has what this snapshot says: publishing it would change nothing but the generation, under which
+    /// Whether the kernel has what was planned: publishing it would change nothing but the generation, under which
     /// every established flow would be judged again.
-    pub fn holds(&self, snapshot: &weft_policy::Snapshot) -> bool {
+    pub fn holds(&self, plan: &Plan) -> bool {
         let publisher = self.publisher.lock().expect("no panic under this lock");
         let foreign = self.foreign.lock().expect("no panic under this lock");
-        foreign.is_settled() && publisher.holds(snapshot, &self.namespaces, &foreign.present())
+        foreign.is_settled() && publisher.fits_still(plan, &foreign.present()) && publisher.holds(plan)
     }
 
     /// Says that a snapshot of which [`Dataplane::holds`] was true is the one in force: the next one is compared with it, and the one

@@ -4,7 +4,7 @@
 //!
 //! 1. compute what the tables shall hold ([`crate::tables`]): what differs from the snapshot in force, and where that does not tell
 //!    (other policies, services that come or go, the first one) all of it, compared with what is there; refuse what some table
-//!    has no room for;
+//!    has no room for ([`Publisher::plan`]: nobody has seen anything of it);
 //! 2. widen the set of port prefix lengths and dimensions, write every changed value with `since = G + 1` (nobody reads those yet), enrol
 //!    new workloads (nobody lives there yet);
 //! 3. flip the generation: one write;
@@ -56,6 +56,15 @@ enum Desired {
     Changes(Changes),
 }
 
+/// What a publication would bring: computed, with room for it everywhere, and not written.
+pub struct Plan {
+    desired: Desired,
+    workloads: HashMap<u64, Workload>,
+    foreign: ForeignCgroups,
+    /// [`Publisher::revision`] of what it differs from.
+    revision: u64,
+}
+
 /// What was written of it.
 #[derive(Default)]
 struct Written {
@@ -81,6 +90,8 @@ pub struct Publisher {
     canary: canary::Cgroups,
     /// What the tables were made of; `None`: nobody knows, or they may have been written since.
     basis: Option<Basis>,
+    /// Grows with all that is written or read.
+    revision: u64,
 }
 
 impl Publisher {
@@ -104,11 +115,13 @@ impl Publisher {
             workloads,
             canary,
             basis: None,
+            revision: 0,
         })
     }
 
     /// Looks again at tables that another process may have written meanwhile.
     pub fn adopt_again(&mut self) -> Result<(), DataplaneError> {
+        self.revision += 1;
         self.basis = None;
         self.config = self.config_map.get(&0, 0).map_err(map_error("weft_config", "read"))?;
         self.dests.read(self.config.generation)?;
@@ -127,6 +140,7 @@ impl Publisher {
 
     /// Writes what does not depend on resources; generation and prefixes stay as they are.
     pub fn configure(&mut self, fixed: Config) -> Result<(), DataplaneError> {
+        self.revision += 1;
         self.basis = None;
         self.config = Config {
             generation: self.config.generation,
@@ -137,9 +151,32 @@ impl Publisher {
         self.write_config()
     }
 
-    /// Whether a publication of this snapshot would change no table. Costs what a publication does, but for system calls.
-    pub fn holds(&self, snapshot: &Snapshot, namespaces: &Namespaces, foreign: &ForeignCgroups) -> bool {
-        let same = match self.desired(snapshot, foreign) {
+    /// Computes what a publication would bring, and refuses what some table has no room for. Writes nothing.
+    pub fn plan(
+        &self,
+        snapshot: &Snapshot,
+        namespaces: &Namespaces,
+        foreign: ForeignCgroups,
+    ) -> Result<Plan, DataplaneError> {
+        let desired = self.desired(snapshot, &foreign);
+        let workloads = tables::workloads(snapshot, namespaces, &foreign, self.canary);
+        self.fits(&desired, &workloads)?;
+        Ok(Plan {
+            desired,
+            workloads,
+            foreign,
+            revision: self.revision,
+        })
+    }
+
+    /// Whether it can be put in force as it is: nothing was written or read since, and these foreign proxies are there.
+    pub fn fits_still(&self, plan: &Plan, foreign: &ForeignCgroups) -> bool {
+        plan.revision == self.revision && plan.foreign == *foreign
+    }
+
+    /// Whether it would change no table.
+    pub fn holds(&self, plan: &Plan) -> bool {
+        let same = match &plan.desired {
             Desired::Whole(desired) => {
                 self.dests.is(&desired.dests)
                     && self.backends.is(&desired.backends)
@@ -153,26 +190,26 @@ impl Publisher {
                     && self.addrs.is_after(&changes.addrs)
             }
         };
-        same && self.workloads == tables::workloads(snapshot, namespaces, foreign, self.canary)
+        same && self.workloads == plan.workloads
     }
 
     /// Takes a snapshot of which [`Publisher::holds`] is true for the one that is in force.
     pub fn rest_on(&mut self, snapshot: &Arc<Snapshot>, foreign: &ForeignCgroups) {
+        self.revision += 1;
         self.basis = Some(Basis::of(Arc::clone(snapshot), foreign));
     }
 
     /// See the module's words.
-    pub fn publish(
-        &mut self,
-        snapshot: &Arc<Snapshot>,
-        namespaces: &Namespaces,
-        foreign: &ForeignCgroups,
-    ) -> Result<Published, DataplaneError> {
-        let desired = self.desired(snapshot, foreign);
-        let workloads = tables::workloads(snapshot, namespaces, foreign, self.canary);
+    pub fn publish(&mut self, snapshot: &Arc<Snapshot>, plan: Plan) -> Result<Published, DataplaneError> {
+        let Plan {
+            desired,
+            workloads,
+            foreign,
+            revision: _,
+        } = plan;
+        self.revision += 1;
         // Until this one is in force there is none to differ from.
         let basis = self.basis.take();
-        self.fits(&desired, &workloads)?;
         let next = self.config.generation + 1;
         let in_use = (self.config.port_prefixes, self.config.network);
         let (whole, (prefixes, network)) = match &desired {
@@ -214,7 +251,7 @@ impl Publisher {
         changed += self.dismiss(workloads);
         self.basis = Some(match basis {
             Some(basis) if !whole => basis.follow(Arc::clone(snapshot)),
-            _ => Basis::of(Arc::clone(snapshot), foreign),
+            _ => Basis::of(Arc::clone(snapshot), &foreign),
         });
         Ok(Published {
             generation: next,
@@ -232,7 +269,7 @@ impl Publisher {
         }
     }
 
-    /// Whether every table has room for this, beside what is there. Writes nothing.
+    /// Whether every table has room for this, beside what is there.
     fn fits(&self, desired: &Desired, workloads: &HashMap<u64, Workload>) -> Result<(), DataplaneError> {
         match desired {
             Desired::Whole(desired) => {

@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
 
 use weft_dataplane::{
-    Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, SIZED_MAPS, ShortCircuit, find_cgroup2,
-    uninstall, verify,
+    Cgroup, Dataplane, DataplaneConfig, DataplaneError, Inherited, KeptSize, Published, SIZED_MAPS, ShortCircuit,
+    find_cgroup2, uninstall, verify,
 };
 use weft_policy::{AccessDefault, AccessPolicy, Allocations, CompileInput, Identity, RuleId, Snapshot, Store, compile};
 
@@ -70,7 +70,7 @@ fn a_second_start_adopts_what_the_first_published() {
         generation: first.next_generation(),
         ..Snapshot::default()
     });
-    let published = first.publish(&snapshot).expect("publish");
+    let published = put(&first, &snapshot).expect("publish");
     assert_eq!(published.generation, 1);
     drop(first);
     let second = Dataplane::start(&place.config()).expect("second start");
@@ -78,12 +78,21 @@ fn a_second_start_adopts_what_the_first_published() {
     assert_eq!(second.next_generation(), 2, "the generation in force survives");
 }
 
+fn put(dataplane: &Dataplane, snapshot: &Arc<Snapshot>) -> Result<Published, DataplaneError> {
+    dataplane.publish(snapshot, dataplane.plan(snapshot)?)
+}
+
+fn holds(dataplane: &Dataplane, snapshot: &Snapshot) -> bool {
+    let plan = dataplane.plan(snapshot);
+    plan.is_ok_and(|plan| dataplane.holds(&plan))
+}
+
 fn publish(dataplane: &Dataplane) -> u64 {
     let snapshot = Arc::new(Snapshot {
         generation: dataplane.next_generation(),
         ..Snapshot::default()
     });
-    dataplane.publish(&snapshot).expect("publish").generation
+    put(dataplane, &snapshot).expect("publish").generation
 }
 
 #[test]
@@ -209,8 +218,8 @@ fn what_a_table_has_no_room_for_leaves_everything_as_it_was() {
         })
     };
     let fits = of(32);
-    assert_eq!(dataplane.publish(&fits).expect("32 fit").generation, 1);
-    match dataplane.publish(&of(100)) {
+    assert_eq!(put(&dataplane, &fits).expect("32 fit").generation, 1);
+    match put(&dataplane, &of(100)) {
         Err(DataplaneError::Full {
             map: "policy",
             room: 64,
@@ -219,9 +228,9 @@ fn what_a_table_has_no_room_for_leaves_everything_as_it_was() {
         }) => assert!(needed > 100, "{needed}"),
         other => panic!("{other:?}"),
     }
-    assert!(dataplane.holds(&fits), "it is in force as it was");
+    assert!(holds(&dataplane, &fits), "it is in force as it was");
     assert_eq!(dataplane.next_generation(), 2);
-    assert_eq!(dataplane.publish(&of(40)).expect("40 fit").generation, 2);
+    assert_eq!(put(&dataplane, &of(40)).expect("40 fit").generation, 2);
 }
 
 /// A service with a workload at each address.
@@ -262,31 +271,31 @@ fn endpoints_that_move_are_told_by_what_two_snapshots_share() {
     let mut allocations = Allocations::default();
     let mut compiled = |address| compiled(&first, &[address, "10.0.0.2"], &mut allocations);
     let mut before = Arc::new(compiled("10.0.0.1"));
-    assert!(first.publish(&before).expect("publish").whole, "the first one");
+    assert!(put(&first, &before).expect("publish").whole, "the first one");
     for address in ["10.0.0.3", "fd00::3", "fd00::4"] {
         let now = sharing(&before, compiled(address));
-        assert!(!first.holds(&now), "{address}");
-        let published = first.publish(&now).expect("publish");
+        assert!(!holds(&first, &now), "{address}");
+        let published = put(&first, &now).expect("publish");
         assert!(!published.whole && published.rejudge, "{address}: {published:?}");
-        assert!(first.holds(&now) && !first.holds(&before), "{address}");
+        assert!(holds(&first, &now) && !holds(&first, &before), "{address}");
         before = now;
     }
     let again = Arc::new(compiled("fd00::4"));
-    assert!(first.holds(&again), "it says the same, and shares nothing");
+    assert!(holds(&first, &again), "it says the same, and shares nothing");
     first.rest_on(&again);
     let now = sharing(&again, compiled("10.0.0.5"));
     assert!(
-        !first.publish(&now).expect("publish").whole,
+        !put(&first, &now).expect("publish").whole,
         "told from the one that it shares with"
     );
     first.reclaim().expect("taken back");
     let last = sharing(&now, compiled("10.0.0.6"));
-    assert!(first.publish(&last).expect("publish").whole, "another may have written");
+    assert!(put(&first, &last).expect("publish").whole, "another may have written");
     let last = sharing(&last, compiled("10.0.0.7"));
-    assert!(!first.publish(&last).expect("publish").whole);
+    assert!(!put(&first, &last).expect("publish").whole);
     drop(first);
     let second = Dataplane::start(&place.config()).expect("second start");
-    assert!(second.holds(&last), "as the kernel has it");
+    assert!(holds(&second, &last), "as the kernel has it");
 }
 
 #[test]

@@ -305,6 +305,8 @@ impl Engine {
         state.saved.save(&mut state.allocations)?;
         state.compiled = Some(compiled.clone());
         let mut snapshot = compiled.snapshot;
+        // What the kernel has no room for nobody is to see, not for a moment: it is tried again and again.
+        let plan = self.dataplane.plan(&snapshot).context("publish to the kernel")?;
         let chains = state.adapters.update(&snapshot);
         self.awaits_modules
             .store(state.adapters.awaits_modules(), Ordering::Release);
@@ -312,8 +314,7 @@ impl Engine {
         // Only who listens where can have changed. Any program may listen and close as often as it likes, so this must not
         // have everything judged again: where no table says it, it is no other generation.
         let before = self.in_force();
-        let unmoved =
-            state.compiled_from.take().is_some_and(|before| before == from) && self.dataplane.holds(&snapshot);
+        let unmoved = state.compiled_from.take().is_some_and(|before| before == from) && self.dataplane.holds(&plan);
         if unmoved {
             snapshot.generation = before.snapshot.generation;
         }
@@ -334,7 +335,7 @@ impl Engine {
             state.compiled_from = Some(from);
             return Ok(snapshot.generation);
         }
-        let published = match self.dataplane.publish(&snapshot) {
+        let published = match self.dataplane.publish(&snapshot, plan) {
             Ok(published) => published,
             Err(error) => {
                 state
