@@ -6,10 +6,15 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use sha2::{Digest, Sha512};
+
 use super::window::{Limit, Window};
 
 /// Locks that workers spread over. More than cores, so that two seldom meet.
 const SHARDS: usize = 32;
+
+/// Bytes of a digest, which stands for every key of this length or more: no shorter one equals it.
+const DIGEST: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Cells {
@@ -20,7 +25,7 @@ pub(super) struct Cells {
 
 #[derive(Debug, Default)]
 struct Shard {
-    windows: HashMap<Box<str>, Window>,
+    windows: HashMap<Box<[u8]>, Window>,
     /// For all combinations that found the shard full.
     overflow: Option<Window>,
     /// When idle windows were last looked for, in nanoseconds.
@@ -41,17 +46,24 @@ impl Cells {
 
     /// Takes one from the window of `key`, which `limit` tells when it is new.
     ///
-    /// A full shard first forgets idle windows, then lets all further keys share one window: made-up keys neither take
+    /// A shard forgets idle windows; a full one lets all further keys share one window: made-up keys, however long, neither take
     /// memory nor get more than one honest key would.
     ///
     /// # Errors
     /// Exhausted: nanoseconds until one comes back.
     pub fn take(&self, key: &str, now: u64, limit: impl Fn() -> Limit) -> Result<(), u64> {
+        let digest;
+        let key = if key.len() < DIGEST {
+            key.as_bytes()
+        } else {
+            digest = Sha512::digest(key);
+            &digest[..]
+        };
         let mut shard = self.shard(key);
         if let Some(window) = shard.windows.get_mut(key) {
             return window.take(now);
         }
-        if shard.windows.len() >= self.max_per_shard && !shard.sweep(now) {
+        if !shard.has_room(self.max_per_shard, now) {
             return shard.overflow.get_or_insert_with(|| Window::new(limit())).take(now);
         }
         let mut window = Window::new(limit());
@@ -66,7 +78,13 @@ impl Cells {
         self.shards.iter().map(|shard| lock(shard).windows.len()).sum()
     }
 
-    fn shard(&self, key: &str) -> MutexGuard<'_, Shard> {
+    #[cfg(test)]
+    pub fn key_bytes(&self) -> usize {
+        let bytes = |shard| lock(shard).windows.keys().map(|key| key.len()).sum::<usize>();
+        self.shards.iter().map(bytes).sum()
+    }
+
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(key);
         lock(&self.shards[(hash % self.shards.len() as u64) as usize])
     }
@@ -80,17 +98,21 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 // === impl Shard ===
 
 impl Shard {
-    /// At most this often, in nanoseconds: it looks at every window.
-    const SWEEP_INTERVAL: u64 = 100_000_000;
+    /// Idle windows are looked for at most this often, in nanoseconds: that looks at every window.
+    const SWEEP_INTERVAL: u64 = 1_000_000_000;
+    const SWEEP_INTERVAL_FULL: u64 = 100_000_000;
 
-    /// Forgets idle windows. Whether there is room now.
-    fn sweep(&mut self, now: u64) -> bool {
-        if self.swept != 0 && now.saturating_sub(self.swept) < Self::SWEEP_INTERVAL {
-            return false;
+    /// Whether there is room for one more, once idle windows are forgotten.
+    fn has_room(&mut self, max: usize, now: u64) -> bool {
+        let interval = if self.windows.len() < max {
+            Self::SWEEP_INTERVAL
+        } else {
+            Self::SWEEP_INTERVAL_FULL
+        };
+        if self.swept == 0 || now.saturating_sub(self.swept) >= interval {
+            self.swept = now;
+            self.windows.retain(|_, window| !window.is_idle(now));
         }
-        self.swept = now;
-        let before = self.windows.len();
-        self.windows.retain(|_, window| !window.is_idle(now));
-        self.windows.len() < before
+        self.windows.len() < max
     }
 }

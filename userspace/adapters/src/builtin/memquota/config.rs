@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::TICKS;
 use crate::{attribute::Selector, dimensions, duration, error::AdapterError};
 
-/// Cells a quota may have, unless said otherwise. A cell takes about 200 bytes: 13 MB a quota.
+/// Cells a quota may have, unless said otherwise. A cell takes about 200 bytes, however long its values: 13 MB a quota.
 pub const DEFAULT_MAX_CELLS: usize = 65_536;
 
 /// Shortest window: a tick is a twentieth of it, and shorter ticks than 0.5 ms mean nothing to a clock read per request.

@@ -173,6 +173,38 @@ fn idle_cells_make_room() {
     assert_eq!(cells.len(), 1);
 }
 
+#[test]
+fn long_values_are_counted_apart_and_take_no_memory() {
+    let quota = quota(
+        r#"{"quotas": [{"name": "u", "max_amount": 1, "valid_duration": "1h", "max_cells": 4096,
+            "dimensions": {"user": "request.headers[x-user]"}}]}"#,
+    );
+    for user in 0..32 {
+        let long = format!("{}{user}", "v".repeat(60 << 10));
+        assert_eq!(ask(&quota, &[("x-user", &long)]), None);
+        assert!(ask(&quota, &[("x-user", &long)]).is_some());
+    }
+    let cells = &quota.quotas[0].cells;
+    assert_eq!((cells.len(), cells.key_bytes()), (32, 32 * 64));
+}
+
+#[test]
+fn idle_cells_go_though_there_is_room() {
+    let quota = quota(
+        r#"{"quotas": [{"name": "u", "max_amount": 1, "valid_duration": "1h",
+            "dimensions": {"user": "request.headers[x-user]"}}]}"#,
+    );
+    let cells = &quota.quotas[0].cells;
+    let take = |key: u32, now| cells.take(&key.to_string(), now, || Limit::new(1, Duration::from_millis(20)));
+    for key in 0..2_000 {
+        take(key, 1_000_000_000).expect("its own");
+    }
+    for key in 2_000..3_000 {
+        take(key, 3_000_000_000).expect("its own");
+    }
+    assert_eq!(cells.len(), 1_000);
+}
+
 /// Eight workers, one count.
 #[test]
 fn workers_share_the_counts() {
