@@ -85,7 +85,7 @@ pub enum MayCall {
 /// take longer, the policy decides until a thread beside the workers has filled the stock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FailurePolicy {
-    /// It goes on without the filter.
+    /// It goes on without the filter, with what that has changed by then.
     Open,
     /// It is answered with 503, or reset where an answer is under way.
     #[default]

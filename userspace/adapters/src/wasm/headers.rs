@@ -10,7 +10,7 @@ use http::{
 
 use super::{
     abi::Status,
-    pairs::{self, MAX_PAIRS},
+    pairs::{self, MAX_BYTES, MAX_PAIRS},
 };
 use crate::stream::{self, HeaderSection, RequestHead, ResponseHead};
 
@@ -81,6 +81,9 @@ impl RequestHead {
     }
 
     fn set_pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
+        if value.len() > MAX_VALUE {
+            return Err(Unfit);
+        }
         match name {
             b":method" => self.method = Method::from_bytes(value).map_err(|_| Unfit)?,
             b":path" => {
@@ -204,9 +207,28 @@ impl MapMut<'_> {
         Ok(true)
     }
 
+    /// Of names and values, without what begins with `:`.
+    fn bytes(&self) -> usize {
+        let mut bytes = 0;
+        let count = |name: &[u8], value: &[u8]| bytes += name.len() + value.len();
+        match self {
+            Self::Request(head) => head.headers.each(count),
+            Self::Response(head) => head.headers.each(count),
+            Self::Plain(headers) => bytes = bytes_of(headers),
+        }
+        bytes
+    }
+
     /// # Errors
     /// Nothing was added.
     pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
+        if self.bytes() + name.len() + value.len() > MAX_BYTES {
+            return Err(Unfit);
+        }
+        self.append(name, value)
+    }
+
+    fn append(&mut self, name: &[u8], value: &[u8]) -> Result<(), Unfit> {
         if !self.set_pseudo(name, value)? {
             if self.section().is_some_and(|section| section.add(name, value).is_ok()) {
                 return Ok(());
@@ -242,6 +264,17 @@ impl MapMut<'_> {
             if headers.len() >= MAX_PAIRS && !headers.contains_key(&name) {
                 return Err(Unfit);
             }
+            let before = bytes_of(headers);
+            let goes: usize = headers
+                .get_all(&name)
+                .iter()
+                .map(|value| name.as_str().len() + value.len())
+                .sum();
+            // What came larger may shrink.
+            if before - goes + name.as_str().len() + value.len() > MAX_BYTES.max(before) {
+                headers.remove(name);
+                return Err(Unfit);
+            }
             headers.try_insert(name, value).map_err(|_| Unfit)?;
         }
         Ok(())
@@ -271,8 +304,9 @@ impl MapMut<'_> {
         self.add_all(pairs)
     }
 
+    /// `pairs` were encoded, and so are bounded.
     fn add_all(&mut self, pairs: &[(&[u8], &[u8])]) -> u64 {
-        let unfit = |pair: &&(&[u8], &[u8])| self.add(pair.0, pair.1).is_err();
+        let unfit = |pair: &&(&[u8], &[u8])| self.append(pair.0, pair.1).is_err();
         pairs.iter().filter(unfit).count() as u64
     }
 }
@@ -283,6 +317,12 @@ pub(super) fn plain(encoded: &[u8]) -> Result<(HeaderMap, u64), Status> {
     let pairs = pairs::decode(encoded).ok_or(Status::BadArgument)?;
     let unfit = MapMut::Plain(&mut headers).add_all(&pairs);
     Ok((headers, unfit))
+}
+
+fn bytes_of(headers: &HeaderMap) -> usize {
+    stream::pairs(headers)
+        .map(|(name, value)| name.len() + value.len())
+        .sum()
 }
 
 fn is_host(name: &[u8]) -> bool {
@@ -375,6 +415,39 @@ mod tests {
         assert_eq!(map.add(b"long", &long), Err(Unfit));
         map.add(b"long", &long[1..]).expect("room again");
         headers.append("by-the-proxy", HeaderValue::from_static("1"));
+    }
+
+    #[test]
+    fn the_bytes_of_a_map_are_bounded_and_a_larger_one_can_shrink() {
+        let value = [b'v'; MAX_VALUE];
+        let mut headers = HeaderMap::new();
+        for _ in 0..20 {
+            headers.append("came", HeaderValue::from_bytes(&value).expect("a value"));
+        }
+        headers.append("other", HeaderValue::from_bytes(&value).expect("a value"));
+        let mut map = MapMut::Plain(&mut headers);
+        assert_eq!(map.add(b"x", b"1"), Err(Unfit));
+        map.replace(b"other", b"1").expect("it shrinks");
+        assert_eq!(map.replace(b"other", &value), Err(Unfit));
+        assert_eq!(text(MapRef::Plain(&headers).get(b"other")), None);
+        assert_eq!(headers.len(), 20);
+        let mut map = MapMut::Plain(&mut headers);
+        map.replace(b"came", &value).expect("it shrinks");
+        for number in 1..14 {
+            map.replace(format!("x{number}").as_bytes(), &value).expect("room");
+        }
+        assert_eq!(map.add(b"x14", &value), Ok(()));
+        assert_eq!(map.replace(b"x15", &value), Err(Unfit));
+        map.replace(b"x14", &value).expect("in place of the last");
+    }
+
+    #[test]
+    fn what_begins_with_a_colon_is_bounded_too() {
+        let mut head = head(http::Request::builder().uri("http://shop/"));
+        let long = [b'v'; MAX_VALUE + 1];
+        for name in [&b":method"[..], b":authority", b"host"] {
+            assert_eq!(MapMut::Request(&mut head).replace(name, &long), Err(Unfit));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
+    mem,
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -129,6 +130,12 @@ pub(super) enum Point {
     ResponseTrailers,
     Downstream,
     Upstream,
+}
+
+/// How the module wants a stream to end.
+pub(super) enum Wish {
+    Respond(Box<Response<Bytes>>),
+    Reset,
 }
 
 /// One request or connection.
@@ -254,14 +261,14 @@ impl Host {
             }
             MapKind::RequestTrailers => (
                 Point::RequestTrailers,
-                MapMut::Plain(stream.trailers[0].get_or_insert_default()),
+                MapMut::Plain(stream.trailers[0].as_deref_mut()?),
             ),
             MapKind::ResponseHeaders if stream.has_response => {
                 (Point::ResponseHeaders, MapMut::Response(&mut stream.response))
             }
             MapKind::ResponseTrailers => (
                 Point::ResponseTrailers,
-                MapMut::Plain(stream.trailers[1].get_or_insert_default()),
+                MapMut::Plain(stream.trailers[1].as_deref_mut()?),
             ),
             _ => return None,
         };
@@ -398,6 +405,12 @@ impl Stream {
             self.reset = true;
             self.wake();
         }
+    }
+
+    /// How it is to end, said once.
+    pub fn wish(&mut self) -> Option<Wish> {
+        let reply = self.reply.take().map(Wish::Respond);
+        reply.or_else(|| mem::take(&mut self.reset).then_some(Wish::Reset))
     }
 
     pub fn wake(&mut self) {

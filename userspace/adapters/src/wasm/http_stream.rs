@@ -13,7 +13,7 @@ use http::{HeaderMap, request};
 use super::{
     failed,
     headers::MapRef,
-    host::{Point, Stream},
+    host::{Point, Stream, Wish},
     vm::{Vm, length, optional},
     worker::Worker,
 };
@@ -78,7 +78,10 @@ impl HttpStream {
             // Back in any case: the stream may go on without the filter.
             let stream = vm.host().streams.get_mut(&context);
             let step = stream.map(|stream| {
-                let step = decide(stream, point, *action.as_ref().unwrap_or(&CONTINUE));
+                // After a failure that is for whoever answers in the instance's place.
+                let step = action
+                    .as_ref()
+                    .map_or(Step::Continue, |action| decide(stream, point, *action));
                 take_back(stream, &mut lent, matches!(step, Step::Pause));
                 step
             });
@@ -87,14 +90,17 @@ impl HttpStream {
         step.unwrap_or_else(|| self.fail())
     }
 
-    /// What the failure policy says; asked again, the stream goes on.
+    /// What the module said before it failed, else what the failure policy says; asked again, the stream goes on.
     fn fail(&mut self) -> Step {
         if mem::replace(&mut self.failed, true) {
             return Step::Continue;
         }
-        match self.worker.plugin.failed() {
-            None => Step::Continue,
-            Some(_) => Step::Respond(failed::response(&self.worker.plugin.config.name)),
+        let failed = self.worker.plugin.failed();
+        match (self.worker.last_wish(self.context), failed) {
+            (Some(Wish::Respond(reply)), _) => Step::Respond(reply),
+            (Some(Wish::Reset), _) => Step::Reset,
+            (None, None) => Step::Continue,
+            (None, Some(_)) => Step::Respond(failed::response(&self.worker.plugin.config.name)),
         }
     }
 
@@ -246,11 +252,10 @@ fn decide(stream: &mut Stream, point: Point, action: u32) -> Step {
     let side = point.side();
     let resumed = mem::take(&mut stream.resume[side]);
     stream.held[side] = None;
-    if let Some(reply) = stream.reply.take() {
-        return Step::Respond(reply);
-    }
-    if mem::take(&mut stream.reset) {
-        return Step::Reset;
+    match stream.wish() {
+        Some(Wish::Respond(reply)) => return Step::Respond(reply),
+        Some(Wish::Reset) => return Step::Reset,
+        None => {}
     }
     let heads = matches!(point, Point::RequestHeaders | Point::ResponseHeaders);
     if action == CONTINUE || resumed || (heads && action == CONTINUE_AND_END) {

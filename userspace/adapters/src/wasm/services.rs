@@ -149,7 +149,10 @@ impl Shared {
         };
         let registered = &mut queues.all[at].registered;
         registered.retain(|other| other.strong_count() > 0);
-        registered.push(Arc::downgrade(inbox));
+        let inbox = Arc::downgrade(inbox);
+        if !registered.iter().any(|other| other.ptr_eq(&inbox)) {
+            registered.push(inbox);
+        }
         Ok(token(at))
     }
 
@@ -273,6 +276,18 @@ mod tests {
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"0"[..]));
         assert_eq!(shared.dequeue(queue).as_deref(), Ok(&b"1"[..]));
         assert_eq!(inbox.take_queues(), [queue]);
+    }
+
+    #[test]
+    fn who_registers_often_is_kept_once() {
+        let shared = Shared::default();
+        let inboxes = [(); 2].map(|()| Arc::new(Inbox::default()));
+        for _ in 0..1000 {
+            for inbox in &inboxes {
+                shared.register_queue(b"vm", b"q", inbox).expect("a queue");
+            }
+        }
+        assert_eq!(lock(&shared.queues).all[0].registered.len(), 2);
     }
 
     #[test]

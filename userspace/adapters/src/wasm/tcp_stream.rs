@@ -82,14 +82,15 @@ impl TcpStream {
         step.unwrap_or_else(|| self.fail())
     }
 
-    /// What the failure policy says.
+    /// The end, if the module wanted it before it failed, else what the failure policy says.
     fn fail(&mut self) -> TcpStep {
         if mem::replace(&mut self.failed, true) {
             return TcpStep::Continue;
         }
-        match self.worker.plugin.failed() {
-            None => TcpStep::Continue,
-            Some(_) => TcpStep::Reset,
+        let failed = self.worker.plugin.failed();
+        match (self.worker.last_wish(self.context), failed) {
+            (None, None) => TcpStep::Continue,
+            _ => TcpStep::Reset,
         }
     }
 

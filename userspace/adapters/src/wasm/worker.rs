@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::{
     callout::{self, Event, Order},
-    host::{Host, ROOT},
+    host::{Host, ROOT, Wish},
     inbox::Inbox,
     plugin::{self, Inner},
     vm::{Vm, reason},
@@ -42,7 +42,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Of one plugin and one thread, or of one stream.
 pub(super) struct Worker {
     pub plugin: Arc<Inner>,
-    vm: RefCell<Vm>,
+    /// `None`: it has failed.
+    vm: RefCell<Option<Vm>>,
     inbox: Arc<Inbox>,
     /// The instance trapped: nothing runs in it any more.
     failed: Cell<bool>,
@@ -53,6 +54,8 @@ pub(super) struct Worker {
     last_context: Cell<u32>,
     /// Calls under way, by token: whose they are, and how to end them.
     calls: RefCell<HashMap<u32, (u32, AbortHandle)>>,
+    /// Of streams, what a failed instance has said of their end.
+    wishes: RefCell<HashMap<u32, Wish>>,
 }
 
 // === impl Worker ===
@@ -82,12 +85,13 @@ impl Worker {
         Self {
             plugin,
             inbox: vm.store.data().inbox.clone(),
-            vm: RefCell::new(vm),
+            vm: RefCell::new(Some(vm)),
             failed: Cell::new(false),
             tended: Cell::new(false),
             ends: Cell::new(false),
             last_context: Cell::new(ROOT),
             calls: RefCell::default(),
+            wishes: RefCell::default(),
         }
     }
 
@@ -105,6 +109,11 @@ impl Worker {
         self.tended.get()
     }
 
+    /// What the instance said of a stream's end, before it failed.
+    pub fn last_wish(&self, context: u32) -> Option<Wish> {
+        self.wishes.borrow_mut().remove(&context)
+    }
+
     pub fn next_context(&self) -> u32 {
         let next = self.last_context.get().checked_add(1).unwrap_or(ROOT + 1);
         self.last_context.set(next);
@@ -113,25 +122,24 @@ impl Worker {
 
     /// Looks at or changes what the host knows, without running anything in the instance. `None`: it has failed.
     pub fn with_host<R>(&self, look: impl FnOnce(&mut Host) -> R) -> Option<R> {
-        if self.failed.get() {
-            return None;
-        }
         let mut vm = self.vm.try_borrow_mut().ok()?;
-        Some(look(vm.host()))
+        Some(look(vm.as_mut()?.host()))
     }
 
     /// Runs something in the instance, then does what the module ordered. `None`: the instance has failed, now or before.
     pub fn enter<R>(self: &Rc<Self>, run: impl FnOnce(&mut Vm) -> wasmtime::Result<R>) -> Option<R> {
-        if self.failed.get() {
-            return None;
-        }
-        let mut vm = self.vm.try_borrow_mut().ok()?;
-        let done = run(&mut vm).and_then(|done| self.obey(&mut vm).map(|()| done));
+        let mut place = self.vm.try_borrow_mut().ok()?;
+        let vm = place.as_mut()?;
+        let done = run(vm).and_then(|done| self.obey(vm).map(|()| done));
         vm.host().count_time();
         match done {
             Ok(done) => Some(done),
             Err(error) => {
-                self.fail(&mut vm, &error);
+                self.fail(vm, &error);
+                // Its streams may stay for long: its memory goes now.
+                let failed = place.take();
+                drop(place);
+                drop(failed);
                 None
             }
         }
@@ -183,7 +191,12 @@ impl Worker {
             Some(words) => warn!(plugin, "ended: {reason}; the module says: {words}"),
             None => warn!(plugin, "ended: {reason}"),
         }
-        host.streams.values_mut().for_each(|stream| stream.wake());
+        for (context, stream) in &mut host.streams {
+            if let Some(wish) = stream.wish() {
+                self.wishes.borrow_mut().insert(*context, wish);
+            }
+            stream.wake();
+        }
         self.calls.borrow_mut().drain().for_each(|(_, (_, call))| call.abort());
         self.inbox.fail();
     }
@@ -236,9 +249,7 @@ impl Worker {
             // Cancelled while it told of its answer.
             return;
         }
-        if let Ok(mut vm) = self.vm.try_borrow_mut() {
-            vm.host().calls.remove(&token);
-        }
+        self.with_host(|host| host.calls.remove(&token));
         if self.ends.get() {
             self.inbox.wake();
         }
@@ -246,15 +257,14 @@ impl Worker {
 
     /// Whether all requests in here are over.
     fn is_drained(&self) -> bool {
-        self.vm.try_borrow().is_ok_and(|vm| vm.store.data().is_drained())
+        self.known(Host::is_drained)
     }
 
     /// Whether nothing is left to be done, after all requests.
     fn is_done(&self) -> bool {
         let calls = self.calls.borrow();
         let own_calls = calls.values().any(|(context, _)| *context == ROOT);
-        let vm = self.vm.try_borrow();
-        !own_calls && vm.is_ok_and(|vm| vm.store.data().root_done == Some(true) && vm.store.data().waiting().is_none())
+        !own_calls && self.known(|host| host.root_done == Some(true) && host.waiting().is_none())
     }
 
     /// Ends the calls of a context that is gone.
@@ -266,20 +276,25 @@ impl Worker {
         let of = calls.iter().filter(|(_, (of, _))| *of == context);
         let tokens: Vec<u32> = of.map(|(token, _)| *token).collect();
         drop(calls);
-        if let Ok(mut vm) = self.vm.try_borrow_mut() {
-            vm.host().cancelled.extend(tokens);
-        }
+        self.with_host(|host| host.cancelled.extend(tokens));
     }
 
     /// Time between ticks; asked after a change.
     fn tick(&self) -> Option<Duration> {
-        let mut vm = self.vm.try_borrow_mut().ok()?;
-        vm.host().tick_changed = false;
-        vm.host().tick
+        self.with_host(|host| {
+            host.tick_changed = false;
+            host.tick
+        })?
     }
 
     fn tick_changed(&self) -> bool {
-        self.vm.try_borrow().is_ok_and(|vm| vm.store.data().tick_changed)
+        self.known(|host| host.tick_changed)
+    }
+
+    /// Whether the host knows that; not where the instance has failed.
+    fn known(&self, ask: impl FnOnce(&Host) -> bool) -> bool {
+        let vm = self.vm.try_borrow();
+        vm.is_ok_and(|vm| vm.as_ref().is_some_and(|vm| ask(vm.store.data())))
     }
 }
 

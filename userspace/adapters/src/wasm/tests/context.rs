@@ -144,11 +144,15 @@ fn trailers_are_changed_and_wishes_out_of_time_do_nothing() {
         r#"(module
           (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
           (import "env" "proxy_continue_stream" (func $continue (param i32) (result i32)))
+          (import "env" "proxy_get_header_map_size" (func $size (param i32 i32) (result i32)))
           (memory (export "memory") 1)
           (data (i32.const 0) "x-sum42")
           (func (export "proxy_abi_version_0_2_1"))
           (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
-            ;; No response is there yet, and nothing is held.
+            ;; Neither trailers nor a response are there yet, and nothing is held.
+            (drop (call $add (i32.const 1) (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 2)))
+            (drop (call $size (i32.const 1) (i32.const 16)))
+            (if (i32.load (i32.const 16)) (then unreachable))
             (drop (call $continue (i32.const 1)))
             (call $add (i32.const 2) (i32.const 0) (i32.const 5) (i32.const 5) (i32.const 2)))
           (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)

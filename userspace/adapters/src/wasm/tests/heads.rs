@@ -82,3 +82,33 @@ fn heads_that_have_passed_are_there_to_the_end() {
         assert_eq!((beside::metric(&plugin, "found"), plugin.stats().traps), (1, 0));
     }
 }
+
+#[test]
+fn what_a_filter_adds_to_a_head_is_bounded() {
+    // So often a value of 64 KiB.
+    let bytes = text(
+        r#"(module
+             (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+             (memory (export "memory") 2) (func (export "proxy_abi_version_0_2_1"))
+             (data (i32.const 0) "x")
+             (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $more i32)
+               (memory.fill (i32.const 16) (i32.const 118) (i32.const 65536))
+               (local.set $more (i32.const 100))
+               (loop $add
+                 (drop (call $add (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 65536)))
+                 (br_if $add (local.tee $more (i32.sub (local.get $more) (i32.const 1)))))
+               (i32.const 0)))"#,
+    );
+    let slow = PluginConfig {
+        limits: Limits {
+            deadline: Duration::from_secs(5),
+            ..Limits::default()
+        },
+        ..config("")
+    };
+    let plugin = plugin(&Module::compile(&bytes).expect("a filter"), slow);
+    let mut head = get("/", &[]);
+    goes_on(stream(&plugin).on_request_headers(&mut head, true));
+    let added = head.headers.get_all("x").iter().count();
+    assert_eq!((added, plugin.stats().unfit_headers), (15, 85));
+}

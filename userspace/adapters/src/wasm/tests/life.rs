@@ -3,7 +3,10 @@
 use std::{thread, time::Instant};
 
 use super::*;
-use crate::wasm::engine::thread_time;
+use crate::{
+    stream::{Lent, TcpStep},
+    wasm::engine::thread_time,
+};
 
 fn refused(bytes: &[u8]) -> String {
     Module::compile(bytes).expect_err("it is no filter").to_string()
@@ -161,7 +164,20 @@ fn a_trap_harms_the_requests_in_there_and_nobody_else() {
 }
 
 #[test]
-fn open_lets_requests_pass_unchanged_when_the_filter_fails() {
+fn a_failed_instance_is_gone_though_a_request_in_it_goes_on() {
+    let plugin = plugin(&filter("trap"), config(""));
+    let mut open = stream(&plugin);
+    goes_on(open.on_request_headers(&mut get("/", &[]), true));
+    let victim = stream(&plugin).on_request_headers(&mut get("/", &[("x-trap", "1")]), true);
+    assert_eq!(answered(victim).0, 503);
+    let stats = plugin.stats();
+    assert_eq!((stats.instances, stats.memory), (0, 0));
+    assert_eq!(answered(open.on_response_headers(&mut ok(), true)).0, 503);
+    open.on_end(&end());
+}
+
+#[test]
+fn open_lets_requests_pass_when_the_filter_fails() {
     let open = PluginConfig {
         failure: FailurePolicy::Open,
         ..config("")
@@ -175,6 +191,49 @@ fn open_lets_requests_pass_unchanged_when_the_filter_fails() {
     assert_eq!(head.uri, "/a?b");
     goes_on(victim.on_response_headers(&mut ok(), true));
     assert_eq!(plugin.stats().failed_streams, 1);
+}
+
+#[test]
+fn an_answer_holds_though_the_filter_fails_after_it() {
+    // Denies, or closes a connection, and traps; a held request it denies with a tick.
+    let bytes = text(
+        r#"(module
+             (import "env" "proxy_send_local_response"
+               (func $deny (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+             (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
+             (import "env" "proxy_set_effective_context" (func $about (param i32) (result i32)))
+             (import "env" "proxy_set_tick_period_milliseconds" (func $period (param i32) (result i32)))
+             (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+             (func $no (drop (call $deny (i32.const 403) (i32.const 0) (i32.const 0) (i32.const 0)
+               (i32.const 0) (i32.const 0) (i32.const 0) (i32.const -1))))
+             (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+               ;; One more header than the others have.
+               (if (i32.eq (local.get 1) (i32.const 5)) (then
+                 (drop (call $period (i32.const 1)))
+                 (return (i32.const 1))))
+               (call $no) unreachable)
+             (func (export "proxy_on_tick") (param i32)
+               (drop (call $about (i32.const 2))) (call $no) unreachable)
+             (func (export "proxy_on_new_connection") (param i32) (result i32)
+               (drop (call $close (i32.const 2))) unreachable))"#,
+    );
+    let module = Module::compile(&bytes).expect("a filter");
+    for failure in [FailurePolicy::Open, FailurePolicy::Closed] {
+        let plugin = plugin(&module, PluginConfig { failure, ..config("") });
+        let mut denied = stream(&plugin);
+        let (status, _) = answered(denied.on_request_headers(&mut get("/", &[]), true));
+        assert_eq!((status, denied.has_failed()), (403, true));
+        local(async {
+            let mut held = stream(&plugin);
+            let mut head = get("/", &[("x-held", "1")]);
+            waits(held.on_request_headers(&mut head, true));
+            let step = std::future::poll_fn(|cx| held.poll_resume(cx, Lent::RequestHeaders(&mut head))).await;
+            assert_eq!((answered(step).0, held.has_failed()), (403, true));
+        });
+        let mut closed = plugin.tcp(&info()).expect("a filter");
+        assert_eq!(closed.on_connection(), TcpStep::Reset);
+        assert_eq!(plugin.stats().failed_streams, 3);
+    }
 }
 
 #[test]
