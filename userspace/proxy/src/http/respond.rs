@@ -52,10 +52,12 @@ pub(crate) struct DenyReason {
 }
 
 /// gRPC's status codes, as far as we give them.
-const GRPC_INVALID_ARGUMENT: u16 = 3;
+const GRPC_UNKNOWN: u16 = 2;
 const GRPC_PERMISSION_DENIED: u16 = 7;
+const GRPC_UNIMPLEMENTED: u16 = 12;
 const GRPC_INTERNAL: u16 = 13;
 const GRPC_UNAVAILABLE: u16 = 14;
+const GRPC_UNAUTHENTICATED: u16 = 16;
 
 // === impl Refusal ===
 
@@ -159,6 +161,10 @@ fn answer(exchange: &Rc<Exchange>, refusal: Refusal) -> Result<Response<Response
             let headers = response.headers_mut();
             let mut seen = Vec::with_capacity(more.len());
             for (name, value) in more {
+                // Of the body that a gRPC client does not get.
+                if exchange.grpc && name == header::CONTENT_TYPE {
+                    continue;
+                }
                 if seen.contains(&name) {
                     headers.append(name, value);
                 } else {
@@ -199,7 +205,7 @@ fn filters_answer(exchange: &Rc<Exchange>, answer: FilterAnswer) -> Response<Res
             .headers
             .get("grpc-status")
             .and_then(|code| code.to_str().ok()?.parse().ok());
-        let code = given.unwrap_or_else(|| grpc_status_of_foreign(status));
+        let code = given.unwrap_or_else(|| grpc_status(status));
         grpc = Some(code);
         head.status = StatusCode::OK;
         head.headers
@@ -246,26 +252,15 @@ fn words(exchange: &Rc<Exchange>, status: StatusCode, text: &str, outcome: Reque
     response
 }
 
-/// gRPC's code for an HTTP status (the reverse of the table in gRPC's `http-grpc-status-mapping.md`, as far as needed).
+/// gRPC's code for an HTTP status, by its `http-grpc-status-mapping.md`, as in Envoy.
 fn grpc_status(status: StatusCode) -> u16 {
-    match status {
-        StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => GRPC_UNAVAILABLE,
-        StatusCode::BAD_REQUEST => GRPC_INVALID_ARGUMENT,
-        _ if status.is_client_error() => GRPC_PERMISSION_DENIED,
-        _ => GRPC_INTERNAL,
-    }
-}
-
-/// gRPC's `http-grpc-status-mapping.md`: what clients make of an answer that is not gRPC's.
-fn grpc_status_of_foreign(status: StatusCode) -> u16 {
     match status.as_u16() {
         400 => GRPC_INTERNAL,
-        401 => 16,
+        401 => GRPC_UNAUTHENTICATED,
         403 => GRPC_PERMISSION_DENIED,
-        404 => 12,
+        404 => GRPC_UNIMPLEMENTED,
         429 | 502 | 503 | 504 => GRPC_UNAVAILABLE,
-        _ => 2,
+        _ => GRPC_UNKNOWN,
     }
 }
 
@@ -292,8 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn a_forbidden_request_is_permission_denied_in_grpc() {
-        assert_eq!(grpc_status(StatusCode::FORBIDDEN), 7);
-        assert_eq!(grpc_status(StatusCode::SERVICE_UNAVAILABLE), 14);
+    fn a_status_is_what_grpc_makes_of_it() {
+        for (status, code) in [
+            (400, 13),
+            (401, 16),
+            (403, 7),
+            (404, 12),
+            (413, 2),
+            (429, 14),
+            (500, 2),
+            (502, 14),
+            (503, 14),
+            (504, 14),
+        ] {
+            assert_eq!(grpc_status(StatusCode::from_u16(status).unwrap()), code, "{status}");
+        }
     }
 }

@@ -13,7 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::Reason;
-use http::{Request, Response, StatusCode, Version};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONTENT_TYPE, WWW_AUTHENTICATE},
+};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::{
@@ -399,6 +402,31 @@ async fn a_denied_grpc_call_is_permission_denied_without_a_body() {
     );
     assert_eq!(answer.body, "");
     assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_grpc_call_that_an_adapter_denies_stays_grpc() {
+    struct Html;
+
+    impl Check for Html {
+        fn name(&self) -> &str {
+            "html"
+        }
+
+        fn check<'a>(&'a self, _: &'a Bag<'_>) -> Checking<'a> {
+            let header = |text| HeaderValue::from_static(text);
+            let deny = Deny::new(401, "no key").with_header(CONTENT_TYPE, header("text/html"));
+            Checking::deny(deny.with_header(WWW_AUTHENTICATE, header("Key")))
+        }
+    }
+
+    let server = Server::http2(|_| async move { text("never") }).await;
+    let spec = Spec::of([Port::http("web", [server.address])]);
+    let mesh = Mesh::start_with(&spec, Default::default(), vec![Arc::new(Html)]);
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let answer = Text::read(client.send(grpc("/pkg.Service/Method")).await).await;
+    let headers = ["content-type", "grpc-status", "www-authenticate"].map(|name| answer.header(name));
+    assert_eq!(headers, [Some("application/grpc"), Some("16"), Some("Key")]);
 }
 
 #[tokio::test]
