@@ -17,12 +17,12 @@ use tokio::{
     net::{TcpStream, UdpSocket},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
     config::ResolvConf,
-    limits::{FORWARD_BUDGET, HEDGE, MAX_ATTEMPTS, MAX_IN_FLIGHT, MAX_UDP_RESPONSE},
+    limits::{CUT_RESERVE, FORWARD_BUDGET, HEDGE, MAX_ATTEMPTS, MAX_IN_FLIGHT, MAX_UDP_RESPONSE},
     message::{self, HEADER},
     metrics::DnsMetrics,
 };
@@ -93,7 +93,14 @@ impl Forwarder {
         loop {
             let next = order.find(|index| !failed[*index]);
             if let Some(index) = next {
-                running.spawn(attempt(index, upstreams[index], query.to_vec(), transport));
+                let asking = attempt(
+                    index,
+                    upstreams[index],
+                    query.to_vec(),
+                    transport,
+                    deadline - CUT_RESERVE,
+                );
+                running.spawn(asking);
             }
             let hedge = if next.is_some() {
                 deadline.min(Instant::now() + HEDGE)
@@ -138,18 +145,23 @@ fn is_poor(response: &[u8]) -> bool {
     message::response_code(response).is_none_or(|code| POOR.contains(&code))
 }
 
+/// `patience`: until then the whole of a response that was cut may come.
 async fn attempt(
     index: usize,
     upstream: SocketAddr,
     mut query: Vec<u8>,
     transport: Transport,
+    patience: Instant,
 ) -> (usize, io::Result<Vec<u8>>) {
     message::set_id(&mut query, random_id());
     let outcome = match transport {
         Transport::Tcp => over_tcp(upstream, &query).await,
         Transport::Udp => match over_udp(upstream, &query).await {
             // The whole response, if it can be had; else the part that says so.
-            Ok(cut) if message::is_truncated(&cut) => Ok(over_tcp(upstream, &query).await.unwrap_or(cut)),
+            Ok(cut) if message::is_truncated(&cut) => match timeout_at(patience, over_tcp(upstream, &query)).await {
+                Ok(Ok(whole)) => Ok(whole),
+                Ok(Err(_)) | Err(_) => Ok(cut),
+            },
             outcome => outcome,
         },
     };

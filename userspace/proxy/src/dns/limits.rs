@@ -6,6 +6,10 @@ use std::time::Duration;
 /// client's own retry comes after five.
 pub const FORWARD_BUDGET: Duration = Duration::from_millis(800);
 
+/// So long before that, a response that came cut is passed on, if the whole one has not come by TCP. Shorter may lose it to the
+/// deadline; longer gives TCP less time.
+pub(super) const CUT_RESERVE: Duration = Duration::from_millis(50);
+
 /// Another resolver (or the same one again: UDP loses packets) is asked when the first has been silent this long.
 /// Shorter doubles the load on resolvers that are merely slow.
 pub(super) const HEDGE: Duration = Duration::from_millis(250);

@@ -148,6 +148,15 @@ enum Over {
 
 impl Resolver {
     async fn new(behaviour: Behaviour) -> Self {
+        Self::start(behaviour, true).await
+    }
+
+    /// Nobody accepts its TCP connections.
+    async fn deaf_over_tcp(behaviour: Behaviour) -> Self {
+        Self::start(behaviour, false).await
+    }
+
+    async fn start(behaviour: Behaviour, accepts: bool) -> Self {
         // The same number may be taken over the other protocol: then the next one.
         let (listener, socket) = loop {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -171,6 +180,9 @@ impl Resolver {
             }
         });
         tokio::spawn(async move {
+            if !accepts {
+                std::future::pending::<()>().await;
+            }
             while let Ok((mut stream, _)) = listener.accept().await {
                 tcp.fetch_add(1, Ordering::SeqCst);
                 let query = read_tcp(&mut stream).await;
@@ -480,6 +492,17 @@ async fn a_resolver_that_cuts_is_asked_again_by_tcp_for_a_client_that_takes_more
     let response = ask_udp(bench.at([127, 0, 0, 1]), &with_payload("example.org.", 4096)).await;
     assert_eq!((response.metadata.truncation, response.answers.len()), (false, 1));
     assert_eq!(resolver.was_asked(), (true, true));
+}
+
+#[tokio::test]
+async fn a_response_that_was_cut_is_passed_on_where_the_whole_one_does_not_come() {
+    let resolver = Resolver::deaf_over_tcp(|query, over| text(query, over, 2000)).await;
+    let bench = Bench::new(&[resolver.address]);
+    let response = ask_udp(bench.at([127, 0, 0, 1]), &query("example.org.", RecordType::TXT)).await;
+    assert_eq!(
+        (response.metadata.response_code, response.metadata.truncation),
+        (ResponseCode::NoError, true)
+    );
 }
 
 #[tokio::test]
