@@ -66,6 +66,8 @@ pub(crate) struct Conn {
     direction: TrafficDirection,
     /// Given when a filter first looks.
     id: OnceCell<u64>,
+    /// Its last answer ends where the connection does.
+    pub(crate) until_close: Cell<bool>,
     pub(crate) last: Last,
 }
 
@@ -162,6 +164,7 @@ pub(crate) fn spawn(
         arrived,
         direction,
         id: OnceCell::new(),
+        until_close: Cell::new(false),
         last: Last::default(),
     });
     let stream = Socket::new(stream, conn.context.has_two_queues, None);

@@ -109,6 +109,23 @@ pub const H2_UPSTREAM_STREAMS: usize = 100;
 /// Establishing one upstream connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A connection on which nothing comes is probed after this, whoever opened it: who only waits never learns that the other side's
+/// node lost its power, and an application's own probes end at the proxy. Longer keeps what waits for the dead; shorter costs
+/// each idle connection a packet and its answer more often.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Then so often.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// So many probes without an answer end it. Fewer would end connections over a network that loses packets for some seconds.
+pub const KEEPALIVE_PROBES: u32 = 6;
+
+/// An endpoint that takes nothing of a request for so long has gone (TCP_USER_TIMEOUT): while bytes are unacknowledged there are no
+/// probes, and Linux sends them again for a quarter of an hour. As long as the probes take, for it then bounds these too: less would
+/// end an idle connection with the first probe that is lost. Linux also ends a connection whose endpoint acknowledges and does not
+/// read. Opaque connections, tunnels and clients go without: what they carry may stand still.
+pub const UNREAD_TIMEOUT: Duration = KEEPALIVE_IDLE.saturating_add(KEEPALIVE_INTERVAL.saturating_mul(KEEPALIVE_PROBES));
+
 /// Local ports of connections that have a client's address: as many may be open at a time to one pod for each client. Below
 /// the range that clients choose theirs from (Linux: 32768 and up; IANA: 49152 and up): a client's new connection from
 /// a port that the proxy uses for it would be taken for the proxy's.

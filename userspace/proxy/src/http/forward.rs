@@ -56,12 +56,11 @@ pub(crate) async fn forward(
     let changed = received.is_some();
     let worker = &exchange.conn.worker;
     let take = async |upstream: &Upstream| worker.pool.take(upstream, wire).await;
-    let Reached { picked, load, sending } =
-        reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
+    let reached = reach(exchange, picked, received.as_ref().unwrap_or(&head), take, None).await?;
     let upgrade = head::upgrade(&head);
     let upgrading = downstream.filter(|_| upgrade.is_some()).map(|client| Upgrading {
         client,
-        asked: received.unwrap_or_else(|| Box::new(head::copy(&head))),
+        asked: Box::new(head::copy(received.as_ref().unwrap_or(&head))),
     });
     let conn = &exchange.conn;
     exchange.pass_trace_on(&mut head.headers);
@@ -76,7 +75,8 @@ pub(crate) async fn forward(
     if wire == Wire::Http1 && !body.is_end_stream() {
         head::chunk_unsized(&mut head.headers);
     }
-    let (response, lease) = send(exchange, &picked, wire, sending, head, body, go).await?;
+    let Reached { picked, load, sending } = send(exchange, reached, wire, received, head, body, go).await?;
+    let (response, lease) = sending;
     answer(exchange, &picked, response, lease, load, upgrading).await
 }
 
@@ -315,18 +315,27 @@ fn denied(
     }
 }
 
-/// Sends it, and once more on a fresh connection where the pool's was being closed by the endpoint just then.
+/// Sends it, and once more on a fresh connection where the pool's was being closed by the endpoint just then: to another endpoint, if
+/// this one takes none any more. `received`: the head as it came, if adapters may have changed it.
 async fn send(
     exchange: &Rc<Exchange>,
-    picked: &Picked,
+    reached: Reached<Sending>,
     wire: Wire,
-    sending: Sending,
+    received: Option<Box<request::Parts>>,
     mut head: Box<request::Parts>,
     body: RequestBody,
     go: Option<Arc<Notify>>,
-) -> Result<(Response<WireBody>, Lease), Refusal> {
-    let address = picked.address;
-    let worker = &exchange.conn.worker;
+) -> Result<Reached<(Response<WireBody>, Lease)>, Refusal> {
+    let Reached { picked, load, sending } = reached;
+    let conn = &exchange.conn;
+    let worker = &conn.worker;
+    let failed = |address, source| {
+        if exchange.has_request_broken() {
+            DataError::RequestBody
+        } else {
+            DataError::Upstream { address, source }
+        }
+    };
     let reused = sending.is_reused();
     // A request that may have arrived is only repeated if that does no harm (RFC 9110 9.2.2) and there is no body.
     let replay = (reused && body.is_end_stream() && is_idempotent(&head.method)).then(|| Box::new(head::copy(&head)));
@@ -334,47 +343,28 @@ async fn send(
         head = tell_of_continue(head, go);
     }
     let error = match sending.send(head, UpstreamBody::Forwarded(body)).await {
-        Ok(answered) => return Ok(answered),
+        Ok(sending) => return Ok(Reached { picked, load, sending }),
         Err(error) => error,
     };
-    if exchange.has_request_broken() {
-        return Err(DataError::RequestBody.into());
-    }
     let (head, body) = match (error.unsent, replay) {
+        _ if exchange.has_request_broken() => return Err(DataError::RequestBody.into()),
         (Some(unsent), _) if reused => unsent,
         (None, Some(head)) if error.is_lost => {
             let nothing = RequestBody::empty(Rc::clone(exchange));
             (head, UpstreamBody::Forwarded(nothing))
         }
-        _ => {
-            return Err(DataError::Upstream {
-                address,
-                source: error.source,
-            }
-            .into());
-        }
+        _ => return Err(failed(picked.address, error.source).into()),
     };
     worker.metrics.upstream_retried.inc();
-    let upstream = exchange.conn.upstream(address);
+    drop(load);
     // In boxes, as it is rare.
-    let fresh = Box::pin(worker.pool.open(&upstream, wire))
-        .await
-        .map_err(|source| DataError::Connect {
-            address,
-            tried: 1,
-            source,
-        })?;
-    Box::pin(fresh.send(head, body)).await.map_err(|error| {
-        if exchange.has_request_broken() {
-            DataError::RequestBody.into()
-        } else {
-            DataError::Upstream {
-                address,
-                source: error.source,
-            }
-            .into()
-        }
-    })
+    let received = received.unwrap_or_else(|| Box::new(head::received(&head, conn.forwarded_for.as_ref())));
+    let open = async |upstream: &Upstream| worker.pool.open(upstream, wire).await;
+    let Reached { picked, load, sending } = Box::pin(reach(exchange, picked, &received, open, None)).await?;
+    match Box::pin(sending.send(head, body)).await {
+        Ok(sending) => Ok(Reached { picked, load, sending }),
+        Err(error) => Err(failed(picked.address, error.source).into()),
+    }
 }
 
 /// `go` is given when the endpoint says `100 Continue`.
@@ -410,13 +400,14 @@ async fn answer(
     };
     let (mut head, incoming) = response.into_parts();
     // Of others only the chunks were undone, or nothing, and the client would not learn of the rest.
-    if !head::is_chunked_at_most(&head.headers) {
-        return Err(DataError::Upstream {
-            address: picked.address,
-            source: AnswerError::TransferCoding.into(),
-        }
-        .into());
-    }
+    let settled = match head::is_chunked_at_most(&head.headers) {
+        true => head::settle_length(&mut head.headers),
+        false => Err(AnswerError::TransferCoding),
+    };
+    settled.map_err(|error| DataError::Upstream {
+        address: picked.address,
+        source: error.into(),
+    })?;
     head::prepare_response(&mut head, switching);
     let end = switching || exchange.method == Method::HEAD || incoming.is_end_stream();
     if let Some(chain) = exchange.chain() {

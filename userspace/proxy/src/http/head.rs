@@ -9,6 +9,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use super::lean::{self, AnswerError};
 use crate::{error::DataError, upstream::Wire};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -244,6 +245,23 @@ pub(crate) fn prepare_request(
     Ok(())
 }
 
+/// The head that [`prepare_request`] made this one of, without what is the connection's own: for whoever picks and judges again.
+pub(crate) fn received(head: &request::Parts, forwarded_for: Option<&HeaderValue>) -> request::Parts {
+    let mut head = copy(head);
+    if forwarded_for.is_some() {
+        let told: Vec<HeaderValue> = head.headers.get_all(X_FORWARDED_FOR).iter().cloned().collect();
+        head.headers.remove(X_FORWARDED_FOR);
+        // The last is ours.
+        for client in told.iter().rev().skip(1).rev() {
+            head.headers.append(X_FORWARDED_FOR, client.clone());
+        }
+    }
+    if let Some(host) = head.uri.authority().and_then(|authority| host_value(authority).ok()) {
+        head.headers.insert(HOST, host);
+    }
+    head
+}
+
 /// Of a request with a body for HTTP/1: hyper chunks one of unknown length by itself, but takes GET and HEAD to have none.
 pub(crate) fn chunk_unsized(headers: &mut HeaderMap) {
     if !headers.contains_key(CONTENT_LENGTH) {
@@ -270,6 +288,34 @@ pub(crate) fn prepare_call(
     check_length(&mut head.headers, empty);
     if trailers && wire == Wire::Http2 {
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(())
+}
+
+/// Leaves an answer at most one length; the short way does so too (`lean/response.rs`).
+///
+/// # Errors
+/// It says none that can be told.
+//= RFC 9112, 6.3
+//# If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
+//# overrides the Content-Length.
+pub(crate) fn settle_length(headers: &mut HeaderMap) -> Result<(), AnswerError> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else {
+        return Ok(());
+    };
+    let length = lean::number(first.as_bytes()).ok_or(AnswerError::Length)?;
+    let mut others = 0;
+    for other in lengths {
+        if lean::number(other.as_bytes()) != Some(length) {
+            return Err(AnswerError::Length);
+        }
+        others += 1;
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    } else if others > 0 {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok(())
 }

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION, request};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH},
+    request,
+};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -27,6 +31,7 @@ use crate::{
     limits::{HEADER_READ_TIMEOUT, HTTP1_BUFFER, IDLE_TICK, IDLE_TIMEOUT, MAX_HEADER_BYTES, MAX_HEADERS, REST_AFTER},
     listen::stop::Phase,
     metrics::RequestOutcome,
+    tcp,
     wire::WireBody,
 };
 
@@ -36,6 +41,8 @@ const CLOCK_STEP: Duration = Duration::from_millis(1);
 /// How [`watch`] ended.
 enum Watch {
     Over,
+    /// An answer broke off whose end is that of the connection.
+    Broken,
     /// Nothing is under way.
     Rests,
 }
@@ -95,15 +102,18 @@ async fn serve_requests(conn: &Rc<Conn>, clock: &Arc<ConnClock>, stream: Prefixe
         Pin::new(&mut *served),
         conn::http1::UpgradeableConnection::graceful_shutdown,
     );
-    match ended.await {
-        Watch::Over => None,
-        Watch::Rests => {
-            let parts = served.into_parts()?;
-            let mut stream = parts.io.into_inner().into_inner();
-            stream.prepend(parts.read_buf);
-            Some(stream)
-        }
+    let ended = ended.await;
+    if matches!(ended, Watch::Over) {
+        return None;
     }
+    let parts = served.into_parts()?;
+    let mut stream = parts.io.into_inner().into_inner();
+    if matches!(ended, Watch::Broken) {
+        tcp::reset(stream.into_parts().1);
+        return None;
+    }
+    stream.prepend(parts.read_buf);
+    Some(stream)
 }
 
 /// Drives an HTTP/1 connection to its end, or until it rests; ends it when it drains, idles, or dawdles.
@@ -128,6 +138,9 @@ where
                     if error.is_parse() {
                         // hyper has refused its head.
                         conn.worker.count_request(RequestOutcome::Downstream);
+                    }
+                    if error.is_user() && conn.until_close.get() {
+                        return Watch::Broken;
                     }
                 }
                 return Watch::Over;
@@ -178,6 +191,10 @@ pub(super) async fn serve(
         Ok(response) => response,
         Err(refusal) => Box::pin(respond::refuse(&exchange, refusal)).await?,
     };
+    // A client that gets neither a length nor chunks takes the end of the connection for that of the answer.
+    if version == Version::HTTP_10 {
+        conn.until_close.set(!response.headers().contains_key(CONTENT_LENGTH));
+    }
     if version < Version::HTTP_2
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && conn.stop.has_reached(Phase::Retire)

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use http::request::Parts;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use weft_adapters::StreamFailure;
 
 use super::{exchange::Exchange, forward::judge_both, view::View};
@@ -94,5 +95,10 @@ fn client_stream(upgraded: Upgraded) -> Option<Prefixed<Socket>> {
 
 fn server_stream(upgraded: Upgraded) -> Option<Prefixed<Socket>> {
     let parts = upgraded.downcast::<TokioIo<Socket>>().ok()?;
-    Some(Prefixed::new(parts.read_buf, parts.io.into_inner()))
+    let stream = parts.io.into_inner();
+    // As an opaque connection: see `UNREAD_TIMEOUT`.
+    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(None) {
+        tracing::debug!(%error, "unset TCP_USER_TIMEOUT");
+    }
+    Some(Prefixed::new(parts.read_buf, stream))
 }

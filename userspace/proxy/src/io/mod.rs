@@ -16,5 +16,5 @@ mod watched;
 pub(crate) use gather::gather;
 pub(crate) use prefixed::Prefixed;
 pub(crate) use sifted::Sifted;
-pub(crate) use socket::Socket;
+pub(crate) use socket::{Socket, keep_alive};
 pub(crate) use watched::{ConnClock, Watched};

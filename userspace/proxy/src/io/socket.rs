@@ -7,12 +7,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use crate::netns::Held;
+use crate::{
+    limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES},
+    netns::Held,
+};
 
 /// A [`TcpStream`]; one that has two queues is asked again until it says that there is nothing.
 ///
@@ -28,6 +32,15 @@ pub(crate) struct Socket {
     two_queues: bool,
     /// Released after the stream is closed.
     _held: Option<Held>,
+}
+
+/// Its end comes to be known, also where the other side says nothing more. What a listener accepts has it from there.
+pub(crate) fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 // === impl Socket ===

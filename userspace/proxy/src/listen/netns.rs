@@ -11,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::{error::ProxyError, limits::LISTEN_BACKLOG};
+use crate::{error::ProxyError, io::keep_alive, limits::LISTEN_BACKLOG};
 
 /// For every worker one listener an address, all sharing their ports (SO_REUSEPORT), or one listener that all workers have.
 #[derive(Debug)]
@@ -73,6 +73,7 @@ impl NetnsListeners {
             socket.set_nonblocking(true)?;
             // That process may not have. What waits in its queue then keeps what it began with.
             SockRef::from(&socket).set_tcp_nodelay(true)?;
+            keep_alive(&socket)?;
             let address = socket.local_addr()?;
             let worker = match by_address.iter_mut().find(|(known, _)| *known == address) {
                 Some((_, count)) => {
@@ -163,6 +164,7 @@ fn listen(kind: Kind, address: SocketAddr) -> io::Result<(TcpListener, SocketAdd
     socket.set_nonblocking(true)?;
     // Without Nagle's delay, as connections to endpoints: what is accepted has it from its listener.
     socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     let listener = TcpListener::from(socket);
@@ -185,6 +187,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES};
 
     #[test]
     fn all_workers_share_one_free_port() {
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_is_without_nagles_delay() {
+    fn what_is_accepted_is_probed_and_without_nagles_delay() {
         let inherited = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         for listeners in [
             NetnsListeners::open(&[(Ipv4Addr::LOCALHOST, 0).into()], 1).unwrap(),
@@ -246,6 +249,11 @@ mod tests {
             listener.set_nonblocking(false).unwrap();
             let (accepted, _) = listener.accept().unwrap();
             assert!(accepted.nodelay().unwrap());
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(accepted.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+            assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{
     context::Origin,
-    io::Socket,
-    limits::{CONNECT_TIMEOUT, SOURCE_ATTEMPTS, SOURCE_PORTS, SOURCE_TIMEOUT},
+    io::{Socket, keep_alive},
+    limits::{CONNECT_TIMEOUT, SOURCE_ATTEMPTS, SOURCE_PORTS, SOURCE_TIMEOUT, UNREAD_TIMEOUT},
     netns::{Held, Netns},
 };
 
@@ -59,8 +59,19 @@ pub(crate) async fn connect(upstream: &Upstream, origin: &dyn Origin) -> io::Res
         )
     })??;
     stream.set_nodelay(true)?;
+    keep_alive(&stream)?;
     let two_queues = origin.has_two_queues(stream.as_fd());
     Ok(Socket::new(stream, two_queues, held))
+}
+
+/// As [`connect`], for requests: see [`UNREAD_TIMEOUT`].
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_for_requests(upstream: &Upstream, origin: &dyn Origin) -> io::Result<Socket> {
+    let socket = connect(upstream, origin).await?;
+    SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))?;
+    Ok(socket)
 }
 
 async fn open(upstream: &Upstream) -> io::Result<(TcpStream, Option<Held>)> {
@@ -145,7 +156,44 @@ fn next_port() -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::{
+        context::ConnContext,
+        limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES},
+    };
+
+    struct Nobody;
+
+    impl Origin for Nobody {
+        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
+            Ok(None)
+        }
+
+        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
+            false
+        }
+    }
+
+    /// An opaque connection may stand still, a request may not.
+    #[tokio::test]
+    async fn endpoints_are_probed_and_requests_have_an_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Upstream::at_home(listener.local_addr().unwrap());
+        let opaque = connect(&upstream, &Nobody).await.unwrap();
+        let requests = connect_for_requests(&upstream, &Nobody).await.unwrap();
+        for (socket, unread) in [(&opaque, None), (&requests, Some(UNREAD_TIMEOUT))] {
+            let socket = SockRef::from(socket);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), unread);
+        }
+    }
 
     #[test]
     fn ports_stay_in_their_range_and_take_turns() {

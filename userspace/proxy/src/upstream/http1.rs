@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header::UPGRADE, request};
+use http::{Request, Response, Version, header::UPGRADE, request};
 use hyper::{
     body::{Body, Frame, Incoming},
     client::conn::{
@@ -25,7 +25,8 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::{
-    Upstream, UpstreamBody, connect,
+    Upstream, UpstreamBody,
+    connect::connect_for_requests,
     driven::Driven,
     home::{Home, Homes},
 };
@@ -76,6 +77,9 @@ pub(crate) struct Http1Sending {
 pub(crate) struct Http1Lease {
     link: Link,
     home: Home<Idle>,
+    /// It can take another request. After an answer in HTTP/1.0 hyper would send that in HTTP/1.0 too, and a chunked body not
+    /// at all.
+    keep: bool,
 }
 
 // === impl Connections ===
@@ -105,7 +109,7 @@ impl Connections {
     }
 
     pub(super) async fn open(&self, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http1Sending> {
-        let stream = connect(upstream, origin).await?;
+        let stream = connect_for_requests(upstream, origin).await?;
         self.on(stream, upstream, false).await
     }
 
@@ -204,11 +208,13 @@ impl Http1Sending {
         }
         let mut response = pin!(self.link.sender.try_send_request(Request::from_parts(*head, body)));
         let response = poll_fn(|cx| self.link.poll_with(cx, |cx| response.as_mut().poll(cx))).await?;
+        let keep = response.version() >= Version::HTTP_11;
         Ok((
             response,
             Http1Lease {
                 link: self.link,
                 home: self.home,
+                keep,
             },
         ))
     }
@@ -227,7 +233,7 @@ impl Http1Lease {
     }
 
     pub(super) fn finish(self) {
-        if self.link.sender.is_closed() {
+        if !self.keep || self.link.sender.is_closed() {
             return;
         }
         if let Some(driven) = &self.link.here {

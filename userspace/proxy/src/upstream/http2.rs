@@ -21,7 +21,7 @@ use http::{Response, request};
 use tokio::{sync::Mutex, time::Instant};
 
 use self::slots::Slots;
-use super::{SendError, Upstream, UpstreamBody, connect};
+use super::{SendError, Upstream, UpstreamBody, connect::connect_for_requests};
 use crate::{
     context::Origin,
     io::{Sifted, gather},
@@ -109,7 +109,7 @@ impl Connections {
     }
 
     async fn connect(endpoint: &Endpoint, upstream: &Upstream, origin: &dyn Origin) -> io::Result<Http2Sending> {
-        let (stream, outlet) = gather(Sifted::of_server(connect(upstream, origin).await?));
+        let (stream, outlet) = gather(Sifted::of_server(connect_for_requests(upstream, origin).await?));
         let limit = endpoint.limit.get().unwrap_or(H2_UPSTREAM_STREAMS);
         let (sender, mut driven) = Builder::new()
             .initial_max_send_streams(limit)

@@ -18,7 +18,8 @@ use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::{
-    SendError, Upstream, UpstreamBody, connect,
+    SendError, Upstream, UpstreamBody,
+    connect::connect_for_requests,
     http1::{self, Http1Lease, Http1Sending},
     http2::{self, Http2Lease, Http2Sending},
     plain::{self, Home, Plain},
@@ -158,7 +159,7 @@ impl Pool {
     /// # Errors
     /// The connect's.
     pub(crate) async fn open_plain(&self, upstream: &Upstream) -> io::Result<Socket> {
-        let opened = connect(upstream, &*self.origin).await;
+        let opened = connect_for_requests(upstream, &*self.origin).await;
         match &opened {
             Ok(_) => self.metrics.upstream_opened.inc(),
             Err(_) => self.metrics.upstream_connect_failed.inc(),

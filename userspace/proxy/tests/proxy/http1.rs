@@ -1,15 +1,23 @@
 //! HTTP/1.1: connections, bodies, and what a head may be.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use weft_adapters::Chains;
+use weft_proxy::{ProxyConfig, balance::Balance};
 
 use crate::support::{
     H1, Mesh, Port, Spec, Text,
     bodies::pieces,
     client::{self, raw, read_until, request},
+    filter::Events,
     server::{Nobody, Server, text},
 };
 
@@ -283,6 +291,58 @@ async fn a_reused_connection_that_the_endpoint_closed_is_replaced_unseen() {
     assert_eq!(mesh.metrics().upstream_retried.get(), 9);
 }
 
+/// Answers one request; at the next one, nobody listens any more.
+async fn about_to_go() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head_of(&mut stream).await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\ngoing";
+        stream.write_all(answer).await.unwrap();
+        let _next = head_of(&mut stream).await;
+        drop(listener);
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_request_that_was_lost_with_its_endpoint_goes_to_another() {
+    let stays = Server::named("stays").await;
+    let filters = Events::new();
+    let filtered = || filters.script("a").chains();
+    for (way, path, chains) in [
+        ("short", "/", Chains::default()),
+        ("short, through filters", "/", filtered()),
+        ("hyper", "/a%20b", Chains::default()),
+        ("hyper, through filters", "/a%20b", filtered()),
+    ] {
+        let spec = Spec::of([Port::http("web", [about_to_go().await, stays.address])]);
+        let config = ProxyConfig {
+            balance: Balance::RoundRobin,
+            ..ProxyConfig::default()
+        };
+        let mut mesh = Mesh::start_all(&spec, config, chains);
+        let mut client = H1::new(mesh.dial(0).await).await;
+        let mut bodies = Vec::new();
+        for _ in 0..4 {
+            let answer = client.get(path).await;
+            assert_eq!(answer.status, StatusCode::OK, "{way}: {answer:?}");
+            bodies.push(answer.body);
+        }
+        assert_eq!(mesh.metrics().upstream_retried.get(), 1, "{way}: {bodies:?}");
+        for body in &bodies {
+            let told = mesh.flow().await.destination.port;
+            assert_eq!(told == stays.address.port(), body == "stays", "{way}: {bodies:?}");
+        }
+        assert_eq!(
+            bodies.iter().filter(|body| *body == "going").count(),
+            1,
+            "{way}: {bodies:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_post_on_a_connection_that_broke_is_not_repeated() {
     let server = Server::raw(|mut stream| async move {
@@ -347,6 +407,25 @@ async fn an_answer_that_breaks_off_is_not_passed_as_whole() {
     );
 }
 
+/// Its body ends with the connection: only a reset tells that it is not whole.
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_reset_for_an_http_1_0_client() {
+    let server = Server::raw(|mut stream| async move {
+        head_of(&mut stream).await;
+        let part = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        stream.write_all(part).await.unwrap();
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut stream = mesh.dial(0).await;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut read = Vec::new();
+    let ended = stream.read_to_end(&mut read).await;
+    let read = String::from_utf8_lossy(&read);
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{read}");
+    assert!(read.ends_with("\r\n\r\nabc"), "{read}");
+}
+
 #[tokio::test]
 async fn an_endpoint_learns_that_its_client_has_gone() {
     let (gone, mut went) = tokio::sync::mpsc::channel(1);
@@ -403,4 +482,36 @@ async fn connections_nobody_captured_are_closed_and_counted() {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     assert_eq!(client::read_all(&mut stream).await, "");
     assert_eq!(mesh.metrics().capture_missing.get(), 1);
+}
+
+/// hyper writes to such an endpoint in HTTP/1.0 from then on, where no body can be chunked.
+#[tokio::test]
+async fn a_connection_on_which_http_1_0_was_answered_takes_no_other_request() {
+    let (sender, mut bodies) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::raw(move |mut stream| {
+        let sender = sender.clone();
+        async move {
+            while let Some(head) = head_of(&mut stream).await {
+                let mut body = String::new();
+                if head.contains("transfer-encoding: chunked") {
+                    body = read_until(&mut stream, "\r\n0\r\n\r\n").await;
+                }
+                sender.send(body).unwrap();
+                let answer = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok";
+                stream.write_all(answer).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+    let mut client = H1::new(mesh.dial(0).await).await;
+    for _ in 0..2 {
+        let (body, chunked) = pieces();
+        body.send(Frame::data(Bytes::from_static(b"abc"))).await.unwrap();
+        drop(body);
+        let answer = Text::read(client.send(request("POST", "/", chunked)).await).await;
+        assert_eq!(answer.body, "ok");
+        assert_eq!(bodies.recv().await.unwrap(), "3\r\nabc\r\n0\r\n\r\n");
+    }
+    assert_eq!(server.connections(), 2);
 }

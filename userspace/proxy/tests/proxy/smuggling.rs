@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use http::StatusCode;
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     Mesh, Port, Spec,
-    client::raw,
+    client::{H1, Text, empty, raw, request},
     server::{Server, text},
 };
 
@@ -128,4 +130,69 @@ async fn other_transfer_codings_are_not_implemented() {
     let answer = raw(mesh.dial(0).await, wire).await;
     assert!(answer.starts_with("HTTP/1.1 501 "), "{answer}");
     assert!(seen.lock().unwrap().is_empty());
+}
+
+/// An endpoint that answers every request with these bytes.
+async fn saying(answer: String) -> Server {
+    let answer: Arc<str> = answer.into();
+    Server::raw(move |mut stream| {
+        let answer = Arc::clone(&answer);
+        async move {
+            loop {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+/// Both ways an answer goes: the short one, and hyper's.
+const ASKED: [(&str, &str); 3] = [("GET", "/"), ("POST", "/"), ("GET", "/a%20b")];
+
+//= RFC 9112, 6.3
+//# If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
+//# overrides the Content-Length.
+#[tokio::test]
+async fn of_an_answer_with_both_lengths_the_chunks_count() {
+    for length in [3, 60] {
+        let chunked = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\na\r\n0123456789\r\n0\r\n\r\n"
+        );
+        let server = saying(chunked).await;
+        let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+        for (method, path) in ASKED {
+            let mut client = H1::new(mesh.dial(0).await).await;
+            let answer = Text::try_read(client.send(request(method, path, empty())).await).await;
+            let answer = answer.unwrap_or_else(|error| panic!("{length} {method} {path}: {error:?}"));
+            assert_eq!(answer.body, "0123456789", "{length} {method} {path}");
+            assert_eq!(answer.header("content-length"), None, "{length} {method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_one_length_or_is_none() {
+    for (lengths, expect) in [
+        ("content-length: 5\r\ncontent-length: 5\r\n", StatusCode::OK),
+        ("content-length: 5, 5\r\n", StatusCode::BAD_GATEWAY),
+        ("content-length: 5\r\ncontent-length: 6\r\n", StatusCode::BAD_GATEWAY),
+    ] {
+        let server = saying(format!("HTTP/1.1 200 OK\r\n{lengths}\r\n12345")).await;
+        let mesh = Mesh::start(&Spec::of([Port::http("web", [server.address])]));
+        for (method, path) in ASKED {
+            let mut client = H1::new(mesh.dial(0).await).await;
+            let answer = Text::read(client.send(request(method, path, empty())).await).await;
+            assert_eq!(answer.status, expect, "{lengths} {method} {path}");
+            let told = answer.headers.get_all("content-length").iter();
+            assert_eq!(told.count(), 1, "{lengths} {method} {path}: {answer:?}");
+            if expect == StatusCode::OK {
+                assert_eq!(answer.body, "12345", "{lengths} {method} {path}");
+            }
+        }
+    }
 }

@@ -208,3 +208,23 @@ fn targets_take_the_form_of_the_wire() {
         );
     }
 }
+
+#[test]
+fn what_was_prepared_tells_what_was_received() {
+    let asked = [
+        ("host", "web"),
+        ("x-forwarded-for", "1.2.3.4"),
+        ("x-forwarded-for", "5.6.7.8"),
+        ("x-stays", "1"),
+    ];
+    let client = forwarded_for(([127, 0, 0, 1], 5).into());
+    for (version, wire, target) in [
+        (Version::HTTP_11, Wire::Http1, "/a?b"),
+        (Version::HTTP_2, Wire::Http2, "http://web/a?b"),
+    ] {
+        let told = received(&prepared(version, wire, target, &asked), client.as_ref());
+        let came = head(version, target, &asked);
+        assert_eq!(told.headers, came.headers, "{target}");
+        assert_eq!(told.uri, came.uri);
+    }
+}

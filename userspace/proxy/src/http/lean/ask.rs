@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     balance::InFlight,
-    conn::Conn,
     error::DataError,
     http::{
         exchange::Exchange,
@@ -66,29 +65,47 @@ pub(super) fn failed(address: SocketAddr, error: AnswerError) -> DataError {
 }
 
 /// Sends a head and waits for the first bytes of the answer; once more on a fresh connection in its place, where this one was being
-/// closed by the endpoint just then and it may be repeated.
+/// closed by the endpoint just then and it may be repeated. `text`: the head as it came; `None`: `head` is what was written of it.
 pub(super) async fn ask(
-    conn: &Conn,
-    picked: &Picked,
-    server: &mut Socket,
+    exchange: &Rc<Exchange>,
+    reached: &mut Reached<Plain>,
     repeat: bool,
     head: &[u8],
-) -> Result<Buffer, DataError> {
-    let worker = &conn.worker;
-    match try_ask(worker, server, head).await {
+    text: Option<&[u8]>,
+) -> Result<Buffer, Refusal> {
+    let worker = &exchange.conn.worker;
+    match try_ask(worker, &mut reached.sending.socket, head).await {
         Ok(answer) => return Ok(answer),
         Err(error) if repeat && is_lost(&error) => {}
-        Err(error) => return Err(failed(picked.address, error)),
+        Err(error) => return Err(failed(reached.picked.address, error).into()),
     }
     worker.metrics.upstream_retried.inc();
-    let fresh = Box::pin(async { worker.pool.open_plain(&conn.upstream(picked.address)).await });
-    *server = fresh.await.map_err(|source| DataError::Connect {
-        address: picked.address,
-        tried: 1,
-        source,
-    })?;
-    let asked = try_ask(worker, server, head).await;
-    asked.map_err(|error| failed(picked.address, error))
+    *reached = Box::pin(reach_anew(exchange, Rc::clone(&reached.picked), head, text)).await?;
+    let asked = try_ask(worker, &mut reached.sending.socket, head).await;
+    asked.map_err(|error| failed(reached.picked.address, error).into())
+}
+
+/// On a fresh connection, to another endpoint where this one takes none any more.
+async fn reach_anew(
+    exchange: &Rc<Exchange>,
+    picked: Rc<Picked>,
+    head: &[u8],
+    text: Option<&[u8]>,
+) -> Result<Reached<Plain>, Refusal> {
+    let conn = &exchange.conn;
+    let pool = &conn.worker.pool;
+    let parts = match text {
+        Some(text) => request_lines::parts(text)?,
+        None => request_lines::parts_of_written(head, conn.forwarded_for.as_ref())?,
+    };
+    let open = async |upstream: &Upstream| {
+        Ok(Plain {
+            socket: pool.open_plain(upstream).await?,
+            reused: false,
+            home: pool.home(upstream),
+        })
+    };
+    carry::reach(exchange, picked, &parts, open, None).await
 }
 
 async fn try_ask(worker: &Worker, server: &mut Socket, head: &[u8]) -> Result<Buffer, AnswerError> {

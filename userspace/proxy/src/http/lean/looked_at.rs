@@ -149,29 +149,26 @@ async fn through_adapters(
         // In a box: few have any.
         Box::pin(use_up(exchange, &picked, text, counted)).await?;
     }
-    let Reached { picked, load, sending } = reach(exchange, picked, text).await?;
-    let Plain {
-        socket: mut server,
-        reused,
-        home,
-    } = sending;
+    let mut reached = reach(exchange, picked, text).await?;
     if let Some(parts) = &mut unwritten {
         let prepared = head::prepare_request(parts, Wire::Http1, conn.context.original, forwarded_for, None);
         prepared.map_err(DataError::of_adapters)?;
         request_lines::write_parts(parts, out);
     }
-    let repeat = reused && carry::is_idempotent(&head.method);
-    let mut answer = ask(conn, &picked, &mut server, repeat, out).await?;
+    let repeat = reached.sending.reused && carry::is_idempotent(&head.method);
+    let mut answer = ask(exchange, &mut reached, repeat, out, Some(text)).await?;
     out.clear();
-    let method = &head.method;
-    let (passed, mut shown) = match head_of(worker, &mut server, &mut answer, method, |head| head.shown()).await {
+    let (method, server) = (&head.method, &mut reached.sending.socket);
+    let (passed, mut shown) = match head_of(worker, server, &mut answer, method, |head| head.shown()).await {
         Ok(read) => read,
         Err(error) => {
             worker.buffers.give_input(answer);
-            return Err(failed(picked.address, error).into());
+            return Err(failed(reached.picked.address, error).into());
         }
     };
-    let body = LeanAnswer::new(worker, (server, home), answer, passed.framing, passed.keep);
+    let Reached { load, sending, .. } = reached;
+    let Plain { socket, home, .. } = sending;
+    let body = LeanAnswer::new(worker, (socket, home), answer, passed.framing, passed.keep);
     let end = exchange.method == Method::HEAD || body.is_over();
     if let Some(chain) = exchange.chain() {
         chain.response_headers(&mut shown, end).await?;

@@ -43,7 +43,10 @@ use tokio::{io::AsyncWriteExt, task::coop::unconstrained};
 use weft_adapters::trace;
 use weft_policy::{ObjectRef, Verdict};
 
-pub(crate) use self::{answer::LeanAnswer, response::AnswerError};
+pub(crate) use self::{
+    answer::LeanAnswer,
+    response::{AnswerError, number},
+};
 use self::{buffers::Buffer, looked_at::Shown, request_lines::Head};
 use super::exchange::Exchange;
 use crate::{

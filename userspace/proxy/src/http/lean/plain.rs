@@ -49,15 +49,14 @@ pub(super) async fn carry_out(
 ) -> Next {
     let conn = &exchange.conn;
     let worker = &conn.worker;
-    // Used in place: whatever is moved here, every request that waits has twice.
-    let Plain {
-        socket: server, reused, ..
-    } = &mut reached.sending;
     // All methods that go this way may be repeated (RFC 9110 9.2.2).
-    let mut answer = match ask(conn, &reached.picked, server, *reused, out).await {
+    let repeat = reached.sending.reused;
+    let mut answer = match ask(exchange, &mut reached, repeat, out, None).await {
         Ok(asked) => asked,
-        Err(error) => return refuse(exchange, error.into(), client, out).await,
+        Err(refusal) => return refuse(exchange, refusal, client, out).await,
     };
+    // Used in place: whatever is moved here, every request that waits has twice.
+    let server = &mut reached.sending.socket;
     out.clear();
     let close = conn.stop.has_reached(Phase::Retire);
     let write = |head: &Head<'_>| {

@@ -180,10 +180,7 @@ impl<'l, 'b> Head<'l, 'b> {
                 lines::write(out, header.name.as_bytes(), header.value);
             }
         }
-        if let Some(client) = forwarded_for {
-            lines::write(out, b"x-forwarded-for", client.as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
+        write_end(forwarded_for, out);
     }
 }
 
@@ -265,6 +262,17 @@ pub(super) fn parts(text: &[u8]) -> Result<Parts, DataError> {
     Head::read_to_keep(&text).ok_or(UNFIT)?.parts(&text, &text)
 }
 
+/// The same of what [`Head::write`] has made of it.
+///
+/// # Errors
+/// As [`Head::parts`].
+pub(super) fn parts_of_written(written: &[u8], forwarded_for: Option<&HeaderValue>) -> Result<Parts, DataError> {
+    let mut end = Vec::new();
+    write_end(forwarded_for, &mut end);
+    let lines = written.strip_suffix(&*end).ok_or(UNFIT)?;
+    parts(&[lines, b"\r\n"].concat())
+}
+
 /// The head that goes to the endpoint, of one that adapters have seen, where all of it can be told from its lines alone: as
 /// [`super::super::head::prepare_request`] would make it. `false`, and nothing is written: that is to look at it.
 pub(super) fn write_shown(head: &RequestHead, forwarded_for: Option<&HeaderValue>, out: &mut Vec<u8>) -> bool {
@@ -291,11 +299,16 @@ pub(super) fn write_shown(head: &RequestHead, forwarded_for: Option<&HeaderValue
         out.truncate(begin);
         return false;
     }
+    write_end(forwarded_for, out);
+    true
+}
+
+/// What is behind the client's own lines.
+fn write_end(forwarded_for: Option<&HeaderValue>, out: &mut Vec<u8>) {
     if let Some(client) = forwarded_for {
         lines::write(out, b"x-forwarded-for", client.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
-    true
 }
 
 /// A head that [`super::super::head::prepare_request`] made.
@@ -349,6 +362,17 @@ mod tests {
             forwarded(&wire).unwrap(),
             "GET /a?b=c HTTP/1.1\r\nHost: web:80\r\nX-Forwarded-For: 1.2.3.4\r\nAccept: */*\r\nx-forwarded-for: 10.0.0.1\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn what_was_written_tells_what_came() {
+        let wire = get("Connection: keep-alive\r\nX-Forwarded-For: 1.2.3.4\r\nAccept: */*\r\n");
+        let client = HeaderValue::from_static("10.0.0.1");
+        let told = parts_of_written(forwarded(&wire).unwrap().as_bytes(), Some(&client)).unwrap();
+        let mut came = parts(wire.as_bytes()).unwrap();
+        came.headers.remove("connection");
+        assert_eq!((&told.method, &told.uri), (&came.method, &came.uri));
+        assert_eq!(told.headers, came.headers);
     }
 
     #[test]

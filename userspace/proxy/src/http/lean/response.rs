@@ -257,7 +257,7 @@ fn options<'a>(connection: &Header<'a>) -> impl Iterator<Item = &'a [u8]> {
     connection.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-pub(super) fn number(digits: &[u8]) -> Option<u64> {
+pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

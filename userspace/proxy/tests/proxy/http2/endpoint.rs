@@ -9,8 +9,10 @@ use http_body_util::BodyExt;
 use hyper::body::Frame;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     sync::{Notify, mpsc},
 };
+use weft_proxy::{ProxyConfig, balance::Balance};
 
 use super::{SETTINGS, ok, read_head, request, soon, streams_at_a_time};
 use crate::support::{
@@ -55,6 +57,38 @@ async fn an_endpoint_that_takes_few_streams_at_a_time_gets_one_after_the_other()
         asked.unwrap();
     }
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_was_lost_with_its_endpoint_goes_to_another() {
+    let stays = Server::http2(|_| async { text("stays") }).await;
+    // Answers one request; at the next one, nobody listens any more.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let goes = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        let first = read_head(&mut stream).await.unwrap();
+        stream.write_all(&ok(first, true)).await.unwrap();
+        let _next = read_head(&mut stream).await;
+        drop(listener);
+    });
+    let config = ProxyConfig {
+        balance: Balance::RoundRobin,
+        ..ProxyConfig::default()
+    };
+    let spec = Spec::of([Port::http("web", [goes, stays.address])]);
+    let mesh = Mesh::start_with(&spec, config, Vec::new());
+    let mut client = H2::new(mesh.dial(0).await).await;
+    let mut bodies = Vec::new();
+    for _ in 0..4 {
+        let get = Request::get("http://web/").body(empty()).unwrap();
+        bodies.push(Text::read(client.send(get).await).await.body);
+    }
+    assert_eq!(bodies.iter().filter(|body| body.is_empty()).count(), 1, "{bodies:?}");
+    assert_eq!(bodies.iter().filter(|body| *body == "stays").count(), 3, "{bodies:?}");
+    assert_eq!(mesh.metrics().upstream_retried.get(), 1);
 }
 
 /// An endpoint that takes one stream at a time.
