@@ -118,7 +118,19 @@ fn connections_and_datagrams_that_are_denied_now_are_cut_and_the_others_go_on() 
             cut["in_force_ms"].as_f64() > Some(0.0) && cut["reset_ms"].as_f64() > Some(0.0),
             "{cut}"
         );
-        Ok(())
+        poll::until("what was cut to be closed where it was opened", || {
+            let top = lab.weft(["top", "--once", "-o", "json"])?.ok()?.json()?;
+            let edges = top["edges"].as_array().context("edges")?;
+            let cut = edges
+                .iter()
+                .filter(|edge| edge["source"]["account"] == "stranger" && edge["protocol"] == "tcp");
+            let counted = |edge: &Value, what: &str| edge["total"][what].as_u64();
+            let open: Vec<_> = cut
+                .filter(|edge| edge["open"] != 0 || counted(edge, "closed") > counted(edge, "opened"))
+                .collect();
+            ensure!(open.is_empty(), "{open:?}");
+            Ok(())
+        })
     });
 }
 

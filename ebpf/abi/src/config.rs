@@ -2,7 +2,7 @@
 
 /// Version of every type in this crate. Raised with any change of size or meaning; a daemon refuses to adopt pinned
 /// maps of another layout and says so.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// `weft_config`: ARRAY of one. Read once at the entry of every program.
 #[repr(C)]

@@ -41,6 +41,25 @@ pub mod sock_flags {
     pub const FULL: u16 = 512;
 }
 
+/// What a socket is like, whatever it is used for.
+pub mod traits {
+    /// Never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow); or its
+    /// upper layer was changed (TCP_ULP).
+    pub const PLAIN: u8 = 1;
+    /// Bound to `::` it takes nothing by IPv4 (IPV6_V6ONLY).
+    pub const ONLY_V6: u8 = 2;
+}
+
+/// How a connection was counted when it opened: what opens on an edge closes there, whatever becomes of its verdict. 0: it was not.
+pub mod opened {
+    /// It was: the bits of [`VERDICT`] say under which [`crate::action`].
+    pub const COUNTED: u8 = 64;
+    /// Its edge found no room; all of it is counted on the overflow edge.
+    pub const OVERFLOWED: u8 = 128;
+    /// See [`COUNTED`].
+    pub const VERDICT: u8 = 63;
+}
+
 /// Short-circuit state of one direction; decided at its first byte. [`circuit::DIRECT`] may become [`circuit::TCP`], for a reader
 /// takes what is in its queue before what came by TCP; never the other way round, which would overtake.
 pub mod circuit {
@@ -80,17 +99,16 @@ pub struct SockRecord {
     pub flags: u16,
     /// [`role`].
     pub role: u8,
-    /// 1: never in a sockmap. The record was made late, for a socket that the kernel made itself (an MPTCP subflow); or its
-    /// upper layer was changed (TCP_ULP).
-    pub plain: u8,
+    /// [`traits`].
+    pub traits: u8,
     /// [`crate::action`].
     pub verdict: u8,
     /// [`circuit`].
     pub circuit: u8,
     /// [`crate::protocol`] of the socket; others as IANA numbers them (raw sockets: what they were made with).
     pub protocol: u8,
-    /// 1: its edge found no room; all of it is counted on the overflow edge, so that what opens there closes there.
-    pub overflowed: u8,
+    /// [`opened`].
+    pub opened: u8,
     /// When its TCP counts went to its edge last, in units of 2^20 ns (wraps after 52 days).
     pub flushed_at: u32,
     /// The same of `direct_bytes`.

@@ -8,7 +8,11 @@ use crate::*;
 
 /// Every layout since the check is here, and its fingerprint. Lines are added, never changed: maps of those before are pinned on
 /// machines somewhere.
-const KNOWN: &[(u32, u64)] = &[(6, 0xe0e2_0469_bd14_670e), (7, 0x50c3_7b13_46e4_fe5e)];
+const KNOWN: &[(u32, u64)] = &[
+    (6, 0xe0e2_0469_bd14_670e),
+    (7, 0x50c3_7b13_46e4_fe5e),
+    (8, 0x8c9b_fd2a_3c01_da4f),
+];
 
 /// FNV-1a, 64 bits.
 struct Fingerprint(u64);
@@ -57,7 +61,7 @@ type Versions = Versioned<u64>;
 const FINGERPRINT: u64 = fingerprint! {
     Config { generation, daemon_cgroup, netns_cookie, layout, port_prefixes, level, proxy_port_be, dns_port_be, short_circuit, network, inbound_port_be, pad }
     Workload { identity, class, namespace, flags }
-    SockRecord { owner, generation, direct_bytes, heard_direct, flags, role, plain, verdict, circuit, protocol, overflowed, flushed_at, direct_flushed_at, netns, service, peer_owner, started_ns, flushed_direct, flushed_acked, flushed_received, acked_base, received_base, original, translated, bound, translated_port_be, original_port_be, source, destination, rule, source_class, destination_class, target_port_be, bound_port_be, flushed_segments_sent, flushed_segments_received, flushed_retransmits }
+    SockRecord { owner, generation, direct_bytes, heard_direct, flags, role, traits, verdict, circuit, protocol, opened, flushed_at, direct_flushed_at, netns, service, peer_owner, started_ns, flushed_direct, flushed_acked, flushed_received, acked_base, received_base, original, translated, bound, translated_port_be, original_port_be, source, destination, rule, source_class, destination_class, target_port_be, bound_port_be, flushed_segments_sent, flushed_segments_received, flushed_retransmits }
     ConnRecord { owner, generation, started_ns, original, original_port_be, flags, source, destination, service, rule, source_class, destination_class, writer, verdict, pad, cookie, direct }
     Translation { original, translated, original_port_be, translated_port_be }
     Asked { translations, count }
@@ -78,7 +82,7 @@ const FINGERPRINT: u64 = fingerprint! {
     External { addr4, addr6, cgroup, port_be, pad }
     Tuple { local, remote, local_port_be, remote_port_be, netns }
     LocalKey { addr, netns }
-    ListenKey { addr, netns, port_be, protocol, pad }
+    ListenKey { addr, netns, port_be, protocol, only_v6 }
     ListenValue { owner, count, members }
     Member { owner, count }
     Versions { since, current, previous }

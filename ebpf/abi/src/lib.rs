@@ -16,7 +16,9 @@ mod tuple;
 mod versioned;
 
 pub use config::{Config, LAYOUT, MAX_DEPTH, Workload, netns_flags, workload_flags};
-pub use conn::{Asked, ConnRecord, MAX_ASKED, SockRecord, Translation, UNHEARD, circuit, role, sock_flags};
+pub use conn::{
+    Asked, ConnRecord, MAX_ASKED, SockRecord, Translation, UNHEARD, circuit, opened, role, sock_flags, traits,
+};
 pub use edge::{EdgeCounters, EdgeKey, LATENCY_BUCKETS, LatencyHistogram, latency_bound_us, latency_bucket, reporter};
 pub use event::{Event, EventKind};
 pub use flow::{AddrOwner, FlowKey, FlowRecord, RuleCounters, flow_flags};

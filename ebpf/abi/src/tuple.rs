@@ -133,8 +133,8 @@ pub struct ListenKey {
     pub port_be: u16,
     /// [`crate::protocol`].
     pub protocol: u8,
-    /// Explicit padding, zero.
-    pub pad: u8,
+    /// 1: `::` of a socket that takes nothing by IPv4. Else 0.
+    pub only_v6: u8,
 }
 
 /// `weft_listen` value.

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
 };
 use weft_abi::{
     Addr, Backend, BackendKey, Config, Dest, DestKey, ListenKey, LocalKey, MAX_DEPTH, PolicyValue, SockRecord,
-    Workload, action, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags,
+    Workload, action, class, dest_flags, dest_kind, identity, netns_flags, protocol, sock_flags, traits,
 };
 
 use crate::{
@@ -198,7 +198,7 @@ fn owner_of(addr: &Addr, protocol_port: u32, netns: u32) -> u64 {
         netns,
         port_be: protocol_port as u16,
         protocol: (protocol_port >> 16) as u8,
-        pad: 0,
+        only_v6: 0,
     };
     // SAFETY: shared reads of map values.
     unsafe {
@@ -212,6 +212,13 @@ fn owner_of(addr: &Addr, protocol_port: u32, netns: u32) -> u64 {
             }
         }
         key.addr = Addr::UNSPECIFIED_V6;
+        if let Some(found) = LISTEN.get(&key) {
+            return found.owner;
+        }
+        if addr.is_v4() {
+            return 0;
+        }
+        key.only_v6 = 1;
         LISTEN.get(&key).map_or(0, |found| found.owner)
     }
 }
@@ -476,7 +483,7 @@ pub fn connect_tcp(config: Epoch, hook: &SockAddr, record: &mut SockRecord, sour
 /// How a connection to what has these `dest_flags` may go past TCP, as `sock_flags`, if its other end is in this namespace.
 #[inline(always)]
 pub fn circuit_flags(config: Epoch, record: &SockRecord, flags: u8) -> u16 {
-    if config.short_circuit == 0 || record.plain != 0 || flags & dest_flags::ACCELERATE == 0 {
+    if config.short_circuit == 0 || record.traits & traits::PLAIN != 0 || flags & dest_flags::ACCELERATE == 0 {
         0
     } else if flags & dest_flags::FULL != 0 {
         sock_flags::ACCELERATE | sock_flags::FULL
@@ -609,7 +616,7 @@ pub fn owned_record(config: Epoch, hook: &SockAddr) -> Option<&'static mut SockR
     }
     hook.insert_record(&mut SockRecord {
         owner,
-        plain: 1,
+        traits: traits::PLAIN,
         protocol: hook.protocol() as u8,
         netns: hook.netns_cookie() as u32,
         ..SockRecord::default()

@@ -134,7 +134,7 @@ impl Flow {
     /// Its verdict under this generation.
     #[inline(always)]
     pub fn settle(&mut self, epoch: Epoch) -> u8 {
-        if self.record.flags & flow_flags::REFUSED == 0 || self.record.generation != epoch.generation {
+        if self.record.flags & flow_flags::REFUSED == 0 {
             // A denial is looked at anew after a while, however often it is asked for.
             // SAFETY: the helper has no precondition.
             self.record.seen_ns = unsafe { bpf_ktime_get_ns() };

@@ -189,8 +189,9 @@ pub fn goes_past(epoch: Epoch, owner: u64) -> bool {
     fails_open(owner) && !capture::daemon_lives(epoch)
 }
 
-/// The verdict on who has shaken hands with a workload and was captured nowhere: the rule, and the action above it. What is to be
-/// looked at is denied, unless it goes past. Parties are identities with their classes above them; the port is in host order.
+/// The verdict on who comes to a workload and was judged nowhere, not with this workload: the rule, and the action above it. What is
+/// to be looked at is denied, unless it goes past. Parties are identities with their classes above them; the port is in host order,
+/// with the protocol above it.
 ///
 /// A global function, as [`verdict::weft_search`], which the verifier walks through once: of its instructions on Linux 6.1,
 /// `weft_sockops` has 94,948 with it, 110,154 with the same inlined, and 75,723 without.
@@ -205,7 +206,13 @@ pub extern "C" fn weft_admit(generation: u64, source: u64, destination: u64, por
         identity: packed as u32,
         class: (packed >> 32) as u32,
     };
-    let ruling = verdict::judge(epoch, party(source), party(destination), protocol::TCP, port as u16);
+    let ruling = verdict::judge(
+        epoch,
+        party(source),
+        party(destination),
+        (port >> 16) as u8,
+        port as u16,
+    );
     let verdict = ruling.action();
     let rule = u64::from(ruling.rule);
     if verdict == action::REDIRECT && !goes_past(epoch, owner) {

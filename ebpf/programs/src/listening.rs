@@ -5,7 +5,7 @@ use core::{
     ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
 };
 
-use weft_abi::{EventKind, ListenKey, ListenValue, MAX_MEMBERS, Member};
+use weft_abi::{Addr, EventKind, ListenKey, ListenValue, MAX_MEMBERS, Member, SockRecord, traits};
 
 use crate::{
     errs::{self, Site},
@@ -25,6 +25,12 @@ const BPF_NOEXIST: u64 = 1;
 unsafe fn add(counter: *mut u64, n: u64) {
     // SAFETY: the caller vouches for the pointer; map values are aligned to 8.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
+}
+
+/// Whether a socket bound to `addr` is in the way of nothing that comes by IPv4, as its key says it.
+#[inline(always)]
+pub fn only_v6(record: &SockRecord, addr: &Addr) -> u8 {
+    u8::from(record.traits & traits::ONLY_V6 != 0 && *addr == Addr::UNSPECIFIED_V6)
 }
 
 /// A socket of `owner` can be reached at `key` from now on.

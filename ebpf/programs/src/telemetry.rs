@@ -8,7 +8,7 @@ use core::{
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use weft_abi::{
     EdgeCounters, EdgeKey, Event, EventKind, LatencyHistogram, PolicyValue, RuleCounters, SockRecord, action, identity,
-    latency_bucket, protocol, reporter, role, sock_flags,
+    latency_bucket, opened, protocol, reporter, role, sock_flags,
 };
 
 use crate::{
@@ -41,16 +41,21 @@ pub fn edge_port(record: &SockRecord) -> u16 {
 }
 
 /// The edge of a connection, as this end sees it. Whatever sent it to the proxy, access rules or routing: REDIRECT, unless
-/// audit is to be seen.
+/// audit is to be seen. Once it is open, by the verdict under which it opened.
 #[inline(always)]
 pub fn edge_key(record: &SockRecord) -> EdgeKey {
+    let verdict = if record.opened & opened::COUNTED != 0 {
+        record.opened & opened::VERDICT
+    } else {
+        record.verdict
+    };
     let reporter = if record.role == role::ACTIVE {
         reporter::SOURCE
     } else {
         reporter::DESTINATION
     };
-    if record.overflowed != 0 {
-        return EdgeKey::overflow(reporter, protocol::TCP, record.verdict);
+    if record.opened & opened::OVERFLOWED != 0 {
+        return EdgeKey::overflow(reporter, protocol::TCP, verdict);
     }
     EdgeKey {
         source: record.source,
@@ -58,10 +63,10 @@ pub fn edge_key(record: &SockRecord) -> EdgeKey {
         service: record.service,
         port: edge_port(record),
         protocol: protocol::TCP,
-        verdict: if record.flags & sock_flags::REDIRECTED != 0 && record.verdict == action::ALLOW {
+        verdict: if record.flags & sock_flags::REDIRECTED != 0 && verdict == action::ALLOW {
             action::REDIRECT
         } else {
-            record.verdict
+            verdict
         },
         reporter,
         pad: [0; 3],
@@ -81,7 +86,7 @@ pub fn handed_over(record: &SockRecord, bytes: u64) {
         key.reporter = reporter::SOURCE;
         record.translated_port_be
     };
-    if record.overflowed == 0 && key.port != 0 {
+    if record.opened & opened::OVERFLOWED == 0 && key.port != 0 {
         key.port = u16::from_be(port_be);
     }
     edge(&key, |counters| add(&mut counters.bytes_received, bytes));

@@ -1,4 +1,5 @@
-//! cgroup/setsockopt: a socket whose upper layer changes (TCP_ULP: kernel TLS, SMC) stays on TCP from then on.
+//! cgroup/setsockopt: a socket whose upper layer changes (TCP_ULP: kernel TLS, SMC) stays on TCP from then on; and one that takes
+//! no IPv4 (IPV6_V6ONLY, which Linux lets nobody change once it is bound) is noted, for others may have its port there.
 //!
 //! With kernel TLS, `weft_sk_msg` runs on what is not encrypted yet: handed over past TCP, the peer would get plaintext where
 //! it expects records. To leave is safe: what was handed over before is read first. To be left alone by the other end is not
@@ -8,12 +9,14 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
-use weft_abi::{circuit, sock_flags};
+use weft_abi::{circuit, sock_flags, traits};
 
 use crate::context::record;
 
 const SOL_TCP: i32 = 6;
 const TCP_ULP: i32 = 31;
+const SOL_IPV6: i32 = 41;
+const IPV6_V6ONLY: i32 = 26;
 /// The least that a page has.
 const PAGE: i32 = 4096;
 
@@ -36,6 +39,10 @@ fn may(ctx: &SockoptContext) -> bool {
     unsafe {
         let level = read_volatile(addr_of!((*ctx.sockopt).level));
         let optname = read_volatile(addr_of!((*ctx.sockopt).optname));
+        if level == SOL_IPV6 && optname == IPV6_V6ONLY {
+            note_only_v6(ctx);
+            return true;
+        }
         if level != SOL_TCP || optname != TCP_ULP {
             return true;
         }
@@ -48,8 +55,30 @@ fn may(ctx: &SockoptContext) -> bool {
             return false;
         }
         // Also of one that is not connected yet.
-        record.plain = 1;
+        record.traits |= traits::PLAIN;
         record.circuit = circuit::TCP;
         true
+    }
+}
+
+#[inline(always)]
+fn note_only_v6(ctx: &SockoptContext) {
+    // SAFETY: context loads at constant offsets; what they lead to looked at before use as the verifier wants.
+    unsafe {
+        let sk = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_1.sk));
+        if sk.is_null() {
+            return;
+        }
+        let Some(record) = record(sk) else { return };
+        let value = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_2.optval)).cast::<u32>();
+        let end = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_3.optval_end)).cast::<u32>();
+        if value.add(1) > end {
+            return;
+        }
+        if read_volatile(value) != 0 {
+            record.traits |= traits::ONLY_V6;
+        } else {
+            record.traits &= !traits::ONLY_V6;
+        }
     }
 }

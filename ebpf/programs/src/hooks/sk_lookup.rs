@@ -121,11 +121,12 @@ fn connection(ctx: &SkLookupContext, config: Epoch, tuple: &Tuple, owner: u64, v
 /// Only the verdict: `weft_skb_in` notes the flow when it arrives at the socket.
 #[inline(always)]
 fn datagram(config: Epoch, tuple: &Tuple, owner: u64) -> u32 {
-    let is_its = |way, flow: &FlowRecord| match way {
-        Way::Forth => flow.peer == 0 || flow.peer == owner as u32,
-        Way::Back => flow.owner == owner,
-    };
+    let is_its = |way, flow: &FlowRecord| way == Way::Forth || flow.owner == owner;
     if let Some(mut flow) = flows::find(&tuple.reversed(), protocol::UDP, is_its) {
+        if flow.way == Way::Forth && flow.record.peer != 0 && flow.record.peer != owner as u32 {
+            // Another had the port when it came last: `weft_skb_in` judges it by the socket that has it now.
+            return SK_PASS;
+        }
         return if flow.settle(config) == action::DENY {
             SK_DROP
         } else {

@@ -11,7 +11,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use weft_abi::{FlowRecord, SockRecord, action, flow_flags, protocol, reporter, role, sock_flags};
+use weft_abi::{
+    FlowRecord, PolicyValue, SockRecord, action, flow_flags, identity, protocol, reporter, role, sock_flags,
+};
 
 use crate::{
     capture::{self, Epoch},
@@ -28,6 +30,8 @@ const DROP: u32 = 0;
 const PASS: u32 = 1;
 /// A datagram to a service that is nowhere.
 const NOWHERE: u32 = 2;
+/// With the sender's class (of 31 bits) and identity: a datagram that may have come to several.
+const FOR_SEVERAL: u64 = 1 << 63;
 
 /// The socket a packet belongs to and its record, with the configuration; `None`: nobody's business.
 #[inline(always)]
@@ -118,8 +122,11 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u32
         return NOWHERE;
     }
     // What another workload began from this port a moment ago, or received at it, says nothing about this one.
+    // What was refused is begun anew when something changed: somebody may listen there by now.
     let is_its = |way, flow: &FlowRecord| match way {
-        Way::Forth => flow.owner == owner,
+        Way::Forth => {
+            flow.owner == owner && (flow.flags & flow_flags::REFUSED == 0 || flow.generation == config.generation)
+        }
         Way::Back => flow.peer == owner as u32,
     };
     if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, is_its) {
@@ -176,32 +183,37 @@ fn enter(skb: *mut __sk_buff) -> bool {
         progress::heard(record);
         return verdict::may_go_on(config, record) || is_reset(skb, record);
     }
-    enter_otherwise(skb, config.generation, record) != DROP
+    match enter_otherwise(skb, config.generation, record) {
+        // Judged from here, for the stack of three calls has no room for it there.
+        asked if asked & FOR_SEVERAL != 0 => reaches(config, asked & !FOR_SEVERAL, record),
+        verdict => verdict != u64::from(DROP),
+    }
 }
 
-/// Not inlined, as `leave_otherwise`.
+/// Not inlined, as `leave_otherwise`. [`DROP`], [`PASS`], or [`FOR_SEVERAL`].
 #[inline(never)]
-fn enter_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u32 {
+fn enter_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u64 {
+    const DROPPED: u64 = DROP as u64;
+    const PASSED: u64 = PASS as u64;
     let Some(config) = capture::config_of(generation) else {
-        return PASS;
+        return PASSED;
     };
     if !packet::has_ports(record.protocol) {
-        return PASS;
+        return PASSED;
     }
     let mut packet = Packet::of(record.netns);
     match packet.read(skb, 0) {
         Ok(()) => {}
-        Err(Other::NoPorts) => return PASS,
+        Err(Other::NoPorts) => return PASSED,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
-            return DROP;
+            return DROPPED;
         }
     }
-    u32::from(if record.protocol == protocol::TCP {
-        packet.flags & (SYN | ACK) != SYN || knock(config, record, &packet)
-    } else {
-        receive_datagram(config, record, &packet)
-    })
+    if record.protocol == protocol::TCP {
+        return u64::from(packet.flags & (SYN | ACK) != SYN || knock(config, record, &packet));
+    }
+    receive_datagram(config, record, &packet)
 }
 
 /// A SYN at a workload's listener. Where `weft_sk_lookup` is attached it has decided before, with a reset for those denied;
@@ -214,8 +226,13 @@ fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
     let tuple = packet.tuple.reversed();
     let arrival = inbound::arrive(config, &tuple, record.owner, protocol::TCP);
     let verdict = arrival.ruling.action();
-    // Requests are to be looked at and it comes past the proxy: a captured client's side has decided that it may.
-    let unseen = verdict == action::REDIRECT && !arrival.captured && !inbound::goes_past(config, record.owner);
+    // Requests are to be looked at and it comes past the proxy, without a client's side that knew so and decided that it may: that
+    // may have dialled an address that it took for somebody else's.
+    let unseen = verdict == action::REDIRECT
+        && arrival.before != action::REDIRECT
+        && arrival.before != action::AUDIT
+        && arrival.source.identity != identity::PROXY
+        && !inbound::goes_past(config, record.owner);
     if verdict == action::DENY || unseen {
         inbound::refused(config, &arrival, &tuple, protocol::TCP, 0);
         return false;
@@ -227,20 +244,21 @@ fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
+fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u64 {
+    const DROPPED: u64 = DROP as u64;
+    const PASSED: u64 = PASS as u64;
     let bytes = u64::from(packet.payload);
     let owner = record.owner;
     // An answer to what another workload began from this port is none to this one.
     let is_its = |way, flow: &FlowRecord| way == Way::Forth || flow.owner == owner;
     if let Some(mut flow) = flows::find(&packet.tuple, packet.protocol, is_its) {
-        if flow.way == Way::Forth
-            && flow.record.peer != owner as u32
-            && capture::is_local(&packet.tuple.remote, record.netns)
-        {
+        let others = flow.way == Way::Forth && flow.record.peer != owner as u32;
+        let here = others && capture::is_local(&packet.tuple.remote, record.netns);
+        if here {
             flow.arrive(owner);
         }
         if flow.settle(config) == action::DENY {
-            return false;
+            return DROPPED;
         }
         let side = if flow.way == Way::Forth {
             reporter::DESTINATION
@@ -255,13 +273,16 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
             telemetry::add(&mut counters.opened, u64::from(first));
             telemetry::add(&mut counters.bytes_received, bytes);
         });
-        return true;
+        if others && !here && flow.record.owner != owner {
+            return FOR_SEVERAL | u64::from(flow.record.source_class) << 32 | u64::from(flow.record.source);
+        }
+        return PASSED;
     }
     let (sender, port_be) = (packet.tuple.local, packet.tuple.local_port_be);
     if capture::is_local(&sender, record.netns)
         && matches!(capture::listener(&sender, port_be, packet.protocol, record.netns), Some(found) if found.owner == config.daemon_cgroup)
     {
-        return true;
+        return PASSED;
     }
     let (_, service) = flows::destination_of(
         config,
@@ -283,7 +304,28 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
         seen: false,
         bytes,
     };
-    flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY
+    u64::from(flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY)
+}
+
+/// Whether who sent a datagram may reach this workload, to which it came by an address of several (broadcast, multicast) or by one
+/// that nobody knows as this machine's: the flow is with that address, and many may get it. `source`: its identity, and its class
+/// above it.
+#[inline(always)]
+fn reaches(config: Epoch, source: u64, record: &SockRecord) -> bool {
+    let whose = inbound::party_of(record.owner);
+    let port = u16::from_be(record.bound_port_be);
+    let ruling = inbound::weft_admit(
+        config.generation,
+        source,
+        u64::from(whose.class) << 32 | u64::from(whose.identity),
+        u32::from(record.protocol) << 16 | u32::from(port),
+        record.owner,
+    );
+    let denied = (ruling >> 32) as u8 == action::DENY;
+    if denied {
+        telemetry::decided(PolicyValue::new(ruling as u32, action::DENY, 0, false));
+    }
+    !denied
 }
 
 #[cgroup_skb(egress)]

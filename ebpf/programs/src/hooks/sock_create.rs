@@ -3,7 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_get_netns_cookie, macros::cgroup_sock, programs::SockContext};
 use core::ptr::{addr_of, read_volatile};
-use weft_abi::{Addr, ListenKey, SockRecord, protocol, role};
+use weft_abi::{Addr, ListenKey, SockRecord, protocol, role, traits};
 
 use crate::{
     capture,
@@ -56,7 +56,7 @@ fn bound_key(record: &SockRecord) -> ListenKey {
         netns: record.netns,
         port_be: record.bound_port_be,
         protocol: protocol::UDP,
-        pad: 0,
+        only_v6: listening::only_v6(record, &record.bound),
     }
 }
 
@@ -87,7 +87,7 @@ fn note_owner(ctx: &SockContext, owner: u64, late: bool) {
     };
     let mut record = SockRecord {
         owner,
-        plain: u8::from(late),
+        traits: if late { traits::PLAIN } else { 0 },
         protocol: protocol as u8,
         netns: netns as u32,
         ..SockRecord::default()

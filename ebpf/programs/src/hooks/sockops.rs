@@ -9,8 +9,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weft_abi::{
-    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, class, identity, protocol,
-    reporter, role, sock_flags,
+    ConnRecord, EdgeCounters, EventKind, FlowKey, ListenKey, SockRecord, Tuple, action, class, identity, opened,
+    protocol, reporter, role, sock_flags, traits,
 };
 
 use crate::{
@@ -116,7 +116,7 @@ fn on_connect(ctx: &SockOpsContext) {
         record.flushed_retransmits = read_volatile(addr_of!((*ctx.ops).total_retrans));
     }
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
-    record.overflowed = 0;
+    record.opened = 0;
     note(ctx.ops, record, &tuple.conn_key(), role::ACTIVE);
 }
 
@@ -160,7 +160,7 @@ fn begin(record: &mut SockRecord, more: impl FnOnce(&mut EdgeCounters)) {
         telemetry::add(&mut counters.opened, 1);
         more(counters);
     });
-    record.overflowed = u8::from(!room);
+    record.opened = opened::COUNTED | record.verdict | if room { 0 } else { opened::OVERFLOWED };
 }
 
 /// Whom the accepted socket belongs to stands in the record that it has from its listener; who dialled in `weft_conns`.
@@ -215,7 +215,7 @@ fn accepted(
     // The listener's socket may have dialled before it listened.
     (record.flushed_acked, record.flushed_received, record.flushed_direct) = (0, 0, 0);
     (record.flushed_segments_sent, record.flushed_segments_received) = (0, 0);
-    (record.flushed_retransmits, record.overflowed) = (0, 0);
+    (record.flushed_retransmits, record.opened) = (0, 0);
     record.begin_circuit();
     record.direct_flushed_at = telemetry::ticks();
     let whose = if assigned {
@@ -283,7 +283,7 @@ fn accepted(
         record.translated_port_be = conn.original_port_be;
     }
     if record.flags & sock_flags::ACCELERATE != 0
-        && record.plain == 0
+        && record.traits & traits::PLAIN == 0
         && (ours || record.source == identity::PROXY || record.flags & sock_flags::FULL != 0)
     {
         join_circuit(ctx, record);
@@ -299,7 +299,7 @@ fn judge(record: &mut SockRecord) {
         record.generation,
         parties(record.source, record.source_class),
         parties(record.destination, record.destination_class),
-        u32::from(u16::from_be(record.target_port_be)),
+        u32::from(protocol::TCP) << 16 | u32::from(u16::from_be(record.target_port_be)),
         record.owner,
     );
     (record.rule, record.verdict) = (packed as u32, (packed >> 32) as u8);
@@ -384,13 +384,13 @@ fn join_circuit(ctx: &SockOpsContext, record: &mut SockRecord) {
 }
 
 #[inline(always)]
-fn listen_key(tuple: &Tuple) -> ListenKey {
+fn listen_key(record: &SockRecord, tuple: &Tuple) -> ListenKey {
     ListenKey {
         addr: tuple.local,
         netns: tuple.netns,
         port_be: tuple.local_port_be,
         protocol: protocol::TCP,
-        pad: 0,
+        only_v6: listening::only_v6(record, &tuple.local),
     }
 }
 
@@ -403,7 +403,7 @@ fn on_listen(ctx: &SockOpsContext) {
     // Where it listens: what it accepts has another local address if a packet hook assigned it.
     record.original = tuple.local;
     record.original_port_be = tuple.local_port_be;
-    listening::begin(record.owner, &listen_key(&tuple));
+    listening::begin(record.owner, &listen_key(record, &tuple));
 }
 
 #[inline(always)]
@@ -421,7 +421,9 @@ fn on_state(ctx: &SockOpsContext) {
     let Some(record) = sock_record(ctx) else { return };
     match record.role {
         // A socket that is being accepted has its listener's record.
-        role::LISTENER if old == TCP_LISTEN => listening::end(record.owner, &listen_key(&sockops_tuple(ctx.ops))),
+        role::LISTENER if old == TCP_LISTEN => {
+            listening::end(record.owner, &listen_key(record, &sockops_tuple(ctx.ops)));
+        }
         role::LISTENER => return,
         role::ACTIVE => on_active_close(ctx, record, old),
         role::PASSIVE => on_passive_close(ctx, record, old),
