@@ -241,7 +241,7 @@ fn what_a_table_has_no_room_for_is_refused_before_anything_is_written() {
         }
         ensure!(lab.log().contains("weft_policy has room for 16"), "{}", lab.log());
         let before = lines();
-        for step in [open.as_str(), "say a GET"] {
+        for step in [open.as_str(), "say a GET", "close a"] {
             let told = friend.step(step)?;
             ensure!(told["ok"] == true, "the last good state, {step}: {told}");
         }
