@@ -38,3 +38,21 @@ pub struct ConnContext {
     /// See [`Origin::has_two_queues`].
     pub has_two_queues: bool,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Captured no connection.
+    pub(crate) struct Nobody;
+
+    impl Origin for Nobody {
+        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
+            Ok(None)
+        }
+
+        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
+            false
+        }
+    }
+}

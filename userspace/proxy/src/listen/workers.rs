@@ -349,28 +349,13 @@ impl Accepting {
 mod tests {
     use std::{
         fs::File,
-        os::{
-            fd::{BorrowedFd, OwnedFd},
-            unix::fs::OpenOptionsExt,
-        },
+        os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     };
 
     use weft_adapters::{ReportMetrics, ReporterThread};
 
     use super::*;
-    use crate::{context::ConnContext, watch::SnapshotPublisher};
-
-    struct Nobody;
-
-    impl Origin for Nobody {
-        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
-            Ok(None)
-        }
-
-        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
-            false
-        }
-    }
+    use crate::{context::tests::Nobody, watch::SnapshotPublisher};
 
     #[test]
     fn a_worker_that_cannot_serve_its_listener_does_not_start() {

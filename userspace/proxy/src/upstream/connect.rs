@@ -156,27 +156,13 @@ fn next_port() -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::BorrowedFd;
-
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::{
-        context::ConnContext,
+        context::tests::Nobody,
         limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES},
     };
-
-    struct Nobody;
-
-    impl Origin for Nobody {
-        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
-            Ok(None)
-        }
-
-        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
-            false
-        }
-    }
 
     /// An opaque connection may stand still, a request may not.
     #[tokio::test]

@@ -288,24 +288,11 @@ impl Drop for Place {
 mod tests {
     use std::{
         net::{SocketAddr, TcpStream},
-        os::fd::BorrowedFd,
         time::Duration,
     };
 
     use super::*;
-    use crate::{context::ConnContext, limits::CONNECT_TIMEOUT};
-
-    struct Nobody;
-
-    impl Origin for Nobody {
-        fn context(&self, _: BorrowedFd<'_>, _: SocketAddr, _: SocketAddr) -> io::Result<Option<ConnContext>> {
-            Ok(None)
-        }
-
-        fn has_two_queues(&self, _: BorrowedFd<'_>) -> bool {
-            false
-        }
-    }
+    use crate::{context::tests::Nobody, limits::CONNECT_TIMEOUT};
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_a_connect_in_vain_does_not_wait_for_another() {
