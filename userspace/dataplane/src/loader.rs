@@ -195,11 +195,7 @@ impl Dataplane {
     ) -> Result<Self, DataplaneError> {
         let locks = Locks {
             bpffs: Lock::handed_over(&config.bpffs, inherited.bpffs_lock)?,
-            cgroup: match Lock::handed_over(&config.cgroup.daemon(), inherited.cgroup_lock) {
-                // Daemons of before locked the captured cgroup itself, and not this.
-                Err(DataplaneError::Lock { .. }) => config.cgroup.lock()?,
-                handed_over => handed_over?,
-            },
+            cgroup: Lock::handed_over(&config.cgroup.daemon(), inherited.cgroup_lock)?,
         };
         // An uninstall in between would have left us with maps that nobody else sees.
         let still = prepared.filter(|prepared| prepared.is_of(&config.bpffs.join("maps/config")));
