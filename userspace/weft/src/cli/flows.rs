@@ -101,6 +101,7 @@ impl Flows {
     async fn ask_the_next(&self) -> anyhow::Result<FlowReader> {
         let mut tries = 1;
         loop {
+            tokio::time::sleep(PAUSE).await;
             match self.ask(Some(0)).await {
                 Ok(lines) => {
                     eprintln!("weft: another daemon answers; flows of the moment in between are not shown");
@@ -109,7 +110,6 @@ impl Flows {
                 Err(_) if tries < TRIES => tries += 1,
                 Err(error) => return Err(coded(error).context("follow flows: the daemon has stopped")),
             }
-            tokio::time::sleep(PAUSE).await;
         }
     }
 
