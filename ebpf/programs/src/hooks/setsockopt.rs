@@ -9,7 +9,7 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
-use weft_abi::{circuit, sock_flags, traits};
+use weft_abi::{SockRecord, circuit, sock_flags, traits};
 
 use crate::context::record;
 
@@ -39,11 +39,8 @@ fn may(ctx: &SockoptContext) -> bool {
     unsafe {
         let level = read_volatile(addr_of!((*ctx.sockopt).level));
         let optname = read_volatile(addr_of!((*ctx.sockopt).optname));
-        if level == SOL_IPV6 && optname == IPV6_V6ONLY {
-            note_only_v6(ctx);
-            return true;
-        }
-        if level != SOL_TCP || optname != TCP_ULP {
+        let ulp = level == SOL_TCP && optname == TCP_ULP;
+        if !ulp && (level != SOL_IPV6 || optname != IPV6_V6ONLY) {
             return true;
         }
         let sk = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_1.sk));
@@ -51,25 +48,31 @@ fn may(ctx: &SockoptContext) -> bool {
             return true;
         }
         let Some(record) = record(sk) else { return true };
-        if record.flags & sock_flags::FULL != 0 {
-            return false;
+        if ulp {
+            change_layer(record)
+        } else {
+            note_only_v6(ctx, record);
+            true
         }
-        // Also of one that is not connected yet.
-        record.traits |= traits::PLAIN;
-        record.circuit = circuit::TCP;
-        true
     }
 }
 
+/// Whether it may.
 #[inline(always)]
-fn note_only_v6(ctx: &SockoptContext) {
+fn change_layer(record: &mut SockRecord) -> bool {
+    if record.flags & sock_flags::FULL != 0 {
+        return false;
+    }
+    // Also of one that is not connected yet.
+    record.traits |= traits::PLAIN;
+    record.circuit = circuit::TCP;
+    true
+}
+
+#[inline(always)]
+fn note_only_v6(ctx: &SockoptContext, record: &mut SockRecord) {
     // SAFETY: context loads at constant offsets; what they lead to looked at before use as the verifier wants.
     unsafe {
-        let sk = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_1.sk));
-        if sk.is_null() {
-            return;
-        }
-        let Some(record) = record(sk) else { return };
         let value = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_2.optval)).cast::<u32>();
         let end = read_volatile(addr_of!((*ctx.sockopt).__bindgen_anon_3.optval_end)).cast::<u32>();
         if value.add(1) > end {

@@ -26,10 +26,10 @@ use crate::{
     progress, telemetry, verdict,
 };
 
-const DROP: u32 = 0;
-const PASS: u32 = 1;
+const DROP: u64 = 0;
+const PASS: u64 = 1;
 /// A datagram to a service that is nowhere.
-const NOWHERE: u32 = 2;
+const NOWHERE: u64 = 2;
 /// With the sender's class (of 31 bits) and identity: a datagram that may have come to several.
 const FOR_SEVERAL: u64 = 1 << 63;
 
@@ -94,7 +94,7 @@ fn leave(skb: *mut __sk_buff) -> bool {
 
 /// Not inlined: what it needs for datagrams, connections need not have on their stack.
 #[inline(never)]
-fn leave_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u32 {
+fn leave_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u64 {
     let Some(config) = capture::config_of(generation) else {
         return PASS;
     };
@@ -111,7 +111,7 @@ fn leave_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord
 }
 
 #[inline(always)]
-fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u32 {
+fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u64 {
     let bytes = u64::from(packet.payload);
     let owner = record.owner;
     let (remote, port_be) = (packet.tuple.remote, packet.tuple.remote_port_be);
@@ -141,7 +141,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u32
                 telemetry::add(&mut counters.bytes_sent, bytes)
             });
         }
-        return u32::from(passes);
+        return u64::from(passes);
     }
     let listener = if capture::is_local(&remote, record.netns) {
         capture::listener(&remote, port_be, packet.protocol, record.netns)
@@ -170,7 +170,7 @@ fn send_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u32
         seen: false,
         bytes,
     };
-    u32::from(flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY)
+    u64::from(flows::begin(config, &packet.tuple, packet.protocol, &who).action() != action::DENY)
 }
 
 /// Steps: a connection -> may it go on? a listener -> the SYN's verdict; a datagram -> its flow's.
@@ -186,28 +186,26 @@ fn enter(skb: *mut __sk_buff) -> bool {
     match enter_otherwise(skb, config.generation, record) {
         // Judged from here, for the stack of three calls has no room for it there.
         asked if asked & FOR_SEVERAL != 0 => reaches(config, asked & !FOR_SEVERAL, record),
-        verdict => verdict != u64::from(DROP),
+        verdict => verdict != DROP,
     }
 }
 
 /// Not inlined, as `leave_otherwise`. [`DROP`], [`PASS`], or [`FOR_SEVERAL`].
 #[inline(never)]
 fn enter_otherwise(skb: *mut __sk_buff, generation: u64, record: &mut SockRecord) -> u64 {
-    const DROPPED: u64 = DROP as u64;
-    const PASSED: u64 = PASS as u64;
     let Some(config) = capture::config_of(generation) else {
-        return PASSED;
+        return PASS;
     };
     if !packet::has_ports(record.protocol) {
-        return PASSED;
+        return PASS;
     }
     let mut packet = Packet::of(record.netns);
     match packet.read(skb, 0) {
         Ok(()) => {}
-        Err(Other::NoPorts) => return PASSED,
+        Err(Other::NoPorts) => return PASS,
         Err(Other::Malformed) => {
             errs::count(Site::Malformed, 0);
-            return DROPPED;
+            return DROP;
         }
     }
     if record.protocol == protocol::TCP {
@@ -245,8 +243,6 @@ fn knock(config: Epoch, record: &mut SockRecord, packet: &Packet) -> bool {
 
 #[inline(always)]
 fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> u64 {
-    const DROPPED: u64 = DROP as u64;
-    const PASSED: u64 = PASS as u64;
     let bytes = u64::from(packet.payload);
     let owner = record.owner;
     // An answer to what another workload began from this port is none to this one.
@@ -258,7 +254,7 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
             flow.arrive(owner);
         }
         if flow.settle(config) == action::DENY {
-            return DROPPED;
+            return DROP;
         }
         let side = if flow.way == Way::Forth {
             reporter::DESTINATION
@@ -276,13 +272,13 @@ fn receive_datagram(config: Epoch, record: &mut SockRecord, packet: &Packet) -> 
         if others && !here && flow.record.owner != owner {
             return FOR_SEVERAL | u64::from(flow.record.source_class) << 32 | u64::from(flow.record.source);
         }
-        return PASSED;
+        return PASS;
     }
     let (sender, port_be) = (packet.tuple.local, packet.tuple.local_port_be);
     if capture::is_local(&sender, record.netns)
         && matches!(capture::listener(&sender, port_be, packet.protocol, record.netns), Some(found) if found.owner == config.daemon_cgroup)
     {
-        return PASSED;
+        return PASS;
     }
     let (_, service) = flows::destination_of(
         config,
