@@ -18,7 +18,7 @@ pub const BUDGETS: &[(&str, u32)] = &[
     ("weft_sendmsg6", 70_000),
     ("weft_sk_lookup", 73_000),
     ("weft_sk_msg", 22_000),
-    ("weft_setsockopt", 120),
+    ("weft_setsockopt", 230),
     ("weft_skb_in", 87_000),
     ("weft_skb_out", 120_000),
     ("weft_sockcreate", 2_000),
